@@ -1,0 +1,505 @@
+#!/usr/bin/python3
+"""Reads arcs without Assay: a second reader of the format, written from docs/format.md alone.
+
+It exists to prove that docs/format.md is complete, and to get at data when Assay itself is gone.
+Needs Debian's python3-cryptography and python3-zstandard.
+
+  read-arc.py key.conf arc.3.1 ...                 list header, frames and trailer of each arc
+  read-arc.py --records key.conf arc.3.0 arc.3.2   print commit and catalog records too
+  read-arc.py --extract 7 key.conf arc.3.1 > block write the plain bytes of frame 7
+  read-arc.py --file /home/ann/x key.conf BACKUPDIR > x
+                                                   write the newest state of a file, from arcs alone
+
+Output is one JSON object a line; bytes that are no UTF-8 are shown as \\udcXX (Python's surrogateescape).
+Each frame is verified as Assay does it: header, AES-256-GCM tag, zstd, length, block hash.
+A key that is wrapped by a passphrase is asked for in ASSAY_PASSPHRASE and needs python3-argon2.
+Exit code 4: something is damaged; what was printed before is good.
+"""
+import argparse
+import hashlib
+import hmac
+import json
+import os
+import re
+import struct
+import sys
+import tomllib
+
+import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+HEADER_LEN, TRAILER_LEN, FRAME_HEADER_LEN, TAG_LEN, ENTRY_LEN = 112, 96, 36, 16, 30
+MAX_PLAIN_LEN = 64 << 20
+FRAME, HEADER, FOOTER, TRAILER = 0, 1, 2, 3  # nonce domains
+FOOTER_NO = 0xFFFFFFFF
+KINDS = {1: "block", 2: "catalog", 3: "commit", 4: "footer"}
+ROLES = {1: "data", 2: "catalog", 3: "commit"}
+TYPES = {1: "file", 2: "dir", 3: "symlink", 4: "fifo", 5: "socket", 6: "chardevice", 7: "blockdevice"}
+LISTINGS = {1: "delta", 2: "full", 3: "full-more"}
+
+
+class Damage(Exception):
+    pass
+
+
+def need(condition, what):
+    if not condition:
+        raise Damage(what)
+
+
+def text(raw):
+    return raw.decode("utf-8", "surrogateescape")
+
+
+# --- keys -------------------------------------------------------------------------------------------------------
+
+
+def hkdf(master, salt, info, length):
+    """HKDF-SHA256, RFC 5869."""
+    prk = hmac.new(salt, master, hashlib.sha256).digest()
+    out, block, n = b"", b"", 1
+    while len(out) < length:
+        block = hmac.new(prk, block + info + bytes([n]), hashlib.sha256).digest()
+        out, n = out + block, n + 1
+    return out[:length]
+
+
+class Keys:
+    def __init__(self, path):
+        with open(path, "rb") as f:
+            conf = tomllib.loads(f.read().decode())
+        need(conf["format"] == 1, "key.conf: another format")
+        wrapped = conf.get("wrapped")
+        if wrapped:
+            parts = "/".join(str(wrapped[k]) for k in ("kdf", "memory_kib", "passes", "lanes", "salt", "sealed"))
+            summed = f'1/{conf["backup_id"]}/None/Some("{parts}")'
+        else:
+            summed = f'1/{conf["backup_id"]}/Some("{conf["key"]}")/None'
+        need(hashlib.sha256(summed.encode()).hexdigest()[:32] == conf["checksum"], "key.conf: checksum")
+        self.backup_id = bytes.fromhex(conf["backup_id"])
+        self.master = self.unwrap(wrapped) if wrapped else bytes.fromhex(conf["key"])
+        self.hash_key = hkdf(self.master, self.backup_id, b"assay block hash v1", 32)
+
+    def unwrap(self, wrapped):
+        import argon2.low_level
+
+        need(wrapped["kdf"] == "argon2id", "key.conf: kdf")
+        key = argon2.low_level.hash_secret_raw(
+            os.environ["ASSAY_PASSPHRASE"].encode(), bytes.fromhex(wrapped["salt"]), wrapped["passes"],
+            wrapped["memory_kib"], wrapped["lanes"], 32, argon2.low_level.Type.ID)
+        sealed = bytes.fromhex(wrapped["sealed"])
+        return AESGCM(key).decrypt(sealed[:12], sealed[12:], self.backup_id)
+
+    def block_hash(self, plain):
+        return hmac.new(self.hash_key, plain, hashlib.sha1).digest()
+
+    def arc_cipher(self, arc_id, salt):
+        aead = AESGCM(hkdf(self.master, self.backup_id, b"assay arc v1" + arc_id + salt, 32))
+
+        def unseal(domain, number, header, sealed):
+            try:
+                return aead.decrypt(struct.pack(">IQ", domain, number), sealed,
+                                    b"assay v1" + self.backup_id + arc_id + header)
+            except InvalidTag:
+                raise Damage("AES-GCM tag mismatch") from None
+
+        return unseal
+
+
+# --- arcs -------------------------------------------------------------------------------------------------------
+
+
+class Arc:
+    def __init__(self, path, keys):
+        self.keys = keys
+        with open(path, "rb") as f:
+            self.bytes = f.read()
+        self.header = self.trailer = None
+        self.problems = []
+        try:
+            self.header = self.read_header()
+        except Damage as e:
+            self.problems.append(f"header: {e}")
+        try:
+            self.trailer = self.read_trailer()
+        except Damage as e:
+            self.problems.append(f"trailer: {e}")
+        known = self.header or self.trailer
+        need(known, "; ".join(self.problems))
+        self.unseal = keys.arc_cipher(known["id"], known["salt"])
+        self.table = self.read_table()
+
+    def read_header(self):
+        b = self.bytes[:HEADER_LEN]
+        need(len(b) == HEADER_LEN and b[:8] == b"ASSAYARC", "no arc header")
+        fmt, compatible, read_only, incompatible, role, zero, version, number = struct.unpack("<HHHHB3sII", b[8:28])
+        need(fmt == 1 and incompatible == 0 and role in ROLES, "a format that this reader does not know")
+        need(b[28:44] == self.keys.backup_id, "an arc of another backup dir")
+        arc_id, salt = b[44:60], b[60:92]
+        self.keys.arc_cipher(arc_id, salt)(HEADER, 0, b[:96], b[96:112])
+        return {"version": version, "number": number, "role": role, "id": arc_id, "salt": salt}
+
+    def read_trailer(self):
+        b = self.bytes[-TRAILER_LEN:]
+        need(len(b) == TRAILER_LEN and b[:8] == b"ASSAYEND", "no arc trailer")
+        fmt, role, zero = struct.unpack("<HB5s", b[8:16])
+        need(fmt == 1 and role in ROLES, "a format that this reader does not know")
+        arc_id, salt = b[16:32], b[32:64]
+        offset, length, frames = struct.unpack("<QII", b[64:80])
+        self.keys.arc_cipher(arc_id, salt)(TRAILER, 0, b[:80], b[80:96])
+        return {"role": role, "id": arc_id, "salt": salt, "offset": offset, "length": length, "frames": frames}
+
+    def read_table(self):
+        """From the footer; from the headers of the frames if that is damaged."""
+        if self.trailer:
+            try:
+                at, length = self.trailer["offset"], self.trailer["length"]
+                number, info = self.frame_header(at)
+                need(number == FOOTER_NO and info[0] == 4, "no footer frame")
+                plain = self.open_at(at, FOOTER_NO, info)
+                need(len(plain) == self.trailer["frames"] * ENTRY_LEN, "frame table length")
+                return [struct.unpack("<BBII20s", plain[i:i + ENTRY_LEN]) for i in range(0, len(plain), ENTRY_LEN)]
+            except Damage as e:
+                self.problems.append(f"footer: {e}")
+        table, at = [], HEADER_LEN
+        while at + FRAME_HEADER_LEN <= len(self.bytes):
+            number, info = self.frame_header(at)
+            if info[0] == 4:
+                break
+            need(number == len(table), "frame headers are out of order")
+            table.append(info)
+            at += FRAME_HEADER_LEN + info[2] + TAG_LEN
+        return table
+
+    def frame_header(self, at):
+        b = self.bytes[at:at + FRAME_HEADER_LEN]
+        need(len(b) == FRAME_HEADER_LEN, "cut short")
+        number, kind, codec, zero, plain, stored, digest = struct.unpack("<IBBHII20s", b)
+        need(kind in KINDS and codec in (0, 1) and zero == 0, "frame header")
+        return number, (kind, codec, stored, plain, digest)
+
+    def open_at(self, at, number, info):
+        kind, codec, stored, plain_len, digest = info
+        need(plain_len <= MAX_PLAIN_LEN and stored <= plain_len, "frame lengths")
+        header = struct.pack("<IBBHII20s", number, kind, codec, 0, plain_len, stored, digest)
+        end = at + FRAME_HEADER_LEN + stored + TAG_LEN
+        b = self.bytes[at:end]
+        need(len(b) == end - at, "cut short")
+        need(b[:FRAME_HEADER_LEN] == header, "frame header differs from the frame table")
+        plain = self.unseal(FOOTER if kind == 4 else FRAME, number, header, b[FRAME_HEADER_LEN:])
+        if codec == 1:
+            try:
+                plain = zstandard.ZstdDecompressor().decompress(plain, max_output_size=plain_len)
+            except zstandard.ZstdError as e:
+                raise Damage(f"zstd: {e}") from None
+        need(len(plain) == plain_len, "plain length")
+        need(self.keys.block_hash(plain) == digest, "block hash")
+        return plain
+
+    def frames(self):
+        """(number, info, plain bytes or Damage) of each frame."""
+        at = HEADER_LEN
+        for number, info in enumerate(self.table):
+            try:
+                yield number, info, self.open_at(at, number, info)
+            except Damage as e:
+                yield number, info, e
+            at += FRAME_HEADER_LEN + info[2] + TAG_LEN
+
+    def frame(self, wanted):
+        at = HEADER_LEN + sum(FRAME_HEADER_LEN + info[2] + TAG_LEN for info in self.table[:wanted])
+        need(wanted < len(self.table), "no such frame")
+        return self.open_at(at, wanted, self.table[wanted])
+
+
+# --- records ----------------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    def __init__(self, raw):
+        self.raw, self.at = raw, 0
+
+    def more(self):
+        return self.at < len(self.raw)
+
+    def take(self, n):
+        need(self.at + n <= len(self.raw), "record cut short")
+        self.at += n
+        return self.raw[self.at - n:self.at]
+
+    def u8(self):
+        return self.take(1)[0]
+
+    def uint(self):
+        value, shift = 0, 0
+        while True:
+            byte = self.u8()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                need(value < 1 << 64, "number too long")
+                return value
+            shift += 7
+            need(shift < 64, "number too long")
+
+    def int(self):
+        raw = self.uint()
+        return raw >> 1 ^ -(raw & 1)
+
+    def string(self):
+        return self.take(self.uint())
+
+    def time(self):
+        return [self.int(), self.uint()]
+
+    def list(self, read):
+        return [read() for _ in range(self.uint())]
+
+
+def read_attr(d):
+    kind = d.u8()
+    need(kind in TYPES, "file type")
+    attr = {"type": TYPES[kind], "perm": oct(d.uint()), "uid": d.uint(), "gid": d.uint(), "size": d.uint(),
+            "mtime": d.time(), "ctime": d.time(), "nlink": d.uint(), "source_ino": d.uint()}
+    if kind in (6, 7):
+        attr["rdev"] = [d.uint(), d.uint()]
+    return attr
+
+
+def read_xattrs(d):
+    return d.list(lambda: [text(d.string()), d.string().hex()])
+
+
+def read_segments(d):
+    expected, out = 0, []
+    for _ in range(d.uint()):
+        head = d.uint()
+        if head & 1:
+            out.append({"hole": head >> 1})
+        else:
+            block = expected + d.int()
+            expected = block + 1
+            out.append({"arc": block >> 24, "frame": block & 0xFFFFFF, "len": head >> 1})
+    return out
+
+
+def read_node(d):
+    node = {"logid": d.uint()} | read_attr(d)
+    node["data_bytes"] = d.uint()
+    flags = d.u8()
+    node["racy"] = bool(flags & 1)
+    if flags & 2:
+        node["sha1"] = d.take(20).hex()
+    node["segments"] = None if flags & 4 else read_segments(d)
+    node["target"] = text(d.string())
+    node["xattrs"] = read_xattrs(d)
+    return node
+
+
+def read_record(d):
+    code = d.u8()
+    if code == 1:
+        record = {"record": "dir", "dirno": d.uint(), "parent": d.uint(), "name": text(d.string()),
+                  "listing": LISTINGS.get(d.u8()), "state": None}
+        if d.u8():
+            record["state"] = read_attr(d) | {"children": d.uint(), "xattrs": read_xattrs(d)}
+        return record
+    if code == 2:
+        record = {"record": "put", "name": text(d.string()), "type": TYPES.get(d.u8()), "child": d.uint()}
+        record["node"] = read_node(d) if d.u8() else None
+        return record
+    if code == 3:
+        return {"record": "remove", "name": text(d.string())}
+    if code == 4:
+        return {"record": "extents", "logid": d.uint(), "start": d.uint(), "segments": read_segments(d)}
+    if code == 5:
+        return {"record": "remove-version", "version": d.uint()}
+    if code == 6:
+        return {"record": "relocate", "from": d.uint(), "to": d.uint()}
+    if code == 7:
+        return {"record": "drop-arc", "serial": d.uint()}
+    raise Damage(f"unknown record {code}")
+
+
+def read_version_info(d):
+    info = {key: text(d.string()) for key in ("name", "tag", "host")}
+    info["started"], info["finished"] = d.time(), d.time()
+    info["paths"] = d.list(lambda: text(d.string()))
+    for key in ("files", "dirs", "others", "tree_bytes", "new", "changed", "removed", "errors", "bytes_read",
+                "blocks_new", "blocks_deduped", "plain_bytes", "stored_bytes"):
+        info[key] = d.uint()
+    need(not d.more(), "version info: bytes left over")
+    return info
+
+
+def read_arc_entry(d):
+    entry = {"serial": d.uint(), "name": f"arc.{d.uint()}.{d.uint()}", "role": ROLES[d.u8()], "id": d.take(16).hex(),
+             "salt": d.take(32).hex(), "arc_bytes": d.uint(), "digest": d.take(32).hex(), "frames": d.uint(),
+             "footer_offset": d.uint(), "footer_len": d.uint(), "plain_bytes": d.uint()}
+    need(not d.more(), "arc entry: bytes left over")
+    return entry
+
+
+def read_catalog_frame(d):
+    frame = {"arc": d.uint(), "frame": d.uint(), "dirs": []}
+    last = 0
+    for _ in range(d.uint()):
+        first = last + d.int()
+        count = d.uint()
+        last = first + count
+        frame["dirs"].append([first, count])
+    return frame
+
+
+def read_commit(raw):
+    d = Decoder(raw)
+    need(d.u8() == 1, "commit record of another format")
+    commit = {"record": "commit", "run": d.uint(), "run_id": d.take(16).hex()}
+    flags = d.u8()
+    commit["previous"] = [d.uint(), d.take(32).hex()] if flags & 1 else None
+    commit["version"] = read_version_info(Decoder(d.string())) if flags & 2 else None
+    commit["base"] = bool(flags & 4)
+    commit["arcs"] = d.list(lambda: read_arc_entry(Decoder(d.string())))
+    commit["catalog"] = d.list(lambda: read_catalog_frame(d))
+    commit["next"] = {"serial": d.uint(), "logid": d.uint(), "dirno": d.uint()}
+    need(not d.more(), "commit record: bytes left over")
+    commit["digest"] = hashlib.sha256(raw).hexdigest()
+    return commit
+
+
+# --- a whole backup ---------------------------------------------------------------------------------------------
+
+
+class Backup:
+    """The newest tree, from commit records and catalogs in the order of runs. In memory: a reader, not a tool."""
+
+    def __init__(self, path, keys):
+        self.path, self.keys, self.arcs = path, keys, {}
+        # Arc names by serial, directories by dirno, nodes and segments by logid, blocks that were relocated.
+        self.names, self.children, self.nodes, self.extents, self.moved = {}, {0: {}}, {}, {}, {}
+        runs = sorted(int(m[1]) for m in map(re.compile(r"arc\.(\d+)\.0$").match, os.listdir(path)) if m)
+        last = None
+        for run in runs:
+            arc = self.open(f"arc.{run}.0")
+            copies = [plain for _, _, plain in arc.frames() if not isinstance(plain, Damage)]
+            need(copies, f"both commit records of r{run} are damaged")
+            commit = read_commit(copies[0])
+            need(commit["previous"] == last or commit["base"], f"r{run} does not follow the run before")
+            last = [run, commit["digest"]]
+            self.apply(commit)
+
+    def open(self, name):
+        if name not in self.arcs:
+            self.arcs[name] = Arc(os.path.join(self.path, name), self.keys)
+        return self.arcs[name]
+
+    def apply(self, commit):
+        by_serial = {entry["serial"]: entry["name"] for entry in commit["arcs"]}
+        self.names |= by_serial
+        for place in commit["catalog"]:
+            d = Decoder(self.open(by_serial[place["arc"]]).frame(place["frame"]))
+            directory = None
+            while d.more():
+                r = read_record(d)
+                if r["record"] == "dir":
+                    directory = self.children.setdefault(r["dirno"], {})
+                    if r["listing"] == "full":
+                        directory.clear()
+                elif r["record"] == "put":
+                    directory[r["name"]] = (r["type"], r["child"])
+                    if r["node"]:
+                        self.nodes[r["child"]] = r["node"]
+                elif r["record"] == "remove":
+                    directory.pop(r["name"], None)
+                elif r["record"] == "extents":
+                    self.extents.setdefault(r["logid"], {})[r["start"]] = r["segments"]
+                elif r["record"] == "relocate":
+                    self.moved[r["from"]] = r["to"]
+
+    def find(self, path):
+        directory, kind, child = self.children[0], "dir", 0
+        for name in filter(None, path.split("/")):
+            need(kind == "dir" and name in self.children.get(child, {}), f"{path} is not in the newest version")
+            kind, child = self.children[child][name]
+        need(kind == "file", f"{path} is no regular file")
+        return self.nodes[child]
+
+    def content(self, node):
+        segments = node["segments"]
+        if segments is None:
+            chunks = self.extents[node["logid"]]
+            segments = [segment for start in sorted(chunks) for segment in chunks[start]]
+        for segment in segments:
+            if "hole" in segment:
+                yield bytes(segment["hole"])
+            else:
+                block = segment["arc"] << 24 | segment["frame"]
+                block = self.moved.get(block, block)
+                plain = self.open(self.names[block >> 24]).frame(block & 0xFFFFFF)
+                need(len(plain) == segment["len"], "block length")
+                yield plain
+
+
+# --- command line -----------------------------------------------------------------------------------------------
+
+
+def show(value):
+    print(json.dumps(value))
+
+
+def describe(path, arc, records):
+    known = arc.header or arc.trailer
+    show({"arc": os.path.basename(path), "role": ROLES[known["role"]], "id": known["id"].hex(),
+          "bytes": len(arc.bytes), "sha256": hashlib.sha256(arc.bytes).hexdigest(), "frames": len(arc.table),
+          "problems": arc.problems})
+    bad = bool(arc.problems)
+    for number, (kind, codec, stored, plain_len, digest), plain in arc.frames():
+        line = {"frame": number, "kind": KINDS[kind], "codec": ("plain", "zstd")[codec], "stored": stored,
+                "plain": plain_len, "hash": digest.hex()}
+        if isinstance(plain, Damage):
+            bad = True
+            show(line | {"damage": str(plain)})
+            continue
+        show(line | {"sha1": hashlib.sha1(plain).hexdigest()})
+        if records and kind == 3:
+            show(read_commit(plain))
+        if records and kind == 2:
+            d = Decoder(plain)
+            while d.more():
+                show(read_record(d))
+    return bad
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", action="store_true", help="print commit and catalog records")
+    parser.add_argument("--extract", type=int, metavar="FRAME", help="write the plain bytes of one frame")
+    parser.add_argument("--file", metavar="PATH", help="write the newest state of a file of a backup dir")
+    parser.add_argument("key", help="key.conf")
+    parser.add_argument("arc", nargs="+", help="arc files (with --file: the backup dir)")
+    args = parser.parse_args()
+    bad = False
+    try:
+        keys = Keys(args.key)
+        if args.file is not None:
+            backup = Backup(args.arc[0], keys)
+            node, digest = backup.find(args.file), hashlib.sha1()
+            for piece in backup.content(node):
+                digest.update(piece)
+                sys.stdout.buffer.write(piece)
+            need(digest.hexdigest() == node["sha1"], "the file's SHA-1 is another one")
+            return 0
+        for path in args.arc:
+            arc = Arc(path, keys)
+            if args.extract is not None:
+                sys.stdout.buffer.write(arc.frame(args.extract))
+            else:
+                bad |= describe(path, arc, args.records)
+    except Damage as e:
+        print(f"read-arc: {e}", file=sys.stderr)
+        bad = True
+    return 4 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+//! Tests through the real program: real mounts, real kills, and diff, rsync, tar, git and sqlite3 as oracles.
+//!
+//! Nothing here is skipped: a missing tool or /dev/fuse is a failed test that names what to install. Each
+//! random choice comes from a seed that is printed; `ASSAY_TEST_SEED=N` repeats it.
+
+mod atomicity;
+mod cli;
+mod concurrency;
+mod damage;
+mod fidelity;
+mod index_damage;
+mod project;
+mod recover;
+mod restore;
+mod support;
+mod user;
+mod verifying;
+mod versions;

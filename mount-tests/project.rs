@@ -1,0 +1,111 @@
+//! Rules of the source tree that the compiler does not know.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each module uses only what stands before it.
+const ORDER: &[&str] = &[
+    "ids",
+    "error",
+    "monitor",
+    "catalog",
+    "os",
+    "crypto",
+    "arc",
+    "index",
+    "backupdir",
+    "store",
+    "tree",
+    "vfs",
+    "backup",
+    "restore",
+    "recover",
+    "fuse",
+    "mount",
+    "cli",
+    // Tests only: they compare docs/ with everything above, and damage whole backup dirs.
+    "docs_tests",
+    "fault_tests",
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every source file and the module it belongs to.
+fn sources() -> Vec<(String, PathBuf, String)> {
+    fn walk(dir: &Path, into: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).expect("read src") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                walk(&path, into);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                into.push(path);
+            }
+        }
+    }
+    let src = root().join("src");
+    let mut files = Vec::new();
+    walk(&src, &mut files);
+    files.sort();
+    files
+        .into_iter()
+        .map(|path| {
+            let first = path.strip_prefix(&src).expect("below src").components().next().expect("a name");
+            let module = first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_string();
+            let text = fs::read_to_string(&path).expect("read");
+            (module, path, text)
+        })
+        .collect()
+}
+
+/// The part before the unit tests, which may use what they like.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap_or(text)
+}
+
+#[test]
+fn a_module_uses_only_what_stands_before_it() {
+    let place = |name: &str| ORDER.iter().position(|module| *module == name);
+    for (module, path, text) in sources() {
+        let Some(own) = place(&module) else {
+            assert!(["lib", "main", "docs_tests"].contains(&module.as_str()), "{module} is not in the order");
+            continue;
+        };
+        for (number, line) in without_tests(&text).lines().enumerate() {
+            if line.trim_start().starts_with("//") {
+                continue;
+            }
+            for piece in line.split("crate::").skip(1) {
+                let name: String = piece.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                if let Some(used) = place(&name) {
+                    assert!(used <= own, "{}:{}: {module} uses {name}", path.display(), number + 1);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn unsafe_stays_in_os_and_printing_in_cli() {
+    for (module, path, text) in sources() {
+        for (number, line) in without_tests(&text).lines().enumerate() {
+            let at = format!("{}:{}: {line}", path.display(), number + 1);
+            let code = line.split("//").next().unwrap_or_default();
+            let has = |needle: &str| code.contains(needle);
+            assert!(module == "os" || !(has("unsafe {") || has("unsafe fn") || has("unsafe impl")), "{at}");
+            assert!(module == "fuse" || !has("fuser::"), "only fuse.rs knows fuser: {at}");
+            let prints = ["println!(", "print!(", "dbg!("].iter().any(|needle| has(needle));
+            assert!(["cli", "main"].contains(&module.as_str()) || !prints, "the library never prints: {at}");
+        }
+    }
+}
+
+#[test]
+fn files_are_short_and_say_what_they_are_for() {
+    for (_, path, text) in sources() {
+        assert!(text.lines().count() < 700, "{} has {} lines", path.display(), text.lines().count());
+        let tests = path.file_stem().is_some_and(|stem| stem == "tests");
+        assert!(tests || text.starts_with("//! "), "{} does not say its purpose", path.display());
+    }
+}

@@ -1,0 +1,170 @@
+//! `assay get`: every attribute back, damage never passed off as whole.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::atomicity::restored;
+use crate::support::rng::Rng;
+use crate::support::{Lab, arcfile, names_in, odd, oracle, sys};
+
+#[track_caller]
+fn get(lab: &Lab, args: &[&str], to: &Path) -> crate::support::Out {
+    lab.assay("get", args).arg("-y").arg("--to").arg(to).arg(lab.src()).run()
+}
+
+#[test]
+fn everything_comes_back() {
+    let lab = Lab::new();
+    odd::odd_tree(&lab.src(), &mut Rng::from_env("get"));
+    lab.init();
+    lab.backup();
+    get(&lab, &[], &lab.out_dir()).ok();
+    let back = restored(&lab.out_dir(), &lab.src());
+    oracle::same_listing_no_ctime(&lab.src(), &back);
+    oracle::diff_clean(&lab.src(), &back, &["special"]);
+    oracle::rsync_clean(&lab.src(), &back);
+    oracle::tar_clean(&lab.src(), &back, &lab.path("home"));
+    oracle::same_xattrs(&lab.src(), &back);
+    oracle::same_acls(&lab.src(), &back);
+    assert_eq!(oracle::hard_link_sets(&lab.src()), oracle::hard_link_sets(&back));
+    for name in names_in(&lab.src().join("holes")) {
+        let name = String::from_utf8(name).expect("UTF-8");
+        let ranges = |base: &Path| sys::data_ranges(&base.join("holes").join(&name)).expect("SEEK_DATA");
+        assert_eq!(ranges(&back), ranges(&lab.src()), "{name}");
+    }
+    // Again over itself: nothing changes.
+    get(&lab, &[], &lab.out_dir()).ok();
+    oracle::rsync_clean(&lab.src(), &back);
+}
+
+#[test]
+fn huge_holes_and_deep_paths_come_back() {
+    let lab = Lab::new();
+    odd::huge_tree(&lab.src().join("huge"));
+    odd::deep_tree(&lab.src().join("deep"), b"the leaf");
+    lab.init();
+    lab.backup();
+    get(&lab, &[], &lab.out_dir()).ok();
+    let back = restored(&lab.out_dir(), &lab.src());
+    oracle::same_listing_no_ctime(&lab.src(), &back);
+    let leaf = sys::read_deep(&back.join("deep"), &odd::deep_name(), odd::DEEP_LEVELS, "leaf").expect("leaf");
+    assert_eq!(leaf, b"the leaf");
+    for name in ["only-hole", "data-past-4g"] {
+        let ranges = |base: &Path| sys::data_ranges(&base.join("huge").join(name)).expect("SEEK_DATA");
+        assert_eq!(ranges(&back), ranges(&lab.src()), "{name}");
+    }
+}
+
+#[test]
+fn versions_and_single_files() {
+    let lab = Lab::with_files(&[("dir/file", b"old"), ("dir/gone", b"gone later")]);
+    lab.write("dir/file", b"newer");
+    fs::remove_file(lab.src().join("dir/gone")).expect("rm");
+    lab.backup();
+    let file = lab.src().join("dir/file");
+    lab.assay("get", ["-y", "-r", "0", "--to"]).arg(lab.out_dir()).arg(&file).ok();
+    let back = restored(&lab.out_dir(), &file);
+    assert_eq!(fs::read(&back).unwrap(), b"old");
+    lab.assay("get", ["-y", "--to"]).arg(lab.out_dir()).arg(&file).ok();
+    assert_eq!(fs::read(&back).unwrap(), b"newer");
+    let out = lab.assay("get", ["-y", "--to"]).arg(lab.out_dir()).arg(lab.src().join("dir/gone")).run();
+    assert_eq!(out.code, Some(1), "{}", out.text());
+    assert!(out.err().contains("gone"), "{}", out.err());
+}
+
+#[test]
+fn an_existing_file_is_not_overwritten_unasked() {
+    let lab = Lab::with_files(&[("file", b"from the backup")]);
+    let file = lab.src().join("file");
+    lab.assay("get", ["-y", "--to"]).arg(lab.out_dir()).arg(&file).ok();
+    let back = restored(&lab.out_dir(), &file);
+    fs::write(&back, b"mine").unwrap();
+    // No terminal to ask on and no -y: it stays.
+    let out = lab.assay("get", ["--to"]).arg(lab.out_dir()).arg(&file).run();
+    assert_ne!(out.code, Some(0), "{}", out.text());
+    assert_eq!(fs::read(&back).unwrap(), b"mine");
+    lab.assay("get", ["-y", "--to"]).arg(lab.out_dir()).arg(&file).ok();
+    assert_eq!(fs::read(&back).unwrap(), b"from the backup");
+}
+
+#[test]
+fn to_the_original_place_and_delete() {
+    let lab = Lab::with_files(&[("dir/a", b"a"), ("dir/b", b"b")]);
+    fs::remove_file(lab.src().join("dir/a")).unwrap();
+    fs::write(lab.src().join("dir/b"), b"spoilt").unwrap();
+    lab.write("dir/extra", b"not in the backup");
+    lab.assay("get", ["-y", "--orig"]).arg(lab.src().join("dir")).ok();
+    assert_eq!(fs::read(lab.src().join("dir/a")).unwrap(), b"a");
+    assert_eq!(fs::read(lab.src().join("dir/b")).unwrap(), b"b");
+    assert!(lab.src().join("dir/extra").exists(), "deleted without --delete");
+    lab.assay("get", ["-y", "--orig", "--delete"]).arg(lab.src().join("dir")).ok();
+    assert_eq!(names_in(&lab.src().join("dir")), [b"a".to_vec(), b"b".to_vec()]);
+}
+
+#[test]
+fn a_damaged_file_is_named_so() {
+    let lab = Lab::new();
+    let mut rng = Rng::from_env("damaged get");
+    let big = rng.bytes(5 * 65_536);
+    lab.write("dir/bad", &big);
+    lab.write("dir/good", b"all well");
+    lab.init();
+    lab.backup_with(["-B", "64K"]);
+    let arc = arcfile::data_arcs(&lab.repo())[0].clone();
+    let frames = arcfile::block_frames(&fs::read(&arc).unwrap());
+    let victim = *frames.iter().find(|frame| frame.plain_len == 65_536).unwrap();
+    arcfile::rewrite(&arc, |bytes| bytes[victim.body() + 7] ^= rng.flip());
+    let out = get(&lab, &[], &lab.out_dir()).code(4);
+    assert!(out.text().contains("dir/bad"), "{}", out.text());
+    let back = restored(&lab.out_dir(), &lab.src()).join("dir");
+    assert_eq!(fs::read(back.join("good")).unwrap(), b"all well");
+    assert!(!back.join("bad").exists(), "a damaged file under its own name");
+    let rest = fs::read(back.join("bad.damaged")).unwrap();
+    // What could be read is right; the lost block is not made up.
+    assert_eq!(rest.len(), big.len(), "offsets stay");
+    let wrong: Vec<usize> = (0..5).filter(|n| rest[n * 65_536..][..65_536] != big[n * 65_536..][..65_536]).collect();
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    assert!(rest[wrong[0] * 65_536..][..65_536].iter().all(|byte| *byte == 0), "bytes from nowhere");
+    // A good file that is there already is not replaced by a damaged one.
+    fs::write(back.join("bad"), b"my good copy").unwrap();
+    get(&lab, &[], &lab.out_dir()).code(4);
+    assert_eq!(fs::read(back.join("bad")).unwrap(), b"my good copy");
+}
+
+#[test]
+fn a_missing_arc_loses_only_its_files() {
+    let lab = Lab::with_files(&[("one", b"in the first arc")]);
+    lab.write("two", b"in the second arc");
+    lab.backup();
+    fs::remove_file(&arcfile::data_arcs(&lab.repo())[0]).unwrap();
+    get(&lab, &[], &lab.out_dir()).code(4);
+    let back = restored(&lab.out_dir(), &lab.src());
+    assert!(!back.join("one").exists());
+    assert_eq!(fs::read(back.join("two")).unwrap(), b"in the second arc");
+}
+
+#[test]
+fn a_symlink_in_the_way_is_not_followed() {
+    let lab = Lab::with_files(&[("dir/file", b"inside")]);
+    get(&lab, &[], &lab.out_dir()).ok();
+    let back = restored(&lab.out_dir(), &lab.src());
+    let outside = lab.path("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), b"do not touch").unwrap();
+    fs::set_permissions(&outside, fs::Permissions::from_mode(0o751)).unwrap();
+    fs::remove_dir_all(back.join("dir")).unwrap();
+    std::os::unix::fs::symlink(&outside, back.join("dir")).unwrap();
+    let _ = get(&lab, &[], &lab.out_dir());
+    assert_eq!(fs::read(outside.join("file")).unwrap(), b"do not touch");
+    assert_eq!(fs::metadata(&outside).unwrap().permissions().mode() & 0o777, 0o751);
+    assert_eq!(names_in(&outside), [b"file".to_vec()]);
+    // The same with a symlink in a file's place.
+    let _ = fs::remove_file(back.join("dir"));
+    let _ = fs::remove_dir_all(back.join("dir"));
+    fs::create_dir(back.join("dir")).unwrap();
+    std::os::unix::fs::symlink(outside.join("file"), back.join("dir/file")).unwrap();
+    get(&lab, &[], &lab.out_dir()).ok();
+    assert_eq!(fs::read(outside.join("file")).unwrap(), b"do not touch");
+    assert_eq!(fs::read(back.join("dir/file")).unwrap(), b"inside");
+}

@@ -1,0 +1,19 @@
+//! The arc format (docs/format.md): bytes ↔ structs, no I/O.
+//!
+//! ```text
+//! arc     = header ‖ frame 0 ‖ … ‖ frame n-1 ‖ footer frame ‖ trailer
+//! frame   = frame header (36) ‖ ciphertext (stored_len) ‖ tag (16)
+//! footer  = a frame whose plain bytes are the frame table: `FrameInfo` (30 bytes) per frame
+//! ```
+//! Invariants: everything is authenticated under the arc's own key; salt and id stand in header and trailer, the
+//! frame table in the footer and, piecewise, in the frame headers, so no single damaged byte costs more than one frame.
+
+pub mod frame;
+pub mod pack;
+pub mod shell;
+pub mod writer;
+
+pub use frame::{Codec, FRAME_HEADER_LEN, FRAME_OVERHEAD, FrameInfo, FrameKind, MAX_PLAIN_LEN, VerifiedBlock};
+pub use pack::{Packed, Packer};
+pub use shell::{ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, decode_frame_table};
+pub use writer::{ArcWriter, FinishedArc};

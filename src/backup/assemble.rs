@@ -1,0 +1,393 @@
+//! The end of the pipeline: takes steps in tree order, writes new blocks, builds nodes and the catalog, counts.
+//!
+//! Invariants: a block gets into a node only after it is in an arc (of this run or an earlier one); a file that
+//! failed is absent from the version, never half there; nothing here depends on timing but the racy flags.
+
+use std::collections::HashMap;
+
+use super::catalog::CatalogBuilder;
+use super::expect::Expected;
+use super::output::Output;
+use super::pipeline::{Budget, FileHead, Found, HashedBlock, LongRead, Step, Totals, Was};
+use super::read::{FileError, FileRead};
+use super::walk;
+use crate::catalog::{
+    CatalogFrame, Child, Content, DirState, ExtentChunk, Kind, MAX_INLINE_SEGMENTS, Node, Segment, VersionInfo,
+};
+use crate::error::{Error, Result};
+use crate::ids::{FileHash, Logid};
+use crate::index::{DedupTable, Index};
+use crate::monitor::{Event, Monitor, Progress};
+
+pub struct Assembler<'a> {
+    pub out: Output<'a>,
+    index: &'a Index,
+    catalog: CatalogBuilder,
+    dedup: &'a DedupTable,
+    budget: &'a Budget,
+    monitor: &'a dyn Monitor,
+    info: VersionInfo,
+    /// Change of the tree's totals against the version before.
+    gained: Totals,
+    lost: Totals,
+    /// Nodes with further links to come; None when the file could not be saved.
+    linked: HashMap<Logid, Option<Box<Node>>>,
+    long: Option<LongFile>,
+    expected: &'a Expected,
+    progress: Progress,
+}
+
+/// A long file whose blocks are coming.
+struct LongFile {
+    head: FileHead,
+    segments: Vec<Segment>,
+    /// File offset of the first of `segments`; earlier ones are in the catalog.
+    start: u64,
+    data_bytes: u64,
+}
+
+impl<'a> Assembler<'a> {
+    pub fn new(
+        out: Output<'a>,
+        index: &'a Index,
+        dedup: &'a DedupTable,
+        budget: &'a Budget,
+        monitor: &'a dyn Monitor,
+        expected: &'a Expected,
+    ) -> Assembler<'a> {
+        Assembler {
+            out,
+            index,
+            catalog: CatalogBuilder::default(),
+            dedup,
+            budget,
+            monitor,
+            info: VersionInfo::default(),
+            gained: Totals::default(),
+            lost: Totals::default(),
+            linked: HashMap::new(),
+            long: None,
+            expected,
+            progress: Progress::default(),
+        }
+    }
+
+    pub fn step(&mut self, step: Step) -> Result<()> {
+        match step {
+            Step::Enter { dirno, parent, name, was, listed, known } => {
+                self.put(name.clone(), Child::Dir(dirno), Kind::Dir, None, 0, None, known)?;
+                self.catalog.enter(dirno, parent, name, was, listed);
+            }
+            Step::Leave { stat, xattrs, kept, kept_dirs, totals } => {
+                self.progress.files += totals.files;
+                self.progress.bytes += totals.bytes;
+                self.catalog.kept(kept, kept_dirs);
+                let (children, subdirs) = self.catalog.counts();
+                let mut attr = walk::attr(&stat);
+                attr.nlink = walk::directory_nlink(&stat, subdirs);
+                self.catalog.leave(&mut self.out, DirState { attr, xattrs, children })?;
+            }
+            Step::LeaveKept { state } => {
+                self.catalog.leave(&mut self.out, state)?;
+            }
+            Step::Keep { name, kind, child, node } => {
+                self.progress.files += u64::from(kind == Kind::File);
+                self.progress.bytes += node.as_ref().map_or(0, |node| node.attr.size);
+                if let Some(node) = &node {
+                    self.keep_extents(node)?;
+                }
+                self.catalog.put(&mut self.out, name, child, kind, node.as_deref(), false)?;
+            }
+            Step::Put { name, was, node, path } => {
+                self.monitor.event(Event::Path(&path));
+                if node.attr.nlink > 1 {
+                    self.linked.insert(node.logid, Some(node.clone()));
+                }
+                self.put_node(name, &node, was)?;
+            }
+            Step::Link { name, was, logid, last } => self.link(name, was, logid, last)?,
+            Step::File { head, size, reply } => {
+                let read = reply.recv().unwrap_or_else(|_| Err(FileError::Fatal(worker_died())));
+                self.budget.give(size);
+                self.file(head, read)?;
+            }
+            // Dry runs have a consumer of their own.
+            Step::WouldRead { .. } => {}
+            Step::LongBegin { head } => {
+                self.long = Some(LongFile { head, segments: Vec::new(), start: 0, data_bytes: 0 });
+            }
+            Step::LongHole { len } => self.segment(Segment::Hole { len })?,
+            Step::LongBlock { len, reply } => {
+                let block = reply.recv().unwrap_or_else(|_| Err(worker_died()));
+                self.budget.give(len);
+                let segment = self.store(block?)?;
+                self.progress.bytes += len;
+                self.info.bytes_read += len;
+                self.segment(segment)?;
+            }
+            Step::LongRestart { logid } => {
+                if let Some(long) = &mut self.long {
+                    long.head.logid = logid;
+                    (long.segments, long.start, long.data_bytes) = (Vec::new(), 0, 0);
+                }
+            }
+            Step::LongEnd { read } => self.long_end(read)?,
+            Step::Remove { name, totals } => {
+                self.catalog.remove(&mut self.out, name)?;
+                self.info.removed += totals.entries();
+                self.lose(totals);
+            }
+            Step::Failed { path, error } => self.failed(&path, &error),
+            Step::Warn { path, what } => self.monitor.event(Event::Warning { path: &path, what }),
+        }
+        (self.progress.expected_files, self.progress.expected_bytes) = self.expected.get();
+        self.monitor.progress(self.progress);
+        Ok(())
+    }
+
+    /// Closes the catalog; returns its frames, the counts of this run, and how the tree's totals changed.
+    pub fn finish(mut self) -> Result<(Output<'a>, Vec<CatalogFrame>, VersionInfo, Totals, Totals)> {
+        let frames = self.catalog.finish(&mut self.out)?;
+        Ok((self.out, frames, self.info, self.gained, self.lost))
+    }
+
+    fn file(&mut self, head: FileHead, read: Result<FileRead, FileError>) -> Result<()> {
+        self.progress.files += 1;
+        let read = match read {
+            Ok(read) => read,
+            Err(e) => return self.file_failed(head, e),
+        };
+        self.monitor.event(Event::Path(&head.path));
+        self.progress.bytes += read.attr.size;
+        self.info.bytes_read += read.attr.size;
+        let segments = match read.block {
+            Some(block) => vec![self.store(block)?],
+            None => Vec::new(),
+        };
+        let node = Node {
+            logid: head.logid,
+            data_bytes: read.attr.size,
+            attr: read.attr,
+            racy: read.racy,
+            sha1: Some(read.sha1),
+            target: Vec::new(),
+            xattrs: read.xattrs,
+            content: Content::Inline(segments),
+        };
+        self.saved(head, node, read.unsettled)
+    }
+
+    fn long_end(&mut self, read: Result<Box<LongRead>, FileError>) -> Result<()> {
+        self.progress.files += 1;
+        let Some(mut long) = self.long.take() else { return Ok(()) };
+        let LongRead { attr, xattrs, sha1, racy, unsettled } = match read {
+            Ok(read) => *read,
+            Err(e) => return self.file_failed(long.head, e),
+        };
+        self.monitor.event(Event::Path(&long.head.path));
+        let content = if long.start == 0 && long.segments.len() <= MAX_INLINE_SEGMENTS {
+            Content::Inline(std::mem::take(&mut long.segments))
+        } else {
+            self.flush_segments(&mut long, 1)?;
+            Content::Chunked
+        };
+        let node = Node {
+            logid: long.head.logid,
+            attr,
+            data_bytes: long.data_bytes,
+            racy,
+            sha1: Some(sha1),
+            target: Vec::new(),
+            xattrs,
+            content,
+        };
+        self.saved(long.head, node, unsettled)
+    }
+
+    /// A file was read whole: it gets its new node, or keeps the old one if nothing but the doubt has changed.
+    fn saved(&mut self, head: FileHead, mut node: Node, unsettled: bool) -> Result<()> {
+        if unsettled {
+            let what = "changed while it was read, three times; saved as it was read last".into();
+            self.monitor.event(Event::Warning { path: &head.path, what });
+        }
+        let mut rewrite = false;
+        if let Some(old) = head.old.filter(|old| same_but_for_proof(old, &node)) {
+            rewrite = old.racy != node.racy;
+            node = Node { racy: node.racy, ..*old };
+        }
+        if head.linked {
+            self.linked.insert(head.logid, Some(Box::new(node.clone())));
+        }
+        let same = head.was.is_some_and(|was| was.child == Child::Node(node.logid));
+        if same {
+            self.keep_extents(&node)?;
+            self.put_kept(head.name, &node, rewrite)
+        } else {
+            self.put_node(head.name, &node, head.was)
+        }
+    }
+
+    /// In a full listing a node that stays is told with all that belongs to it: a base stands alone.
+    fn keep_extents(&mut self, node: &Node) -> Result<()> {
+        if node.content != Content::Chunked || !self.catalog.is_listed() {
+            return Ok(());
+        }
+        let mut offset = 0;
+        while offset < node.attr.size {
+            let chunk = self.index.extents_at(node.logid, offset)?;
+            offset = chunk.start + chunk.segments.iter().map(Segment::len).sum::<u64>();
+            self.catalog.extents(&mut self.out, chunk)?;
+        }
+        Ok(())
+    }
+
+    fn put_kept(&mut self, name: Vec<u8>, node: &Node, rewrite: bool) -> Result<()> {
+        self.catalog.put(&mut self.out, name, Child::Node(node.logid), node.attr.kind, Some(node), rewrite)
+    }
+
+    fn link(&mut self, name: Vec<u8>, was: Option<Was>, logid: Logid, last: bool) -> Result<()> {
+        let node = if last { self.linked.remove(&logid) } else { self.linked.get(&logid).cloned() };
+        match node.flatten() {
+            Some(node) if was.is_some_and(|was| was.child == Child::Node(node.logid)) => {
+                self.put_kept(name, &node, false)
+            }
+            Some(node) => self.put_node(name, &node, was),
+            None => self.absent(name, was),
+        }
+    }
+
+    fn put_node(&mut self, name: Vec<u8>, node: &Node, was: Option<Was>) -> Result<()> {
+        self.put(name, Child::Node(node.logid), node.attr.kind, Some(node), node.attr.size, was, false)
+    }
+
+    /// Records an entry that is new or changed (`known` directories are neither).
+    #[expect(clippy::too_many_arguments, reason = "an entry has that many parts")]
+    fn put(
+        &mut self,
+        name: Vec<u8>,
+        child: Child,
+        kind: Kind,
+        node: Option<&Node>,
+        size: u64,
+        was: Option<Was>,
+        known: bool,
+    ) -> Result<()> {
+        if !known {
+            match was {
+                Some(was) => {
+                    self.info.changed += 1;
+                    let mut old = Totals::default();
+                    old.add(was.kind, was.size);
+                    self.lose(old);
+                }
+                None => self.info.new += 1,
+            }
+            self.gained.add(kind, size);
+        }
+        self.catalog.put(&mut self.out, name, child, kind, node, !known)
+    }
+
+    /// A file that could not be read is not in this version, even if it was in the one before.
+    fn file_failed(&mut self, head: FileHead, error: FileError) -> Result<()> {
+        if head.linked {
+            self.linked.insert(head.logid, None);
+        }
+        match error {
+            FileError::Fatal(e) => return Err(e),
+            FileError::Vanished => {
+                let what = "vanished before it could be read".into();
+                self.monitor.event(Event::Warning { path: &head.path, what });
+            }
+            FileError::Io(e) => {
+                self.failed(&head.path, &Error::io("read", walk::shown(&head.path), &e));
+            }
+        }
+        self.absent(head.name, head.was)
+    }
+
+    fn absent(&mut self, name: Vec<u8>, was: Option<Was>) -> Result<()> {
+        if let Some(was) = was {
+            let mut totals = Totals::default();
+            totals.add(was.kind, was.size);
+            self.lose(totals);
+            self.info.removed += 1;
+            self.catalog.remove(&mut self.out, name)?;
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, path: &[u8], error: &Error) {
+        self.info.errors += 1;
+        self.progress.errors += 1;
+        self.monitor.event(Event::Failure { path, error });
+    }
+
+    fn lose(&mut self, totals: Totals) {
+        self.lost.files += totals.files;
+        self.lost.dirs += totals.dirs;
+        self.lost.others += totals.others;
+        self.lost.bytes += totals.bytes;
+    }
+
+    /// Writes a block unless it is stored already.
+    fn store(&mut self, block: HashedBlock) -> Result<Segment> {
+        let len = block.plain_len;
+        // Another worker may have met the same bytes meanwhile.
+        let known = match &block.found {
+            Found::Known(id) => Some(*id),
+            Found::New(_) => self.dedup.find_new(&block.hash),
+        };
+        let id = match (known, block.found) {
+            (Some(id), _) | (None, Found::Known(id)) => {
+                self.info.blocks_deduped += 1;
+                id
+            }
+            (None, Found::New(packed)) => {
+                let id = self.out.block(&packed, len, block.hash)?;
+                self.dedup.insert(&block.hash, id);
+                self.info.blocks_new += 1;
+                self.info.plain_bytes += u64::from(len);
+                self.info.stored_bytes += packed.stored.len() as u64 + crate::arc::FRAME_OVERHEAD as u64;
+                id
+            }
+        };
+        Ok(Segment::Data { block: id, len })
+    }
+
+    fn segment(&mut self, segment: Segment) -> Result<()> {
+        let Some(mut long) = self.long.take() else { return Ok(()) };
+        if let Segment::Data { len, .. } = segment {
+            long.data_bytes += u64::from(len);
+        }
+        long.segments.push(segment);
+        if long.segments.len() > MAX_INLINE_SEGMENTS {
+            self.flush_segments(&mut long, ExtentChunk::MAX_SEGMENTS)?;
+        }
+        self.long = Some(long);
+        Ok(())
+    }
+
+    /// Moves segments into the catalog, chunk by chunk, while there are at least `at_least` of them.
+    fn flush_segments(&mut self, long: &mut LongFile, at_least: usize) -> Result<()> {
+        while long.segments.len() >= at_least.max(1) {
+            let count = long.segments.len().min(ExtentChunk::MAX_SEGMENTS);
+            let segments: Vec<Segment> = long.segments.drain(..count).collect();
+            let len: u64 = segments.iter().map(Segment::len).sum();
+            self.catalog.extents(&mut self.out, ExtentChunk { logid: long.head.logid, start: long.start, segments })?;
+            long.start += len;
+        }
+        Ok(())
+    }
+}
+
+/// Everything that makes a stored state is equal; where the bytes are, and whether that is proven, may differ.
+fn same_but_for_proof(old: &Node, new: &Node) -> bool {
+    fn state(node: &Node) -> (&crate::catalog::Attr, Option<FileHash>, &[u8], &crate::catalog::Xattrs, u64) {
+        (&node.attr, node.sha1, &node.target, &node.xattrs, node.data_bytes)
+    }
+    state(old) == state(new)
+}
+
+fn worker_died() -> Error {
+    Error::SelfCheck { what: "a worker thread died".into() }
+}

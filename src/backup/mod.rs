@@ -1,0 +1,343 @@
+//! `assay backup`: one run from the lock to the commit.
+//!
+//! Order of writes, each durable before the next: the run's number is burned in the index; data and catalog arcs;
+//! their names; the commit arc by rename (from here on the version exists); the index. A run that ends anywhere
+//! before the rename leaves arcs without a commit, which the next run removes; one that ends after it leaves a
+//! commit that the next run applies.
+
+pub mod assemble;
+pub mod catalog;
+pub mod expect;
+pub mod leaf;
+pub mod output;
+pub mod pipeline;
+pub mod previous;
+pub mod read;
+pub mod roots;
+pub mod settle;
+pub mod traverse;
+pub mod walk;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam::channel::{Receiver, bounded};
+
+use crate::backupdir::{BackupDir, arcs};
+use crate::catalog::{Commit, VersionInfo};
+use crate::error::{Error, Result};
+use crate::ids::{Logid, Version};
+use crate::index::{DedupTable, VersionRow};
+use crate::monitor::{Event, Monitor};
+use crate::vfs::LATEST_LIFETIME;
+use assemble::Assembler;
+use expect::Expected;
+use output::Output;
+use pipeline::{Budget, IN_FLIGHT_STEPS, Job, Step, Totals, Worker};
+use previous::Previous;
+use read::Cutting;
+use roots::PathNode;
+use traverse::Traverse;
+use walk::{Boundaries, Crossing, Excludes};
+
+/// Memory for the table of blocks that this run has written.
+const DEDUP_BYTES: usize = 96 << 20;
+/// A base catalog is due when the deltas since the last one have grown past it, and past this.
+const MIN_BASE_BYTES: u64 = 1 << 20;
+/// The walk recurses once a directory: room for paths of a million bytes.
+const WALK_STACK_BYTES: usize = 1 << 30;
+
+/// What to back up and how.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub paths: Vec<PathBuf>,
+    /// Read every file again.
+    pub full: bool,
+    /// Enter other file systems.
+    pub cross: bool,
+    /// Cut files at multiples of this size instead of by content, bytes.
+    pub fixed_block: Option<u32>,
+    pub tag: String,
+    pub excludes: Vec<String>,
+    /// Write nothing.
+    pub dry_run: bool,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// None for a dry run.
+    pub version: Option<Version>,
+    pub info: VersionInfo,
+    /// Files that the run wrote, bytes, commit and catalog included.
+    pub arc_bytes: u64,
+    pub arcs: usize,
+    pub base: bool,
+}
+
+/// Largest block of `-B`, bytes.
+pub const MAX_FIXED_BLOCK: u32 = 16 << 20;
+
+/// Makes a new version.
+///
+/// # Errors
+/// Whatever keeps the run from a commit. Files that can't be read don't: they are reported and counted.
+pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<Summary> {
+    let started = read::now();
+    // Many directories and files are open at once; failing to raise the limit shows when it is reached.
+    let _ = crate::os::process::raise_open_file_limit();
+    let lock = dir.lock()?;
+    let excludes = Excludes::load(&dir.excludes_path(), &options.excludes)?;
+    let boundaries = Boundaries::new(dir.path(), if options.cross { Crossing::Cross } else { Crossing::Stay })?;
+    let boundaries_seen = boundaries.clone();
+    let opened = PathNode::open(&options.paths, dir.path(), monitor)?;
+    let mut writer = dir.open_index_writer(&lock)?;
+    let index = Arc::new(dir.open_index()?);
+    let settled = settle::settle(dir, &index, &mut writer)?;
+    if settled.removed_arcs > 0 {
+        let what = format!("removed {} arcs of a run that was cut", settled.removed_arcs);
+        monitor.event(Event::Warning { path: b"", what });
+    }
+    let state = index.state()?;
+    let newest = index.newest()?;
+    let run = settled.next_run;
+    let base = newest.is_none() || state.catalog_bytes_since_base > state.base_catalog_bytes.max(MIN_BASE_BYTES);
+    let budget = Budget::default();
+    let (jobs_to, jobs) = bounded(IN_FLIGHT_STEPS);
+    let (steps_to, steps) = bounded(IN_FLIGHT_STEPS);
+    let walk = Traverse {
+        previous: Previous::new(&index)?,
+        steps: steps_to,
+        jobs: jobs_to,
+        budget: &budget,
+        boundaries,
+        excludes,
+        cutting: cutting(dir, options),
+        full: options.full,
+        base,
+        dry_run: options.dry_run,
+        monitor,
+        next_logid: state.next_logid.max(Logid::FIRST.0),
+        next_dirno: state.next_dirno.max(1),
+        links: HashMap::new(),
+    };
+    let before = totals_of(newest.as_ref());
+    let expected = Expected::new(before);
+    if options.dry_run {
+        let mut info = std::thread::scope(|scope| {
+            let walker = spawn_walk(scope, walk, opened.root)?;
+            let info = dry(steps, monitor);
+            join(walker)?.map(|_| info)
+        })?;
+        info.errors += opened.failures;
+        return Ok(Summary { version: None, info, arc_bytes: 0, arcs: 0, base });
+    }
+
+    writer.reserve_run(run)?;
+    let written = (|| {
+        let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?;
+        let out = Output::new(dir.path(), dir.keys(), run, state.next_serial, dir.config().arc_size_limit)?;
+        let assembler = Assembler::new(out, &index, &dedup, &budget, monitor, &expected);
+        let (assembler, next) = std::thread::scope(|scope| {
+            // Without a version before there is nothing to estimate from.
+            if newest.is_none() && monitor.wants_totals() {
+                scope.spawn(|| expected.count(&opened.paths, &boundaries_seen, monitor));
+            }
+            let done = flow(dir, &dedup, &budget, walk, opened.root, jobs, steps, assembler);
+            expected.stop();
+            done
+        })?;
+        let (out, catalog, mut info, gained, lost) = assembler.finish()?;
+        if let Some(error) = dedup.trouble() {
+            info.errors += 1;
+            monitor.event(Event::Failure { path: b"", error: &error });
+        }
+        let (new_arcs, next_serial) = out.finish()?;
+        let mut arcs = Vec::new();
+        if base {
+            arcs.extend(index.arcs()?.into_iter().map(|row| row.entry));
+        }
+        arcs.extend(new_arcs);
+        complete(&mut info, run, started, options, opened.paths, opened.failures);
+        tree_totals(&mut info, before, gained, lost);
+        let commit = Commit {
+            run,
+            run_id: crate::crypto::random().map_err(|e| Error::io("get random bytes for", dir.path(), &e))?,
+            previous: index.state()?.last_commit,
+            version: Some(info),
+            base,
+            arcs,
+            catalog,
+            next_serial,
+            next_logid: next.0,
+            next_dirno: next.1,
+        };
+        if monitor.interrupted() {
+            return Err(Error::Interrupted);
+        }
+        arcs::write_commit(dir.path(), dir.keys(), &commit)?;
+        Ok(commit)
+    })();
+    let commit = match written {
+        Ok(commit) => commit,
+        Err(e) => {
+            // The next run would do this too; doing it now gives a full disk its room back.
+            let _ = clear_cut_run(dir, run);
+            return Err(e);
+        }
+    };
+    settle::apply(dir, &mut writer, run)?;
+    let appeared = Instant::now();
+    drop(index);
+    writer.checkpoint()?;
+    drop(lock);
+    std::thread::sleep(LATEST_LIFETIME.saturating_sub(appeared.elapsed()));
+    let own = || commit.arcs.iter().filter(|arc| arc.name.version == run);
+    let (arcs, arc_bytes) = (own().count() + 1, own().map(|arc| arc.arc_bytes).sum());
+    Ok(Summary { version: Some(run), info: commit.version.unwrap_or_default(), arc_bytes, arcs, base })
+}
+
+/// Runs walk, workers and assembler until all steps are taken.
+#[expect(clippy::too_many_arguments, reason = "the parts of a pipeline meet here, and only here")]
+fn flow<'a>(
+    dir: &BackupDir,
+    dedup: &DedupTable,
+    budget: &Budget,
+    walk: Traverse<'_>,
+    root: PathNode,
+    jobs: Receiver<Job>,
+    steps: Receiver<Step>,
+    mut assembler: Assembler<'a>,
+) -> Result<(Assembler<'a>, (u64, u64))> {
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16) + 2;
+    std::thread::scope(|scope| {
+        let pool: Vec<_> = (0..workers)
+            .map(|_| {
+                let jobs = jobs.clone();
+                let worker = Worker { keys: dir.keys(), dedup, zstd_level: dir.config().zstd_level };
+                scope.spawn(move || worker.run(jobs))
+            })
+            .collect();
+        drop(jobs);
+        let walker = spawn_walk(scope, walk, root)?;
+        let mut failed = None;
+        for step in &steps {
+            if let Err(e) = assembler.step(step) {
+                failed = Some(e);
+                break;
+            }
+        }
+        drop(steps);
+        budget.close();
+        let walked = join(walker);
+        for worker in pool {
+            join(worker)??;
+        }
+        match failed {
+            Some(e) => Err(e),
+            None => Ok((assembler, walked??)),
+        }
+    })
+}
+
+fn spawn_walk<'scope, 'env: 'scope>(
+    scope: &'scope std::thread::Scope<'scope, 'env>,
+    walk: Traverse<'env>,
+    root: PathNode,
+) -> Result<std::thread::ScopedJoinHandle<'scope, Result<(u64, u64)>>> {
+    std::thread::Builder::new()
+        .stack_size(WALK_STACK_BYTES)
+        .spawn_scoped(scope, move || {
+            let mut walk = walk;
+            let done = walk.run(root);
+            // Dropping `walk` ends the workers and the steps.
+            done.map(|()| (walk.next_logid, walk.next_dirno))
+        })
+        .map_err(|e| Error::io("start a thread for", "the walk", &e))
+}
+
+fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> Result<T> {
+    thread.join().map_err(|_| Error::SelfCheck { what: "a thread died".into() })
+}
+
+/// Says what a run would do.
+fn dry(steps: Receiver<Step>, monitor: &dyn Monitor) -> VersionInfo {
+    let mut info = VersionInfo::default();
+    let mut count = |was: bool| if was { info.changed += 1 } else { info.new += 1 };
+    let (mut removed, mut errors, mut bytes_read) = (0, 0, 0);
+    for step in steps {
+        match step {
+            Step::WouldRead { head, size } => {
+                monitor.event(Event::Path(&head.path));
+                bytes_read += size;
+                count(head.was.is_some());
+            }
+            Step::Put { was, path, .. } => {
+                monitor.event(Event::Path(&path));
+                count(was.is_some());
+            }
+            Step::Enter { known: false, .. } => count(false),
+            Step::Link { was: None, .. } => count(false),
+            Step::Remove { totals, .. } => removed += totals.entries(),
+            Step::Failed { path, error } => {
+                errors += 1;
+                monitor.event(Event::Failure { path: &path, error: &error });
+            }
+            Step::Warn { path, what } => monitor.event(Event::Warning { path: &path, what }),
+            _ => {}
+        }
+    }
+    (info.removed, info.errors, info.bytes_read) = (removed, errors, bytes_read);
+    info
+}
+
+fn clear_cut_run(dir: &BackupDir, run: Version) -> Result<()> {
+    for found in arcs::runs(dir.path())?.iter().filter(|found| found.version == run && !found.committed) {
+        arcs::remove_leftovers(dir.path(), &found.arcs)?;
+    }
+    arcs::remove_leftovers(dir.path(), &[])
+}
+
+fn cutting(dir: &BackupDir, options: &Options) -> Cutting {
+    match options.fixed_block {
+        Some(block_bytes) => Cutting::Fixed { block_bytes },
+        None => Cutting::Content { average_bytes: dir.config().block_size as u32, seed: dir.keys().chunker_seed() },
+    }
+}
+
+fn complete(
+    info: &mut VersionInfo,
+    run: Version,
+    started: crate::catalog::Timespec,
+    options: &Options,
+    paths: Vec<Vec<u8>>,
+    failures: u64,
+) {
+    info.name = format!("{}-{run}", jiff::Zoned::now().strftime("%Y-%m-%d-%H%M"));
+    info.started = started;
+    info.finished = read::now();
+    info.tag = options.tag.clone();
+    info.host = crate::os::process::hostname();
+    info.paths = paths;
+    info.errors += failures;
+}
+
+fn totals_of(newest: Option<&VersionRow>) -> Totals {
+    newest.map_or_else(Totals::default, |row| Totals {
+        files: row.info.files,
+        dirs: row.info.dirs,
+        others: row.info.others,
+        bytes: row.info.tree_bytes,
+    })
+}
+
+/// The tree's totals: those before, and what this run gained and lost.
+fn tree_totals(info: &mut VersionInfo, before: Totals, gained: Totals, lost: Totals) {
+    let sum = |before: u64, gained: u64, lost: u64| (before + gained).saturating_sub(lost);
+    info.files = sum(before.files, gained.files, lost.files);
+    info.dirs = sum(before.dirs, gained.dirs, lost.dirs);
+    info.others = sum(before.others, gained.others, lost.others);
+    info.tree_bytes = sum(before.bytes, gained.bytes, lost.bytes);
+}

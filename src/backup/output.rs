@@ -1,0 +1,138 @@
+//! The arcs of one run: rolls over to the next at the size limit and makes closed ones durable on the side.
+//!
+//! Invariants: at most one data arc and one catalog arc are open; numbers and serials are given in the order of
+//! creation and never again; `finish` returns only when every arc of the run is on the medium.
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use crate::arc::{FrameKind, Packed, Packer};
+use crate::backupdir::arcs::{self, ArcFileWriter};
+use crate::catalog::{ArcEntry, ArcRole};
+use crate::crypto::Keys;
+use crate::error::{Error, Result};
+use crate::ids::{ArcName, ArcSerial, BlockHash, BlockId, Version};
+
+/// Frames an arc may hold: bounds its frame table (30 bytes each) and the writer's memory.
+const MAX_FRAMES: usize = 1 << 17;
+/// Closed arcs that may wait for the medium at once.
+const MAX_SYNCING: usize = 2;
+
+pub struct Output<'a> {
+    dir: &'a Path,
+    keys: &'a Keys,
+    run: Version,
+    arc_size_limit: u64,
+    next_number: u32,
+    next_serial: ArcSerial,
+    packer: Packer,
+    data: Option<ArcFileWriter>,
+    catalog: Option<ArcFileWriter>,
+    done: Vec<ArcEntry>,
+    syncing: Vec<JoinHandle<Result<()>>>,
+}
+
+impl<'a> Output<'a> {
+    pub fn new(
+        dir: &'a Path,
+        keys: &'a Keys,
+        run: Version,
+        next_serial: u64,
+        arc_size_limit: u64,
+    ) -> Result<Output<'a>> {
+        Ok(Output {
+            dir,
+            keys,
+            run,
+            arc_size_limit,
+            next_number: arcs::COMMIT_NUMBER + 1,
+            next_serial: ArcSerial(next_serial),
+            packer: Packer::new(3)?,
+            data: None,
+            catalog: None,
+            done: Vec::new(),
+            syncing: Vec::new(),
+        })
+    }
+
+    /// Appends a block and returns its name.
+    pub fn block(&mut self, packed: &Packed, plain_len: u32, hash: BlockHash) -> Result<BlockId> {
+        self.append(ArcRole::Data, FrameKind::Block, packed, plain_len as usize, hash)
+    }
+
+    /// Appends a catalog frame and returns where it is.
+    pub fn catalog(&mut self, plain: &[u8]) -> Result<BlockId> {
+        let packed = self.packer.pack(plain)?;
+        self.append(ArcRole::Catalog, FrameKind::Catalog, &packed, plain.len(), self.keys.block_hash(plain))
+    }
+
+    fn append(
+        &mut self,
+        role: ArcRole,
+        kind: FrameKind,
+        packed: &Packed,
+        plain_len: usize,
+        hash: BlockHash,
+    ) -> Result<BlockId> {
+        let limit = self.arc_size_limit;
+        let full = |arc: &ArcFileWriter| arc.len_bytes() >= limit || arc.frames().len() >= MAX_FRAMES;
+        if let Some(arc) = self.slot(role).take_if(|arc| full(arc)) {
+            self.close(arc, role)?;
+        }
+        if self.slot(role).is_none() {
+            let name = ArcName { version: self.run, number: self.next_number };
+            let serial = Some(self.next_serial).filter(|s| *s <= ArcSerial::MAX);
+            let serial =
+                serial.ok_or_else(|| Error::Unsupported { path: self.dir.into(), what: "too many arcs".into() })?;
+            let arc = arcs::create(self.dir, self.keys, name, role, serial)?;
+            self.next_number += 1;
+            self.next_serial.0 += 1;
+            *self.slot(role) = Some(arc);
+        }
+        let path = |name| arcs::write_path(self.dir, name, role);
+        match self.slot(role) {
+            Some(arc) => {
+                let name = arc.name();
+                arc.append(kind, packed, plain_len, hash).map_err(|e| e.at(&path(name)))
+            }
+            None => Err(Error::SelfCheck { what: "no arc is open".into() }),
+        }
+    }
+
+    fn slot(&mut self, role: ArcRole) -> &mut Option<ArcFileWriter> {
+        match role {
+            ArcRole::Catalog => &mut self.catalog,
+            ArcRole::Data | ArcRole::Commit => &mut self.data,
+        }
+    }
+
+    fn close(&mut self, arc: ArcFileWriter, role: ArcRole) -> Result<()> {
+        let (entry, file) = arcs::finish(self.dir, self.keys, arc, role, &mut self.packer)?;
+        let path: PathBuf = arcs::write_path(self.dir, entry.name, role);
+        self.done.push(entry);
+        while self.syncing.len() >= MAX_SYNCING {
+            join(self.syncing.remove(0))?;
+        }
+        self.syncing.push(std::thread::spawn(move || file.sync_all().map_err(|e| Error::io("fsync", path, &e))));
+        Ok(())
+    }
+
+    /// Closes all arcs and waits until they, and their names, are on the medium.
+    pub fn finish(mut self) -> Result<(Vec<ArcEntry>, u64)> {
+        for role in [ArcRole::Data, ArcRole::Catalog] {
+            if let Some(arc) = self.slot(role).take() {
+                self.close(arc, role)?;
+            }
+        }
+        for thread in self.syncing.drain(..) {
+            join(thread)?;
+        }
+        crate::backupdir::sync_dir(self.dir)?;
+        self.done.sort_by_key(|arc| arc.serial);
+        Ok((self.done, self.next_serial.0))
+    }
+}
+
+fn join(thread: JoinHandle<Result<()>>) -> Result<()> {
+    thread.join().unwrap_or_else(|_| Err(Error::SelfCheck { what: "the thread that makes arcs durable died".into() }))
+}

@@ -1,0 +1,271 @@
+//! What flows through a backup, and the workers in the middle.
+//!
+//! ```text
+//! traverse (1 thread) ── jobs ──> workers (hash, dedup, compress, compare) ── replies ─┐
+//!          └───────────────── steps, in tree order, each with its reply ──> assemble (1 thread) ──> arcs
+//! ```
+//! Invariants: steps are consumed in the order in which they were sent, so arcs hold blocks in the order of the
+//! tree; the plain bytes in flight never exceed the budget, whatever the sizes of the files.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use crossbeam::channel::{Receiver, Sender};
+
+use super::read::{self, FileError, FileRead};
+use crate::arc::{Packed, Packer};
+use crate::catalog::{Attr, Child, DirState, Kind, Node, Xattrs};
+use crate::crypto::Keys;
+use crate::error::Result;
+use crate::ids::{BlockHash, BlockId, Dirno, Logid};
+use crate::index::DedupTable;
+use crate::os::{DirFd, Stat};
+
+/// Plain bytes that may be between reading and writing.
+pub const IN_FLIGHT_BYTES: u64 = 64 << 20;
+/// Steps that may wait for the assembler.
+pub const IN_FLIGHT_STEPS: usize = 2048;
+/// Bookkeeping that a file takes in flight beside its bytes.
+const JOB_BYTES: u64 = 4096;
+
+/// A counting gate for bytes.
+pub struct Budget {
+    state: Mutex<(u64, bool)>,
+    changed: Condvar,
+}
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget { state: Mutex::new((IN_FLIGHT_BYTES, false)), changed: Condvar::new() }
+    }
+}
+
+impl Budget {
+    /// Waits until `bytes` may be taken; more than the whole budget counts as all of it. False when closed.
+    pub fn take(&self, bytes: u64) -> bool {
+        let bytes = Self::charge(bytes);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.0 < bytes && !state.1 {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.0 = state.0.saturating_sub(bytes);
+        !state.1
+    }
+
+    pub fn give(&self, bytes: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 += Self::charge(bytes);
+        self.changed.notify_all();
+    }
+
+    /// Lets nobody wait any more: the run ends.
+    pub fn close(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.changed.notify_all();
+    }
+
+    fn charge(bytes: u64) -> u64 {
+        (bytes + JOB_BYTES).min(IN_FLIGHT_BYTES)
+    }
+}
+
+/// A block on its way to an arc.
+#[derive(Debug)]
+pub struct HashedBlock {
+    pub hash: BlockHash,
+    pub plain_len: u32,
+    pub found: Found,
+}
+
+/// Whether a block is stored already.
+#[derive(Debug)]
+pub enum Found {
+    Known(BlockId),
+    New(Packed),
+}
+
+/// Work for the pool.
+pub enum Job {
+    /// A file that is one block, or empty.
+    File { dir: Arc<DirFd>, name: Vec<u8>, stat: Stat, reply: Sender<Result<FileRead, FileError>> },
+    /// A block of a long file.
+    Block { plain: Vec<u8>, reply: Sender<Result<HashedBlock>> },
+}
+
+/// What an entry was in the version before, for the counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Was {
+    pub child: Child,
+    pub kind: Kind,
+    pub size: u64,
+}
+
+/// Counts of a subtree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub files: u64,
+    pub dirs: u64,
+    pub others: u64,
+    pub bytes: u64,
+}
+
+impl Totals {
+    pub fn add(&mut self, kind: Kind, size: u64) {
+        match kind {
+            Kind::File => {
+                self.files += 1;
+                self.bytes += size;
+            }
+            Kind::Dir => self.dirs += 1,
+            _ => self.others += 1,
+        }
+    }
+    pub fn entries(&self) -> u64 {
+        self.files + self.dirs + self.others
+    }
+}
+
+/// What the walk tells the assembler, in tree order.
+pub enum Step {
+    /// A directory begins. `listed` means that all of its entries follow (`Keep` too), not only what changed.
+    Enter {
+        dirno: Dirno,
+        parent: Dirno,
+        name: Vec<u8>,
+        was: Option<DirState>,
+        listed: bool,
+        known: bool,
+    },
+    /// The directory that was entered last ends. `kept` entries (`kept_dirs` of them directories) were not sent.
+    Leave {
+        stat: Stat,
+        xattrs: Xattrs,
+        kept: u64,
+        kept_dirs: u64,
+        totals: Totals,
+    },
+    /// As `Leave`, for a directory that was not looked at: its state stays.
+    LeaveKept {
+        state: DirState,
+    },
+    /// An entry that is as before, in a directory that is listed.
+    Keep {
+        name: Vec<u8>,
+        kind: Kind,
+        child: Child,
+        node: Option<Box<Node>>,
+    },
+    /// Anything but a regular file or a directory.
+    Put {
+        name: Vec<u8>,
+        was: Option<Was>,
+        node: Box<Node>,
+        path: Vec<u8>,
+    },
+    /// One more name of a file that an earlier step carries, or kept.
+    Link {
+        name: Vec<u8>,
+        was: Option<Was>,
+        logid: Logid,
+        last: bool,
+    },
+    /// A regular file that the pool reads. `old` is its node before when only the proof was missing that it is unchanged.
+    File {
+        head: FileHead,
+        size: u64,
+        reply: Receiver<Result<FileRead, FileError>>,
+    },
+    /// In a dry run: a file that would be read.
+    WouldRead {
+        head: FileHead,
+        size: u64,
+    },
+    LongBegin {
+        head: FileHead,
+    },
+    LongHole {
+        len: u64,
+    },
+    LongBlock {
+        len: u64,
+        reply: Receiver<Result<HashedBlock>>,
+    },
+    /// The file changed while it was read: everything since `LongBegin` is void.
+    LongRestart {
+        logid: Logid,
+    },
+    LongEnd {
+        read: Result<Box<LongRead>, FileError>,
+    },
+    /// The name, and what was below it, is gone.
+    Remove {
+        name: Vec<u8>,
+        totals: Totals,
+    },
+    /// Something could not be saved.
+    Failed {
+        path: Vec<u8>,
+        error: crate::Error,
+    },
+    /// Worth telling, no error.
+    Warn {
+        path: Vec<u8>,
+        what: String,
+    },
+}
+
+/// Which file a `File` or `LongBegin` step is about.
+pub struct FileHead {
+    pub name: Vec<u8>,
+    pub path: Vec<u8>,
+    pub logid: Logid,
+    pub was: Option<Was>,
+    pub old: Option<Box<Node>>,
+    /// It has other names: remember its node for the `Link` steps.
+    pub linked: bool,
+}
+
+/// A long file after its last byte.
+pub struct LongRead {
+    pub attr: Attr,
+    pub xattrs: Xattrs,
+    pub sha1: crate::ids::FileHash,
+    pub racy: bool,
+    pub unsettled: bool,
+}
+
+/// What the pool needs.
+pub struct Worker<'a> {
+    pub keys: &'a Keys,
+    pub dedup: &'a DedupTable,
+    pub zstd_level: i32,
+}
+
+impl Worker<'_> {
+    /// Serves jobs until the walk has ended. A reply that nobody waits for means that the run was given up.
+    pub fn run(&self, jobs: Receiver<Job>) -> Result<()> {
+        let mut packer = Packer::new(self.zstd_level)?;
+        let mut buffer = Vec::new();
+        for job in jobs {
+            match job {
+                Job::Block { plain, reply } => {
+                    let _ = reply.send(self.block(&mut packer, &plain));
+                }
+                Job::File { dir, name, stat, reply } => {
+                    let done =
+                        read::whole_file(&dir, &name, &stat, &mut buffer, |plain| self.block(&mut packer, plain));
+                    let _ = reply.send(done);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&self, packer: &mut Packer, plain: &[u8]) -> Result<HashedBlock> {
+        let hash = self.keys.block_hash(plain);
+        let found = match self.dedup.find(&hash) {
+            Some(id) => Found::Known(id),
+            None => Found::New(packer.pack(plain)?),
+        };
+        Ok(HashedBlock { hash, plain_len: plain.len() as u32, found })
+    }
+}

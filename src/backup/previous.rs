@@ -1,0 +1,146 @@
+//! The version before, as the walk sees it: directory rows, children in order, nodes.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::pipeline::{Totals, Was};
+use crate::catalog::{Attr, Child, Node, Timespec};
+use crate::error::{Error, Result};
+use crate::ids::{Dirno, Logid, Version};
+use crate::index::{DirRow, Entry, Index};
+
+/// Entries that are fetched at once: bounds memory in directories of any size.
+const PAGE: usize = 2048;
+
+pub struct Previous<'a> {
+    index: &'a Index,
+    /// None for the first backup.
+    version: Option<Version>,
+    /// When each version was begun.
+    started: HashMap<Version, Timespec>,
+}
+
+/// An entry of the version before.
+#[derive(Debug, Clone)]
+pub struct PrevChild {
+    pub entry: Entry,
+    /// None when its row is damaged: the entry then counts as changed.
+    pub attr: Option<Attr>,
+}
+
+impl PrevChild {
+    /// `st_size`, as far as it is known.
+    pub fn size(&self) -> u64 {
+        self.attr.as_ref().map_or(0, |attr| attr.size)
+    }
+
+    pub fn as_was(&self) -> Was {
+        Was { child: self.entry.child, kind: self.entry.kind, size: self.size() }
+    }
+}
+
+impl<'a> Previous<'a> {
+    pub fn new(index: &'a Index) -> Result<Previous<'a>> {
+        let versions = index.versions()?;
+        Ok(Previous {
+            index,
+            version: versions.last().map(|row| row.version),
+            started: versions.iter().map(|row| (row.version, row.info.started)).collect(),
+        })
+    }
+
+    pub fn version(&self) -> Version {
+        self.version.unwrap_or(Version(0))
+    }
+
+    /// The row of a directory; None if it is new, or lost.
+    pub fn dir(&self, dirno: Dirno) -> Result<Option<DirRow>> {
+        let Some(version) = self.version else { return Ok(None) };
+        match self.index.dir(version, dirno) {
+            Ok(row) => Ok(Some(row)),
+            Err(Error::DirectoryLost { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub fn node(&self, logid: Logid) -> Result<Node> {
+        self.index.node(logid)
+    }
+
+    /// True unless the ctime proves that the node can't carry the racy flag, without looking at the node.
+    pub fn may_be_racy(&self, attr: &Attr, since: Version) -> bool {
+        self.started.get(&since).is_none_or(|started| attr.ctime.sec + 3 >= started.sec)
+    }
+
+    /// The children of a directory (none for None), and whether they are lost.
+    pub fn children(&self, dirno: Option<Dirno>) -> Result<(Children<'a>, bool)> {
+        let from = self.version.zip(dirno);
+        let mut children = Children { index: self.index, from, page: VecDeque::new(), last: None };
+        match children.fetch() {
+            Ok(()) => Ok((children, false)),
+            Err(Error::DirectoryLost { .. }) => {
+                children.from = None;
+                Ok((children, true))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What an entry, with all below it, counts.
+    pub fn totals(&self, child: &PrevChild) -> Result<Totals> {
+        let mut totals = Totals::default();
+        self.count(child, &mut totals)?;
+        Ok(totals)
+    }
+
+    fn count(&self, child: &PrevChild, totals: &mut Totals) -> Result<()> {
+        totals.add(child.entry.kind, child.size());
+        if let Child::Dir(dirno) = child.entry.child {
+            let (mut children, _) = self.children(Some(dirno))?;
+            while let Some(child) = children.take()? {
+                self.count(&child, totals)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The children of one directory, in byte order of their names.
+pub struct Children<'a> {
+    index: &'a Index,
+    from: Option<(Version, Dirno)>,
+    page: VecDeque<PrevChild>,
+    last: Option<Vec<u8>>,
+}
+
+impl Children<'_> {
+    fn fetch(&mut self) -> Result<()> {
+        let Some((version, dirno)) = self.from else { return Ok(()) };
+        let rows = self.index.children_with_attrs(version, dirno, self.last.as_deref(), PAGE)?;
+        match rows.last() {
+            Some(row) if rows.len() >= PAGE => self.last = Some(row.entry.name.clone()),
+            _ => self.from = None,
+        }
+        self.page.extend(
+            rows.into_iter().map(|row| PrevChild { entry: row.entry, attr: row.attr.ok().map(|(attr, _)| attr) }),
+        );
+        Ok(())
+    }
+
+    fn peek(&mut self) -> Result<Option<&PrevChild>> {
+        if self.page.is_empty() {
+            self.fetch()?;
+        }
+        Ok(self.page.front())
+    }
+
+    pub fn take(&mut self) -> Result<Option<PrevChild>> {
+        self.peek()?;
+        Ok(self.page.pop_front())
+    }
+
+    /// The next child if its name is not after `name`.
+    pub fn next_up_to(&mut self, name: &[u8]) -> Result<Option<PrevChild>> {
+        let due = self.peek()?.is_some_and(|child| child.entry.name.as_slice() <= name);
+        Ok(if due { self.page.pop_front() } else { None })
+    }
+}

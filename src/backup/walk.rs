@@ -1,0 +1,492 @@
+//! Looking at the source: opening the paths to save, listing directories, reading attributes, and what is
+//! left out.
+//!
+//! Invariants: from `/` on every directory is opened by one name relative to its parent, never through a
+//! symlink, so that whoever can write to the source can't lead a backup by root elsewhere; names are raw bytes
+//! and lists are in byte order; what can't be read is an error of that entry, never an absent entry.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+
+use crate::catalog::{Attr, Xattrs};
+use crate::error::{Error, Result};
+use crate::os::{DirFd, Stat, mounts, xattr};
+
+/// One directory on the way from `/` to a path.
+#[derive(Debug)]
+pub struct Ancestor {
+    /// Empty for `/`.
+    pub name: Vec<u8>,
+    /// A place only (can't be listed), but for `/`.
+    pub dir: DirFd,
+    pub stat: Stat,
+}
+
+/// A path to save, opened down to its parent.
+#[derive(Debug)]
+pub struct OpenedPath {
+    /// Absolute, as it will be in the version.
+    pub path: Vec<u8>,
+    /// From `/` to the directory that holds the entry; at least `/` itself.
+    pub ancestors: Vec<Ancestor>,
+    /// Name in the last ancestor; empty when the path is `/`, which is the last ancestor itself.
+    pub name: Vec<u8>,
+    pub stat: Stat,
+}
+
+impl OpenedPath {
+    /// The directory that holds the entry.
+    pub fn parent(&self) -> &Ancestor {
+        // The constructor puts `/` first.
+        &self.ancestors[self.ancestors.len() - 1]
+    }
+}
+
+/// Makes a path that the user gave absolute: symlinks *before* the last component are resolved (the version
+/// shows where things really are), the last one is taken as it is: a symlink is saved as a symlink, unless the
+/// path ends in `/`, `.` or `..`.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    let fail = |error: io::Error| Error::io("find", path, &error);
+    let bytes = path.as_os_str().as_bytes();
+    let whole = bytes.ends_with(b"/") || bytes.ends_with(b"/.") || path.file_name().is_none();
+    let resolve = |path: &Path| match std::fs::canonicalize(path) {
+        // Deeper than the kernel takes in one path: it must be plain already, and is opened name by name.
+        Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) && is_plain(path) => Ok(path.to_path_buf()),
+        other => other.map_err(fail),
+    };
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if !whole => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            Ok(resolve(parent)?.join(name))
+        }
+        _ if bytes.is_empty() => Err(Error::Usage("an empty path can't be found".into())),
+        _ => resolve(path),
+    }
+}
+
+/// Absolute and without `.` and `..`.
+fn is_plain(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    bytes.starts_with(b"/") && !bytes.split(|byte| *byte == b'/').any(|name| name == b"." || name == b"..")
+}
+
+/// Opens a path to save component by component, after [`absolute`].
+pub fn open_path(path: &Path) -> Result<OpenedPath> {
+    let path = absolute(path)?;
+    let mut names: Vec<Vec<u8>> = path
+        .components()
+        .filter_map(|component| match component {
+            Component::Normal(name) => Some(name.as_bytes().to_vec()),
+            _ => None,
+        })
+        .collect();
+    let name = names.pop().unwrap_or_default();
+    let mut so_far = PathBuf::from("/");
+    let fail = |path: &Path, error: io::Error| Error::io("open", path, &error);
+    let root = DirFd::open(&so_far).map_err(|error| fail(&so_far, error))?;
+    let stat = root.stat().map_err(|error| fail(&so_far, error))?;
+    let mut ancestors = vec![Ancestor { name: Vec::new(), dir: root, stat }];
+    let mut found = stat;
+    for (position, name) in names.iter().chain(Some(&name).filter(|name| !name.is_empty())).enumerate() {
+        let Some(parent) = ancestors.last() else { break };
+        so_far.push(std::ffi::OsStr::from_bytes(name));
+        if position < names.len() {
+            let dir = parent.dir.open_place(name).map_err(|error| fail(&so_far, error))?;
+            let stat = dir.stat().map_err(|error| fail(&so_far, error))?;
+            ancestors.push(Ancestor { name: name.clone(), dir, stat });
+        } else {
+            found = parent.dir.stat_at(name).map_err(|error| fail(&so_far, error))?;
+        }
+    }
+    Ok(OpenedPath { path: path.into_os_string().into_vec(), ancestors, name, stat: found })
+}
+
+/// The entries of a directory.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// In byte order of the names.
+    pub entries: Vec<(Vec<u8>, Stat)>,
+    /// Entries that could not be asked for their attributes, in byte order.
+    pub failed: Vec<(Vec<u8>, io::Error)>,
+}
+
+/// Lists a directory. An entry that vanishes meanwhile is left out.
+pub fn list(dir: &DirFd) -> io::Result<Listing> {
+    let mut names = dir.read_names()?;
+    names.sort_unstable();
+    // A directory that changes while it is read may show a name twice.
+    names.dedup();
+    let mut listing = Listing { entries: Vec::with_capacity(names.len()), failed: Vec::new() };
+    for name in names {
+        match dir.stat_at(&name) {
+            Ok(stat) => listing.entries.push((name, stat)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => listing.failed.push((name, error)),
+        }
+    }
+    Ok(listing)
+}
+
+/// The attributes to save. A directory's `nlink` is the source's: see [`directory_nlink`].
+pub fn attr(stat: &Stat) -> Attr {
+    Attr {
+        kind: stat.kind,
+        perm: stat.perm,
+        uid: stat.uid,
+        gid: stat.gid,
+        size: stat.size,
+        mtime: stat.mtime,
+        ctime: stat.ctime,
+        nlink: stat.nlink,
+        rdev_major: stat.rdev_major,
+        rdev_minor: stat.rdev_minor,
+        source_ino: stat.ino,
+    }
+}
+
+/// Link count to show for a directory with so many saved subdirectories: 1 where the file system does not
+/// count them (as btrfs does).
+pub fn directory_nlink(stat: &Stat, subdirectories: u64) -> u32 {
+    if stat.nlink == 1 { 1 } else { u32::try_from(subdirectories.saturating_add(2)).unwrap_or(u32::MAX) }
+}
+
+/// A path as messages show it.
+pub fn shown(path: &[u8]) -> PathBuf {
+    PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()))
+}
+
+/// All extended attributes that the caller may see, sorted by name.
+///
+/// A file system without any, and an attribute that vanishes or is withheld from everybody (EPERM), are no
+/// errors; one that this user may not read (EACCES) is.
+pub fn xattrs(subject: xattr::Subject<'_>) -> io::Result<Xattrs> {
+    let names: BTreeSet<Vec<u8>> = match xattr::list(subject) {
+        Ok(names) => names.into_iter().collect(),
+        Err(error) if tolerable(&error) => return Ok(Xattrs::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Xattrs::with_capacity(names.len());
+    for name in names {
+        match xattr::get(subject, &name) {
+            Ok(value) => found.push((name, value)),
+            Err(error) if tolerable(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// [`xattrs`] of an open file or directory.
+pub fn xattrs_of_fd(fd: &impl AsFd) -> io::Result<Xattrs> {
+    xattrs(xattr::Subject::Fd(fd.as_fd()))
+}
+
+fn tolerable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM))
+}
+
+/// Whether a walk goes on below mount points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crossing {
+    /// Stays on the file system of the path that was given.
+    Stay,
+    /// Enters other file systems (`-X`).
+    Cross,
+}
+
+/// Why a walk does not enter a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skip {
+    /// It is the backup dir: not saved at all.
+    BackupDir,
+    /// Another file system starts here: saved as an empty directory.
+    OtherFileSystem,
+    /// A mount of ours: saved as an empty directory, also when crossing.
+    OwnMount,
+}
+
+/// File system type of our mounts in the mount table.
+pub const OWN_FSTYPE: &str = "fuse.assay";
+
+/// Which directories a walk does not enter.
+#[derive(Debug, Clone)]
+pub struct Boundaries {
+    backup_dir: Stat,
+    crossing: Crossing,
+}
+
+impl Boundaries {
+    pub fn new(backup_dir: &Path, crossing: Crossing) -> Result<Boundaries> {
+        let stat = DirFd::open(backup_dir).and_then(|dir| dir.stat());
+        let backup_dir = stat.map_err(|error| Error::io("open", backup_dir, &error))?;
+        Ok(Boundaries { backup_dir, crossing })
+    }
+
+    /// Whether the walk leaves out the directory `dir`, found in `parent` on a walk that started on file system
+    /// `start_dev`; None to enter it. Only a change of file system costs a look at the mount table.
+    pub fn skip(&self, dir: &Stat, parent: &Stat, start_dev: u64) -> io::Result<Option<Skip>> {
+        if dir.same_file(&self.backup_dir) {
+            return Ok(Some(Skip::BackupDir));
+        }
+        if dir.dev == parent.dev {
+            return Ok(None);
+        }
+        if is_own_mount(dir.dev)? {
+            return Ok(Some(Skip::OwnMount));
+        }
+        Ok((dir.dev != start_dev && self.crossing == Crossing::Stay).then_some(Skip::OtherFileSystem))
+    }
+}
+
+/// True for the device number of one of our mounts; a path on one is not to be saved.
+pub fn is_own_mount(dev: u64) -> io::Result<bool> {
+    // FUSE file systems have no device, so their major number is 0.
+    Ok(crate::os::stat::major(dev) == 0
+        && mounts::all()?.iter().any(|mount| mount.dev == dev && mount.fstype == OWN_FSTYPE))
+}
+
+/// True when `path` is the mount point of a FUSE file system: even root may not look into one of another user
+/// (EACCES), and a dead one answers ENOTCONN. Such an entry is left out with a warning, not an error.
+pub fn is_fuse_mount_point(path: &[u8]) -> io::Result<bool> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    Ok(mounts::all()?.iter().any(|mount| mount.point == path && mount.fstype.starts_with("fuse")))
+}
+
+/// Patterns of what is not saved, in gitignore's syntax with `/` as the top: `*.o` anywhere, `/var/tmp/`,
+/// `/home/*/.cache`, `!keep.o`. The last pattern that matches decides.
+#[derive(Debug)]
+pub struct Excludes {
+    matcher: Gitignore,
+}
+
+impl Excludes {
+    /// Reads inex.conf (absent is empty), then adds the patterns of the command line.
+    ///
+    /// A pattern that does not parse is an error that names its line.
+    pub fn load(inex_conf: &Path, options: &[String]) -> Result<Excludes> {
+        let conf = match std::fs::read(inex_conf) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::io("read", inex_conf, &error)),
+        };
+        Excludes::parse(inex_conf, &conf, options)
+    }
+
+    fn parse(inex_conf: &Path, conf: &[u8], options: &[String]) -> Result<Excludes> {
+        let mut builder = GitignoreBuilder::new("/");
+        builder.allow_unclosed_class(false);
+        for (index, line) in conf.split(|byte| *byte == b'\n').enumerate() {
+            let wrong = |what: String| Error::Config {
+                path: inex_conf.to_path_buf(),
+                what: format!("line {}: {what}", index + 1),
+            };
+            let line = std::str::from_utf8(line).map_err(|_| wrong("the pattern is not UTF-8".into()))?;
+            let line = line.trim_start_matches('\u{feff}').trim_end_matches('\r');
+            builder.add_line(None, line).map_err(|error| wrong(error.to_string()))?;
+        }
+        for pattern in options {
+            let wrong = |error: ignore::Error| Error::Usage(format!("--exclude {pattern}: {error}"));
+            builder.add_line(None, pattern).map_err(wrong)?;
+        }
+        let matcher = builder.build().map_err(|error| Error::Config {
+            path: inex_conf.to_path_buf(),
+            what: format!("the patterns can't be used together: {error}"),
+        })?;
+        Ok(Excludes { matcher })
+    }
+
+    /// Whether an entry is left out. `path` is absolute; below an excluded directory nothing is asked any more.
+    pub fn excludes(&self, path: &[u8], stat: &Stat) -> bool {
+        !self.matcher.is_empty()
+            && self.matcher.matched(Path::new(std::ffi::OsStr::from_bytes(path)), stat.is_dir()).is_ignore()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::catalog::Kind;
+    use crate::os::process::geteuid;
+
+    fn names(opened: &OpenedPath) -> Vec<&[u8]> {
+        opened.ancestors.iter().map(|ancestor| ancestor.name.as_slice()).collect()
+    }
+
+    #[test]
+    fn parents_are_opened_from_the_root_and_the_last_symlink_is_kept() {
+        let temp = tempfile::tempdir().unwrap();
+        let base = temp.path().canonicalize().unwrap();
+        std::fs::create_dir_all(base.join("real/sub")).unwrap();
+        symlink("real", base.join("link")).unwrap();
+        symlink("sub", base.join("real/inner")).unwrap();
+
+        let opened = open_path(&base.join("link/inner")).unwrap();
+        assert_eq!(opened.path, base.join("real/inner").as_os_str().as_bytes());
+        assert_eq!((opened.stat.kind, opened.name.as_slice()), (Kind::Symlink, &b"inner"[..]));
+        let mut expected: Vec<&[u8]> = vec![b""];
+        let real = base.join("real");
+        expected.extend(real.components().skip(1).map(|c| c.as_os_str().as_bytes()));
+        assert_eq!(names(&opened), expected);
+        assert!(opened.parent().stat.same_file(&DirFd::open(&base.join("real")).unwrap().stat().unwrap()));
+
+        for whole in ["link/", "link/.", "real/sub/.."] {
+            assert_eq!(open_path(&base.join(whole)).unwrap().path, base.join("real").as_os_str().as_bytes(), "{whole}");
+        }
+        let missing = open_path(&base.join("none/x")).unwrap_err();
+        assert!(missing.to_string().contains("none/x"), "{missing}");
+    }
+
+    #[test]
+    fn the_root_itself_is_its_own_last_ancestor() {
+        let opened = open_path(Path::new("/")).unwrap();
+        assert_eq!((opened.path.as_slice(), opened.name.len(), opened.ancestors.len()), (&b"/"[..], 0, 1));
+        assert!(list(&opened.parent().dir).unwrap().entries.iter().any(|(name, _)| name == b"proc"));
+        assert!(open_path(Path::new("")).is_err());
+    }
+
+    #[test]
+    fn a_symlink_in_the_place_of_a_parent_is_refused_when_it_appears_late() {
+        let temp = tempfile::tempdir().unwrap();
+        symlink("/etc", temp.path().join("evil")).unwrap();
+        assert!(DirFd::open(temp.path()).unwrap().open_place(b"evil").is_err());
+    }
+
+    #[test]
+    fn paths_longer_than_4096_bytes_open() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut path = temp.path().canonicalize().unwrap();
+        let mut dir = DirFd::open(&path).unwrap();
+        for _ in 0..20 {
+            let component = "d".repeat(255);
+            dir.mkdir_at(component.as_bytes(), 0o700).unwrap();
+            dir = dir.open_dir(component.as_bytes()).unwrap();
+            path.push(component);
+        }
+        dir.create_file(b"f", 0o600).unwrap();
+        path.push("f");
+        let opened = open_path(&path).unwrap();
+        assert!(opened.path.len() > 5_000);
+        assert_eq!(opened.stat.kind, Kind::File);
+        assert!(opened.parent().stat.same_file(&dir.stat().unwrap()));
+    }
+
+    #[test]
+    fn lists_are_in_byte_order_with_every_kind() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DirFd::open(temp.path()).unwrap();
+        for name in [&b"b"[..], b"a\xff", b"a", b"B", b"a b", &[b'n'; 255]] {
+            dir.create_file(name, 0o640).unwrap();
+        }
+        dir.mknod_at(b"socket", Kind::Socket, 0o600, 0, 0).unwrap();
+        dir.symlink_at(b"gone", b"symlink").unwrap();
+        let listing = list(&dir).unwrap();
+        let found: Vec<&[u8]> = listing.entries.iter().map(|(name, _)| name.as_slice()).collect();
+        assert_eq!(found, [&b"B"[..], b"a", b"a b", b"a\xff", b"b", &[b'n'; 255], b"socket", b"symlink"]);
+        let saved = attr(&listing.entries[7].1);
+        assert_eq!((saved.kind, saved.size), (Kind::Symlink, 4));
+        assert!(listing.failed.is_empty());
+    }
+
+    #[test]
+    fn xattrs_come_sorted_and_unsupported_means_none() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DirFd::open(temp.path()).unwrap();
+        let file = dir.create_file(b"f", 0o600).unwrap();
+        for (name, value) in [(&b"user.z"[..], &b"1"[..]), (b"user.a", b"\0\xff"), (b"user.m", b"")] {
+            xattr::set(xattr::Subject::Fd(file.as_fd()), name, value).unwrap();
+        }
+        let expected: Xattrs = vec![
+            (b"user.a".to_vec(), b"\0\xff".to_vec()),
+            (b"user.m".to_vec(), Vec::new()),
+            (b"user.z".to_vec(), b"1".to_vec()),
+        ];
+        assert_eq!(xattrs_of_fd(&file).unwrap(), expected);
+        assert_eq!(xattrs(xattr::Subject::At(&dir, b"f")).unwrap(), expected);
+        let proc = DirFd::open(Path::new("/proc")).unwrap();
+        assert_eq!(xattrs(xattr::Subject::At(&proc, b"version")).unwrap(), Xattrs::new());
+        assert!(xattrs(xattr::Subject::At(&dir, b"missing")).is_err());
+        if geteuid() != 0 {
+            // Who may not read a file may not read its attributes: that must not look like none.
+            dir.chmod_at(b"f", 0).unwrap();
+            assert!(xattrs(xattr::Subject::At(&dir, b"f")).is_err());
+        }
+    }
+
+    #[test]
+    fn the_backup_dir_and_other_file_systems_are_not_entered() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(temp.path().join("backup")).unwrap();
+        std::fs::create_dir(temp.path().join("data")).unwrap();
+        let dir = DirFd::open(temp.path()).unwrap();
+        let here = dir.stat().unwrap();
+        let (backup, data) = (dir.stat_at(b"backup").unwrap(), dir.stat_at(b"data").unwrap());
+        let root = DirFd::open(Path::new("/")).unwrap();
+        let (top, proc) = (root.stat().unwrap(), root.stat_at(b"proc").unwrap());
+        let stay = Boundaries::new(&temp.path().join("backup"), Crossing::Stay).unwrap();
+        let cross = Boundaries::new(&temp.path().join("backup"), Crossing::Cross).unwrap();
+        for boundaries in [&stay, &cross] {
+            assert_eq!(boundaries.skip(&backup, &here, here.dev).unwrap(), Some(Skip::BackupDir));
+            assert_eq!(boundaries.skip(&data, &here, here.dev).unwrap(), None);
+        }
+        assert_eq!(stay.skip(&proc, &top, top.dev).unwrap(), Some(Skip::OtherFileSystem));
+        assert_eq!(stay.skip(&proc, &top, proc.dev).unwrap(), None, "back on the file system of the start");
+        assert_eq!(cross.skip(&proc, &top, top.dev).unwrap(), None);
+        assert!(!is_own_mount(proc.dev).unwrap());
+        assert!(!is_fuse_mount_point(b"/proc").unwrap());
+    }
+
+    #[test]
+    fn excludes_match_absolute_paths_as_gitignore_does() {
+        let conf = b"# comment\r\n*.o\r\n/home/*/.cache/\n!keep.o\n\n/exact/path\nsub/dir\n\\#literal\n";
+        let excludes = Excludes::parse(Path::new("inex.conf"), conf, &["*.tmp".into(), "/var/tmp/*".into()]).unwrap();
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DirFd::open(temp.path()).unwrap().stat().unwrap();
+        let file = Stat { kind: Kind::File, ..dir };
+        let cases: [(&[u8], &Stat, bool); 16] = [
+            (b"/a/b/c.o", &file, true),
+            (b"/c.o", &file, true),
+            (b"/a/keep.o", &file, false),
+            (b"/home/ann/.cache", &dir, true),
+            (b"/home/ann/.cache", &file, false),
+            (b"/x/home/ann/.cache", &dir, false),
+            (b"/home/ann/sub/.cache", &dir, false),
+            (b"/exact/path", &file, true),
+            (b"/else/exact/path", &file, false),
+            (b"/sub/dir", &dir, true),
+            (b"/x/sub/dir", &dir, false),
+            (b"/x/#literal", &file, true),
+            (b"/x/y.tmp", &dir, true),
+            (b"/var/tmp", &dir, false),
+            (b"/var/tmp/x", &file, true),
+            (b"/x/\xff\xfe.o", &file, true),
+        ];
+        for (path, stat, expected) in cases {
+            assert_eq!(excludes.excludes(path, stat), expected, "{}", String::from_utf8_lossy(path));
+        }
+        assert!(!excludes.excludes(b"/", &dir));
+    }
+
+    #[test]
+    fn a_bad_pattern_is_named_with_its_line() {
+        let wrong = Excludes::parse(Path::new("inex.conf"), b"fine\n[z-a]\n", &[]).unwrap_err();
+        assert!(wrong.to_string().starts_with("inex.conf: line 2: "), "{wrong}");
+        let wrong = Excludes::parse(Path::new("inex.conf"), b"\n\n\xff\n", &[]).unwrap_err();
+        assert!(wrong.to_string().starts_with("inex.conf: line 3: "), "{wrong}");
+        let wrong = Excludes::load(Path::new("/nonexistent"), &["{a".into()]).unwrap_err();
+        assert!(matches!(&wrong, Error::Usage(text) if text.starts_with("--exclude {a: ")), "{wrong}");
+    }
+
+    #[test]
+    fn a_directory_counts_its_saved_subdirectories() {
+        let stat = DirFd::open(Path::new("/")).unwrap().stat().unwrap();
+        assert_eq!(directory_nlink(&Stat { nlink: 1, ..stat }, 7), 1);
+        assert_eq!(directory_nlink(&Stat { nlink: 30, ..stat }, 7), 9);
+    }
+}

@@ -1,0 +1,169 @@
+//! What a version's entries look like, as values: nodes, directories, catalog records and the commit record.
+//!
+//! Pure format code: `codec` turns these values into the bytes of catalog and commit frames (docs/format.md)
+//! and back, and refuses anything that is not exactly such bytes. Catalogs are the truth; the index is made
+//! from them by one function (`index::apply`).
+
+pub mod codec;
+pub mod commit;
+
+use crate::ids::{BlockId, Dirno, FileHash, Logid, Version};
+
+pub use commit::{ArcEntry, ArcRole, CatalogFrame, Commit, VersionInfo};
+
+/// Seconds since 1970 (negative before) and nanoseconds 0..1e9, as in `struct timespec`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Timespec {
+    pub sec: i64,
+    pub nsec: u32,
+}
+
+/// File type; the discriminants are the on-disk codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    File = 1,
+    Dir = 2,
+    Symlink = 3,
+    Fifo = 4,
+    Socket = 5,
+    CharDevice = 6,
+    BlockDevice = 7,
+}
+
+/// What `stat` says of one file or directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attr {
+    pub kind: Kind,
+    /// Permission bits with setuid, setgid and sticky: 0..=0o7777.
+    pub perm: u16,
+    pub uid: u32,
+    pub gid: u32,
+    /// `st_size`: bytes of a file, length of a symlink's target, what the file system said for a directory.
+    pub size: u64,
+    pub mtime: Timespec,
+    pub ctime: Timespec,
+    /// Links as `stat` gave them; a directory's are 2 + saved subdirectories (1 where the file system doesn't count).
+    pub nlink: u32,
+    /// Device number of a device node, (0, 0) otherwise.
+    pub rdev_major: u32,
+    pub rdev_minor: u32,
+    /// Inode number in the source, only to notice changes.
+    pub source_ino: u64,
+}
+
+/// Extended attributes (ACLs are `system.posix_acl_*`), sorted by name, names unique.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// A piece of a file's content; the segments of a file tile `0..size` without gap or overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Segment {
+    /// All `len` plain bytes of one block (`len` > 0, equal to the block's plain length).
+    Data { block: BlockId, len: u32 },
+    /// `len` zero bytes that take no space (`len` > 0).
+    Hole { len: u64 },
+}
+
+impl Segment {
+    pub fn len(&self) -> u64 {
+        match self {
+            Segment::Data { len, .. } => u64::from(*len),
+            Segment::Hole { len } => *len,
+        }
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where a file's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// The whole list (empty for an empty file and for anything but a regular file).
+    Inline(Vec<Segment>),
+    /// Too long for one row: in `ExtentChunk`s that tile `0..size`.
+    Chunked,
+}
+
+/// A stretch of a long file's segments, at most `ExtentChunk::MAX_SEGMENTS` of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtentChunk {
+    pub logid: Logid,
+    /// File offset of the first segment, bytes.
+    pub start: u64,
+    pub segments: Vec<Segment>,
+}
+
+impl ExtentChunk {
+    /// Keeps an encoded chunk below what a `WITHOUT ROWID` row holds without an overflow page (981 bytes).
+    pub const MAX_SEGMENTS: usize = 64;
+}
+
+/// Segments that a node carries itself; longer lists are `Content::Chunked`.
+pub const MAX_INLINE_SEGMENTS: usize = 64;
+
+/// One stored state of anything but a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub logid: Logid,
+    pub attr: Attr,
+    /// Bytes in data segments (not holes): `st_blocks` comes from it.
+    pub data_bytes: u64,
+    /// The ctime was so fresh when the file was read that a later change may not show: read it again next time.
+    pub racy: bool,
+    /// SHA-1 of the content; regular files only.
+    pub sha1: Option<FileHash>,
+    /// Symlinks only.
+    pub target: Vec<u8>,
+    pub xattrs: Xattrs,
+    pub content: Content,
+}
+
+/// One state of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirState {
+    pub attr: Attr,
+    pub xattrs: Xattrs,
+    /// Entries in the directory in this state: a listing with another count is damage.
+    pub children: u64,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Child {
+    Node(Logid),
+    Dir(Dirno),
+}
+
+/// How the `Put`s after a `Dir` record relate to what the directory held before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Listing {
+    /// Only what changed.
+    Delta = 1,
+    /// First part of the complete list: names not put by this and the following `FullMore` parts are gone.
+    Full = 2,
+    /// Next part of a complete list that did not fit one record.
+    FullMore = 3,
+}
+
+/// One record of a catalog frame. Each frame starts with a `Dir` or a record that needs none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// Opens a directory: the following `Put` and `Remove` records are about it. The root is its own parent,
+    /// with an empty name. `state` is absent in all parts of a directory but the last, and in a delta that
+    /// leaves the directory's own attributes and child count as they were.
+    Dir { dirno: Dirno, parent: Dirno, name: Vec<u8>, listing: Listing, state: Option<DirState> },
+    /// `name` stands for `child` from this version on. `node` is there when the state is new (or in a full listing).
+    Put { name: Vec<u8>, child: Child, kind: Kind, node: Option<Box<Node>> },
+    /// `name` is gone from this version on (with all below it, if it was a directory).
+    Remove { name: Vec<u8> },
+    /// Content of a long file, written before the `Put` of its node.
+    Extents(ExtentChunk),
+    /// The version is no longer shown; what only it used may be packed away.
+    RemoveVersion(Version),
+    /// The block is now read from `to` (same plain bytes, same block hash); its name stays `from`.
+    Relocate { from: BlockId, to: BlockId },
+    /// The arc holds no block that is in use; its file is gone or may go.
+    DropArc(crate::ids::ArcSerial),
+}

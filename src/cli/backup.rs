@@ -1,0 +1,160 @@
+//! `assay backup`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::ui::Ui;
+use super::{Context, print, print_json, show};
+use crate::backup::{self, MAX_FIXED_BLOCK, Options, Summary};
+use crate::error::{Error, Exit, Result};
+
+/// Save paths as a new version
+///
+/// Files whose size, mtime, ctime and inode are as in the version before are not read again. Paths that earlier
+/// runs saved and this one does not name stay in the tree as they were. Parents of each path are saved too.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// What to save
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Read every file, changed or not
+    #[arg(long)]
+    full: bool,
+    /// Enter other file systems too
+    #[arg(short = 'X', long = "cross")]
+    cross: bool,
+    /// Cut files into blocks of this size (4KiB to 16MiB) instead of by content: for disk images and databases
+    #[arg(short = 'B', long, value_name = "SIZE", value_parser = block_size)]
+    block_size: Option<u32>,
+    /// A note that `assay versions` shows
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    tag: String,
+    /// Leave out what matches, as a line of .gitignore would; more patterns stand in inex.conf
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// Say what would be saved; write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print each path that is saved
+    #[arg(short, long)]
+    verbose: bool,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    let size = crate::backupdir::config::parse_size(text)?;
+    u32::try_from(size)
+        .ok()
+        .filter(|size| (4096..=MAX_FIXED_BLOCK).contains(size))
+        .ok_or_else(|| "the block size must be between 4KiB and 16MiB".to_string())
+}
+
+pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
+    let dir = context.open()?;
+    let options = Options {
+        paths: args.paths.clone(),
+        full: args.full,
+        cross: args.cross,
+        fixed_block: args.block_size,
+        tag: args.tag.clone(),
+        excludes: args.exclude.clone(),
+        dry_run: args.dry_run,
+    };
+    let ui = Ui::new(context.quiet, (args.dry_run || args.verbose) && !args.json, "Backing up");
+    let done = backup::run(&dir, &options, &ui);
+    ui.finish();
+    let summary = match done {
+        Err(Error::Interrupted) if !ui_was_interrupted(&ui) => {
+            return Err(Error::SelfCheck { what: "the pipeline stopped without a reason".into() });
+        }
+        other => other?,
+    };
+    if args.json {
+        print_json(&as_json(&summary, ui.elapsed()))?;
+    } else if !context.quiet {
+        print(&as_text(&summary, ui.elapsed()))?;
+    }
+    Ok(match summary.info.errors {
+        0 => Exit::Ok,
+        _ if ui.met_damage() => Exit::Damage,
+        _ => Exit::FinishedWithErrors,
+    })
+}
+
+fn ui_was_interrupted(ui: &Ui) -> bool {
+    crate::monitor::Monitor::interrupted(ui)
+}
+
+fn as_text(summary: &Summary, time: Duration) -> String {
+    let info = &summary.info;
+    let counts = format!(
+        "{} new, {} changed, {} removed",
+        show::number(info.new),
+        show::number(info.changed),
+        show::number(info.removed)
+    );
+    let errors = match info.errors {
+        0 => String::new(),
+        n => format!("Errors    {}: see above; the rest is saved\n", show::number(n)),
+    };
+    if summary.version.is_none() {
+        return format!(
+            "Dry run: nothing was written.\nEntries   {counts}\nTo read   {}\n{errors}",
+            show::bytes(info.bytes_read)
+        );
+    }
+    let found = info.blocks_new + info.blocks_deduped;
+    format!(
+        "Version   {}\n\
+         Entries   {counts}\n\
+         Tree      {} files, {} directories, {} others, {}\n\
+         Read      {} in {} ({}/s)\n\
+         Stored    {} in {} arcs; of {} blocks {} were new\n\
+         Ratios    dedup {}, compression {}\n{errors}",
+        info.name,
+        show::number(info.files),
+        show::number(info.dirs),
+        show::number(info.others),
+        show::bytes(info.tree_bytes),
+        show::bytes(info.bytes_read),
+        show::duration(time),
+        show::bytes((info.bytes_read as f64 / time.as_secs_f64().max(0.001)) as u64),
+        show::bytes(summary.arc_bytes),
+        summary.arcs,
+        show::number(found),
+        show::number(info.blocks_new),
+        show::ratio(info.bytes_read, info.plain_bytes),
+        show::ratio(info.plain_bytes, info.stored_bytes),
+    )
+}
+
+fn as_json(summary: &Summary, time: Duration) -> serde_json::Value {
+    let info = &summary.info;
+    json!({
+        "version": summary.version.map(|v| v.0),
+        "name": info.name,
+        "dry_run": summary.version.is_none(),
+        "new": info.new,
+        "changed": info.changed,
+        "removed": info.removed,
+        "errors": info.errors,
+        "files": info.files,
+        "dirs": info.dirs,
+        "others": info.others,
+        "tree_bytes": info.tree_bytes,
+        "bytes_read": info.bytes_read,
+        "blocks_new": info.blocks_new,
+        "blocks_deduped": info.blocks_deduped,
+        "plain_bytes": info.plain_bytes,
+        "stored_bytes": info.stored_bytes,
+        "arc_bytes": summary.arc_bytes,
+        "arcs": summary.arcs,
+        "base_catalog": summary.base,
+        "time_s": time.as_secs_f64(),
+    })
+}

@@ -1,0 +1,168 @@
+//! The command line: one file a command. Only this module prints, reads the environment and asks.
+//!
+//! Invariants: results go to standard output, everything else to standard error; every error is one line with its
+//! code and at most one `help:` line; a closed pipe is no error.
+
+mod backup;
+mod completions;
+mod get;
+mod init;
+mod ls;
+mod mount;
+mod recover;
+mod show;
+mod stats;
+mod ui;
+mod versions;
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+use zeroize::Zeroizing;
+
+use crate::backupdir::BackupDir;
+use crate::error::{Error, Exit, Result};
+use crate::index::Index;
+
+/// Backs up directories and mounts the backups: every block that is read is verified first.
+#[derive(Debug, Parser)]
+#[command(name = "assay", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// The backup dir
+    #[arg(short = 'c', long = "dir", global = true, env = "ASSAY_DIR", value_name = "DIR", default_value = "~/assay")]
+    dir: PathBuf,
+    /// Say only what went wrong
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 ok, 1 failed, 2 usage, 3 finished with errors, 4 damage found, 10 not a backup dir,\n\
+11 locked, 12 wrong key, 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::InitArgs),
+    Backup(backup::BackupArgs),
+    Mount(mount::MountArgs),
+    Get(get::GetArgs),
+    Ls(ls::LsArgs),
+    Versions(versions::VersionsArgs),
+    Stats(stats::StatsArgs),
+    Recover(recover::RecoverArgs),
+    Completions(completions::CompletionsArgs),
+}
+
+/// What every command gets.
+struct Context {
+    dir: PathBuf,
+    quiet: bool,
+}
+
+/// Runs the program; returns its exit code.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { Exit::Usage } else { Exit::Ok };
+        }
+    };
+    start_log();
+    // Whatever an earlier umask says, what we write is for its owner.
+    crate::os::process::set_umask(0o077);
+    let context = Context { dir: home_expanded(cli.dir), quiet: cli.quiet };
+    let done = match &cli.command {
+        Command::Init(args) => init::run(&context, args),
+        Command::Backup(args) => backup::run(&context, args),
+        Command::Mount(args) => mount::run(&context, args),
+        Command::Get(args) => get::run(&context, args),
+        Command::Ls(args) => ls::run(&context, args),
+        Command::Versions(args) => versions::run(&context, args),
+        Command::Stats(args) => stats::run(&context, args),
+        Command::Recover(args) => recover::run(&context, args),
+        Command::Completions(args) => completions::run(args),
+    };
+    match done {
+        Ok(exit) => exit,
+        // The reader of our output went away: that is its choice.
+        Err(Error::Io { op: "print", errno: libc::EPIPE, .. }) => Exit::Ok,
+        Err(e) => {
+            report(&e);
+            e.exit_code()
+        }
+    }
+}
+
+/// Prints an error as docs/errors.md says.
+fn report(error: &Error) {
+    say(&format!("assay: {}: {error}", error.code()));
+    if let Some(help) = error.help() {
+        say(&format!("help: {help}"));
+    }
+}
+
+/// A line for people. Where messages go may be full or gone: that must not change how a run ends.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+fn start_log() {
+    let _ = env_logger::Builder::from_env(env_logger::Env::new().filter_or("ASSAY_LOG", "warn"))
+        .format(|out, record| {
+            let level = record.level().as_str().to_ascii_lowercase();
+            writeln!(out, "assay: {level}: {}", record.args())
+        })
+        .try_init();
+}
+
+fn home_expanded(dir: PathBuf) -> PathBuf {
+    match (dir.strip_prefix("~"), std::env::var_os("HOME")) {
+        (Ok(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => dir,
+    }
+}
+
+/// `ASSAY_PASSPHRASE`, or a question on the terminal.
+fn ask_passphrase(key_file: &Path) -> Option<Zeroizing<String>> {
+    if let Ok(passphrase) = std::env::var("ASSAY_PASSPHRASE") {
+        return Some(Zeroizing::new(passphrase));
+    }
+    if !std::io::stdin().is_terminal() {
+        return None;
+    }
+    let line = crate::os::term::read_hidden_line(&format!("Passphrase of {}: ", key_file.display())).ok()?;
+    std::str::from_utf8(&line).ok().map(|text| Zeroizing::new(text.to_string()))
+}
+
+impl Context {
+    fn open(&self) -> Result<BackupDir> {
+        BackupDir::open(&self.dir, &ask_passphrase)
+    }
+}
+
+/// Opens the index for a command that only reads, and tells when it is behind the arcs.
+fn open_index(dir: &BackupDir) -> Result<Index> {
+    let index = dir.open_index()?;
+    let unknown = dir.unknown_commits(&index)?;
+    if let (Some(first), Some(last)) = (unknown.first(), unknown.last()) {
+        let which = if first == last { first.to_string() } else { format!("{first} to {last}") };
+        log::warn!("the index does not know {which} yet: the next backup, or `assay recover`, adds what is missing");
+    }
+    Ok(index)
+}
+
+/// Prints to standard output.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::io("print", "standard output", &e))
+}
+
+/// Prints a value as JSON, one line.
+fn print_json(value: &serde_json::Value) -> Result<()> {
+    print(&format!("{value}\n"))
+}

@@ -1,0 +1,251 @@
+//! `assay mount`: the versions of a backup as read-only trees in which each read is verified.
+
+use std::cell::Cell;
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+
+use super::show;
+use super::{Context, open_index};
+use crate::backupdir::{BackupDir, config::parse_size};
+use crate::error::{Error, Exit, Result};
+use crate::fuse::{Access, Caching};
+use crate::mount::{self, MountOptions, Ownership};
+use crate::os::process::{Side, Started, Starter, daemonize};
+use crate::store::{Heal, Summary};
+use crate::tree::View;
+
+/// Show all versions as read-only trees below MNT and verify every block that is read.
+///
+/// MNT/latest is the newest version, MNT/YYYY-MM-DD-HHMM-rN each of them, with full paths below:
+/// MNT/latest/home/ann/notes. New backups appear while mounted. What is read is exactly what was backed up;
+/// where stored bytes are damaged the read fails with an I/O error instead, and the message names the place. So
+/// `diff -r --no-dereference /home/ann MNT/latest/home/ann` proves that a restore would bring everything back.
+///
+/// The mount ends with Ctrl-C, `fusermount3 -u MNT` or `umount MNT`, and then says what was read and verified.
+/// SIGUSR1 makes it say so at once. Exit code 4 means that damage was met.
+#[derive(Debug, Clone, Args)]
+pub struct MountArgs {
+    /// An existing directory outside of the backup dir.
+    #[arg(value_name = "MNT")]
+    pub point: PathBuf,
+    /// Let other users in too, each as far as the saved permissions go.
+    ///
+    /// Unless root mounts, /etc/fuse.conf must say `user_allow_other`.
+    #[arg(short = 'a', long)]
+    pub allow_other: bool,
+    /// Show all files as yours, so that you can read what belonged to others.
+    #[arg(long, conflicts_with = "allow_other")]
+    pub owner_me: bool,
+    /// Show in each version only what that backup saved as new or changed.
+    #[arg(long)]
+    pub changed: bool,
+    /// Show only this version: r3, 3, latest or a folder name.
+    #[arg(short = 'r', long, value_name = "REV")]
+    pub rev: Option<String>,
+    /// Keep nothing in the kernel's page cache: what is read again is verified again, unless that was within the
+    /// last second.
+    #[arg(long)]
+    pub direct: bool,
+    /// What to do about a block that fails verification: `on` reads it again past the page cache, `off` shows the
+    /// damage as it is. Nothing is repaired on the disk either way.
+    #[arg(long, value_name = "WHEN", default_value = "on")]
+    pub heal: HealArg,
+    /// Memory for verified blocks.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
+    pub cache_mem: u64,
+    /// Return once the mount is ready and go on in the background; messages go to logs/mount.log of the backup dir.
+    #[arg(long)]
+    pub background: bool,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HealArg {
+    On,
+    Off,
+}
+
+impl MountArgs {
+    fn options(&self) -> MountOptions {
+        MountOptions {
+            access: if self.allow_other { Access::Everyone } else { Access::Owner },
+            caching: if self.direct { Caching::Direct } else { Caching::PageCache },
+            ownership: if self.owner_me { Ownership::Mounter } else { Ownership::Saved },
+            view: if self.changed { View::Changed } else { View::Whole },
+            version: self.rev.clone(),
+            heal: match self.heal {
+                HealArg::On => Heal::On,
+                HealArg::Off => Heal::Off,
+            },
+            cache_bytes: self.cache_mem,
+            threads: 0,
+        }
+    }
+}
+
+/// Runs until the mount ends (or, with `--background`, until it is ready).
+pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
+    let backup = context.open()?;
+    let point = mount::check_point(backup.path(), &args.point)?;
+    if !args.background {
+        let summary = serve(context, &backup, &point, args, || {
+            if !context.quiet {
+                super::say(&format!("{} is mounted on {}; Ctrl-C ends it", backup.path().display(), point.display()));
+            }
+            Ok(())
+        })?;
+        return Ok(exit(&summary));
+    }
+    let failed = |error: &std::io::Error| Error::io("go into the background at", point.clone(), error);
+    // No thread and no open index may exist before this.
+    match daemonize().map_err(|error| failed(&error))? {
+        Side::Front(waiter) => match waiter.wait().map_err(|error| failed(&error))? {
+            Started::Ready => Ok(Exit::Ok),
+            Started::Failed(code, message) => {
+                eprint!("{message}");
+                Ok(exit_of(code))
+            }
+            Started::Died => Ok(Exit::Failed),
+        },
+        Side::Back(starter) => {
+            let starter = Cell::new(Some(starter));
+            let result = serve(context, &backup, &point, args, || match starter.take() {
+                Some(starter) => leave_terminal(starter, backup.path()).map_err(|error| failed(&error)),
+                None => Ok(()),
+            });
+            match (result, starter.take()) {
+                // The front process says it, for the terminal is its own.
+                (Err(error), Some(starter)) => {
+                    let help = error.help().map_or_else(String::new, |help| format!("help: {help}\n"));
+                    let message = format!("assay: {}: {error}\n{help}", error.code());
+                    starter.failed(error.exit_code() as u8, &message).map_err(|error| failed(&error))?;
+                    Ok(error.exit_code())
+                }
+                (result, _) => Ok(exit(&result?)),
+            }
+        }
+    }
+}
+
+fn serve(
+    context: &Context,
+    backup: &BackupDir,
+    point: &Path,
+    args: &MountArgs,
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<Summary> {
+    let index = Arc::new(open_index(backup)?);
+    let keys = backup.keys().clone();
+    let show = |title: &str, summary: &Summary| {
+        if args.json {
+            // A closed stdout is no reason to fail.
+            let _ = serde_json::to_string(summary).map(|line| writeln!(std::io::stdout().lock(), "{line}"));
+        } else if !context.quiet || summary.damage > 0 {
+            super::say(summary_text(title, summary).trim_end());
+        }
+    };
+    let summary = mount::serve(backup.path(), keys, index, point, &args.options(), ready, |summary| {
+        show(&format!("{} so far", point.display()), summary);
+    })?;
+    show(&format!("{} is unmounted", point.display()), &summary);
+    Ok(summary)
+}
+
+fn leave_terminal(starter: Starter, dir: &Path) -> std::io::Result<()> {
+    let log = open_log(dir).or_else(|_| OpenOptions::new().write(true).open("/dev/null"))?;
+    std::env::set_current_dir("/")?;
+    starter.ready(&log)
+}
+
+fn open_log(dir: &Path) -> std::io::Result<File> {
+    let logs = dir.join("logs");
+    std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&logs)?;
+    OpenOptions::new().create(true).append(true).mode(0o600).open(logs.join("mount.log"))
+}
+
+fn exit(summary: &Summary) -> Exit {
+    if summary.damage > 0 { Exit::Damage } else { Exit::Ok }
+}
+
+fn exit_of(code: u8) -> Exit {
+    let known = [
+        Exit::Ok,
+        Exit::Failed,
+        Exit::Usage,
+        Exit::FinishedWithErrors,
+        Exit::Damage,
+        Exit::NotABackupDir,
+        Exit::Locked,
+        Exit::WrongKey,
+        Exit::Interrupted,
+    ];
+    known.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Exit::Failed)
+}
+
+fn summary_text(title: &str, summary: &Summary) -> String {
+    let mut text = format!("{title}\n");
+    let at_least = if summary.files_inexact { "at least " } else { "" };
+    // Writing to a String can't fail.
+    let _ = writeln!(
+        text,
+        "  read      {at_least}{} files, {at_least}{} of them wholly; {}",
+        show::number(summary.files_read),
+        show::number(summary.files_wholly_read),
+        show::bytes(summary.bytes_read)
+    );
+    let (blocks, bytes) = (show::number(summary.blocks_verified), show::bytes(summary.bytes_verified));
+    let _ = writeln!(text, "  verified  {blocks} blocks, {bytes}");
+    match (summary.damage, summary.healed) {
+        (0, _) => text.push_str("  damage    none met\n"),
+        (damage, healed) => {
+            let _ = writeln!(text, "  damage    {damage} places, {healed} of them right when read again");
+        }
+    }
+    for met in &summary.places {
+        let path = if met.path.is_empty() { "(path unknown)" } else { &met.path };
+        let version = met.version.map_or_else(String::new, |version| format!(" in r{version}"));
+        let healed = if met.healed { " (right when read again)" } else { "" };
+        let _ = writeln!(text, "    {} {path}{version}: {}{healed}", met.code, met.what);
+    }
+    if (summary.places.len() as u64) < summary.damage {
+        let _ = writeln!(text, "    … and {} more", summary.damage - summary.places.len() as u64);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Met;
+
+    #[test]
+    fn the_summary_names_each_damaged_place() {
+        let place = Met {
+            code: "ARC_TAG_MISMATCH",
+            path: "/home/ann/x".into(),
+            version: Some(3),
+            what: "arc.3.1 frame 7".into(),
+            healed: true,
+        };
+        let summary = Summary { damage: 2, healed: 1, places: vec![place], ..Summary::default() };
+        let text = summary_text("mnt", &summary);
+        assert!(text.contains("ARC_TAG_MISMATCH /home/ann/x in r3: arc.3.1 frame 7 (right when read again)"), "{text}");
+        assert!(text.contains("2 places, 1 of them right") && text.contains("and 1 more"), "{text}");
+        assert_eq!(exit(&summary), Exit::Damage);
+        assert!(summary_text("mnt", &Summary::default()).contains("damage    none met"));
+    }
+
+    #[test]
+    fn exit_codes_survive_the_way_through_the_fork() {
+        assert_eq!(exit_of(Exit::WrongKey as u8), Exit::WrongKey);
+        assert_eq!(exit_of(99), Exit::Failed);
+    }
+}

@@ -1,0 +1,79 @@
+//! `assay recover`.
+
+use clap::Args;
+use serde_json::json;
+
+use super::ui::Ui;
+use super::{Context, print, print_json, show};
+use crate::error::{Exit, Result};
+use crate::recover::{self, Recovered};
+
+/// Rebuild the index from the arcs and key.conf
+///
+/// Needs nothing but the arc files and key.conf. An index that is there is kept beside the new one as
+/// index.db.bad. Says which directories can't be shown when parts of the catalog are damaged.
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
+    let dir = context.open()?;
+    let ui = Ui::new(context.quiet, false, "Recovering");
+    let done = recover::run(&dir, &ui);
+    ui.finish();
+    let found = done?;
+    if args.json {
+        print_json(&as_json(&found))?;
+    } else {
+        print(&as_text(&found))?;
+    }
+    let whole = found.lost.is_empty() && found.lost_arcs.is_empty() && found.lost_runs.is_empty();
+    Ok(if whole { Exit::Ok } else { Exit::Damage })
+}
+
+fn as_text(found: &Recovered) -> String {
+    let mut text = format!("Recovered {} versions.\n", found.versions.len());
+    if let Some(path) = &found.old_index {
+        text += &format!("The old index is kept as {}.\n", path.display());
+    }
+    for (version, error) in &found.lost_runs {
+        text += &format!("{version} is lost: {error}\n");
+    }
+    for lost in &found.lost {
+        let (version, dirs) = (lost.version, show::number(lost.count));
+        text += &format!("{version}: {dirs} directories can't be listed: {}\n", lost.frame.error);
+        for path in &lost.paths {
+            text += &format!("  {}\n", show::path(path));
+        }
+    }
+    for (arc, error) in &found.lost_arcs {
+        text += &format!("The blocks of {arc} can't be read: {error}\n");
+    }
+    if found.uncommitted_arcs > 0 {
+        text += &format!(
+            "{} arcs belong to no commit: a backup was cut, or its arc.V.0 is lost. They are left alone.\n",
+            found.uncommitted_arcs
+        );
+    }
+    text
+}
+
+fn as_json(found: &Recovered) -> serde_json::Value {
+    json!({
+        "versions": found.versions.iter().map(|v| v.0).collect::<Vec<_>>(),
+        "lost_versions": found.lost_runs.iter().map(|(v, e)| json!({"version": v.0, "error": e.to_string()})).collect::<Vec<_>>(),
+        "lost_frames": found.lost.iter().map(|lost| json!({
+            "version": lost.version.0,
+            "arc": lost.frame.arc.to_string(),
+            "frame": lost.frame.frame.0,
+            "directories": lost.paths.iter().map(|p| show::path(p)).collect::<Vec<_>>(),
+            "error": lost.frame.error.to_string(),
+        })).collect::<Vec<_>>(),
+        "lost_arcs": found.lost_arcs.iter().map(|(arc, e)| json!({"arc": arc.to_string(), "error": e.to_string()})).collect::<Vec<_>>(),
+        "uncommitted_arcs": found.uncommitted_arcs,
+        "old_index": found.old_index.as_ref().map(|p| p.display().to_string()),
+    })
+}

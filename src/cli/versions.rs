@@ -1,0 +1,74 @@
+//! `assay versions`.
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Context, open_index, print, print_json, show};
+use crate::error::{Exit, Result};
+use crate::index::VersionRow;
+
+/// List the versions, oldest first
+#[derive(Debug, Args)]
+pub struct VersionsArgs {
+    /// Print an array with all that is known of each version
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(context: &Context, args: &VersionsArgs) -> Result<Exit> {
+    let versions = open_index(&context.open()?)?.versions()?;
+    if args.json {
+        print_json(&versions.iter().map(as_json).collect())?;
+        return Ok(Exit::Ok);
+    }
+    let mut text = String::new();
+    if versions.is_empty() {
+        text += "No versions yet: make one with `assay backup PATH`.\n";
+    }
+    for row in &versions {
+        let info = &row.info;
+        let paths: Vec<String> = info.paths.iter().map(|p| show::path(p)).collect();
+        let tag = if info.tag.is_empty() { String::new() } else { format!("  [{}]", info.tag) };
+        text += &format!(
+            "{:<6} {}  {:>11} files  {:>11}  +{} ~{} -{}{}  {}{tag}\n",
+            row.version.to_string(),
+            show::time(info.started),
+            show::number(info.files),
+            show::bytes(info.tree_bytes),
+            show::number(info.new),
+            show::number(info.changed),
+            show::number(info.removed),
+            if info.errors > 0 { format!("  {} errors", info.errors) } else { String::new() },
+            paths.join(" "),
+        );
+    }
+    print(&text)?;
+    Ok(Exit::Ok)
+}
+
+fn as_json(row: &VersionRow) -> serde_json::Value {
+    let info = &row.info;
+    json!({
+        "version": row.version.0,
+        "name": info.name,
+        "started_s": info.started.sec,
+        "finished_s": info.finished.sec,
+        "tag": info.tag,
+        "host": info.host,
+        "paths": info.paths.iter().map(|p| show::path(p)).collect::<Vec<_>>(),
+        "files": info.files,
+        "dirs": info.dirs,
+        "others": info.others,
+        "tree_bytes": info.tree_bytes,
+        "new": info.new,
+        "changed": info.changed,
+        "removed": info.removed,
+        "errors": info.errors,
+        "bytes_read": info.bytes_read,
+        "blocks_new": info.blocks_new,
+        "blocks_deduped": info.blocks_deduped,
+        "plain_bytes": info.plain_bytes,
+        "stored_bytes": info.stored_bytes,
+        "base_catalog": row.base,
+    })
+}

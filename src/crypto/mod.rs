@@ -1,0 +1,216 @@
+//! Keys, the AEAD and the block hash. Pure code, no I/O but `/dev/urandom` through getrandom.
+//!
+//! Invariants: every key comes from the master key by HKDF-SHA256 (RFC 5869) with an `info` of its own; each arc
+//! has a key of its own (random salt), and a nonce is a frame number within it, so (key, nonce) never repeats as
+//! long as no arc is appended to after it was closed or cut. Keys are wiped when dropped.
+
+pub mod keyfile;
+
+use aes_gcm::aead::AeadInOut;
+use aes_gcm::{Aes256Gcm, KeyInit, Nonce, Tag};
+use hkdf::Hkdf;
+use hmac::{Hmac, Mac};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::ids::{ArcId, ArcSalt, BackupId, BlockHash, FileHash};
+
+/// Bytes of an AES-GCM tag (NIST SP 800-38D).
+pub const TAG_LEN: usize = 16;
+
+/// The 256-bit key from which all others are derived.
+pub type MasterKey = Zeroizing<[u8; 32]>;
+
+/// All keys of one backup dir.
+pub struct Keys {
+    backup_id: BackupId,
+    arcs: Hkdf<Sha256>,
+    block_hash: Hmac<Sha1>,
+    index_key: Zeroizing<[u8; 48]>,
+    chunker_seed: u64,
+}
+
+impl Keys {
+    pub fn new(master: &MasterKey, backup_id: BackupId) -> Keys {
+        let hkdf = Hkdf::<Sha256>::new(Some(&backup_id.0), master.as_slice());
+        let mut hash_key = derive::<32>(&hkdf, b"assay block hash v1");
+        let block_hash = new_hmac(hash_key.as_slice());
+        hash_key.zeroize();
+        let seed = derive::<8>(&hkdf, b"assay chunker seed v1");
+        Keys {
+            backup_id,
+            block_hash,
+            index_key: derive(&hkdf, b"assay index v1"),
+            chunker_seed: u64::from_le_bytes(*seed),
+            arcs: hkdf,
+        }
+    }
+
+    pub fn backup_id(&self) -> BackupId {
+        self.backup_id
+    }
+
+    /// HMAC-SHA1 of plain bytes: the identity of a block in this backup dir.
+    pub fn block_hash(&self, plain: &[u8]) -> BlockHash {
+        let mut mac = self.block_hash.clone();
+        mac.update(plain);
+        BlockHash(mac.finalize().into_bytes().into())
+    }
+
+    /// SQLCipher's raw key (32 bytes) and salt (16 bytes).
+    pub fn index_key(&self) -> Zeroizing<[u8; 48]> {
+        self.index_key.clone()
+    }
+
+    /// Shifts the chunker's cut points, which only hampers fingerprinting by block sizes.
+    pub fn chunker_seed(&self) -> u64 {
+        self.chunker_seed
+    }
+
+    /// The cipher for all frames of one arc.
+    pub fn arc_cipher(&self, id: ArcId, salt: &ArcSalt) -> ArcCipher {
+        let mut info = b"assay arc v1".to_vec();
+        info.extend_from_slice(&id.0);
+        info.extend_from_slice(&salt.0);
+        let key = derive::<32>(&self.arcs, &info);
+        ArcCipher { backup_id: self.backup_id, arc_id: id, aead: Aes256Gcm::new((&*key).into()) }
+    }
+}
+
+fn derive<const N: usize>(hkdf: &Hkdf<Sha256>, info: &[u8]) -> Zeroizing<[u8; N]> {
+    let mut out = Zeroizing::new([0; N]);
+    match hkdf.expand(info, out.as_mut_slice()) {
+        Ok(()) => out,
+        Err(_) => unreachable!("HKDF-SHA256 gives up to 8,160 bytes, {N} were asked for"),
+    }
+}
+
+fn new_hmac(key: &[u8]) -> Hmac<Sha1> {
+    match <Hmac<Sha1> as hmac::KeyInit>::new_from_slice(key) {
+        Ok(mac) => mac,
+        Err(_) => unreachable!("HMAC takes keys of any length"),
+    }
+}
+
+/// What a sealed record is for; part of the nonce, so that no two records of an arc share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Domain {
+    Frame = 0,
+    Header = 1,
+    Footer = 2,
+    Trailer = 3,
+}
+
+/// AES-256-GCM under the key of one arc, bound to the backup dir and the arc by the associated data.
+pub struct ArcCipher {
+    backup_id: BackupId,
+    arc_id: ArcId,
+    aead: Aes256Gcm,
+}
+
+impl ArcCipher {
+    pub fn arc_id(&self) -> ArcId {
+        self.arc_id
+    }
+
+    /// Encrypts in place. `number` is the frame number (0 outside `Domain::Frame`).
+    pub fn seal(&self, domain: Domain, number: u32, header: &[u8], bytes: &mut [u8]) -> [u8; TAG_LEN] {
+        let sealed =
+            self.aead.encrypt_inout_detached(&nonce(domain, number), &self.associated_data(header), bytes.into());
+        match sealed {
+            Ok(tag) => tag.into(),
+            Err(_) => unreachable!("AES-GCM seals up to 64 GiB, a frame is at most 64 MiB"),
+        }
+    }
+
+    /// Decrypts in place and tells whether the tag matches; on false the bytes must not be used.
+    #[must_use]
+    pub fn open(&self, domain: Domain, number: u32, header: &[u8], bytes: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
+        let tag = Tag::from(*tag);
+        self.aead
+            .decrypt_inout_detached(&nonce(domain, number), &self.associated_data(header), bytes.into(), &tag)
+            .is_ok()
+    }
+
+    fn associated_data(&self, header: &[u8]) -> Vec<u8> {
+        let mut aad = Vec::with_capacity(40 + header.len());
+        aad.extend_from_slice(b"assay v1");
+        aad.extend_from_slice(&self.backup_id.0);
+        aad.extend_from_slice(&self.arc_id.0);
+        aad.extend_from_slice(header);
+        aad
+    }
+}
+
+fn nonce(domain: Domain, number: u32) -> Nonce<aes_gcm::aead::consts::U12> {
+    let mut bytes = [0; 12];
+    let (domain_bytes, rest) = bytes.split_at_mut(4);
+    domain_bytes.copy_from_slice(&(domain as u32).to_be_bytes());
+    rest.copy_from_slice(&u64::from(number).to_be_bytes());
+    Nonce::from(bytes)
+}
+
+/// Running SHA-1 of a whole file.
+#[derive(Clone, Default)]
+pub struct FileHasher(Sha1);
+
+impl FileHasher {
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+    pub fn finish(self) -> FileHash {
+        FileHash(self.0.finalize().into())
+    }
+}
+
+/// SHA-256 of some bytes.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+/// Fills an array with random bytes from the operating system.
+pub fn random<const N: usize>() -> std::io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|e| std::io::Error::other(e.to_string()))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(byte: u8) -> Keys {
+        Keys::new(&Zeroizing::new([byte; 32]), BackupId([9; 16]))
+    }
+
+    #[test]
+    fn block_hash_depends_on_the_key_and_file_hash_is_plain_sha1() {
+        assert_ne!(keys(1).block_hash(b"abc"), keys(2).block_hash(b"abc"));
+        let mut hasher = FileHasher::default();
+        hasher.update(b"abc");
+        // FIPS 180-1, appendix A.
+        assert_eq!(hasher.finish().to_string(), "a9993e364706816aba3e25717850c26c9cd0d89d");
+    }
+
+    #[test]
+    fn a_sealed_record_opens_only_in_its_own_place() {
+        let keys = keys(1);
+        let salt = ArcSalt([3; 32]);
+        let cipher = keys.arc_cipher(ArcId([1; 16]), &salt);
+        let mut bytes = b"plain".to_vec();
+        let tag = cipher.seal(Domain::Frame, 7, b"header", &mut bytes);
+        let opens = |cipher: &ArcCipher, domain, number, header: &[u8]| {
+            cipher.open(domain, number, header, &mut bytes.clone(), &tag)
+        };
+        assert!(opens(&cipher, Domain::Frame, 7, b"header"));
+        assert!(!opens(&cipher, Domain::Frame, 8, b"header"));
+        assert!(!opens(&cipher, Domain::Footer, 7, b"header"));
+        assert!(!opens(&cipher, Domain::Frame, 7, b"other"));
+        assert!(!opens(&keys.arc_cipher(ArcId([2; 16]), &salt), Domain::Frame, 7, b"header"));
+        assert!(!opens(&keys.arc_cipher(ArcId([1; 16]), &ArcSalt([4; 32])), Domain::Frame, 7, b"header"));
+        let other_backup = Keys::new(&Zeroizing::new([1; 32]), BackupId([8; 16]));
+        assert!(!opens(&other_backup.arc_cipher(ArcId([1; 16]), &salt), Domain::Frame, 7, b"header"));
+    }
+}

@@ -1,0 +1,128 @@
+//! docs/errors.md: every code with its errno and exit code.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{file, table};
+use crate::error::{Damage, Error, Exit, Place};
+use crate::ids::{ArcName, BlockHash, Dirno, FileHash, Logid, Version};
+
+fn all_damage() -> Vec<Damage> {
+    let every = vec![
+        Damage::Missing,
+        Damage::Truncated { wanted_bytes: 2, found_bytes: 1 },
+        Damage::BadHeader,
+        Damage::BadTrailer,
+        Damage::WrongFrame,
+        Damage::BadTag,
+        Damage::BadCompression,
+        Damage::HashMismatch { expected: BlockHash([0; 20]), found: BlockHash([1; 20]) },
+        Damage::BadRecord("what"),
+        Damage::Unreadable(libc::EIO),
+    ];
+    every
+}
+
+fn all_errors() -> Vec<Error> {
+    let path = || std::path::PathBuf::from("/p");
+    let place = || Place { arc: ArcName { version: Version(3), number: 1 }, frame: None, block: None, offset: 0 };
+    let (what, version) = (String::from("what"), Version(3));
+    let mut every = vec![
+        Error::Io { op: "read", path: path(), errno: libc::ENOENT },
+        Error::IndexDamaged { path: path(), what: what.clone() },
+        Error::IndexRow { path: path(), what: what.clone() },
+        Error::IndexIo { path: path(), what: what.clone() },
+        Error::IndexTooNew { path: path(), found: 2, known: 1 },
+        Error::DirectoryLost { dirno: Dirno(1), version },
+        Error::ExtentsLost { logid: Logid(16), offset: 0 },
+        Error::FileHashMismatch { path: b"/p".to_vec(), expected: FileHash([0; 20]), found: FileHash([1; 20]) },
+        Error::NotABackupDir { path: path() },
+        Error::NotEmpty { path: path() },
+        Error::Locked { path: path(), holder: "1".into() },
+        Error::KeyWrong { path: path() },
+        Error::KeyDamaged { path: path(), what: "what" },
+        Error::PassphraseWrong { path: path() },
+        Error::PassphraseMissing { path: path() },
+        Error::Config { path: path(), what: what.clone() },
+        Error::CommitDamaged { run: version, what: what.clone() },
+        Error::Usage(what.clone()),
+        Error::NoVersion("r9".into()),
+        Error::NoPath { path: b"/p".to_vec(), version },
+        Error::VersionGone { version },
+        Error::SelfCheck { what: what.clone() },
+        Error::Unsupported { path: path(), what: what.clone() },
+        Error::Mount { path: path(), what },
+        Error::Interrupted,
+    ];
+    every.extend(all_damage().into_iter().map(|damage| Error::Arc { place: place(), damage }));
+    every
+}
+
+/// Codes as the source of error.rs spells them: a new variant can't be forgotten above.
+fn codes_in_source() -> BTreeSet<String> {
+    file("src/error.rs")
+        .lines()
+        .filter_map(|line| Some(line.split_once("=> \"")?.1.split_once('"')?.0.to_string()))
+        .filter(|code| code.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
+        .collect()
+}
+
+fn errno_name(errno: i32) -> &'static str {
+    match errno {
+        libc::EIO => "EIO",
+        libc::ENOENT => "ENOENT",
+        libc::ESTALE => "ESTALE",
+        libc::EINTR => "EINTR",
+        libc::EINVAL => "EINVAL",
+        libc::EBUSY => "EBUSY",
+        _ => panic!("errno {errno} has no name here"),
+    }
+}
+
+#[test]
+fn every_code_is_documented_with_its_errno_and_exit_code() {
+    let text = file("docs/errors.md");
+    let mut documented = BTreeMap::new();
+    for (heading, header) in [
+        ("## Damage of arcs", "| code | what is wrong | errno | exit | what to do |"),
+        ("## Damage of the index and of the catalog", "| code | what is wrong | errno | exit | what to do |"),
+        ("## Other errors", "| code | meaning | errno | exit | what to do |"),
+    ] {
+        for row in table(&text, heading, header) {
+            let [code, meaning, errno, exit, todo] = row.try_into().unwrap();
+            assert!(!meaning.is_empty() && !todo.is_empty(), "{code}");
+            assert_eq!(documented.insert(code.clone(), (errno, exit)), None, "{code} stands there twice");
+        }
+    }
+    let coded: BTreeMap<String, (String, String)> = all_errors()
+        .iter()
+        .map(|e| (e.code().to_string(), (errno_name(e.errno()).to_string(), (e.exit_code() as u8).to_string())))
+        .collect();
+    assert_eq!(coded, documented);
+    assert_eq!(coded.into_keys().collect::<BTreeSet<_>>(), codes_in_source());
+}
+
+#[test]
+fn damage_is_exactly_what_exits_4() {
+    assert!(all_errors().iter().all(|e| e.is_damage() == (e.exit_code() == Exit::Damage)));
+}
+
+#[test]
+fn every_exit_code_is_documented() {
+    let documented: BTreeSet<u8> = table(&file("docs/errors.md"), "## Exit codes", "| exit | meaning |")
+        .iter()
+        .map(|row| row.first().unwrap().parse().unwrap())
+        .collect();
+    let source = file("src/error.rs");
+    let (_, body) = source.split_once("pub enum Exit {").unwrap();
+    let coded: BTreeSet<u8> = body
+        .split_once('}')
+        .unwrap()
+        .0
+        .lines()
+        .filter_map(|line| line.split_once(" = ")?.1.trim_end_matches(',').parse().ok())
+        .collect();
+    assert_eq!(coded, documented);
+    let help = <crate::cli::Cli as clap::CommandFactory>::command().get_after_help().unwrap().to_string();
+    let words: Vec<&str> = help.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+    assert!(coded.iter().all(|code| words.contains(&code.to_string().as_str())), "{help}");
+}

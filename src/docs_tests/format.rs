@@ -1,0 +1,354 @@
+//! docs/format.md: constants, offsets, codes, derived keys and examples against the code.
+
+use aes_gcm::aead::AeadInOut;
+use aes_gcm::{Aes256Gcm, KeyInit, Nonce};
+use hkdf::Hkdf;
+use hmac::{Hmac, Mac};
+use sha1::Sha1;
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use super::{file, table};
+use crate::arc::{
+    ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, Codec, FRAME_HEADER_LEN, FrameInfo, FrameKind, shell,
+    writer,
+};
+use crate::catalog::codec::{Encoder, encode_record};
+use crate::catalog::{ArcRole, Attr, Child, Content, ExtentChunk, Kind, Listing, Node, Record, Timespec};
+use crate::crypto::{Domain, Keys};
+use crate::ids::{ArcId, ArcName, ArcSalt, ArcSerial, BackupId, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
+
+const MASTER: [u8; 32] = [0x5a; 32];
+const ID: BackupId = BackupId([0xb1; 16]);
+const LAYOUT: &str = "| offset | bytes | field |";
+
+fn page() -> String {
+    file("docs/format.md")
+}
+
+fn keys() -> Keys {
+    Keys::new(&Zeroizing::new(MASTER), ID)
+}
+
+/// (offset, length) of each field of a layout table, which must tile `0..total`.
+fn layout(heading: &str, total: usize) -> impl Fn(&str) -> std::ops::Range<usize> {
+    let mut at = 0;
+    let fields: Vec<(String, std::ops::Range<usize>)> = table(&page(), heading, LAYOUT)
+        .into_iter()
+        .map(|row| {
+            let (offset, bytes): (usize, usize) = (row[0].parse().unwrap(), row[1].parse().unwrap());
+            assert_eq!(offset, at, "{heading}: {row:?} does not begin where the field before ends");
+            at += bytes;
+            (row[2].clone(), offset..at)
+        })
+        .collect();
+    assert_eq!(at, total, "{heading}: the fields do not add up");
+    let heading = heading.to_string();
+    move |start| {
+        let mut found = fields.iter().filter(|(name, _)| name.starts_with(start));
+        let range = found.next().unwrap_or_else(|| panic!("{heading}: no field {start}")).1.clone();
+        assert!(found.next().is_none(), "{heading}: two fields {start}");
+        range
+    }
+}
+
+#[test]
+fn the_arc_header_is_laid_out_as_described() {
+    let (id, salt) = (ArcId([0x1d; 16]), ArcSalt([0x5a; 32]));
+    let name = ArcName { version: Version(0x01_02_03), number: 0x0405_0607 };
+    let bytes = ArcHeader { name, role: ArcRole::Catalog, id, salt }.encode(&keys());
+    let at = layout("### Arc header", ARC_HEADER_LEN);
+    assert_eq!(&bytes[at("magic")], b"ASSAYARC");
+    assert_eq!(bytes[at("format version")], shell::FORMAT.to_le_bytes());
+    for zeros in ["compatible", "read-only", "incompatible"] {
+        assert_eq!(bytes[at(zeros)], [0, 0]);
+    }
+    assert_eq!(bytes[at("role")], [2]);
+    assert_eq!(bytes[at("V of")], [3, 2, 1, 0]);
+    assert_eq!(bytes[at("N of")], [7, 6, 5, 4]);
+    assert_eq!(bytes[at("backup id")], ID.0);
+    assert_eq!(bytes[at("arc id")], id.0);
+    assert_eq!(bytes[at("salt")], salt.0);
+    let tag = at("tag");
+    assert_eq!(bytes[tag.clone()], described_seal(id, salt, "arc header", 0, &bytes[..tag.start], &[]));
+}
+
+#[test]
+fn the_arc_trailer_is_laid_out_as_described() {
+    let (id, salt) = (ArcId([0x1d; 16]), ArcSalt([0x5a; 32]));
+    let trailer = ArcTrailer {
+        role: ArcRole::Data,
+        id,
+        salt,
+        footer_offset: 0x0102_0304_0506,
+        footer_len: 0x0708,
+        frames: 0x090a,
+    };
+    let bytes = trailer.encode(&keys());
+    let at = layout("### Arc trailer", ARC_TRAILER_LEN);
+    assert_eq!(&bytes[at("magic")], b"ASSAYEND");
+    assert_eq!((bytes[at("role")].to_vec(), bytes[at("format version")].to_vec()), (vec![1], vec![1, 0]));
+    assert_eq!((&bytes[at("arc id")], &bytes[at("salt")]), (&id.0[..], &salt.0[..]));
+    assert_eq!(bytes[at("offset of")], [6, 5, 4, 3, 2, 1, 0, 0]);
+    assert_eq!(
+        (bytes[at("length of")].to_vec(), bytes[at("number of")].to_vec()),
+        (vec![8, 7, 0, 0], vec![10, 9, 0, 0])
+    );
+    let tag = at("tag");
+    assert_eq!(bytes[tag.clone()], described_seal(id, salt, "arc trailer", 0, &bytes[..tag.start], &[]));
+}
+
+#[test]
+fn frame_header_and_frame_table_are_laid_out_as_described() {
+    let info = FrameInfo {
+        kind: FrameKind::Catalog,
+        codec: Codec::Zstd,
+        stored_len: 0x0102,
+        plain_len: 0x0304,
+        hash: BlockHash([0xaa; 20]),
+    };
+    let bytes = info.header(FrameNo(0x0506));
+    let at = layout("## Frame", FRAME_HEADER_LEN);
+    assert_eq!(bytes[at("frame number")], [6, 5, 0, 0]);
+    assert_eq!((bytes[at("kind")].to_vec(), bytes[at("codec")].to_vec()), (vec![2], vec![1]));
+    assert_eq!((bytes[at("plain")].to_vec(), bytes[at("stored")].to_vec()), (vec![4, 3, 0, 0], vec![2, 1, 0, 0]));
+    assert_eq!(bytes[at("block hash")], [0xaa; 20]);
+    let bytes = info.encode();
+    let at = layout("### Footer", FrameInfo::ENCODED_LEN);
+    assert_eq!((bytes[at("kind")].to_vec(), bytes[at("codec")].to_vec()), (vec![2], vec![1]));
+    assert_eq!((bytes[at("plain")].to_vec(), bytes[at("stored")].to_vec()), (vec![4, 3, 0, 0], vec![2, 1, 0, 0]));
+    assert_eq!(bytes[at("block hash")], [0xaa; 20]);
+    assert!(page().contains(&format!("frame number; {} in the footer", writer::FOOTER_NO.0)));
+    assert!(page().contains(&format!("takes {} bytes beyond", crate::arc::FRAME_OVERHEAD)));
+}
+
+/// Info strings of "Derived keys", by the name of the key.
+fn info_of(key: &str) -> (Vec<u8>, usize) {
+    let rows = table(&page(), "### Derived keys", "| key | info (ASCII) | bytes | use |");
+    let row = rows.into_iter().find(|row| row[0] == key).unwrap_or_else(|| panic!("no key {key}"));
+    (row[1].split(" ‖ ").next().unwrap().as_bytes().to_vec(), row[2].parse().unwrap())
+}
+
+fn described_key(key: &str, more: &[u8]) -> Vec<u8> {
+    let (mut info, len) = info_of(key);
+    info.extend_from_slice(more);
+    let mut out = vec![0; len];
+    Hkdf::<Sha256>::new(Some(&ID.0), &MASTER).expand(&info, &mut out).unwrap();
+    out
+}
+
+/// Ciphertext ‖ tag, made as "Nonces and associated data" says.
+fn described_seal(id: ArcId, salt: ArcSalt, what: &str, number: u64, header: &[u8], plain: &[u8]) -> Vec<u8> {
+    let rows = table(&page(), "### Nonces and associated data", "| domain | what | number | header part |");
+    let domain: u32 = rows.iter().find(|row| row[1] == what).unwrap()[0].parse().unwrap();
+    let key: [u8; 32] = described_key("arc", &[&id.0[..], &salt.0[..]].concat()).try_into().unwrap();
+    let nonce: [u8; 12] = [&domain.to_be_bytes()[..], &number.to_be_bytes()[..]].concat().try_into().unwrap();
+    let aad = [b"assay v1", &ID.0[..], &id.0[..], header].concat();
+    let mut bytes = plain.to_vec();
+    let tag = Aes256Gcm::new(&key.into())
+        .encrypt_inout_detached(&Nonce::from(nonce), &aad, bytes.as_mut_slice().into())
+        .unwrap();
+    bytes.extend_from_slice(&tag);
+    bytes
+}
+
+#[test]
+fn keys_are_derived_as_described() {
+    let keys = keys();
+    assert_eq!(keys.index_key().to_vec(), described_key("index", &[]));
+    assert_eq!(keys.chunker_seed().to_le_bytes().to_vec(), described_key("chunker seed", &[]));
+    let mut mac = <Hmac<Sha1> as hmac::KeyInit>::new_from_slice(&described_key("block hash", &[])).unwrap();
+    mac.update(b"some block");
+    assert_eq!(keys.block_hash(b"some block").0[..], mac.finalize().into_bytes()[..]);
+}
+
+#[test]
+fn frames_are_sealed_as_described() {
+    let (id, salt) = (ArcId([7; 16]), ArcSalt([8; 32]));
+    let cipher = keys().arc_cipher(id, &salt);
+    for (domain, what, number) in [(Domain::Frame, "frame", 77), (Domain::Footer, "footer frame", u32::MAX)] {
+        let mut bytes = b"stored bytes".to_vec();
+        let tag = cipher.seal(domain, number, b"header", &mut bytes);
+        bytes.extend_from_slice(&tag);
+        assert_eq!(bytes, described_seal(id, salt, what, u64::from(number), b"header", b"stored bytes"));
+    }
+}
+
+/// Code → name of a table.
+fn codes(heading: &str, header: &str) -> Vec<(u8, String)> {
+    table(&page(), heading, header).into_iter().map(|row| (row[0].parse().unwrap(), row[1].clone())).collect()
+}
+
+fn named(pairs: &[(u8, &str)]) -> Vec<(u8, String)> {
+    pairs.iter().map(|(code, name)| (*code, (*name).to_string())).collect()
+}
+
+#[test]
+fn codes_are_the_described_ones() {
+    use {ArcRole as R, FrameKind as F, Kind as K, Listing as L};
+    let roles = [(R::Data as u8, "data"), (R::Catalog as u8, "catalog"), (R::Commit as u8, "commit")];
+    assert_eq!(codes("### Roles", "| code | role | frames in it |"), named(&roles));
+    let kinds = [
+        (F::Block as u8, "block"),
+        (F::Catalog as u8, "catalog"),
+        (F::Commit as u8, "commit"),
+        (F::Footer as u8, "footer"),
+    ];
+    assert_eq!(codes("## Frame", "| code | kind |"), named(&kinds));
+    let codecs: Vec<(u8, String)> = codes("## Frame", "| code | codec |")
+        .into_iter()
+        .map(|(code, name)| (code, name.split([':', ',']).next().unwrap().to_string()))
+        .collect();
+    assert_eq!(codecs, named(&[(Codec::Plain as u8, "plain"), (Codec::Zstd as u8, "zstd")]));
+    let listings = [(L::Delta as u8, "delta"), (L::Full as u8, "full"), (L::FullMore as u8, "full-more")];
+    assert_eq!(codes("### Records", "| code | listing | meaning |"), named(&listings));
+    let types = [
+        (K::File as u8, "file"),
+        (K::Dir as u8, "dir"),
+        (K::Symlink as u8, "symlink"),
+        (K::Fifo as u8, "fifo"),
+        (K::Socket as u8, "socket"),
+        (K::CharDevice as u8, "character device"),
+        (K::BlockDevice as u8, "block device"),
+    ];
+    assert_eq!(codes("### File types", "| code | type |"), named(&types));
+    for code in 0..=u8::MAX {
+        assert_eq!(Kind::from_code(code).is_some(), types.iter().any(|(known, _)| *known == code));
+    }
+}
+
+#[test]
+fn record_codes_are_the_described_ones() {
+    let records = [
+        (
+            "Dir",
+            Record::Dir { dirno: Dirno(1), parent: Dirno(0), name: b"d".to_vec(), listing: Listing::Full, state: None },
+        ),
+        ("Put", Record::Put { name: b"n".to_vec(), child: Child::Dir(Dirno(1)), kind: Kind::Dir, node: None }),
+        ("Remove", Record::Remove { name: b"n".to_vec() }),
+        ("Extents", Record::Extents(ExtentChunk { logid: Logid(16), start: 0, segments: vec![] })),
+        ("RemoveVersion", Record::RemoveVersion(Version(1))),
+        ("Relocate", Record::Relocate { from: BlockId(1), to: BlockId(2) }),
+        ("DropArc", Record::DropArc(ArcSerial(1))),
+    ];
+    let coded: Vec<(u8, String)> = records
+        .iter()
+        .map(|(name, record)| {
+            let mut bytes = Vec::new();
+            encode_record(&mut bytes, record);
+            (bytes[0], (*name).to_string())
+        })
+        .collect();
+    assert_eq!(codes("### Records", "| code | record | fields |"), coded);
+}
+
+#[test]
+fn node_flags_are_the_described_ones() {
+    let attr = Attr {
+        kind: Kind::File,
+        perm: 0,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        mtime: Timespec::default(),
+        ctime: Timespec::default(),
+        nlink: 1,
+        rdev_major: 0,
+        rdev_minor: 0,
+        source_ino: 0,
+    };
+    let plain = Node {
+        logid: Logid(16),
+        attr,
+        data_bytes: 0,
+        racy: false,
+        sha1: None,
+        target: vec![],
+        xattrs: vec![],
+        content: Content::Inline(vec![]),
+    };
+    // logid, type, perm, uid, gid, size, two times of two numbers, links, inode, data bytes: a byte each.
+    let flags = |node: &Node| crate::catalog::codec::encode_node(node)[13];
+    assert_eq!(flags(&plain), 0);
+    let coded = [
+        (flags(&Node { racy: true, ..plain.clone() }), "racy".to_string()),
+        (flags(&Node { sha1: Some(crate::ids::FileHash([0; 20])), ..plain.clone() }), "sha1".to_string()),
+        (flags(&Node { content: Content::Chunked, ..plain }), "chunked".to_string()),
+    ];
+    assert_eq!(codes("### Node", "| flag | name | meaning |"), coded);
+}
+
+#[test]
+fn examples_are_right() {
+    for row in table(&page(), "## Numbers and strings", "| value | as | bytes |") {
+        let mut encoder = Encoder::default();
+        match row[1].as_str() {
+            "number" => encoder.uint(row[0].parse().unwrap()),
+            "signed" => encoder.int(row[0].parse().unwrap()),
+            "string" => encoder.bytes(row[0].as_bytes()),
+            other => panic!("{other}"),
+        }
+        let shown: Vec<String> = encoder.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(shown.join(" "), row[2], "{row:?}");
+    }
+}
+
+/// Value of an integer expression such as `64 << 20`, `64 * 1024` or `0x4173_6179`.
+fn value_of(expression: &str) -> u64 {
+    let number = |text: &str| {
+        let digits = text.trim().replace('_', "");
+        match digits.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16).unwrap(),
+            None => digits.parse().unwrap_or_else(|_| panic!("{expression}")),
+        }
+    };
+    match expression.split_once("<<") {
+        Some((base, shift)) => number(base) << number(shift),
+        None => expression.split('*').map(number).product(),
+    }
+}
+
+#[test]
+fn constants_are_those_of_the_source() {
+    let rows = table(&page(), "### Constants", "| constant | value | source |");
+    let bounds = table(&file("docs/architecture.md"), "## Bounds", "| constant | value | source | bounds |");
+    for row in rows.iter().chain(&bounds) {
+        let (name, value, source) = (&row[0], &row[1], &row[2]);
+        let text = file(&format!("src/{source}"));
+        let line = text
+            .lines()
+            .find(|line| line.contains(&format!("const {name}: ")))
+            .unwrap_or_else(|| panic!("src/{source} has no {name}"));
+        let expression = line.split_once(" = ").unwrap().1.trim_end_matches(';');
+        assert_eq!(value_of(expression), value.parse::<u64>().unwrap(), "{name} in src/{source}");
+    }
+}
+
+#[test]
+fn the_map_of_modules_lists_all_in_the_order_of_the_tests() {
+    let rows = table(&file("docs/architecture.md"), "## Modules", "| module | does |");
+    let listed: Vec<&str> = rows.iter().map(|row| row[0].as_str()).collect();
+    let rules = file("mount-tests/project.rs");
+    let order = rules.split_once("const ORDER: &[&str] = &[").unwrap().1.split_once("];").unwrap().0;
+    let order: Vec<&str> = order.split('"').skip(1).step_by(2).filter(|name| !name.ends_with("_tests")).collect();
+    assert_eq!(listed, order);
+    let root = file("src/lib.rs");
+    let mut declared: Vec<&str> =
+        root.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let mut sorted = listed;
+    sorted.sort_unstable();
+    declared.sort_unstable();
+    assert_eq!(declared, sorted);
+}
+
+#[test]
+fn the_tables_of_the_index_are_the_described_ones() {
+    let text = page();
+    let sql = text.split_once("```sql\n").unwrap().1.split_once("```").unwrap().0;
+    assert!(file("src/index/schema.rs").contains(sql), "docs/format.md, Index: not the SQL of src/index/schema.rs");
+    let rows = table(&text, "## Index", "| table | key | row |");
+    for row in &rows {
+        assert!(sql.contains(&format!("CREATE TABLE {}(", row[0])), "{row:?}");
+    }
+    assert_eq!(rows.len(), sql.matches("CREATE TABLE").count());
+}

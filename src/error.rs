@@ -1,0 +1,329 @@
+//! Every error of the library: what happened, where, and what to do about it.
+//!
+//! Invariants: each variant has a stable code (docs/errors.md lists them all, a test compares), an errno for
+//! the mount and an exit code for the CLI, each by an exhaustive match: a new error can't become EIO by accident.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::ids::{ArcName, BlockHash, BlockId, Dirno, FileHash, FrameNo, Logid, Version};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Process exit codes, as docs/errors.md lists them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Exit {
+    Ok = 0,
+    Failed = 1,
+    Usage = 2,
+    FinishedWithErrors = 3,
+    Damage = 4,
+    NotABackupDir = 10,
+    Locked = 11,
+    WrongKey = 12,
+    Interrupted = 130,
+}
+
+/// Where in the stored bytes something is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub arc: ArcName,
+    /// None for the arc header, footer or trailer, or the arc as a whole.
+    pub frame: Option<FrameNo>,
+    pub block: Option<BlockId>,
+    /// Byte offset in the arc.
+    pub offset: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.arc)?;
+        if let Some(frame) = self.frame {
+            write!(f, " frame {}", frame.0)?;
+        }
+        if let Some(block) = self.block {
+            write!(f, " block {block}")?;
+        }
+        write!(f, " at offset {}", self.offset)
+    }
+}
+
+/// What is wrong with stored bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Damage {
+    /// The arc file does not exist.
+    Missing,
+    /// The arc ends before the frame does.
+    Truncated { wanted_bytes: u64, found_bytes: u64 },
+    /// The arc header does not authenticate.
+    BadHeader,
+    /// The arc trailer does not authenticate.
+    BadTrailer,
+    /// The frame's header is not the one that the index or frame table has for this place.
+    WrongFrame,
+    /// The AEAD tag does not match: the bytes were changed, or belong elsewhere.
+    BadTag,
+    /// zstd refused the decrypted bytes, or they have another length.
+    BadCompression,
+    /// The plain bytes hash to something else.
+    HashMismatch { expected: BlockHash, found: BlockHash },
+    /// A catalog, footer or commit frame decrypts but does not parse.
+    BadRecord(&'static str),
+    /// The operating system could not read the bytes.
+    Unreadable(i32),
+}
+
+/// Every way in which the library fails.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error("{op} {}: {}", path.display(), errno_text(*errno))]
+    Io { op: &'static str, path: PathBuf, errno: i32 },
+    #[error("{place}: {}", damage_text(damage))]
+    Arc { place: Place, damage: Damage },
+    #[error("index {}: {what}", path.display())]
+    IndexDamaged { path: PathBuf, what: String },
+    #[error("index {}: {what}", path.display())]
+    IndexRow { path: PathBuf, what: String },
+    #[error("index {}: {what}", path.display())]
+    IndexIo { path: PathBuf, what: String },
+    #[error("index {} has format {found}, this program knows {known}", path.display())]
+    IndexTooNew { path: PathBuf, found: u32, known: u32 },
+    #[error("the catalog frame that describes directory {} in {version} is damaged", dirno.0)]
+    DirectoryLost { dirno: Dirno, version: Version },
+    #[error("file {} has no recorded content at offset {offset}", logid.0)]
+    ExtentsLost { logid: Logid, offset: u64 },
+    #[error(
+        "{}: all blocks are good, but the file's SHA-1 is {found}, backed up was {expected}",
+        String::from_utf8_lossy(path)
+    )]
+    FileHashMismatch { path: Vec<u8>, expected: FileHash, found: FileHash },
+    #[error("{} is not a backup dir", path.display())]
+    NotABackupDir { path: PathBuf },
+    #[error("{} has a backup dir, or other files, in it already", path.display())]
+    NotEmpty { path: PathBuf },
+    #[error("{} is locked by process {holder}", path.display())]
+    Locked { path: PathBuf, holder: String },
+    #[error("the key in {} does not open this backup dir", path.display())]
+    KeyWrong { path: PathBuf },
+    #[error("{} is damaged: {what}", path.display())]
+    KeyDamaged { path: PathBuf, what: &'static str },
+    #[error("the passphrase is wrong for {}", path.display())]
+    PassphraseWrong { path: PathBuf },
+    #[error("{} needs a passphrase", path.display())]
+    PassphraseMissing { path: PathBuf },
+    #[error("{}: {what}", path.display())]
+    Config { path: PathBuf, what: String },
+    #[error("the commit record of {run} is damaged or missing: {what}")]
+    CommitDamaged { run: Version, what: String },
+    #[error("{0}")]
+    Usage(String),
+    #[error("no version {0} in this backup")]
+    NoVersion(String),
+    #[error("{} is not in {version}", String::from_utf8_lossy(path))]
+    NoPath { path: Vec<u8>, version: Version },
+    #[error("{version} was removed")]
+    VersionGone { version: Version },
+    #[error("what was just written reads back differently: {what}")]
+    SelfCheck { what: String },
+    #[error("{}: {what}", path.display())]
+    Unsupported { path: PathBuf, what: String },
+    #[error("mount {}: {what}", path.display())]
+    Mount { path: PathBuf, what: String },
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// Wraps an operating-system error with what was being done to which file.
+    pub fn io(op: &'static str, path: impl Into<PathBuf>, source: &std::io::Error) -> Error {
+        Error::Io { op, path: path.into(), errno: source.raw_os_error().unwrap_or(libc::EIO) }
+    }
+
+    /// Stable name, as scripts, tests and docs/errors.md use it.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Io { .. } => "IO",
+            Error::Arc { damage, .. } => damage.code(),
+            Error::IndexDamaged { .. } => "INDEX_DAMAGED",
+            Error::IndexRow { .. } => "INDEX_ROW_DAMAGED",
+            Error::IndexIo { .. } => "INDEX_IO",
+            Error::IndexTooNew { .. } => "INDEX_TOO_NEW",
+            Error::DirectoryLost { .. } => "DIRECTORY_LOST",
+            Error::ExtentsLost { .. } => "EXTENTS_LOST",
+            Error::FileHashMismatch { .. } => "FILE_HASH_MISMATCH",
+            Error::NotABackupDir { .. } => "NOT_A_BACKUP_DIR",
+            Error::NotEmpty { .. } => "NOT_EMPTY",
+            Error::Locked { .. } => "LOCKED",
+            Error::KeyWrong { .. } => "KEY_WRONG",
+            Error::KeyDamaged { .. } => "KEY_DAMAGED",
+            Error::PassphraseWrong { .. } => "PASSPHRASE_WRONG",
+            Error::PassphraseMissing { .. } => "PASSPHRASE_MISSING",
+            Error::Config { .. } => "CONFIG",
+            Error::CommitDamaged { .. } => "COMMIT_DAMAGED",
+            Error::Usage(_) => "USAGE",
+            Error::NoVersion(_) => "NO_VERSION",
+            Error::NoPath { .. } => "NO_PATH",
+            Error::VersionGone { .. } => "VERSION_GONE",
+            Error::SelfCheck { .. } => "SELF_CHECK",
+            Error::Unsupported { .. } => "UNSUPPORTED",
+            Error::Mount { .. } => "MOUNT",
+            Error::Interrupted => "INTERRUPTED",
+        }
+    }
+
+    /// What the kernel is told when a request on the mount ends in this error.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Error::NoPath { .. } => libc::ENOENT,
+            Error::NoVersion(_) => libc::ENOENT,
+            Error::VersionGone { .. } => libc::ESTALE,
+            Error::Interrupted => libc::EINTR,
+            Error::Usage(_) => libc::EINVAL,
+            Error::Locked { .. } => libc::EBUSY,
+            Error::Io { .. }
+            | Error::Arc { .. }
+            | Error::IndexDamaged { .. }
+            | Error::IndexRow { .. }
+            | Error::IndexIo { .. }
+            | Error::IndexTooNew { .. }
+            | Error::DirectoryLost { .. }
+            | Error::ExtentsLost { .. }
+            | Error::FileHashMismatch { .. }
+            | Error::NotABackupDir { .. }
+            | Error::NotEmpty { .. }
+            | Error::KeyWrong { .. }
+            | Error::KeyDamaged { .. }
+            | Error::PassphraseWrong { .. }
+            | Error::PassphraseMissing { .. }
+            | Error::Config { .. }
+            | Error::CommitDamaged { .. }
+            | Error::SelfCheck { .. }
+            | Error::Unsupported { .. }
+            | Error::Mount { .. } => libc::EIO,
+        }
+    }
+
+    pub fn exit_code(&self) -> Exit {
+        match self {
+            Error::Usage(_) => Exit::Usage,
+            Error::Arc { .. }
+            | Error::IndexDamaged { .. }
+            | Error::IndexRow { .. }
+            | Error::DirectoryLost { .. }
+            | Error::ExtentsLost { .. }
+            | Error::FileHashMismatch { .. }
+            | Error::CommitDamaged { .. } => Exit::Damage,
+            Error::NotABackupDir { .. } => Exit::NotABackupDir,
+            Error::Locked { .. } => Exit::Locked,
+            Error::KeyWrong { .. }
+            | Error::KeyDamaged { .. }
+            | Error::PassphraseWrong { .. }
+            | Error::PassphraseMissing { .. } => Exit::WrongKey,
+            Error::Interrupted => Exit::Interrupted,
+            Error::Io { .. }
+            | Error::IndexIo { .. }
+            | Error::IndexTooNew { .. }
+            | Error::NotEmpty { .. }
+            | Error::Config { .. }
+            | Error::NoVersion(_)
+            | Error::NoPath { .. }
+            | Error::VersionGone { .. }
+            | Error::SelfCheck { .. }
+            | Error::Unsupported { .. }
+            | Error::Mount { .. } => Exit::Failed,
+        }
+    }
+
+    /// What the user can do, where there is something; one line.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Error::IndexDamaged { .. } | Error::IndexRow { .. } => {
+                Some("`assay recover` rebuilds the index from the arcs and key.conf")
+            }
+            Error::DirectoryLost { .. } | Error::ExtentsLost { .. } => {
+                Some("run `assay recover` with an undamaged copy of the catalog arc")
+            }
+            Error::Arc { damage: Damage::Missing, .. } => Some("put the arc file back from a copy of the backup dir"),
+            Error::Arc { damage: Damage::Unreadable(_), .. } => Some("check the disk (dmesg, smartctl)"),
+            Error::Arc { .. } => Some("the data behind it is lost unless another copy of the arc exists"),
+            Error::FileHashMismatch { .. } => Some("run `assay recover`: the index may list the wrong blocks"),
+            Error::NotABackupDir { .. } => Some("make one with `assay init -c DIR`, or name it with -c or ASSAY_DIR"),
+            Error::NotEmpty { .. } => Some("name an absent or empty directory"),
+            Error::Locked { .. } => Some("wait until the other assay has finished"),
+            Error::KeyWrong { .. } | Error::KeyDamaged { .. } => {
+                Some("put your copy of this backup dir's key.conf back")
+            }
+            Error::PassphraseMissing { .. } => Some("set ASSAY_PASSPHRASE or run on a terminal"),
+            Error::CommitDamaged { .. } => Some("put the arc back from a copy, then run `assay recover`"),
+            Error::NoVersion(_) => Some("`assay versions` lists them"),
+            Error::NoPath { .. } => Some("`assay ls -a` lists all versions of a path"),
+            Error::IndexTooNew { .. } => Some("use the newer assay that wrote it"),
+            Error::SelfCheck { .. } => {
+                Some("suspect the memory or CPU of this machine and test it; nothing was committed")
+            }
+            Error::Io { errno, .. } if *errno == libc::ENOSPC => {
+                Some("free some space; committed versions are safe and the next backup cleans up")
+            }
+            Error::Io { errno, .. } if *errno == libc::EACCES || *errno == libc::EPERM => {
+                Some("run as a user who may do this")
+            }
+            Error::Io { .. }
+            | Error::IndexIo { .. }
+            | Error::PassphraseWrong { .. }
+            | Error::Config { .. }
+            | Error::Usage(_)
+            | Error::VersionGone { .. }
+            | Error::Unsupported { .. }
+            | Error::Mount { .. }
+            | Error::Interrupted => None,
+        }
+    }
+
+    /// True for anything that means stored bytes are not what they should be (the mount then exits 4).
+    pub fn is_damage(&self) -> bool {
+        self.exit_code() == Exit::Damage
+    }
+}
+
+impl Damage {
+    pub fn code(&self) -> &'static str {
+        match self {
+            Damage::Missing => "ARC_MISSING",
+            Damage::Truncated { .. } => "ARC_FRAME_TRUNCATED",
+            Damage::BadHeader => "ARC_HEADER_BAD",
+            Damage::BadTrailer => "ARC_TRAILER_BAD",
+            Damage::WrongFrame => "ARC_FRAME_WRONG",
+            Damage::BadTag => "ARC_TAG_MISMATCH",
+            Damage::BadCompression => "BLOCK_COMPRESSION_BAD",
+            Damage::HashMismatch { .. } => "BLOCK_HASH_MISMATCH",
+            Damage::BadRecord(_) => "ARC_RECORD_BAD",
+            Damage::Unreadable(_) => "ARC_UNREADABLE",
+        }
+    }
+}
+
+fn damage_text(damage: &Damage) -> String {
+    match damage {
+        Damage::Missing => "the arc is missing".into(),
+        Damage::Truncated { wanted_bytes, found_bytes } => {
+            format!("the arc is cut short: {found_bytes} of {wanted_bytes} bytes are there")
+        }
+        Damage::BadHeader => "the arc header is damaged".into(),
+        Damage::BadTrailer => "the arc trailer is damaged".into(),
+        Damage::WrongFrame => "the frame header is damaged or belongs to another frame".into(),
+        Damage::BadTag => "the frame is damaged or from another place (AES-GCM tag mismatch)".into(),
+        Damage::BadCompression => "the block does not decompress to its recorded length".into(),
+        Damage::HashMismatch { expected, found } => format!("block hash mismatch: expected {expected}, found {found}"),
+        Damage::BadRecord(what) => format!("the record does not parse: {what}"),
+        Damage::Unreadable(errno) => format!("read error: {}", errno_text(*errno)),
+    }
+}
+
+fn errno_text(errno: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_string(),
+        None => text,
+    }
+}

@@ -1,0 +1,253 @@
+//! The index is lost, and perhaps more: what a recovery brings back, and how things go on from there.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::Rng;
+use super::lab::{Copy, Source, assert_same, lab};
+use super::questions::{Ask, Truth};
+use crate::backup::Options;
+use crate::ids::{ArcName, Version};
+use crate::index::State;
+
+fn small_source() -> Source {
+    let source = Source::new();
+    for n in 0..5 {
+        source.write(&format!("d{n}/kept"), format!("kept {n}").as_bytes());
+    }
+    source.write("noise", &Rng::new(7).noise(20_000));
+    fs::hard_link(source.join("d0/kept"), source.join("d1/link")).unwrap();
+    source
+}
+
+/// Three versions of a small source that stays.
+fn three_versions() -> (Source, Copy) {
+    let source = small_source();
+    let copy = Copy::init();
+    for n in 0..3u64 {
+        source.write("d2/changes", &Rng::new(n).noise(500 + n as usize));
+        source.write(&format!("new{n}"), format!("new in r{n}").as_bytes());
+        copy.backup(&source, &Options::default());
+    }
+    (source, copy)
+}
+
+#[test]
+fn a_recovered_index_is_row_for_row_the_lost_one() {
+    let lab = lab();
+    let before = Copy::of(&lab.files);
+    let after = Copy::without_index(&lab.files);
+    let got = after.recover();
+    assert_eq!(got.versions, (0..4).map(Version).collect::<Vec<_>>());
+    assert!(got.lost.is_empty() && got.lost_arcs.is_empty() && got.lost_runs.is_empty() && got.uncommitted_arcs == 0);
+    let rows =
+        |copy: &Copy| -> Vec<String> { copy.rows().into_iter().filter(|row| !row.starts_with("meta")).collect() };
+    let (left, right) = (rows(&before), rows(&after));
+    assert!(left.len() > 200);
+    let only = |a: &[String], b: &[String]| -> Vec<String> {
+        a.iter().filter(|row| !b.contains(row)).take(3).cloned().collect()
+    };
+    assert!(left == right, "only before: {:?}\nonly after: {:?}", only(&left, &right), only(&right, &left));
+    let state = |copy: &Copy| -> State {
+        // Only a recovery settles runs by number.
+        State { settled_below: Version(0), ..copy.open().open_index().unwrap().state().unwrap() }
+    };
+    assert_eq!(state(&before), state(&after));
+    lab.truth.assert_whole(&after.reader(), &|| "recovered".into());
+}
+
+#[test]
+fn a_recovered_backup_dir_goes_on_as_the_lost_one_would() {
+    let (source, copy) = three_versions();
+    let other = Copy::without_index(&copy.files());
+    other.recover();
+    source.write("d3/more", b"more");
+    let (a, b) = (copy.backup(&source, &Options::default()), other.backup(&source, &Options::default()));
+    assert_eq!((a.version, a.base), (Some(Version(3)), false));
+    let what_it_did = |s: &crate::backup::Summary| (s.version, s.base, s.info.new, s.info.changed, s.info.blocks_new);
+    assert_eq!(what_it_did(&a), what_it_did(&b));
+    for copy in [copy, other] {
+        assert_same(&copy.reader(), Version(3), source.path(), &source.snapshot());
+    }
+}
+
+/// How the commit record of r1 is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Missing,
+    BothCopiesHit,
+    Empty,
+}
+
+fn lose(copy: &Copy, name: &str, loss: Loss) -> Vec<u8> {
+    let bytes = fs::read(copy.path(name)).unwrap();
+    match loss {
+        Loss::Missing => fs::remove_file(copy.path(name)).unwrap(),
+        Loss::Empty => put(copy, name, b""),
+        Loss::BothCopiesHit => {
+            let mut bad = bytes.clone();
+            let frames = bad.len() - 96;
+            for at in (112..frames).step_by(30) {
+                bad[at] ^= 1;
+            }
+            put(copy, name, &bad);
+        }
+    }
+    bytes
+}
+
+/// Replaces a file, whatever its mode.
+fn put(copy: &Copy, name: &str, bytes: &[u8]) {
+    let _ = fs::remove_file(copy.path(name));
+    fs::write(copy.path(name), bytes).unwrap();
+}
+
+#[test]
+fn a_lost_commit_record_is_told_and_survived() {
+    for loss in [Loss::Missing, Loss::BothCopiesHit, Loss::Empty] {
+        let (source, copy) = three_versions();
+        let truth = Truth::of(&copy.reader());
+        let arcs_before: BTreeSet<ArcName> = copy.arc_names().into_iter().collect();
+        let kept = lose(&copy, "arc.1.0", loss);
+        copy.lose_index();
+        let what = || format!("{loss:?}");
+
+        let got = copy.recover();
+        let lost: Vec<Version> = got.lost_runs.iter().map(|(run, _)| *run).collect();
+        assert_eq!((got.versions.as_slice(), lost.as_slice()), (&[Version(0)][..], &[Version(1), Version(2)][..]));
+        assert!(got.lost_runs.iter().all(|(_, e)| e.code() == "COMMIT_DAMAGED"), "{}", what());
+        let reader = copy.reader();
+        let in_r0 = |ask: &Ask| ask.version() == Some(Version(0));
+        assert!(truth.judge_those(&reader, &what, &in_r0).is_empty());
+        assert_eq!(reader.tree.version("r1").unwrap_err().code(), "NO_VERSION");
+        drop(reader);
+
+        // The next backup is whole, and touches no arc of the lost runs.
+        source.write("after", b"after the loss");
+        let summary = copy.backup(&source, &Options::default());
+        assert_eq!((summary.version, summary.base), (Some(Version(3)), true), "{}", what());
+        assert_same(&copy.reader(), Version(3), source.path(), &source.snapshot());
+        let arcs_now: BTreeSet<ArcName> = copy.arc_names().into_iter().collect();
+        let gone: Vec<_> = arcs_before.difference(&arcs_now).filter(|name| name.to_string() != "arc.1.0").collect();
+        assert!(gone.is_empty(), "{}: {gone:?} removed", what());
+
+        copy.lose_index();
+        let got = copy.recover();
+        assert_eq!(got.versions, [Version(0), Version(3)], "{}", what());
+        assert_same(&copy.reader(), Version(3), source.path(), &source.snapshot());
+
+        // The lost record comes back from a copy: everything is there.
+        put(&copy, "arc.1.0", &kept);
+        copy.lose_index();
+        let got = copy.recover();
+        assert_eq!((got.versions.len(), got.lost_runs.len()), (4, 0), "{}: {:?}", what(), got.lost_runs);
+        let reader = copy.reader();
+        let old = |ask: &Ask| !matches!(ask, Ask::Versions | Ask::Named(_));
+        let failed = truth.judge_those(&reader, &what, &old);
+        assert!(failed.is_empty(), "{}: {failed:?}", what());
+        assert_same(&reader, Version(3), source.path(), &source.snapshot());
+        drop(reader);
+        source.write("d4/last", b"and on it goes");
+        assert_eq!(copy.backup(&source, &Options::default()).version, Some(Version(4)));
+        assert_same(&copy.reader(), Version(4), source.path(), &source.snapshot());
+    }
+}
+
+#[test]
+fn leftovers_of_a_cut_run_go_and_arcs_below_a_commit_stay() {
+    let (source, copy) = three_versions();
+    put(&copy, "arc.9.1", b"garbage");
+    put(&copy, "arc.9.2", &Rng::new(9).noise(5000));
+    put(&copy, "arc.9.0.tmp", b"a commit that was not renamed");
+    // A run below a committed one can't have been cut last: whatever it is, it is not ours to remove.
+    put(&copy, "arc.1.7", b"not in the commit of r1");
+    let twin = Copy::without_index(&copy.files());
+    source.write("new", b"new");
+    let (summary, said) = copy.try_backup(&[source.path()], &Options::default()).unwrap();
+    assert_eq!(summary.version, Some(Version(10)), "the number of a cut run is burned");
+    assert!(said.warnings.iter().any(|text| text.contains("removed 2 arcs")), "{said:?}");
+    let files = copy.files();
+    assert!(!files.keys().any(|name| name.starts_with("arc.9")), "{:?}", files.keys());
+    assert!(files.contains_key("arc.1.7"));
+    assert_same(&copy.reader(), Version(10), source.path(), &source.snapshot());
+    assert_eq!(copy.recover().versions.len(), 4);
+
+    // Without the index nobody can tell a cut run from one whose commit record is lost: its arcs stay.
+    let got = twin.recover();
+    assert_eq!((got.versions.len(), got.uncommitted_arcs), (3, 2));
+    assert_eq!(twin.backup(&source, &Options::default()).version, Some(Version(10)));
+    assert!(["arc.9.1", "arc.9.2", "arc.1.7"].iter().all(|name| twin.files().contains_key(*name)));
+    assert_same(&twin.reader(), Version(10), source.path(), &source.snapshot());
+}
+
+#[test]
+fn a_commit_that_the_index_does_not_know_is_applied() {
+    let (source, copy) = three_versions();
+    let old_index = copy.files();
+    source.write("d0/new", b"committed, but not applied");
+    copy.backup(&source, &Options::default());
+    let snapshot = source.snapshot();
+    let truth = Truth::of(&copy.reader());
+    let mut files = copy.files();
+    files.insert("index.db".into(), old_index["index.db"].clone());
+    files.remove("index.db-wal");
+    let behind = Copy::of(&files);
+    assert_eq!(behind.reader().tree.versions().unwrap().len(), 3);
+    source.write("d0/newer", b"newer");
+    assert_eq!(behind.backup(&source, &Options::default()).version, Some(Version(4)));
+    let reader = behind.reader();
+    let failed =
+        truth.judge_those(&reader, &|| "applied late".into(), &|ask| !matches!(ask, Ask::Versions | Ask::Named(_)));
+    assert!(failed.is_empty(), "{failed:?}");
+    drop(snapshot);
+    assert_same(&reader, Version(4), source.path(), &source.snapshot());
+}
+
+#[test]
+fn a_base_alone_gives_its_version_whole() {
+    let source = small_source();
+    let long: Vec<u8> = (0..40_000u32).flat_map(|n| format!("{n} ").into_bytes()).collect();
+    source.write("long", &long);
+    let aside = Source::new();
+    aside.write("carried/over", b"a path that the later runs are not asked to save");
+    aside.write("carried/long", &long[7..]);
+    fs::hard_link(aside.join("carried/over"), aside.join("second")).unwrap();
+    let copy = Copy::init();
+    let fixed = Options { fixed_block: Some(1024), ..Options::default() };
+    copy.try_backup(&[source.path(), aside.path()], &fixed).unwrap();
+    for n in 0..2 {
+        source.write("d2/changes", &Rng::new(n).noise(800));
+        copy.backup(&source, &Options::default());
+    }
+    copy.make_a_base_due();
+    source.write("d2/changes", b"in the base");
+    let summary = copy.backup(&source, &Options::default());
+    assert_eq!((summary.version, summary.base), (Some(Version(3)), true));
+    source.write("d3/after", b"a delta on top of the base");
+    assert!(!copy.backup(&source, &Options::default()).base);
+    let truth = Truth::of(&copy.reader());
+    assert_same(&copy.reader(), Version(4), source.path(), &source.snapshot());
+    assert_same(&copy.reader(), Version(4), aside.path(), &aside.snapshot());
+
+    copy.lose_index();
+    for run in 0..3 {
+        fs::remove_file(copy.path(&format!("arc.{run}.0"))).unwrap();
+    }
+    let got = copy.recover();
+    assert_eq!(got.versions, [Version(3), Version(4)], "{:?}", got.lost_runs);
+    assert!(got.lost.is_empty() && got.lost_arcs.is_empty());
+    let reader = copy.reader();
+    assert_same(&reader, Version(4), source.path(), &source.snapshot());
+    assert_same(&reader, Version(4), aside.path(), &aside.snapshot());
+    // Inodes, directory numbers and all else too.
+    let of_these = |ask: &Ask| {
+        let version = ask.version().is_some_and(|v| v >= Version(3));
+        version && !matches!(ask, Ask::History(..))
+    };
+    let failed = truth.judge_those(&reader, &|| "from the base".into(), &of_these);
+    assert!(failed.is_empty(), "{failed:?}");
+    drop(reader);
+    source.write("d4/on", b"on it goes");
+    copy.backup(&source, &Options::default());
+    assert_same(&copy.reader(), Version(5), source.path(), &source.snapshot());
+}

@@ -1,0 +1,537 @@
+//! Turns a commit's catalog into rows: the only code that changes tables.
+//!
+//! Used after a backup, after a crash and in `recover`; the same commits in the same order give the same rows.
+//! Invariants: memory holds one frame and the names of one directory's full listing, whatever the backup's size;
+//! what a damaged frame described is marked lost from this version on, and is found again only where a later
+//! record says it anew; rows of earlier versions change only by the end of their interval.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+
+use rusqlite::{Connection, params};
+
+use super::pool::Fail;
+use super::row::{EntryRow, Key, MAX_KEYED_ROW, Table, seal, split};
+use super::rows::{self, DirValue, Found, PartOf, blob, part_key};
+use super::schema::{changed_key, dir_key};
+use crate::arc::FrameInfo;
+use crate::catalog::codec::{self, Encoder};
+use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Child, Commit, DirState, Kind, Listing, Node, Record, Segment};
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::{ArcName, Dirno, FrameNo, Logid, Version};
+
+/// How `apply` gets at the arcs of a commit.
+pub trait CatalogSource {
+    /// All frames of the arc, the footer excepted. Damage leaves the arc's blocks unreadable; other errors end the run.
+    fn frame_table(&mut self, arc: &ArcEntry) -> Result<Vec<FrameInfo>>;
+    /// The verified plain bytes of a catalog frame. Damage marks its directories lost; other errors end the run.
+    fn catalog_frame(&mut self, frame: &CatalogFrame, arc: &ArcEntry) -> Result<Vec<u8>>;
+}
+
+/// A catalog frame that could not be read, and the directories that it described.
+#[derive(Debug, Clone)]
+pub struct LostFrame {
+    pub arc: ArcName,
+    pub frame: FrameNo,
+    /// Runs of directory numbers: first, count.
+    pub dirs: Vec<(Dirno, u64)>,
+    pub error: Error,
+}
+
+/// What `apply` met.
+#[derive(Debug, Clone, Default)]
+pub struct ApplyReport {
+    pub lost: Vec<LostFrame>,
+    /// Arcs whose frame table could not be read, or not to its end.
+    pub unknown_arcs: Vec<(ArcName, Error)>,
+    /// Records that contradict the index and were left out (a file's state told twice, differently).
+    pub conflicts: u64,
+    /// Intervals opened and closed.
+    pub opened: u64,
+    pub closed: u64,
+}
+
+/// Rows per step where a directory's rows are read and changed by turns.
+const STEP: usize = 512;
+
+/// Applies one commit inside the caller's transaction.
+pub(super) fn apply_commit(
+    c: &Connection,
+    commit: &Commit,
+    digest: [u8; 32],
+    source: &mut dyn CatalogSource,
+) -> Found<ApplyReport> {
+    let mut state = rows::state(c)?;
+    let refuse = |what: &str| Fail::Known(Error::CommitDamaged { run: commit.run, what: what.into() });
+    if commit.run > Version::MAX || state.last_commit.is_some_and(|(last, _)| commit.run <= last) {
+        return Err(refuse("its run is not above the last one"));
+    }
+    if commit.previous != state.last_commit && !commit.base {
+        return Err(refuse("it does not follow the last commit that is known"));
+    }
+    let any_lost = c.query_row("SELECT EXISTS(SELECT 1 FROM lost)", [], |row| row.get(0))?;
+    let mut apply = Apply {
+        c,
+        v: commit.run,
+        any_lost,
+        first_new_logid: state.next_logid,
+        first_new_dirno: state.next_dirno,
+        last_touched: Cell::new(None),
+        open: None,
+        report: ApplyReport::default(),
+    };
+    if let Some(info) = &commit.version {
+        let mut e = Encoder::default();
+        e.u8(0);
+        e.u8(u8::from(commit.base));
+        e.raw(&codec::encode_version_info(info));
+        apply.put_long(Table::Versions, PartOf::Version, i64::from(commit.run.0), &e.0)?;
+    }
+    state.hashes += apply.arcs(commit, source)?;
+    for frame in &commit.catalog {
+        let Some(arc) = commit.arcs.iter().find(|arc| arc.serial == frame.arc) else {
+            return Err(refuse("it names a catalog arc that it does not list"));
+        };
+        apply.frame(frame, arc, source, &mut state.hashes)?;
+    }
+    apply.finish_listing()?;
+    let catalog_bytes = commit
+        .arcs
+        .iter()
+        .filter(|arc| arc.role == ArcRole::Catalog && arc.name.version == commit.run)
+        .map(|arc| arc.plain_bytes)
+        .sum::<u64>();
+    if commit.base {
+        (state.base_catalog_bytes, state.catalog_bytes_since_base) = (catalog_bytes, 0);
+    } else {
+        state.catalog_bytes_since_base = state.catalog_bytes_since_base.saturating_add(catalog_bytes);
+    }
+    state.next_serial = state.next_serial.max(commit.next_serial);
+    state.next_logid = state.next_logid.max(commit.next_logid);
+    state.next_dirno = state.next_dirno.max(commit.next_dirno);
+    state.next_run = state.next_run.max(Version(commit.run.0 + 1));
+    state.last_commit = Some((commit.run, digest));
+    rows::put_state(c, &state)?;
+    Ok(apply.report)
+}
+
+/// The directory that `Put` and `Remove` are about.
+struct OpenDir {
+    dirno: Dirno,
+    /// Names put so far, while a complete list is being read.
+    full: Option<HashSet<Vec<u8>>>,
+    /// Since when its listing is lost, if it is.
+    lost_since: Option<Version>,
+}
+
+pub(super) struct Apply<'a> {
+    pub(super) c: &'a Connection,
+    v: Version,
+    any_lost: bool,
+    /// From these numbers on, no commit before this one has rows.
+    first_new_logid: u64,
+    first_new_dirno: u64,
+    last_touched: Cell<Option<Dirno>>,
+    open: Option<OpenDir>,
+    pub(super) report: ApplyReport,
+}
+
+impl Apply<'_> {
+    fn frame(
+        &mut self,
+        frame: &CatalogFrame,
+        arc: &ArcEntry,
+        source: &mut dyn CatalogSource,
+        hashes: &mut u64,
+    ) -> Found<()> {
+        let records = source.catalog_frame(frame, arc).and_then(|bytes| {
+            codec::decode_records(&bytes).map_err(|bad| Error::Arc {
+                place: Place { arc: arc.name, frame: Some(frame.frame), block: None, offset: 0 },
+                damage: Damage::BadRecord(bad.0),
+            })
+        });
+        match records {
+            Ok(records) => records.into_iter().try_for_each(|record| self.record(record, hashes)),
+            Err(error) if error.is_damage() => {
+                self.lose(frame)?;
+                let (arc, frame, dirs) = (arc.name, frame.frame, frame.dirs.clone());
+                self.report.lost.push(LostFrame { arc, frame, dirs, error });
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn lose(&mut self, frame: &CatalogFrame) -> Found<()> {
+        self.any_lost = true;
+        for (first, count) in &frame.dirs {
+            for no in first.0..first.0.saturating_add(*count).min(Dirno::MAX.0 + 1) {
+                let dirno = Dirno(no);
+                self.put_lost(dirno, self.v, None)?;
+                self.touch(dirno)?;
+                if let Some(open) = self.open.as_mut().filter(|open| open.dirno == dirno) {
+                    open.full = None;
+                    open.lost_since = Some(self.v);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put_lost(&self, dirno: Dirno, from: Version, to: Option<Version>) -> Found<()> {
+        let id = dir_key(dirno, from);
+        let mut e = Encoder::default();
+        e.uint(to.map_or(0, |v| u64::from(v.0)));
+        self.c
+            .prepare_cached("INSERT OR REPLACE INTO lost(id, row) VALUES(?1, ?2)")?
+            .execute(params![id, seal(Table::Lost, Key::id(id), e.0)])?;
+        Ok(())
+    }
+
+    fn lost_since(&self, dirno: Dirno) -> Found<Option<Version>> {
+        if !self.any_lost {
+            return Ok(None);
+        }
+        rows::lost_since(self.c, dirno, self.v)
+    }
+
+    fn record(&mut self, record: Record, hashes: &mut u64) -> Found<()> {
+        match record {
+            Record::Dir { dirno, parent, name, listing, state } => self.dir(dirno, parent, name, listing, state),
+            Record::Put { name, child, kind, node } => self.put(name, child, kind, node),
+            Record::Remove { name } => self.remove(&name),
+            Record::Extents(chunk) => self.extents(chunk.logid, chunk.start, &chunk.segments),
+            Record::RemoveVersion(version) => self.remove_version(version),
+            Record::Relocate { from, to } => self.relocate(from, to),
+            Record::DropArc(serial) => {
+                *hashes = hashes.saturating_sub(self.drop_arc(serial)?);
+                Ok(())
+            }
+        }
+    }
+
+    fn dir(
+        &mut self,
+        dirno: Dirno,
+        parent: Dirno,
+        name: Vec<u8>,
+        listing: Listing,
+        state: Option<DirState>,
+    ) -> Found<()> {
+        let goes_on = listing != Listing::Full && self.open.as_ref().is_some_and(|open| open.dirno == dirno);
+        if !goes_on {
+            self.finish_listing()?;
+            if dirno != Dirno::ROOT {
+                // The record itself proves where the directory is, also when the parent's own frame is lost.
+                self.put_entry(parent, &name, Child::Dir(dirno), Kind::Dir, None)?;
+            }
+            let lost_since = self.lost_since(dirno)?;
+            // A list of which a part was lost in this very version is not complete.
+            let complete = listing == Listing::Full && lost_since != Some(self.v);
+            self.open = Some(OpenDir { dirno, full: complete.then(HashSet::new), lost_since });
+        }
+        let known = rows::dir(self.c, dirno, self.v)?;
+        let value = DirValue { parent, name, gone: false, state };
+        let write = match &known {
+            None => true,
+            Some((_, old)) if value.state.is_none() => old.gone,
+            Some((since, old)) => {
+                let doubted = self.open.as_ref().and_then(|open| open.lost_since).is_some_and(|from| *since < from);
+                *old != value || doubted
+            }
+        };
+        if write {
+            self.put_dir(dirno, &value)?;
+            self.touch(dirno)?;
+        }
+        Ok(())
+    }
+
+    fn put_dir(&self, dirno: Dirno, value: &DirValue) -> Found<()> {
+        self.put_long(Table::Dirs, PartOf::Dir, dir_key(dirno, self.v), &value.encode())
+    }
+
+    fn put(&mut self, name: Vec<u8>, child: Child, kind: Kind, node: Option<Box<Node>>) -> Found<()> {
+        let Some(open) = self.open.as_mut() else {
+            self.report.conflicts += 1;
+            return Ok(());
+        };
+        let dirno = open.dirno;
+        // Inside a complete list every name is stated anew, so nothing stays in doubt.
+        let doubt = if open.full.is_some() { None } else { open.lost_since };
+        if let Some(names) = &mut open.full {
+            names.insert(name.clone());
+        }
+        if let Some(node) = &node {
+            self.put_node(dirno, node)?;
+        }
+        if let Child::Dir(child) = child
+            && rows::dir(self.c, child, self.v)?.is_none_or(|(_, value)| value.gone)
+        {
+            self.put_dir(child, &DirValue { parent: dirno, name: name.clone(), gone: false, state: None })?;
+        }
+        self.put_entry_in(dirno, &name, child, kind, doubt)
+    }
+
+    /// As `put_entry_in`, for a directory that is not the open one.
+    fn put_entry(&mut self, dir: Dirno, name: &[u8], child: Child, kind: Kind, doubt: Option<Version>) -> Found<()> {
+        let doubt = if doubt.is_some() { doubt } else { self.lost_since(dir)? };
+        self.put_entry_in(dir, name, child, kind, doubt)
+    }
+
+    /// From this version on, `name` stands for `child`. An interval from before `doubt` is not continued.
+    fn put_entry_in(&mut self, dir: Dirno, name: &[u8], child: Child, kind: Kind, doubt: Option<Version>) -> Found<()> {
+        let new = EntryRow { v_to: None, kind, child };
+        if dir.0 >= self.first_new_dirno && self.insert_entry(dir, name, new)? {
+            self.report.opened += 1;
+            return self.touch(dir);
+        }
+        let old = rows::entry(self.c, dir, name, self.v)?.filter(|(_, row)| row.v_to.is_none());
+        if let Some((since, row)) = old {
+            if row.child == child && row.kind == kind {
+                if doubt.is_none_or(|from| since >= from) {
+                    return Ok(());
+                }
+                self.end_interval(dir, name, since, row)?;
+            } else {
+                self.close(dir, name, since, row)?;
+            }
+        }
+        self.write_entry(dir, name, self.v, new)?;
+        self.report.opened += 1;
+        self.touch(dir)
+    }
+
+    /// In a directory of this very version there is nothing to look up; false if the name is there already.
+    fn insert_entry(&self, dir: Dirno, name: &[u8], row: EntryRow) -> Found<bool> {
+        let key = Key(dir.0 as i64, i64::from(self.v.0), name);
+        let new = self
+            .c
+            .prepare_cached("INSERT OR IGNORE INTO entries(parent, name, v_from, row) VALUES(?1, ?2, ?3, ?4)")?
+            .execute(params![dir.0 as i64, name, self.v.0, row.encode(key)])?;
+        Ok(new == 1)
+    }
+
+    fn write_entry(&self, dir: Dirno, name: &[u8], since: Version, row: EntryRow) -> Found<()> {
+        let key = Key(dir.0 as i64, i64::from(since.0), name);
+        self.c
+            .prepare_cached("INSERT OR REPLACE INTO entries(parent, name, v_from, row) VALUES(?1, ?2, ?3, ?4)")?
+            .execute(params![dir.0 as i64, name, since.0, row.encode(key)])?;
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &[u8]) -> Found<()> {
+        let Some(dirno) = self.open.as_ref().map(|open| open.dirno) else {
+            self.report.conflicts += 1;
+            return Ok(());
+        };
+        match rows::entry(self.c, dirno, name, self.v)? {
+            // A subdirectory is told before its parent: what this version has put here already took the old
+            // entry's place, and a removal speaks of the old one.
+            Some((since, row)) if row.v_to.is_none() && since < self.v => self.close(dirno, name, since, row),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends an entry with this version, and everything below it.
+    fn close(&mut self, dir: Dirno, name: &[u8], since: Version, row: EntryRow) -> Found<()> {
+        self.end_interval(dir, name, since, row)?;
+        self.touch(dir)?;
+        let mut below = match row.child {
+            Child::Dir(dirno) => vec![dirno],
+            Child::Node(_) => vec![],
+        };
+        while let Some(dirno) = below.pop() {
+            if let Some((_, value)) = rows::dir(self.c, dirno, self.v)?.filter(|(_, value)| !value.gone) {
+                self.put_dir(dirno, &DirValue { gone: true, state: None, ..value })?;
+            }
+            self.each_open(dirno, |apply, name, since, row| {
+                apply.end_interval(dirno, name, since, row)?;
+                if let Child::Dir(child) = row.child {
+                    below.push(child);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn end_interval(&mut self, dir: Dirno, name: &[u8], since: Version, row: EntryRow) -> Found<()> {
+        self.report.closed += 1;
+        if since == self.v {
+            self.c
+                .prepare_cached("DELETE FROM entries WHERE parent=?1 AND name=?2 AND v_from=?3")?
+                .execute(params![dir.0 as i64, name, since.0])?;
+            return Ok(());
+        }
+        self.write_entry(dir, name, since, EntryRow { v_to: Some(self.v), ..row })
+    }
+
+    /// Runs over a directory's open entries, a few at a time, so that `each` may change them.
+    fn each_open(
+        &mut self,
+        dir: Dirno,
+        mut each: impl FnMut(&mut Self, &[u8], Version, EntryRow) -> Found<()>,
+    ) -> Found<()> {
+        let mut after: Vec<u8> = Vec::new();
+        loop {
+            let mut step: Vec<(Vec<u8>, Version, EntryRow)> = Vec::new();
+            let mut scanned = 0;
+            {
+                let mut statement = self.c.prepare_cached(
+                    "SELECT name, v_from, row FROM entries WHERE parent=?1 AND name>?2 ORDER BY name, v_from",
+                )?;
+                let mut rows = statement.query(params![dir.0 as i64, after])?;
+                while let Some(found) = rows.next()? {
+                    let name = blob(found, 0)?;
+                    // A name's rows stay together: a step ends only where the next name begins.
+                    if scanned >= STEP && name != after {
+                        break;
+                    }
+                    scanned += 1;
+                    after.clear();
+                    after.extend_from_slice(name);
+                    let since = Version(found.get(1)?);
+                    let row = EntryRow::decode(Key(dir.0 as i64, i64::from(since.0), name), blob(found, 2)?)?;
+                    if row.v_to.is_none() {
+                        step.push((name.to_vec(), since, row));
+                    }
+                }
+            }
+            for (name, since, row) in step {
+                each(self, &name, since, row)?;
+            }
+            if scanned < STEP {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Ends the open directory: after a complete list, names that were not put are gone, and nothing is lost.
+    fn finish_listing(&mut self) -> Found<()> {
+        let Some(OpenDir { dirno, full: Some(names), lost_since }) = self.open.take() else { return Ok(()) };
+        self.each_open(
+            dirno,
+            |apply, name, since, row| {
+                if names.contains(name) { Ok(()) } else { apply.close(dirno, name, since, row) }
+            },
+        )?;
+        if let Some(from) = lost_since {
+            self.put_lost(dirno, from, Some(self.v))?;
+            self.touch(dirno)?;
+        }
+        Ok(())
+    }
+
+    fn put_node(&mut self, dir: Dirno, node: &Node) -> Found<()> {
+        let encoded = codec::encode_node(node);
+        let value = |first_link: Dirno| {
+            let mut e = Encoder(Vec::with_capacity(encoded.len() + 8));
+            e.uint(first_link.0);
+            e.raw(&encoded);
+            e.0
+        };
+        if node.logid.0 >= self.first_new_logid && self.insert_short_node(node.logid, &value(dir))? {
+            return Ok(());
+        }
+        let first_link = match rows::node_bytes(self.c, node.logid)? {
+            None => dir,
+            Some((_, old)) if old == encoded => return Ok(()),
+            Some((first_link, old)) => {
+                let same_but_racy =
+                    codec::decode_node(&old).is_ok_and(|old| old == Node { racy: old.racy, ..node.clone() });
+                if !same_but_racy {
+                    self.report.conflicts += 1;
+                    return Ok(());
+                }
+                first_link
+            }
+        };
+        self.put_long(Table::Nodes, PartOf::Node, node.logid.0 as i64, &value(first_link))
+    }
+
+    /// Writes a node that is new and fits one row; false if neither is sure.
+    fn insert_short_node(&self, logid: Logid, bytes: &[u8]) -> Found<bool> {
+        let cut = split(bytes);
+        if !cut.parts.is_empty() {
+            return Ok(false);
+        }
+        let id = logid.0 as i64;
+        let new = self
+            .c
+            .prepare_cached("INSERT OR IGNORE INTO nodes(id, row) VALUES(?1, ?2)")?
+            .execute(params![id, seal(Table::Nodes, Key::id(id), cut.main)])?;
+        Ok(new == 1)
+    }
+
+    fn extents(&mut self, logid: Logid, start: u64, segments: &[Segment]) -> Found<()> {
+        let Ok(start_id) = i64::try_from(start) else {
+            self.report.conflicts += 1;
+            return Ok(());
+        };
+        let body = codec::encode_segments(segments);
+        if body.len() + 32 > MAX_KEYED_ROW && segments.len() > 1 {
+            let (head, tail) = segments.split_at(segments.len() / 2);
+            let middle = start.saturating_add(head.iter().map(Segment::len).sum::<u64>());
+            self.extents(logid, start, head)?;
+            return self.extents(logid, middle, tail);
+        }
+        let sealed = seal(Table::Extents, Key(logid.0 as i64, start_id, &[]), body);
+        self.c
+            .prepare_cached("INSERT OR IGNORE INTO extents(logid, start, row) VALUES(?1, ?2, ?3)")?
+            .execute(params![logid.0 as i64, start_id, sealed])?;
+        Ok(())
+    }
+
+    fn remove_version(&mut self, version: Version) -> Found<()> {
+        if let Some((row, _)) = rows::version(self.c, version)? {
+            let mut e = Encoder::default();
+            e.u8(1);
+            e.u8(u8::from(row.base));
+            e.raw(&codec::encode_version_info(&row.info));
+            self.put_long(Table::Versions, PartOf::Version, i64::from(version.0), &e.0)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that this version changed something in the directory, and so below its ancestors.
+    fn touch(&self, dirno: Dirno) -> Found<()> {
+        if self.last_touched.replace(Some(dirno)) == Some(dirno) {
+            return Ok(());
+        }
+        let mut at = dirno;
+        loop {
+            let new = self
+                .c
+                .prepare_cached("INSERT OR IGNORE INTO changed(id) VALUES(?1)")?
+                .execute([changed_key(self.v, at)])?;
+            if new == 0 || at == Dirno::ROOT {
+                return Ok(());
+            }
+            match rows::dir(self.c, at, self.v)? {
+                Some((_, value)) => at = value.parent,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Writes a value that may need rows in `parts`; earlier parts of the same key go.
+    fn put_long(&self, table: Table, of: PartOf, id: i64, bytes: &[u8]) -> Found<()> {
+        let sql = match table {
+            Table::Versions => "INSERT OR REPLACE INTO versions(id, row) VALUES(?1, ?2)",
+            Table::Nodes => "INSERT OR REPLACE INTO nodes(id, row) VALUES(?1, ?2)",
+            Table::Dirs => "INSERT OR REPLACE INTO dirs(id, row) VALUES(?1, ?2)",
+            _ => return Err(Fail::Row("not a table of long values")),
+        };
+        let cut = split(bytes);
+        self.c.prepare_cached("DELETE FROM parts WHERE kind=?1 AND id=?2")?.execute(params![of as i64, id])?;
+        for (part, no) in cut.parts.into_iter().zip(1i64..) {
+            let sealed = seal(Table::Parts, part_key(of, id, no).key(), part);
+            self.c
+                .prepare_cached("INSERT INTO parts(kind, id, no, row) VALUES(?1, ?2, ?3, ?4)")?
+                .execute(params![of as i64, id, no, sealed])?;
+        }
+        self.c.prepare_cached(sql)?.execute(params![id, seal(table, Key::id(id), cut.main)])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! The part of `apply` that is about arcs: frame tables, block hashes, relocations.
+//!
+//! Invariants: `hashes` names a block only while it can be read where it is, or where it was relocated to; the
+//! block stored first keeps its hash.
+
+use rusqlite::params;
+
+use super::apply::{Apply, CatalogSource};
+use super::row::{ArcValue, Key, Table, seal};
+use super::rows::{self, Found};
+use super::schema::{FRAMES_PER_ROW, frames_key};
+use crate::arc::{ARC_HEADER_LEN, FrameInfo, FrameKind};
+use crate::catalog::Commit;
+use crate::catalog::codec::Encoder;
+use crate::error::{Damage, Error, Place};
+use crate::ids::{ArcSerial, BlockId, FrameNo};
+
+/// Hashes are inserted in sorted batches of this many (16 bytes each): random inserts touch a page each.
+const HASH_BATCH: usize = 1 << 20;
+
+impl Apply<'_> {
+    /// Records the commit's arcs, their frames and their block hashes; returns how many hashes are new.
+    pub(super) fn arcs(&mut self, commit: &Commit, source: &mut dyn CatalogSource) -> Found<u64> {
+        let mut new = 0;
+        let mut batch: Vec<(i64, i64)> = Vec::new();
+        for arc in &commit.arcs {
+            match rows::arc(self.c, arc.serial)? {
+                None => {}
+                // A base lists the arcs of earlier runs too.
+                Some(known) if known.entry == *arc => continue,
+                Some(_) => {
+                    let what = format!("its {} has the serial of another arc", arc.name);
+                    return Err(Error::CommitDamaged { run: commit.run, what }.into());
+                }
+            }
+            let value = ArcValue { entry: arc.clone(), run: arc.name.version, dropped: false };
+            self.c
+                .prepare_cached("INSERT INTO arcs(id, row) VALUES(?1, ?2)")?
+                .execute(params![arc.serial.0 as i64, value.encode()])?;
+            let table = match source.frame_table(arc) {
+                Ok(table) => table,
+                Err(error) if error.is_damage() => {
+                    self.report.unknown_arcs.push((arc.name, error));
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if (table.len() as u64) < u64::from(arc.frames) {
+                // The arc's end is damaged: what stands before it is as good as ever.
+                let offset = ARC_HEADER_LEN as u64 + table.iter().map(FrameInfo::frame_len).sum::<u64>();
+                let place = Place { arc: arc.name, frame: Some(FrameNo(table.len() as u32)), block: None, offset };
+                self.report.unknown_arcs.push((arc.name, Error::Arc { place, damage: Damage::WrongFrame }));
+            }
+            let mut offset = ARC_HEADER_LEN as u64;
+            for (chunk, first) in table.chunks(FRAMES_PER_ROW as usize).zip((0u32..).step_by(FRAMES_PER_ROW as usize)) {
+                let id = frames_key(arc.serial.0, first);
+                let mut body = offset.to_le_bytes().to_vec();
+                for (info, no) in chunk.iter().zip(first..) {
+                    body.extend_from_slice(&info.encode());
+                    offset += info.frame_len();
+                    if info.kind == FrameKind::Block {
+                        let block = BlockId::new(arc.serial, FrameNo(no));
+                        batch.push((rows::hash_key(&info.hash), block.0 as i64));
+                    }
+                }
+                let sealed = seal(Table::Frames, Key::id(id), body);
+                self.c.prepare_cached("INSERT INTO frames(id, row) VALUES(?1, ?2)")?.execute(params![id, sealed])?;
+                if batch.len() >= HASH_BATCH {
+                    new += self.hashes(&mut batch)?;
+                }
+            }
+        }
+        Ok(new + self.hashes(&mut batch)?)
+    }
+
+    /// The block stored first keeps its hash; equal prefixes of different hashes only cost dedup.
+    fn hashes(&mut self, batch: &mut Vec<(i64, i64)>) -> Found<u64> {
+        batch.sort_unstable();
+        let mut insert = self.c.prepare_cached("INSERT OR IGNORE INTO hashes(id, block) VALUES(?1, ?2)")?;
+        let mut new = 0;
+        for (key, block) in batch.drain(..) {
+            new += insert.execute([key, block])? as u64;
+        }
+        Ok(new)
+    }
+
+    pub(super) fn relocate(&mut self, from: BlockId, to: BlockId) -> Found<()> {
+        let id = from.0 as i64;
+        let mut e = Encoder::default();
+        e.uint(to.0);
+        self.c
+            .prepare_cached("INSERT OR REPLACE INTO relocations(id, row) VALUES(?1, ?2)")?
+            .execute(params![id, seal(Table::Relocations, Key::id(id), e.0)])?;
+        Ok(())
+    }
+
+    /// Forgets the arc's frames, and the hashes of its blocks that were not relocated: dedup must not find them.
+    pub(super) fn drop_arc(&mut self, serial: ArcSerial) -> Found<u64> {
+        let Some(mut value) = rows::arc(self.c, serial)?.filter(|value| !value.dropped) else { return Ok(0) };
+        let mut forgotten = 0;
+        for first in (0..value.entry.frames).step_by(FRAMES_PER_ROW as usize) {
+            let Some(chunk) = rows::frames(self.c, serial, FrameNo(first))? else { continue };
+            for (info, no) in chunk.frames.iter().zip(first..) {
+                let block = BlockId::new(serial, FrameNo(no));
+                let key = rows::hash_key(&info.hash);
+                let found = info.kind == FrameKind::Block && rows::hash_row(self.c, key)? == Some(block);
+                if found && rows::location(self.c, block)? == block {
+                    forgotten += self.c.prepare_cached("DELETE FROM hashes WHERE id=?1")?.execute([key])? as u64;
+                }
+            }
+            self.c.prepare_cached("DELETE FROM frames WHERE id=?1")?.execute([frames_key(serial.0, first)])?;
+        }
+        value.dropped = true;
+        self.c
+            .prepare_cached("UPDATE arcs SET row=?2 WHERE id=?1")?
+            .execute(params![serial.0 as i64, value.encode()])?;
+        Ok(forgotten)
+    }
+}

@@ -1,0 +1,137 @@
+//! Listings of directories: one range scan in name order, with or without attributes.
+//!
+//! Invariants: a listing is complete or an error: a lost directory, or one whose rows are fewer or more than its
+//! state counts, is never shown short. A damaged row of a child costs only that child's attributes.
+
+use rusqlite::Connection;
+
+use super::pool::Fail;
+use super::queries::entry_of;
+use super::row::{EntryRow, Key};
+use super::rows::{self, Found, blob};
+use super::{Entry, Index, Listed};
+use crate::catalog::{Attr, Child};
+use crate::error::{Error, Result};
+use crate::ids::{Dirno, Version};
+
+impl Index {
+    /// At most `limit` entries of the directory in byte order of their names, those after the name `after`.
+    ///
+    /// Fewer than `limit` means that the end was reached. A listing read from its start to its end in one call is
+    /// checked against the directory's count; who reads it in pieces calls `check_count` at the end.
+    ///
+    /// # Errors
+    /// `DIRECTORY_LOST`, `INDEX_ROW_DAMAGED`.
+    pub fn children(&self, v: Version, dir: Dirno, after: Option<&[u8]>, limit: usize) -> Result<Vec<Entry>> {
+        self.ask(|c| {
+            let mut entries = Vec::new();
+            scan(c, v, dir, after, limit, |entry| {
+                entries.push(entry);
+                Ok(())
+            })?;
+            Ok(entries)
+        })
+    }
+
+    /// As `children`, with attributes, in one pass.
+    pub fn children_with_attrs(
+        &self,
+        v: Version,
+        dir: Dirno,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
+        let all = self.ask(|c| {
+            let mut listed = Vec::new();
+            scan(c, v, dir, after, limit, |entry| {
+                let attr = match attr_of(c, v, &entry) {
+                    Ok(attr) => Ok(attr),
+                    Err(Fail::Known(error)) => Err(error),
+                    Err(fail) => return Err(fail),
+                };
+                listed.push(Listed { entry, attr });
+                Ok(())
+            })?;
+            Ok(listed)
+        });
+        match all {
+            // A row is damaged: the names may still be whole, and each child is asked about by itself.
+            Err(Error::IndexDamaged { .. } | Error::IndexRow { .. } | Error::IndexIo { .. }) => {
+                let entries = self.children(v, dir, after, limit)?;
+                Ok(entries
+                    .into_iter()
+                    .map(|entry| Listed { attr: self.ask(|c| attr_of(c, v, &entry)), entry })
+                    .collect())
+            }
+            other => other,
+        }
+    }
+
+    /// Checks that a listing read in pieces was complete: `seen` entries in all.
+    ///
+    /// # Errors
+    /// `INDEX_ROW_DAMAGED` if the directory has another number of entries in `v`.
+    pub fn check_count(&self, v: Version, dir: Dirno, seen: u64) -> Result<()> {
+        self.ask(|c| check_count(c, v, dir, seen))
+    }
+}
+
+fn check_count(c: &Connection, v: Version, dir: Dirno, seen: u64) -> Found<()> {
+    if rows::dir_row(c, v, dir)?.state.children != seen {
+        return Err(Fail::Row("the directory has another number of entries than recorded"));
+    }
+    Ok(())
+}
+
+fn attr_of(c: &Connection, v: Version, entry: &Entry) -> Found<(Attr, u64)> {
+    match entry.child {
+        Child::Node(logid) => {
+            let found = rows::attr(c, logid)?;
+            if found.0.kind != entry.kind {
+                return Err(Fail::Row("entry and file are of different types"));
+            }
+            Ok(found)
+        }
+        Child::Dir(dirno) => Ok((rows::dir_row(c, v, dirno)?.state.attr, 0)),
+    }
+}
+
+/// Runs over the entries of `v`. While the scan's statement is open, all that `each` asks sees the same snapshot.
+fn scan(
+    c: &Connection,
+    v: Version,
+    dir: Dirno,
+    after: Option<&[u8]>,
+    limit: usize,
+    mut each: impl FnMut(Entry) -> Found<()>,
+) -> Found<()> {
+    if rows::lost_since(c, dir, v)?.is_some() {
+        return Err(Error::DirectoryLost { dirno: dir, version: v }.into());
+    }
+    // No name is empty: everything comes after the empty name.
+    let mut statement =
+        c.prepare_cached("SELECT name, v_from, row FROM entries WHERE parent=?1 AND name>?2 ORDER BY name, v_from")?;
+    statement.raw_bind_parameter(1, dir.0 as i64)?;
+    statement.raw_bind_parameter(2, after.unwrap_or_default())?;
+    let mut rows = statement.raw_query();
+    let mut seen = 0u64;
+    while seen < limit as u64 {
+        let Some(found) = rows.next()? else {
+            if after.is_none() {
+                check_count(c, v, dir, seen)?;
+            }
+            return Ok(());
+        };
+        let since = Version(found.get(1)?);
+        if since > v {
+            continue;
+        }
+        let name = blob(found, 0)?;
+        let row = EntryRow::decode(Key(dir.0 as i64, i64::from(since.0), name), blob(found, 2)?)?;
+        if row.covers(v) {
+            seen += 1;
+            each(entry_of(name, since, row))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,236 @@
+//! The questions that the rest of the program asks of the index.
+//!
+//! Invariants: each answer holds for the version asked about whatever is applied meanwhile; what the index cannot
+//! know is an error (`DIRECTORY_LOST`, `EXTENTS_LOST`, `INDEX_ROW_DAMAGED`), never "not there".
+
+use rusqlite::Connection;
+
+use super::pool::Fail;
+use super::row::{self, ArcValue, EntryRow, Key, Table};
+use super::rows::{self, Found, blob};
+use super::{ArcRow, DirRow, Entry, FrameChunk, Index, State, VersionRow};
+use crate::catalog::{Attr, Child, ExtentChunk, Node};
+use crate::error::{Error, Result};
+use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
+
+/// Directories nest no deeper than this; a longer chain of parents is a loop.
+const MAX_DEPTH: usize = 1 << 20;
+
+impl Index {
+    /// All versions that were not removed, oldest first.
+    pub fn versions(&self) -> Result<Vec<VersionRow>> {
+        self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id")?;
+            let mut rows = statement.query([])?;
+            let mut versions = Vec::new();
+            while let Some(found) = rows.next()? {
+                let id: i64 = found.get(0)?;
+                let body = row::open(Table::Versions, Key::id(id), blob(found, 1)?)?;
+                let (version, removed) = rows::version_of(c, id, body)?;
+                if !removed {
+                    versions.push(version);
+                }
+            }
+            Ok(versions)
+        })
+    }
+
+    /// The newest version that was not removed.
+    pub fn newest(&self) -> Result<Option<VersionRow>> {
+        self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id DESC")?;
+            let mut rows = statement.query([])?;
+            while let Some(found) = rows.next()? {
+                let id: i64 = found.get(0)?;
+                let body = row::open(Table::Versions, Key::id(id), blob(found, 1)?)?;
+                let (version, removed) = rows::version_of(c, id, body)?;
+                if !removed {
+                    return Ok(Some(version));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// The version, unless it never was or was removed.
+    pub fn version(&self, v: Version) -> Result<Option<VersionRow>> {
+        self.ask(|c| Ok(rows::version(c, v)?.filter(|(_, removed)| !removed).map(|(version, _)| version)))
+    }
+
+    /// The version whose folder in the mount has this name (`YYYY-MM-DD-HHMM-rN`).
+    pub fn version_by_name(&self, name: &str) -> Result<Option<VersionRow>> {
+        let Some(v) = name.rsplit_once('-').and_then(|(_, number)| number.parse().ok()) else {
+            return Ok(None);
+        };
+        Ok(self.version(v)?.filter(|version| version.info.name == name))
+    }
+
+    /// What `name` in `dir` stands for in `v`.
+    ///
+    /// # Errors
+    /// `DIRECTORY_LOST` if the directory's record is damaged and nothing else tells.
+    pub fn lookup(&self, v: Version, dir: Dirno, name: &[u8]) -> Result<Option<Entry>> {
+        self.ask(|c| {
+            let found = rows::entry(c, dir, name, v)?.filter(|(_, entry)| entry.covers(v));
+            if found.as_ref().is_none_or(|(since, _)| *since < v) {
+                let lost = rows::lost_since(c, dir, v)?;
+                if lost.is_some_and(|from| found.as_ref().is_none_or(|(since, _)| *since < from)) {
+                    return Err(Error::DirectoryLost { dirno: dir, version: v }.into());
+                }
+            }
+            Ok(found.map(|(since, row)| entry_of(name, since, row)))
+        })
+    }
+
+    /// The directory as `v` shows it.
+    pub fn dir(&self, v: Version, dir: Dirno) -> Result<DirRow> {
+        self.ask(|c| rows::dir_row(c, v, dir))
+    }
+
+    pub fn node(&self, logid: Logid) -> Result<Node> {
+        self.ask(|c| rows::node(c, logid))
+    }
+
+    /// Attributes of a node, and its bytes in data segments.
+    pub fn attr(&self, logid: Logid) -> Result<(Attr, u64)> {
+        self.ask(|c| rows::attr(c, logid))
+    }
+
+    /// The stretch of a long file's segments that covers byte `offset`.
+    pub fn extents_at(&self, logid: Logid, offset: u64) -> Result<ExtentChunk> {
+        self.ask(|c| rows::extents(c, logid, offset))
+    }
+
+    /// A committed arc that was not dropped.
+    pub fn arc(&self, serial: ArcSerial) -> Result<ArcRow> {
+        self.ask(|c| match rows::arc(c, serial)? {
+            Some(ArcValue { entry, run, dropped: false }) => Ok(ArcRow { entry, run }),
+            Some(_) => Err(Fail::Row("the arc was dropped")),
+            None => Err(Fail::Row("the arc has no row")),
+        })
+    }
+
+    /// All committed arcs that were not dropped, by serial.
+    pub fn arcs(&self) -> Result<Vec<ArcRow>> {
+        self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id, row FROM arcs ORDER BY id")?;
+            let mut rows = statement.query([])?;
+            let mut arcs = Vec::new();
+            while let Some(found) = rows.next()? {
+                let value = ArcValue::decode(found.get(0)?, blob(found, 1)?)?;
+                if !value.dropped {
+                    arcs.push(ArcRow { entry: value.entry, run: value.run });
+                }
+            }
+            Ok(arcs)
+        })
+    }
+
+    /// The neighbours of a frame and itself.
+    ///
+    /// # Errors
+    /// `INDEX_ROW_DAMAGED` if the arc has no such frame, or its frame table could not be read when it was applied.
+    pub fn frame_chunk(&self, serial: ArcSerial, frame: FrameNo) -> Result<FrameChunk> {
+        self.ask(|c| match rows::frames(c, serial, frame)? {
+            Some(chunk) if chunk.locate(frame).is_some() => Ok(chunk),
+            _ => Err(Fail::Row("the frame is not known")),
+        })
+    }
+
+    /// Where a block is read from.
+    pub fn location(&self, block: BlockId) -> Result<BlockId> {
+        self.ask(|c| rows::location(c, block))
+    }
+
+    /// A committed block with this hash.
+    pub fn find_block(&self, hash: &BlockHash) -> Result<Option<BlockId>> {
+        self.ask(|c| rows::find_block(c, hash))
+    }
+
+    /// True if `v` changed something in or below the directory.
+    pub fn changed_in(&self, v: Version, dir: Dirno) -> Result<bool> {
+        self.ask(|c| rows::changed(c, v, dir))
+    }
+
+    pub fn state(&self) -> Result<State> {
+        self.ask(rows::state)
+    }
+
+    /// Absolute path of a directory in `v`; `/` for the root.
+    pub fn path_of_dir(&self, v: Version, dir: Dirno) -> Result<Vec<u8>> {
+        self.ask(|c| path_of_dir(c, v, dir))
+    }
+
+    /// One path of a node and a version that shows it there, for messages.
+    ///
+    /// # Errors
+    /// `INDEX_ROW_DAMAGED` if no version that is left shows it.
+    pub fn path_of_node(&self, logid: Logid) -> Result<(Version, Vec<u8>)> {
+        self.ask(|c| {
+            let (dir, _) = rows::node_bytes(c, logid)?.ok_or(Fail::Row("the file has no row"))?;
+            let mut statement = c.prepare_cached("SELECT name, v_from, row FROM entries WHERE parent=?1")?;
+            let mut rows = statement.query([dir.0 as i64])?;
+            while let Some(found) = rows.next()? {
+                let name = blob(found, 0)?;
+                let since = Version(found.get(1)?);
+                let entry = EntryRow::decode(Key(dir.0 as i64, i64::from(since.0), name), blob(found, 2)?)?;
+                if entry.child != Child::Node(logid) {
+                    continue;
+                }
+                if let Some(v) = shown_in(c, since, &entry)? {
+                    let mut path = path_of_dir(c, v, dir)?;
+                    if path.last() != Some(&b'/') {
+                        path.push(b'/');
+                    }
+                    path.extend_from_slice(name);
+                    return Ok((v, path));
+                }
+            }
+            Err(Fail::Row("no version shows the file where it was first linked"))
+        })
+    }
+}
+
+pub(super) fn entry_of(name: &[u8], since: Version, row: EntryRow) -> Entry {
+    Entry { name: name.to_vec(), kind: row.kind, child: row.child, since }
+}
+
+/// The first version with the entry that was not removed.
+fn shown_in(c: &Connection, since: Version, entry: &EntryRow) -> Found<Option<Version>> {
+    let mut statement = c.prepare_cached("SELECT id, row FROM versions WHERE id>=?1 ORDER BY id")?;
+    let mut rows = statement.query([since.0])?;
+    while let Some(found) = rows.next()? {
+        let id: i64 = found.get(0)?;
+        let body = row::open(Table::Versions, Key::id(id), blob(found, 1)?)?;
+        let (version, removed) = rows::version_of(c, id, body)?;
+        if !entry.covers(version.version) {
+            break;
+        }
+        if !removed {
+            return Ok(Some(version.version));
+        }
+    }
+    Ok(None)
+}
+
+fn path_of_dir(c: &Connection, v: Version, dir: Dirno) -> Found<Vec<u8>> {
+    let mut names = Vec::new();
+    let mut at = dir;
+    while at != Dirno::ROOT {
+        let (_, value) = rows::dir(c, at, v)?.ok_or(Fail::Row("the directory has no row"))?;
+        names.push(value.name);
+        at = value.parent;
+        if names.len() > MAX_DEPTH {
+            return Err(Fail::Row("the directory is its own ancestor"));
+        }
+    }
+    let mut path = Vec::new();
+    for name in names.iter().rev() {
+        path.push(b'/');
+        path.extend_from_slice(name);
+    }
+    if path.is_empty() {
+        path.push(b'/');
+    }
+    Ok(path)
+}

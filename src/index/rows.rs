@@ -1,0 +1,391 @@
+//! Reads single rows on one connection; readers and `apply` share it.
+//!
+//! Invariants: each row is opened by its seal before anything in it is believed; statements come from the
+//! connection's cache, none is prepared twice.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::pool::Fail;
+use super::row::{self, ArcValue, BadRow, EntryRow, Key, Main, Table};
+use super::schema::{FRAMES_PER_ROW, changed_key, dir_key, frames_key, version_of_dir_key};
+use super::{DirRow, FrameChunk, State, VersionRow};
+use crate::arc::FrameInfo;
+use crate::catalog::codec::{self, Decoder, Encoder};
+use crate::catalog::{Attr, DirState, ExtentChunk, Node};
+use crate::error::Error;
+use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
+
+pub type Found<T> = Result<T, Fail>;
+
+/// The value of a rowid table's row, unsealed.
+pub fn value<T>(
+    c: &Connection,
+    table: Table,
+    id: i64,
+    read: impl FnOnce(&[u8]) -> Result<T, Fail>,
+) -> Found<Option<T>> {
+    let sql = match table {
+        Table::Meta => "SELECT row FROM meta WHERE id=?1",
+        Table::Versions => "SELECT row FROM versions WHERE id=?1",
+        Table::Arcs => "SELECT row FROM arcs WHERE id=?1",
+        Table::Frames => "SELECT row FROM frames WHERE id=?1",
+        Table::Relocations => "SELECT row FROM relocations WHERE id=?1",
+        Table::Nodes => "SELECT row FROM nodes WHERE id=?1",
+        Table::Dirs => "SELECT row FROM dirs WHERE id=?1",
+        Table::Lost => "SELECT row FROM lost WHERE id=?1",
+        Table::Entries | Table::Extents | Table::Parts => return Err(Fail::Row("not a rowid table")),
+    };
+    let mut statement = c.prepare_cached(sql)?;
+    statement.raw_bind_parameter(1, id)?;
+    let mut rows = statement.raw_query();
+    match rows.next()? {
+        None => Ok(None),
+        Some(found) => read(row::open(table, Key::id(id), blob(found, 0)?)?).map(Some),
+    }
+}
+
+pub fn blob<'a>(found: &'a rusqlite::Row<'_>, column: usize) -> Result<&'a [u8], Fail> {
+    found.get_ref(column)?.as_blob().map_err(|_| Fail::Row("column is no blob"))
+}
+
+/// Which long value a row in `parts` continues.
+#[derive(Clone, Copy)]
+#[repr(i64)]
+pub enum PartOf {
+    Version = 1,
+    Node = 2,
+    Dir = 3,
+}
+
+/// Puts a long value together again.
+pub fn whole(c: &Connection, of: PartOf, id: i64, body: &[u8]) -> Found<Vec<u8>> {
+    let main = Main::read(body)?;
+    let mut bytes = main.first.to_vec();
+    if main.parts > 0 {
+        let mut statement = c.prepare_cached("SELECT no, row FROM parts WHERE kind=?1 AND id=?2 ORDER BY no")?;
+        let mut rows = statement.query(params![of as i64, id])?;
+        let mut seen = 0u64;
+        while let Some(found) = rows.next()? {
+            let no: i64 = found.get(0)?;
+            seen += 1;
+            if no != seen as i64 {
+                return Err(Fail::Row("a part of the value is missing"));
+            }
+            bytes.extend_from_slice(row::open(Table::Parts, part_key(of, id, no).key(), blob(found, 1)?)?);
+        }
+        if seen != main.parts {
+            return Err(Fail::Row("a part of the value is missing"));
+        }
+        main.check(&bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// Key of a row in `parts`, with the bytes that its seal needs.
+pub struct PartKey {
+    id: i64,
+    no: i64,
+    of: [u8; 1],
+}
+
+pub fn part_key(of: PartOf, id: i64, no: i64) -> PartKey {
+    PartKey { id, no, of: [of as u8] }
+}
+
+impl PartKey {
+    pub fn key(&self) -> Key<'_> {
+        Key(self.id, self.no, &self.of)
+    }
+}
+
+const STATE_ID: i64 = 1;
+
+pub fn state(c: &Connection) -> Found<State> {
+    value(c, Table::Meta, STATE_ID, |body| {
+        let mut d = Decoder::new(body);
+        let state = State {
+            next_serial: d.uint()?,
+            next_logid: d.uint()?,
+            next_dirno: d.uint()?,
+            next_run: Version(d.small()?),
+            settled_below: Version(d.small()?),
+            last_commit: match d.u8()? {
+                0 => None,
+                _ => Some((Version(d.small()?), d.array()?)),
+            },
+            catalog_bytes_since_base: d.uint()?,
+            base_catalog_bytes: d.uint()?,
+            hashes: d.uint()?,
+        };
+        d.end()?;
+        Ok(state)
+    })?
+    .ok_or(Fail::Row("the state row is missing"))
+}
+
+pub fn put_state(c: &Connection, state: &State) -> Found<()> {
+    let mut e = Encoder::default();
+    e.uint(state.next_serial);
+    e.uint(state.next_logid);
+    e.uint(state.next_dirno);
+    e.uint(u64::from(state.next_run.0));
+    e.uint(u64::from(state.settled_below.0));
+    e.u8(u8::from(state.last_commit.is_some()));
+    if let Some((run, digest)) = &state.last_commit {
+        e.uint(u64::from(run.0));
+        e.raw(digest);
+    }
+    e.uint(state.catalog_bytes_since_base);
+    e.uint(state.base_catalog_bytes);
+    e.uint(state.hashes);
+    let sealed = row::seal(Table::Meta, Key::id(STATE_ID), e.0);
+    c.prepare_cached("INSERT OR REPLACE INTO meta(id, row) VALUES(?1, ?2)")?.execute(params![STATE_ID, sealed])?;
+    Ok(())
+}
+
+/// A version and whether it was removed.
+pub fn version_of(c: &Connection, id: i64, body: &[u8]) -> Found<(VersionRow, bool)> {
+    let whole = whole(c, PartOf::Version, id, body)?;
+    let mut d = Decoder::new(&whole);
+    let (removed, base) = (d.u8()? != 0, d.u8()? != 0);
+    let version = Version(u32::try_from(id).map_err(|_| Fail::Row("impossible version"))?);
+    Ok((VersionRow { version, info: codec::decode_version_info(d.rest())?, base }, removed))
+}
+
+pub fn version(c: &Connection, v: Version) -> Found<Option<(VersionRow, bool)>> {
+    let id = i64::from(v.0);
+    value(c, Table::Versions, id, |body| version_of(c, id, body))
+}
+
+/// The newest row of a name that a version up to `v` brought.
+pub fn entry(c: &Connection, dir: Dirno, name: &[u8], v: Version) -> Found<Option<(Version, EntryRow)>> {
+    let mut statement = c.prepare_cached(
+        "SELECT v_from, row FROM entries WHERE parent=?1 AND name=?2 AND v_from<=?3 ORDER BY v_from DESC LIMIT 1",
+    )?;
+    statement.raw_bind_parameter(1, dir.0 as i64)?;
+    statement.raw_bind_parameter(2, name)?;
+    statement.raw_bind_parameter(3, v.0)?;
+    let mut rows = statement.raw_query();
+    match rows.next()? {
+        None => Ok(None),
+        Some(found) => {
+            let v_from = Version(found.get(0)?);
+            let entry = EntryRow::decode(Key(dir.0 as i64, i64::from(v_from.0), name), blob(found, 1)?)?;
+            Ok(Some((v_from, entry)))
+        }
+    }
+}
+
+/// What is known of a directory in a state: `state` is None when its own record was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirValue {
+    pub parent: Dirno,
+    pub name: Vec<u8>,
+    pub gone: bool,
+    pub state: Option<DirState>,
+}
+
+impl DirValue {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut e = Encoder::default();
+        e.uint(self.parent.0);
+        e.bytes(&self.name);
+        e.u8(u8::from(self.gone));
+        if let Some(state) = &self.state {
+            e.raw(&codec::encode_dir_state(state));
+        }
+        e.0
+    }
+
+    fn decode(bytes: &[u8]) -> Result<DirValue, BadRow> {
+        let mut d = Decoder::new(bytes);
+        let (parent, name, gone) = (Dirno(d.uint()?), d.bytes()?.to_vec(), d.u8()? != 0);
+        let rest = d.rest();
+        let state = if rest.is_empty() { None } else { Some(codec::decode_dir_state(rest)?) };
+        Ok(DirValue { parent, name, gone, state })
+    }
+}
+
+/// The newest state of a directory that a version up to `v` brought.
+pub fn dir(c: &Connection, dirno: Dirno, v: Version) -> Found<Option<(Version, DirValue)>> {
+    let mut statement =
+        c.prepare_cached("SELECT id, row FROM dirs WHERE id BETWEEN ?1 AND ?2 ORDER BY id DESC LIMIT 1")?;
+    statement.raw_bind_parameter(1, dir_key(dirno, Version(0)))?;
+    statement.raw_bind_parameter(2, dir_key(dirno, v))?;
+    let mut rows = statement.raw_query();
+    match rows.next()? {
+        None => Ok(None),
+        Some(found) => {
+            let id: i64 = found.get(0)?;
+            let body = row::open(Table::Dirs, Key::id(id), blob(found, 1)?)?;
+            let main = Main::read(body)?;
+            let value = if main.parts == 0 {
+                DirValue::decode(main.first)?
+            } else {
+                DirValue::decode(&whole(c, PartOf::Dir, id, body)?)?
+            };
+            Ok(Some((version_of_dir_key(id), value)))
+        }
+    }
+}
+
+/// Since when (and until when) the listing of a directory is lost, by the newest row up to `v`.
+pub fn lost_row(c: &Connection, dirno: Dirno, v: Version) -> Found<Option<(Version, Option<Version>)>> {
+    let mut statement =
+        c.prepare_cached("SELECT id, row FROM lost WHERE id BETWEEN ?1 AND ?2 ORDER BY id DESC LIMIT 1")?;
+    statement.raw_bind_parameter(1, dir_key(dirno, Version(0)))?;
+    statement.raw_bind_parameter(2, dir_key(dirno, v))?;
+    let mut rows = statement.raw_query();
+    match rows.next()? {
+        None => Ok(None),
+        Some(found) => {
+            let id: i64 = found.get(0)?;
+            let mut d = Decoder::new(row::open(Table::Lost, Key::id(id), blob(found, 1)?)?);
+            let v_to: u32 = d.small()?;
+            d.end()?;
+            Ok(Some((version_of_dir_key(id), (v_to != 0).then_some(Version(v_to)))))
+        }
+    }
+}
+
+/// Since when the directory is lost, if it is in `v`.
+pub fn lost_since(c: &Connection, dirno: Dirno, v: Version) -> Found<Option<Version>> {
+    Ok(lost_row(c, dirno, v)?.filter(|(_, to)| to.is_none_or(|to| v < to)).map(|(from, _)| from))
+}
+
+/// The directory in `v` with its state.
+pub fn dir_row(c: &Connection, v: Version, dirno: Dirno) -> Found<DirRow> {
+    let lost = || Fail::Known(Error::DirectoryLost { dirno, version: v });
+    let lost_from = lost_since(c, dirno, v)?;
+    match dir(c, dirno, v)? {
+        Some((since, DirValue { parent, name, gone: false, state: Some(state) })) => {
+            if lost_from.is_some_and(|from| since < from) {
+                return Err(lost());
+            }
+            Ok(DirRow { dirno, parent, name, state, since })
+        }
+        Some((_, DirValue { gone: false, .. })) => Err(lost()),
+        _ if lost_from.is_some() => Err(lost()),
+        _ => Err(Fail::Row("the directory has no row")),
+    }
+}
+
+/// A node's attributes, from the first part of its row.
+pub fn attr(c: &Connection, logid: Logid) -> Found<(Attr, u64)> {
+    value(c, Table::Nodes, logid.0 as i64, |body| {
+        let mut d = Decoder::new(Main::read(body)?.first);
+        d.uint()?;
+        Ok(codec::decode_node_attr(d.rest())?)
+    })?
+    .ok_or(Fail::Row("the file has no row"))
+}
+
+/// A node's encoded bytes and the directory of its first link.
+pub fn node_bytes(c: &Connection, logid: Logid) -> Found<Option<(Dirno, Vec<u8>)>> {
+    let id = logid.0 as i64;
+    value(c, Table::Nodes, id, |body| {
+        let whole = whole(c, PartOf::Node, id, body)?;
+        let mut d = Decoder::new(&whole);
+        Ok((Dirno(d.uint()?), d.rest().to_vec()))
+    })
+}
+
+pub fn node(c: &Connection, logid: Logid) -> Found<Node> {
+    let (_, bytes) = node_bytes(c, logid)?.ok_or(Fail::Row("the file has no row"))?;
+    let node = codec::decode_node(&bytes)?;
+    if node.logid != logid {
+        return Err(Fail::Row("the row is another file's"));
+    }
+    Ok(node)
+}
+
+/// The stretch of a long file that covers `offset`.
+pub fn extents(c: &Connection, logid: Logid, offset: u64) -> Found<ExtentChunk> {
+    let lost = || Fail::Known(Error::ExtentsLost { logid, offset });
+    let Ok(offset) = i64::try_from(offset) else { return Err(lost()) };
+    let mut statement =
+        c.prepare_cached("SELECT start, row FROM extents WHERE logid=?1 AND start<=?2 ORDER BY start DESC LIMIT 1")?;
+    statement.raw_bind_parameter(1, logid.0 as i64)?;
+    statement.raw_bind_parameter(2, offset)?;
+    let mut rows = statement.raw_query();
+    let Some(found) = rows.next()? else { return Err(lost()) };
+    let start: i64 = found.get(0)?;
+    let body = row::open(Table::Extents, Key(logid.0 as i64, start, &[]), blob(found, 1)?)?;
+    let segments = codec::decode_segments(body)?;
+    let len = segments.iter().map(|segment| segment.len()).fold(0u64, u64::saturating_add);
+    if (offset - start) as u64 >= len {
+        return Err(lost());
+    }
+    Ok(ExtentChunk { logid, start: start as u64, segments })
+}
+
+pub fn arc(c: &Connection, serial: ArcSerial) -> Found<Option<ArcValue>> {
+    let id = serial.0 as i64;
+    let mut statement = c.prepare_cached("SELECT row FROM arcs WHERE id=?1")?;
+    let mut rows = statement.query([id])?;
+    match rows.next()? {
+        None => Ok(None),
+        Some(found) => Ok(Some(ArcValue::decode(id, blob(found, 0)?)?)),
+    }
+}
+
+pub fn frames(c: &Connection, serial: ArcSerial, frame: FrameNo) -> Found<Option<FrameChunk>> {
+    let id = frames_key(serial.0, frame.0);
+    value(c, Table::Frames, id, |body| Ok(decode_frames(frame.0 / FRAMES_PER_ROW * FRAMES_PER_ROW, body)?))
+}
+
+pub fn decode_frames(first: u32, body: &[u8]) -> Result<FrameChunk, BadRow> {
+    let (offset, rest) = body.split_first_chunk::<8>().ok_or(BadRow("frame row is too short"))?;
+    let (encoded, left) = rest.as_chunks::<{ FrameInfo::ENCODED_LEN }>();
+    if !left.is_empty() {
+        return Err(BadRow("frame row is cut"));
+    }
+    let frames: Option<Vec<FrameInfo>> = encoded.iter().map(FrameInfo::decode).collect();
+    Ok(FrameChunk {
+        first: FrameNo(first),
+        offset: u64::from_le_bytes(*offset),
+        frames: frames.ok_or(BadRow("frame row has an unknown code"))?,
+    })
+}
+
+/// Where a block is read from: its name, unless it was relocated.
+pub fn location(c: &Connection, block: BlockId) -> Found<BlockId> {
+    let to = value(c, Table::Relocations, block.0 as i64, |body| {
+        let mut d = Decoder::new(body);
+        let to = BlockId(d.uint()?);
+        d.end()?;
+        Ok(to)
+    })?;
+    Ok(to.unwrap_or(block))
+}
+
+/// Row of a block hash in `hashes`: its first 63 bits.
+pub fn hash_key(hash: &BlockHash) -> i64 {
+    let [a, b, c, d, e, f, g, h, ..] = hash.0;
+    (u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1) as i64
+}
+
+pub fn hash_row(c: &Connection, key: i64) -> Found<Option<BlockId>> {
+    let mut statement = c.prepare_cached("SELECT block FROM hashes WHERE id=?1")?;
+    statement.raw_bind_parameter(1, key)?;
+    let mut rows = statement.raw_query();
+    match rows.next()? {
+        None => Ok(None),
+        Some(found) => Ok(Some(BlockId(found.get::<_, i64>(0)? as u64))),
+    }
+}
+
+/// The block that has this hash, by all 160 bits of it.
+pub fn find_block(c: &Connection, hash: &BlockHash) -> Found<Option<BlockId>> {
+    let Some(block) = hash_row(c, hash_key(hash))? else { return Ok(None) };
+    let place = location(c, block)?;
+    let Some(chunk) = frames(c, place.arc(), place.frame())? else { return Ok(None) };
+    let same = chunk.locate(place.frame()).is_some_and(|(_, info)| info.hash == *hash);
+    Ok(same.then_some(block))
+}
+
+pub fn changed(c: &Connection, v: Version, dirno: Dirno) -> Found<bool> {
+    let mut statement = c.prepare_cached("SELECT 1 FROM changed WHERE id=?1")?;
+    let found = statement.query_row([changed_key(v, dirno)], |_| Ok(())).optional()?;
+    Ok(found.is_some())
+}

@@ -1,0 +1,142 @@
+//! The one connection that writes.
+//!
+//! Invariants: it exists only under the backup dir's lock; each commit is one transaction; a run's number is
+//! reserved (and synced) before any of its arcs is written.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::State;
+use super::apply::{ApplyReport, CatalogSource, apply_commit};
+use super::pool::{Fail, check_format, open_error, real_path, refuse_network};
+use super::rows;
+use super::schema::{self, Access};
+use crate::catalog::Commit;
+use crate::error::{Error, Result};
+use crate::ids::{Logid, Version};
+
+/// Numbers passed over for runs whose commit record is lost: more than they can have used.
+const LOST_LOGIDS: u64 = 1 << 40;
+const LOST_DIRNOS: u64 = 1 << 28;
+
+/// Exclusive writer of the index.
+pub struct IndexWriter {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl IndexWriter {
+    /// Opens an existing index for writing; the caller holds the backup dir's lock.
+    ///
+    /// # Errors
+    /// As `Index::open`, but the directory must be writable.
+    pub fn open(path: &Path, key: &[u8; 48]) -> Result<IndexWriter> {
+        let path = real_path(path)?;
+        refuse_network(&path)?;
+        let connection =
+            schema::connect(&path, key, Access::Write).map_err(|error| open_error(Fail::Sql(error), &path, key))?;
+        check_format(&connection, &path)?;
+        Ok(IndexWriter { path, connection })
+    }
+
+    pub fn state(&self) -> Result<State> {
+        rows::state(&self.connection).map_err(|fail| fail.at(&self.path))
+    }
+
+    /// Burns the run number `v`: no later run gets it, whatever becomes of this one.
+    pub fn reserve_run(&mut self, v: Version) -> Result<()> {
+        self.transaction(|c| {
+            let mut state = rows::state(c)?;
+            state.next_run = state.next_run.max(Version(v.0.saturating_add(1)));
+            rows::put_state(c, &state)
+        })
+    }
+
+    /// Ends a recovery: what it could not apply stays behind, and the next run goes on without it.
+    ///
+    /// Numbers that the `lost_arcs` of lost runs may have used are passed over, and the next catalog is a base: should
+    /// a lost commit record come back one day, nothing in it contradicts what was saved since.
+    pub fn leave_behind(&mut self, lost_arcs: u64) -> Result<()> {
+        self.transaction(|c| {
+            let mut state = rows::state(c)?;
+            state.settled_below = state.next_run;
+            if lost_arcs > 0 {
+                state.next_serial += lost_arcs;
+                state.next_logid += LOST_LOGIDS;
+                state.next_dirno += LOST_DIRNOS;
+                state.catalog_bytes_since_base = u64::MAX / 2;
+            }
+            rows::put_state(c, &state)
+        })
+    }
+
+    /// Makes a commit part of the index, in one transaction.
+    ///
+    /// The commit must follow the last one applied (by digest), or be a base, which stands alone. `digest` is the
+    /// SHA-256 of its record. Damaged catalog frames and frame tables are noted in the report and in the index.
+    ///
+    /// # Errors
+    /// `COMMIT_DAMAGED` if the commit does not follow; errors of `source` that are no damage; `INDEX_*`.
+    /// Nothing is changed then.
+    pub fn apply(&mut self, commit: &Commit, digest: [u8; 32], source: &mut dyn CatalogSource) -> Result<ApplyReport> {
+        self.transaction(|c| apply_commit(c, commit, digest, source))
+    }
+
+    /// Moves the WAL into the file and empties it, unless a reader is in the way (then the next one does).
+    pub fn checkpoint(&mut self) -> Result<()> {
+        self.connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .map_err(|error| Fail::Sql(error).at(&self.path))
+    }
+
+    fn transaction<T>(&mut self, work: impl FnOnce(&Connection) -> Result<T, Fail>) -> Result<T> {
+        let done = (|| {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let result = work(&transaction)?;
+            transaction.commit()?;
+            Ok(result)
+        })();
+        done.map_err(|fail: Fail| fail.at(&self.path))
+    }
+}
+
+/// Makes an empty index.
+pub(super) fn create(path: &Path, key: &[u8; 48]) -> Result<()> {
+    refuse_network(path)?;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| Error::io("create", path, &e))?;
+    let made = (|| -> Result<(), Fail> {
+        let connection = schema::connect(path, key, Access::Write)?;
+        connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        connection.execute_batch(schema::TABLES)?;
+        rows::put_state(
+            &connection,
+            &State {
+                next_serial: 0,
+                next_logid: Logid::FIRST.0,
+                next_dirno: 1,
+                next_run: Version(0),
+                settled_below: Version(0),
+                last_commit: None,
+                catalog_bytes_since_base: 0,
+                base_catalog_bytes: 0,
+                hashes: 0,
+            },
+        )?;
+        connection.execute_batch(&format!(
+            "PRAGMA application_id={}; PRAGMA user_version={}; COMMIT",
+            schema::APPLICATION_ID,
+            schema::FORMAT
+        ))?;
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    })();
+    made.map_err(|fail| fail.at(path))
+}

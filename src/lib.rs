@@ -1,0 +1,35 @@
+//! Assay: a backup program whose mount verifies every block on read.
+//!
+//! A read goes through five steps, in five files, and can be read in one sitting:
+//! `fuse.rs` (adapter) → `vfs/` (the filesystem, no FUSE types) → `tree/` (entry → extents) →
+//! `store/` (a verified block from cache or arc) → `arc/frame.rs` (the one function that verifies a block).
+//!
+//! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
+//! mount-tests/project.rs keeps it true): ids, error, monitor, catalog, os, crypto, arc, index, backupdir, store, tree,
+//! vfs, backup, restore, recover, fuse, mount, cli.
+
+pub mod arc;
+pub mod backup;
+pub mod backupdir;
+pub mod catalog;
+pub mod cli;
+pub mod crypto;
+pub mod error;
+pub mod fuse;
+pub mod ids;
+pub mod index;
+pub mod monitor;
+pub mod mount;
+pub mod os;
+pub mod recover;
+pub mod restore;
+pub mod store;
+pub mod tree;
+pub mod vfs;
+
+#[cfg(test)]
+mod docs_tests;
+#[cfg(test)]
+mod fault_tests;
+
+pub use error::{Error, Exit, Result};

@@ -1,0 +1,222 @@
+//! Reading and writing an open file by offset; where its data is; what the page cache should do.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::dir::times_with;
+use super::{DirFd, check};
+use crate::catalog::Timespec;
+
+/// Fills `buffer` from `offset` on as far as the file goes; fewer bytes than asked for mean its end.
+pub fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Fills `buffer` from `offset` on; UnexpectedEof if the file ends before.
+pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    file.read_exact_at(buffer, offset)
+}
+
+/// Ranges of `0..size` that hold data, in order; what lies between are holes.
+///
+/// Where the file system knows no holes, or answers nonsense (the file changes meanwhile), the rest counts as
+/// data. Moves the file's position, so read by offset.
+pub fn data_ranges(file: &File, size: u64) -> DataRanges<'_> {
+    DataRanges { file, size, next: 0 }
+}
+
+/// Iterator of [`data_ranges`]; ends after the first error.
+#[derive(Debug)]
+pub struct DataRanges<'a> {
+    file: &'a File,
+    size: u64,
+    next: u64,
+}
+
+impl Iterator for DataRanges<'_> {
+    type Item = io::Result<Range<u64>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next >= self.size {
+            return None;
+        }
+        let range = match self.seek(self.next, libc::SEEK_DATA) {
+            Ok(start) => self.seek(start, libc::SEEK_HOLE).map(|end| start..end),
+            Err(error) => Err(error),
+        };
+        match range {
+            Ok(range) if range.start >= self.size => {
+                self.next = self.size;
+                None
+            }
+            Ok(range) if range.start >= self.next && range.end > range.start => {
+                self.next = range.end.min(self.size);
+                Some(Ok(range.start..self.next))
+            }
+            Ok(_) => self.the_rest(),
+            // No data up to the end.
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+                self.next = self.size;
+                None
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS)) => {
+                self.the_rest()
+            }
+            Err(error) => {
+                self.next = self.size;
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+impl DataRanges<'_> {
+    fn the_rest(&mut self) -> Option<io::Result<Range<u64>>> {
+        let start = std::mem::replace(&mut self.next, self.size);
+        Some(Ok(start..self.size))
+    }
+
+    fn seek(&self, from: u64, whence: i32) -> io::Result<u64> {
+        let from = i64::try_from(from).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // SAFETY: no memory is involved.
+        let found = check(|| unsafe { libc::lseek(self.file.as_raw_fd(), from, whence) })?;
+        u64::try_from(found).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+    }
+}
+
+/// Sets the modification time of an open file (not `O_PATH`) and leaves its access time alone.
+pub fn set_mtime(file: impl AsFd, mtime: Timespec) -> io::Result<()> {
+    let times = times_with(mtime);
+    // SAFETY: `times` has the two elements that the call reads.
+    check(|| unsafe { libc::futimens(file.as_fd().as_raw_fd(), times.as_ptr()) }).map(drop)
+}
+
+/// Sets owner and group of an open file. Clears setuid and setgid: set the mode afterwards.
+pub fn chown(file: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(|| unsafe { libc::fchown(file.as_fd().as_raw_fd(), uid, gid) }).map(drop)
+}
+
+/// Sets the permission bits of an open file or directory (not `O_PATH`).
+pub fn chmod(file: impl AsFd, perm: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(|| unsafe { libc::fchmod(file.as_fd().as_raw_fd(), perm & 0o7777) }).map(drop)
+}
+
+/// Makes the entries of the directory at `path` durable (after a create, rename or unlink in it).
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    DirFd::open(path)?.sync()
+}
+
+/// Starts writing a range to the disk without waiting; a hint, errors are the later fsync's.
+pub fn start_writeback(file: &File, offset: u64, len: u64) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+    // SAFETY: no memory is involved.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// What the page cache should expect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advice {
+    Sequential,
+    Random,
+    WillNeed,
+    /// Drops the clean pages.
+    DontNeed,
+}
+
+/// Tells the page cache how a range is used (`len` 0: to the end); a hint, so without a result.
+pub fn advise(file: &File, offset: u64, len: u64, advice: Advice) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+    let advice = match advice {
+        Advice::Sequential => libc::POSIX_FADV_SEQUENTIAL,
+        Advice::Random => libc::POSIX_FADV_RANDOM,
+        Advice::WillNeed => libc::POSIX_FADV_WILLNEED,
+        Advice::DontNeed => libc::POSIX_FADV_DONTNEED,
+    };
+    // SAFETY: no memory is involved.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, advice) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::stat;
+
+    #[test]
+    fn reads_stop_at_the_end_and_only_there() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"0123456789", 0).unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(read_up_to(&file, &mut buffer, 4).unwrap(), 6);
+        assert_eq!(&buffer[..6], b"456789");
+        assert_eq!(read_up_to(&file, &mut buffer, 100).unwrap(), 0);
+        assert_eq!(read_exact_at(&file, &mut buffer, 4).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        read_exact_at(&file, &mut buffer, 2).unwrap();
+        assert_eq!(&buffer, b"23456789");
+    }
+
+    #[test]
+    fn data_ranges_cover_every_written_byte_and_skip_big_holes() {
+        const MIB: u64 = 1 << 20;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64 * MIB + 5).unwrap();
+        for at in [3 * MIB + 7, 20 * MIB, 64 * MIB + 4] {
+            file.write_all_at(b"x", at).unwrap();
+        }
+        let size = file.metadata().unwrap().len();
+        let ranges: Vec<_> = data_ranges(&file, size).map(Result::unwrap).collect();
+        for at in [3 * MIB + 7, 20 * MIB, 64 * MIB + 4] {
+            assert!(ranges.iter().any(|range| range.contains(&at)), "{at} in {ranges:?}");
+        }
+        assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{ranges:?}");
+        assert!(ranges.iter().all(|range| range.end <= size && !range.is_empty()));
+        let data: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        assert!(data < 4 * MIB, "a file system without holes? {ranges:?}");
+        assert_eq!(data_ranges(&file, 0).count(), 0);
+        let hole = tempfile::tempfile().unwrap();
+        hole.set_len(MIB).unwrap();
+        assert_eq!(data_ranges(&hole, MIB).count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_answers_nonsense_counts_as_data() {
+        // /dev/zero answers every lseek with 0.
+        let zero = File::open("/dev/zero").unwrap();
+        assert_eq!(
+            data_ranges(&zero, 10).map(Result::unwrap).collect::<Vec<_>>(),
+            Vec::from_iter([Range { start: 0, end: 10 }])
+        );
+    }
+
+    #[test]
+    fn attributes_are_set_through_the_descriptor() {
+        let file = tempfile::tempfile().unwrap();
+        let mtime = Timespec { sec: -86_400 * 365 * 68, nsec: 999_999_999 };
+        chmod(&file, 0o6755).unwrap();
+        set_mtime(&file, mtime).unwrap();
+        let found = stat::of_fd(&file).unwrap();
+        assert_eq!((found.perm, found.mtime), (0o6755, mtime));
+        if crate::os::process::geteuid() == 0 {
+            chown(&file, 77, 78).unwrap();
+            let found = stat::of_fd(&file).unwrap();
+            assert_eq!((found.uid, found.gid, found.perm & 0o6000), (77, 78, 0), "chown clears setuid");
+        }
+        advise(&file, 0, 0, Advice::DontNeed);
+        start_writeback(&file, 0, 10);
+        sync_dir(&std::env::temp_dir()).unwrap();
+    }
+}

@@ -1,0 +1,215 @@
+//! This process: identity, limits, and going into the background.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use super::check;
+
+pub fn geteuid() -> u32 {
+    // SAFETY: always succeeds, no memory is involved.
+    unsafe { libc::geteuid() }
+}
+
+pub fn getegid() -> u32 {
+    // SAFETY: always succeeds, no memory is involved.
+    unsafe { libc::getegid() }
+}
+
+pub fn getuid() -> u32 {
+    // SAFETY: always succeeds, no memory is involved.
+    unsafe { libc::getuid() }
+}
+
+pub fn getgid() -> u32 {
+    // SAFETY: always succeeds, no memory is involved.
+    unsafe { libc::getgid() }
+}
+
+/// Sets the file mode creation mask of the whole process; gives the one before.
+pub fn set_umask(mask: u32) -> u32 {
+    // SAFETY: always succeeds, no memory is involved.
+    unsafe { libc::umask(mask & 0o777) }
+}
+
+/// Raises the limit of open files to the hard limit; gives the limit that holds now.
+pub fn raise_open_file_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable for the whole call.
+    check(|| unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    if limit.rlim_cur < limit.rlim_max {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: `limit` is readable for the whole call.
+        check(|| unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    }
+    Ok(limit.rlim_cur)
+}
+
+/// Name of this machine, as `uname -n`.
+pub fn hostname() -> String {
+    let mut buffer = [0u8; 256];
+    // SAFETY: at most `buffer.len()` bytes are written.
+    let result = unsafe { libc::gethostname(buffer.as_mut_ptr().cast(), buffer.len()) };
+    let name = buffer.split(|byte| *byte == 0).next().unwrap_or_default();
+    if result == 0 { String::from_utf8_lossy(name).into_owned() } else { String::new() }
+}
+
+/// Largest memory use of this process so far (resident set), bytes.
+pub fn peak_memory_bytes() -> u64 {
+    // SAFETY: `rusage` is plain integers, for which zeros are valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is writable for the whole call.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    if result == 0 { u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024 } else { 0 }
+}
+
+/// True when the process `pid` exists (perhaps of another user).
+pub fn is_alive(pid: u32) -> bool {
+    let Ok(pid) = i32::try_from(pid) else { return false };
+    // SAFETY: signal 0 only asks.
+    pid > 0 && check(|| unsafe { libc::kill(pid, 0) }).or_else(permission_denied_is_alive).is_ok()
+}
+
+fn permission_denied_is_alive(error: io::Error) -> io::Result<i32> {
+    if error.raw_os_error() == Some(libc::EPERM) { Ok(0) } else { Err(error) }
+}
+
+/// Which of the two processes this is after [`daemonize`].
+#[derive(Debug)]
+#[must_use]
+pub enum Side {
+    /// The one the user started: waits for the other's word, then exits.
+    Front(Waiter),
+    /// The one that stays, in a session of its own.
+    Back(Starter),
+}
+
+/// What the background process said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Started {
+    Ready,
+    /// Start-up failed with this exit code and message.
+    Failed(u8, String),
+    /// It ended without a word.
+    Died,
+}
+
+/// The waiting end, in the front process.
+#[derive(Debug)]
+pub struct Waiter {
+    pipe: File,
+}
+
+/// The reporting end, in the background process; dropped without a word it means `Died`.
+#[derive(Debug)]
+pub struct Starter {
+    pipe: File,
+}
+
+const READY: u8 = b'+';
+const FAILED: u8 = b'-';
+
+/// Forks. The background process has a session of its own and keeps the terminal for its messages until it
+/// says [`Starter::ready`].
+///
+/// Must be called while the process has one thread (an error otherwise): a fork copies no other.
+pub fn daemonize() -> io::Result<Side> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("going into the background must come before the first thread"));
+    }
+    let mut ends = [0i32; 2];
+    // SAFETY: `ends` has room for the two descriptors.
+    check(|| unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    // SAFETY: the call just gave us both descriptors, nobody else owns them.
+    let (read, write) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+    // SAFETY: there is one thread, so the child may do anything the parent could.
+    match check(|| unsafe { libc::fork() })? {
+        0 => {
+            drop(read);
+            // SAFETY: no memory is involved. A fresh child leads no group, so this can't fail.
+            check(|| unsafe { libc::setsid() })?;
+            Ok(Side::Back(Starter { pipe: File::from(write) }))
+        }
+        _ => Ok(Side::Front(Waiter { pipe: File::from(read) })),
+    }
+}
+
+impl Waiter {
+    /// Waits for the background process's word.
+    pub fn wait(mut self) -> io::Result<Started> {
+        let mut word = Vec::new();
+        self.pipe.read_to_end(&mut word)?;
+        Ok(match word.split_first() {
+            Some((&READY, _)) => Started::Ready,
+            Some((&FAILED, rest)) => {
+                let (code, message) = rest.split_first().map_or((1, &[][..]), |(code, message)| (*code, message));
+                Started::Failed(code, String::from_utf8_lossy(message).into_owned())
+            }
+            _ => Started::Died,
+        })
+    }
+}
+
+impl Starter {
+    /// Reports success and lets go of the terminal: stdin becomes /dev/null, stdout and stderr go to `log`.
+    ///
+    /// The working directory stays; leave it (`set_current_dir("/")`) where all paths in use are absolute.
+    pub fn ready(mut self, log: &File) -> io::Result<()> {
+        let null = File::open("/dev/null")?;
+        for (standard, target) in [(0, &null), (1, log), (2, log)] {
+            // SAFETY: no memory is involved; both descriptors are open.
+            check(|| unsafe { libc::dup2(target.as_raw_fd(), standard) })?;
+        }
+        self.pipe.write_all(&[READY])
+    }
+
+    /// Reports that start-up failed; the caller exits.
+    pub fn failed(mut self, exit_code: u8, message: &str) -> io::Result<()> {
+        self.pipe.write_all(&[&[FAILED, exit_code], message.as_bytes()].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Waiter, Starter) {
+        let (read, write) = io::pipe().unwrap();
+        (Waiter { pipe: File::from(OwnedFd::from(read)) }, Starter { pipe: File::from(OwnedFd::from(write)) })
+    }
+
+    #[test]
+    fn the_front_process_hears_failure_and_death() {
+        let (waiter, starter) = pair();
+        starter.failed(11, "it is locked").unwrap();
+        assert_eq!(waiter.wait().unwrap(), Started::Failed(11, "it is locked".into()));
+        let (waiter, starter) = pair();
+        drop(starter);
+        assert_eq!(waiter.wait().unwrap(), Started::Died);
+        let (waiter, mut starter) = pair();
+        starter.pipe.write_all(&[READY]).unwrap();
+        drop(starter);
+        assert_eq!(waiter.wait().unwrap(), Started::Ready);
+    }
+
+    #[test]
+    fn no_fork_once_there_are_threads() {
+        let (stop, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || wait.recv());
+        assert!(daemonize().is_err());
+        drop(stop);
+        assert!(thread.join().unwrap().is_err());
+    }
+
+    #[test]
+    fn identity_and_limits_make_sense() {
+        assert!(raise_open_file_limit().unwrap() >= 1024);
+        assert_eq!(hostname(), std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim_end());
+        assert!(peak_memory_bytes() > 1 << 20);
+        assert!(is_alive(std::process::id()));
+        assert!(!is_alive(0) && !is_alive(u32::MAX));
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        assert!(status.contains(&format!("Uid:\t{}\t{}", getuid(), geteuid())));
+        assert!(status.contains(&format!("Gid:\t{}\t{}", getgid(), getegid())));
+    }
+}

@@ -1,0 +1,162 @@
+//! `assay get`: writes files of a version back, with every attribute.
+//!
+//! Invariants: what has a final name is whole and verified, block by block and by the file's SHA-1; a file with
+//! damage only ever gets a `.damaged` name. Below the target directory every entry is reached by one name
+//! relative to its opened parent, never through a symlink. Nothing that exists is replaced without a yes, unless
+//! its content was compared and is equal. Restored data is not flushed to the disk.
+
+mod attributes;
+mod content;
+mod engine;
+mod entry;
+mod remove;
+#[cfg(test)]
+mod tests;
+mod version;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::arc::VerifiedBlock;
+use crate::catalog::{Child, DirState, Node};
+use crate::error::{Error, Exit, Result};
+use crate::ids::{BlockId, Dirno, Logid};
+use crate::monitor::Monitor;
+use crate::tree::Piece;
+pub use version::VersionSource;
+
+/// Names of a directory.
+#[derive(Debug, Default)]
+pub struct Names {
+    pub entries: Vec<(Vec<u8>, Child)>,
+    /// Why there may be more.
+    pub incomplete: Option<Error>,
+}
+
+/// One version, as the restore reads it.
+pub trait Source {
+    /// What an absolute path stands for.
+    fn find(&self, path: &[u8]) -> Result<Child>;
+    fn dir(&self, dir: Dirno) -> Result<DirState>;
+    fn names(&self, dir: Dirno) -> Names;
+    fn node(&self, logid: Logid) -> Result<Arc<Node>>;
+    /// The pieces of `offset..offset + len`, which lies within the file; they tile it.
+    fn pieces(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<Piece>>;
+    fn block(&self, block: BlockId, len: u32, file: Logid) -> Result<Arc<VerifiedBlock>>;
+    /// Tells which pieces will be read next, if they are all of one file of which; a hint.
+    fn prefetch(&self, _pieces: &[Piece], _file: Option<Logid>) {}
+}
+
+/// Where the files go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Each path under its last name in this directory, which is made if it is absent (`/`: its entries).
+    Below(PathBuf),
+    /// Where they were. Parents that are absent are made as the version has them; a symlink in the place of
+    /// a parent is an error.
+    Original,
+}
+
+/// What happens to entries of restored directories that the version does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extra {
+    Keep,
+    /// `--delete`. Never on another file system, never in a directory whose list in the version has damage.
+    Delete,
+}
+
+/// Answer to "replace this?".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    Yes,
+    No,
+    /// Yes to this and all that follow.
+    All,
+    /// Ends the restore.
+    Quit,
+}
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Absolute paths in the version.
+    pub paths: Vec<Vec<u8>>,
+    pub target: Target,
+    pub extra: Extra,
+}
+
+/// A file that could not be restored whole.
+#[derive(Debug, Clone)]
+pub struct DamagedFile {
+    pub logid: Logid,
+    /// Path in the version.
+    pub path: Vec<u8>,
+    /// What was written instead.
+    pub written: PathBuf,
+    /// Byte ranges that are bad, in order; holes in what was written. The whole file if only its SHA-1 is wrong.
+    pub ranges: Vec<Range<u64>>,
+    /// The first thing that was wrong.
+    pub error: Error,
+}
+
+/// Errors and damaged files that a report lists; more are only counted.
+pub const MAX_LISTED: usize = 10_000;
+
+/// What a restore did.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Regular files written (also as links to one written before).
+    pub files: u64,
+    pub dirs: u64,
+    /// Symlinks, fifos, sockets and devices made.
+    pub others: u64,
+    /// Bytes of file content written, holes included.
+    pub bytes: u64,
+    /// Entries that were there already, equal in content and attributes.
+    pub unchanged: u64,
+    /// Entries that the user wanted to keep as they were.
+    pub kept: u64,
+    /// Entries removed by `--delete` (with all below counted).
+    pub deleted: u64,
+    pub damaged: Vec<DamagedFile>,
+    pub damaged_count: u64,
+    /// Paths (in the version) and what went wrong, damaged files not included.
+    pub errors: Vec<(Vec<u8>, Error)>,
+    pub error_count: u64,
+    /// Some error was damage of the backup.
+    pub damage_in_errors: bool,
+    /// The user ended the restore before its end.
+    pub interrupted: bool,
+    /// It ended early, for the target takes no more (full or read-only); also the last of the errors.
+    pub stopped: Option<Error>,
+}
+
+impl Report {
+    /// Entries that were kept as they were count as errors: they are not what was asked for.
+    pub fn exit(&self) -> Exit {
+        if self.interrupted {
+            Exit::Interrupted
+        } else if self.damaged_count > 0 || self.damage_in_errors {
+            Exit::Damage
+        } else if self.stopped.is_some() {
+            Exit::Failed
+        } else if self.error_count > 0 || self.kept > 0 {
+            Exit::FinishedWithErrors
+        } else {
+            Exit::Ok
+        }
+    }
+}
+
+/// Restores the paths; `confirm` is asked, with the path on disk, before anything that exists is replaced.
+///
+/// What fails is reported, and the rest goes on. An error is returned only when nothing could be done at all,
+/// for instance because the version has none of the paths.
+pub fn run(
+    source: &dyn Source,
+    options: &Options,
+    monitor: &dyn Monitor,
+    confirm: &mut dyn FnMut(&Path) -> Decision,
+) -> Result<Report> {
+    engine::Restore::new(source, options, monitor, confirm)?.run(&options.paths)
+}

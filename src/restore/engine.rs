@@ -1,0 +1,469 @@
+//! The walk of a restore: directories on a stack (depth has no limit but open files), entries one by one.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::attributes::{self, Failed, Handle};
+use super::remove::remove_tree;
+use super::{Decision, Extra, Options, Report, Source, Target};
+use crate::catalog::{Child, DirState, Kind};
+use crate::error::{Error, Result};
+use crate::ids::{Dirno, Logid};
+use crate::monitor::{Event, Monitor, Progress};
+use crate::os::{DirFd, Stat, file, process};
+
+/// Entries whose blocks are asked for at once, and the largest file for which that is done.
+const LOOK_AHEAD: usize = 64;
+const SMALL_BYTES: u64 = 256 << 10;
+
+/// A file with several links that was restored, to link the other names to.
+#[derive(Debug, Clone)]
+pub(super) struct Made {
+    /// Names from the base directory down.
+    pub place: Vec<Vec<u8>>,
+    pub stat: Stat,
+    /// It is at a `.damaged` name; position in the report's list.
+    pub damaged: bool,
+}
+
+/// A directory that is being restored.
+struct Level {
+    dir: DirFd,
+    stat: Stat,
+    /// None if it is lost.
+    state: Option<DirState>,
+    entries: std::vec::IntoIter<(Vec<u8>, Child)>,
+    /// The directory was made just now: all its files will be read.
+    fresh: bool,
+    /// Entries from here on whose blocks were asked for.
+    ahead: usize,
+    /// What `--delete` must not touch; None when nothing may be deleted here.
+    keep: Option<HashSet<Vec<u8>>>,
+    /// Its name is the last one of the place.
+    named: bool,
+}
+
+pub(super) struct Restore<'a> {
+    pub source: &'a dyn Source,
+    pub monitor: &'a dyn Monitor,
+    confirm: &'a mut dyn FnMut(&Path) -> Decision,
+    always: bool,
+    target: Target,
+    pub extra: Extra,
+    pub base: DirFd,
+    base_path: PathBuf,
+    /// Path in the version of what the base directory stands for; empty for `/`.
+    prefix: Vec<u8>,
+    /// Names from the base directory to the directory that is being restored.
+    pub place: Vec<Vec<u8>>,
+    pub made: HashMap<Logid, Made>,
+    /// Names of damaged files that were just written.
+    pub spared: Vec<Vec<u8>>,
+    pub temp_count: u64,
+    pub report: Report,
+}
+
+impl<'a> Restore<'a> {
+    pub fn new(
+        source: &'a dyn Source,
+        options: &Options,
+        monitor: &'a dyn Monitor,
+        confirm: &'a mut dyn FnMut(&Path) -> Decision,
+    ) -> Result<Restore<'a>> {
+        let base_path = match &options.target {
+            Target::Below(dir) => {
+                std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, &error))?;
+                dir.clone()
+            }
+            Target::Original => PathBuf::from("/"),
+        };
+        let base = DirFd::open(&base_path).map_err(|error| Error::io("open", &base_path, &error))?;
+        Ok(Restore {
+            source,
+            monitor,
+            confirm,
+            always: false,
+            target: options.target.clone(),
+            extra: options.extra,
+            base,
+            base_path,
+            prefix: Vec::new(),
+            place: Vec::new(),
+            made: HashMap::new(),
+            spared: Vec::new(),
+            temp_count: 0,
+            report: Report::default(),
+        })
+    }
+
+    pub fn run(mut self, paths: &[Vec<u8>]) -> Result<Report> {
+        let mut found = Vec::new();
+        let mut first = None;
+        for path in paths {
+            match parse_path(path).and_then(|names| Ok((path, names, self.source.find(path)?))) {
+                Ok(known) => found.push(known),
+                Err(error) => {
+                    self.fail(path.clone(), &error);
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        if let (true, Some(error)) = (found.is_empty(), first) {
+            return Err(error);
+        }
+        for (path, names, child) in found {
+            self.place.clear();
+            match self.path(path, names, child) {
+                Ok(()) => {}
+                Err(Error::Interrupted) => {
+                    self.report.interrupted = true;
+                    break;
+                }
+                Err(error) => {
+                    let ends = ends_all(&error);
+                    self.fail(path.clone(), &error);
+                    if ends {
+                        self.report.stopped = Some(error);
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(self.report)
+    }
+
+    fn path(&mut self, path: &[u8], mut names: Vec<Vec<u8>>, child: Child) -> Result<()> {
+        let base = self.base.try_clone().map_err(|error| Error::io("open", &self.base_path, &error))?;
+        let Some(name) = names.pop() else {
+            let Child::Dir(dirno) = child else { return Err(no_name(path)) };
+            self.prefix.clear();
+            let state = self.source.dir(dirno)?;
+            let level = self.level(base, None, dirno, Some(state))?;
+            return self.tree(level);
+        };
+        let mut made = Vec::new();
+        let parent = match self.target {
+            Target::Below(_) => {
+                self.prefix = names.iter().flat_map(|name| [b"/", name.as_slice()].concat()).collect();
+                Ok(base)
+            }
+            Target::Original => {
+                self.prefix.clear();
+                self.open_parents(base, &names, &mut made)
+            }
+        };
+        let result = parent.and_then(|parent| match child {
+            Child::Node(logid) => self.entry(&parent, &name, logid),
+            Child::Dir(dirno) => match self.enter(&parent, &name, dirno)? {
+                Some(level) => self.tree(level),
+                None => Ok(()),
+            },
+        });
+        // The place now leads to the last parent that was opened.
+        for (dir, state) in made.iter().rev() {
+            let failed = attributes::apply(Handle::open(dir), &state.attr, &state.xattrs);
+            self.note_failed(None, failed);
+            self.report.dirs += 1;
+            self.place.pop();
+        }
+        result
+    }
+
+    /// Opens the directories that lead to an original place; makes absent ones and puts them in `made`.
+    fn open_parents(&mut self, base: DirFd, names: &[Vec<u8>], made: &mut Vec<(DirFd, DirState)>) -> Result<DirFd> {
+        let mut dir = base;
+        for name in names {
+            let path = self.target_path(Some(name));
+            let opened = match dir.open_dir(name) {
+                Err(error) if error.raw_os_error() == Some(libc::EACCES) => dir.open_place(name),
+                other => other,
+            };
+            let next = match opened {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let Child::Dir(dirno) = self.source.find(&self.saved_path(Some(name)))? else {
+                        return Err(no_name(name));
+                    };
+                    let state = self.source.dir(dirno)?;
+                    let next = dir.mkdir_at(name, 0o700).and_then(|()| dir.open_dir(name));
+                    let next = next.map_err(|error| Error::io("make", &path, &error))?;
+                    made.push((next.try_clone().map_err(|error| Error::io("open", &path, &error))?, state));
+                    next
+                }
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {
+                    let what = "a parent of the original place is no directory now; restore with --to".into();
+                    return Err(Error::Unsupported { path, what });
+                }
+                other => other.map_err(|error| Error::io("open", &path, &error))?,
+            };
+            dir = next;
+            self.place.push(name.clone());
+        }
+        Ok(dir)
+    }
+
+    fn tree(&mut self, first: Level) -> Result<()> {
+        let mut stack = vec![first];
+        let result = self.levels(&mut stack);
+        // Whatever ended it, directories that were begun get their attributes.
+        while let Some(level) = stack.pop() {
+            self.leave(level, Extra::Keep);
+        }
+        result
+    }
+
+    fn levels(&mut self, stack: &mut Vec<Level>) -> Result<()> {
+        while let Some(level) = stack.last_mut() {
+            if self.monitor.interrupted() {
+                return Err(Error::Interrupted);
+            }
+            let Some((name, child)) = level.entries.next() else {
+                if let Some(level) = stack.pop() {
+                    self.leave(level, self.extra);
+                }
+                continue;
+            };
+            if level.fresh {
+                level.ahead = match level.ahead.checked_sub(1) {
+                    Some(left) => left,
+                    None => self.look_ahead(level.entries.as_slice()),
+                };
+            }
+            let result = match child {
+                Child::Node(logid) => {
+                    let result = self.entry(&level.dir, &name, logid);
+                    match &mut level.keep {
+                        Some(keep) => keep.extend(self.spared.drain(..)),
+                        None => self.spared.clear(),
+                    }
+                    result
+                }
+                Child::Dir(dirno) => match self.enter(&level.dir, &name, dirno) {
+                    Ok(entered) => {
+                        stack.extend(entered);
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            if let Err(error) = result {
+                if ends_all(&error) {
+                    return Err(error);
+                }
+                self.fail(self.saved_path(Some(&name)), &error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the small files among the next entries decoded by other threads; gives for how many entries that is.
+    fn look_ahead(&self, entries: &[(Vec<u8>, Child)]) -> usize {
+        let next = entries.get(..LOOK_AHEAD).unwrap_or(entries);
+        let mut pieces = Vec::new();
+        for (_, child) in next {
+            let Child::Node(logid) = child else { continue };
+            let Ok(node) = self.source.node(*logid) else { continue };
+            if node.attr.kind == Kind::File && (1..=SMALL_BYTES).contains(&node.attr.size) {
+                pieces.extend(self.source.pieces(&node, 0, node.attr.size).unwrap_or_default());
+            }
+        }
+        self.source.prefetch(&pieces, None);
+        next.len()
+    }
+
+    /// Makes or opens a directory; None if the user keeps what is in its place.
+    fn enter(&mut self, parent: &DirFd, name: &[u8], dirno: Dirno) -> Result<Option<Level>> {
+        check_name(name)?;
+        let path = self.target_path(Some(name));
+        let state = match self.source.dir(dirno) {
+            Ok(state) => Some(state),
+            Err(error) => {
+                self.fail(self.saved_path(Some(name)), &error);
+                None
+            }
+        };
+        let now = existing(parent, name).map_err(|error| Error::io("stat", &path, &error))?;
+        let make = || parent.mkdir_at(name, 0o700).map_err(|error| Error::io("make", &path, &error));
+        match now {
+            None => make()?,
+            Some(stat) if stat.is_dir() => {}
+            Some(_) => {
+                if !self.may_replace(&path)? {
+                    return Ok(None);
+                }
+                parent.unlink_at(name).map_err(|error| Error::io("remove", &path, &error))?;
+                make()?;
+            }
+        }
+        let dir = match parent.open_dir(name) {
+            // Ours, but without the right to read it; it gets its saved mode in the end.
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+                parent.chmod_at(name, 0o700).and_then(|()| parent.open_dir(name))
+            }
+            other => other,
+        };
+        let dir = dir.map_err(|error| Error::io("open", &path, &error))?;
+        let fresh = !now.is_some_and(|now| now.is_dir());
+        Ok(Some(Level { fresh, ..self.level(dir, Some(name), dirno, state)? }))
+    }
+
+    fn level(&mut self, dir: DirFd, name: Option<&[u8]>, dirno: Dirno, state: Option<DirState>) -> Result<Level> {
+        let path = self.target_path(name);
+        let stat = dir.stat().map_err(|error| Error::io("stat", &path, &error))?;
+        if state.is_some() && stat.perm & 0o700 != 0o700 && process::geteuid() == stat.uid && stat.uid != 0 {
+            file::chmod(&dir, u32::from(stat.perm) | 0o700).map_err(|error| Error::io("chmod", &path, &error))?;
+        }
+        let names = self.source.names(dirno);
+        if let Some(error) = &names.incomplete {
+            self.fail(self.saved_path(name), error);
+        }
+        let keep = (self.extra == Extra::Delete && names.incomplete.is_none())
+            .then(|| names.entries.iter().map(|(name, _)| name.clone()).collect());
+        self.place.extend(name.map(<[u8]>::to_vec));
+        Ok(Level {
+            dir,
+            stat,
+            state,
+            entries: names.entries.into_iter(),
+            fresh: false,
+            ahead: 0,
+            keep,
+            named: name.is_some(),
+        })
+    }
+
+    fn leave(&mut self, level: Level, extra: Extra) {
+        if let (Extra::Delete, Some(keep)) = (extra, &level.keep) {
+            self.delete_extra(&level.dir, &level.stat, keep);
+        }
+        if let Some(state) = &level.state {
+            let failed = attributes::apply(Handle::open(&level.dir), &state.attr, &state.xattrs);
+            self.note_failed(None, failed);
+        }
+        self.report.dirs += 1;
+        if level.named {
+            self.place.pop();
+        }
+    }
+
+    fn delete_extra(&mut self, dir: &DirFd, stat: &Stat, keep: &HashSet<Vec<u8>>) {
+        let mut names = match dir.read_names() {
+            Ok(names) => names,
+            Err(error) => {
+                let error = Error::io("list", self.target_path(None), &error);
+                return self.fail(self.saved_path(None), &error);
+            }
+        };
+        names.sort_unstable();
+        for name in names.iter().filter(|name| !keep.contains(*name)) {
+            let (removed, left) = remove_tree(dir, stat, name);
+            self.report.deleted += removed;
+            for (names, error) in left {
+                let mut path = self.target_path(None);
+                path.extend(names.iter().map(|name| OsStr::from_bytes(name)));
+                let error = Error::io("remove", path, &error);
+                self.fail(self.saved_path(Some(name)), &error);
+            }
+        }
+    }
+
+    /// Asks whether what is at `path` may be replaced; counts a no.
+    pub fn may_replace(&mut self, path: &Path) -> Result<bool> {
+        if self.always {
+            return Ok(true);
+        }
+        match (self.confirm)(path) {
+            Decision::Yes => Ok(true),
+            Decision::All => {
+                self.always = true;
+                Ok(true)
+            }
+            Decision::No => {
+                self.report.kept += 1;
+                Ok(false)
+            }
+            Decision::Quit => Err(Error::Interrupted),
+        }
+    }
+
+    /// Path in the version of an entry of the current directory, or of that itself.
+    pub fn saved_path(&self, name: Option<&[u8]>) -> Vec<u8> {
+        let mut path = self.prefix.clone();
+        for name in self.place.iter().map(Vec::as_slice).chain(name) {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        if path.is_empty() { b"/".to_vec() } else { path }
+    }
+
+    /// Path on disk of an entry of the current directory, or of that itself; for messages and questions.
+    pub fn target_path(&self, name: Option<&[u8]>) -> PathBuf {
+        let mut path = self.base_path.clone();
+        path.extend(self.place.iter().map(Vec::as_slice).chain(name).map(OsStr::from_bytes));
+        path
+    }
+
+    pub fn note_failed(&mut self, name: Option<&[u8]>, failed: Vec<Failed>) {
+        for (op, error) in failed {
+            let error = Error::io(op, self.target_path(name), &error);
+            self.fail(self.saved_path(name), &error);
+        }
+    }
+
+    pub fn fail(&mut self, path: Vec<u8>, error: &Error) {
+        self.monitor.event(Event::Failure { path: &path, error });
+        self.report.error_count += 1;
+        self.report.damage_in_errors |= error.is_damage();
+        if self.report.errors.len() < super::MAX_LISTED {
+            self.report.errors.push((path, error.clone()));
+        }
+    }
+
+    pub fn show_progress(&self) {
+        self.monitor.progress(Progress {
+            files: self.report.files,
+            bytes: self.report.bytes,
+            errors: self.report.error_count + self.report.damaged_count,
+            ..Progress::default()
+        });
+    }
+}
+
+/// The names of a path in the version.
+fn parse_path(path: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+    names.map(|name| check_name(name).map(|()| name.to_vec())).collect()
+}
+
+/// Attributes of an entry, None if there is none.
+pub(super) fn existing(parent: &DirFd, name: &[u8]) -> io::Result<Option<Stat>> {
+    match parent.stat_at(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Refuses what would lead out of the target directory, whatever a catalog says.
+pub(super) fn check_name(name: &[u8]) -> Result<()> {
+    let bad = name.is_empty()
+        || name.len() > 255
+        || name == b"."
+        || name == b".."
+        || name.iter().any(|b| matches!(b, 0 | b'/'));
+    if bad { Err(no_name(name)) } else { Ok(()) }
+}
+
+fn no_name(name: &[u8]) -> Error {
+    Error::Unsupported { path: PathBuf::from(OsStr::from_bytes(name)), what: "not the name of an entry".into() }
+}
+
+/// True for what all that follows would meet too.
+fn ends_all(error: &Error) -> bool {
+    match error {
+        Error::Interrupted => true,
+        Error::Io { errno, .. } => matches!(*errno, libc::ENOSPC | libc::EDQUOT | libc::EROFS),
+        _ => false,
+    }
+}

@@ -1,0 +1,201 @@
+//! Where a block's frame is and what bytes are there: open arc files, their ciphers, pieces of the frame table.
+//!
+//! Invariants: bounded numbers of open files and remembered pieces; nothing here judges bytes, `arc::frame::open`
+//! does; an arc file that was replaced or put back is noticed within a second, or at once after a bad read.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use super::shelf::lock;
+use crate::arc::FrameInfo;
+use crate::crypto::{ArcCipher, Keys};
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
+use crate::index::Index;
+use crate::os::file::{self, Advice};
+
+/// Arc files kept open.
+const MAX_OPEN_ARCS: usize = 128;
+/// Pieces of frame tables kept, each up to 128 frames in 40 bytes each.
+const MAX_CHUNKS: usize = 1024;
+/// How long an open file is trusted to be the one under its name.
+const RECHECK: Duration = Duration::from_secs(1);
+
+/// An arc whose file is open.
+pub struct OpenArc {
+    pub name: ArcName,
+    pub cipher: ArcCipher,
+    pub path: PathBuf,
+    file: File,
+    identity: (u64, u64),
+    /// Milliseconds on the store's clock.
+    checked_ms: AtomicU64,
+}
+
+/// The place of one frame and what must be there.
+#[derive(Clone)]
+pub struct Located {
+    pub serial: ArcSerial,
+    pub no: FrameNo,
+    pub offset: u64,
+    pub info: FrameInfo,
+}
+
+struct Chunk {
+    first: FrameNo,
+    /// Offset in the arc and expectation of each frame.
+    frames: Vec<(u64, FrameInfo)>,
+}
+
+impl Chunk {
+    fn get(&self, no: FrameNo) -> Option<(u64, FrameInfo)> {
+        self.frames.get(no.0.checked_sub(self.first.0)? as usize).copied()
+    }
+}
+
+/// All arcs of one backup dir.
+pub struct Arcs {
+    dir: PathBuf,
+    keys: Arc<Keys>,
+    index: Arc<Index>,
+    open: Mutex<LruCache<ArcSerial, Arc<OpenArc>>>,
+    /// By arc and frame number / 64: a piece covers at least 64 frames, so few are held under several keys.
+    chunks: Mutex<LruCache<(ArcSerial, u32), Arc<Chunk>>>,
+    started: Instant,
+}
+
+impl Arcs {
+    pub fn new(dir: &Path, keys: Arc<Keys>, index: Arc<Index>) -> Arcs {
+        let bounded = |count| NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);
+        Arcs {
+            dir: dir.to_path_buf(),
+            keys,
+            index,
+            open: Mutex::new(LruCache::new(bounded(MAX_OPEN_ARCS))),
+            chunks: Mutex::new(LruCache::new(bounded(MAX_CHUNKS))),
+            started: Instant::now(),
+        }
+    }
+
+    /// Finds a block's frame, also one that was relocated.
+    pub fn locate(&self, block: BlockId) -> Result<Located> {
+        let place = self.index.location(block)?;
+        let (serial, no) = (place.arc(), place.frame());
+        let key = (serial, no.0 >> 6);
+        let known = lock(&self.chunks).get(&key).and_then(|chunk| chunk.get(no));
+        let (offset, info) = match known {
+            Some(found) => found,
+            None => {
+                let row = self.index.frame_chunk(serial, no)?;
+                let mut offset = row.offset;
+                let mut frames = Vec::with_capacity(row.frames.len());
+                for info in row.frames {
+                    frames.push((offset, info));
+                    offset += info.frame_len();
+                }
+                let chunk = Arc::new(Chunk { first: row.first, frames });
+                lock(&self.chunks).put(key, chunk.clone());
+                chunk.get(no).ok_or_else(|| Error::IndexRow {
+                    path: self.dir.clone(),
+                    what: format!("the frame table of arc number {} has no frame {}", serial.0, no.0),
+                })?
+            }
+        };
+        Ok(Located { serial, no, offset, info })
+    }
+
+    /// The arc, opened if need be. `Missing` and `Unreadable` are damage of the arc as a whole.
+    pub fn open(&self, serial: ArcSerial) -> Result<Arc<OpenArc>> {
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        let known = lock(&self.open).get(&serial).cloned();
+        if let Some(arc) = known {
+            let age_ms = now_ms.saturating_sub(arc.checked_ms.load(Ordering::Relaxed));
+            if age_ms < RECHECK.as_millis() as u64 || arc.is_still_there() {
+                if age_ms >= RECHECK.as_millis() as u64 {
+                    arc.checked_ms.store(now_ms, Ordering::Relaxed);
+                }
+                return Ok(arc);
+            }
+        }
+        self.reopen(serial)
+    }
+
+    /// Opens the file that has the arc's name now.
+    pub fn reopen(&self, serial: ArcSerial) -> Result<Arc<OpenArc>> {
+        lock(&self.open).pop(&serial);
+        let entry = self.index.arc(serial)?.entry;
+        let path = self.dir.join(entry.name.to_string());
+        let file = File::open(&path).map_err(|error| self.cannot_open(entry.name, &path, &error))?;
+        let stat = file.metadata().map_err(|error| self.cannot_open(entry.name, &path, &error))?;
+        let arc = Arc::new(OpenArc {
+            name: entry.name,
+            cipher: self.keys.arc_cipher(entry.id, &entry.salt),
+            path,
+            file,
+            identity: (stat.dev(), stat.ino()),
+            checked_ms: AtomicU64::new(self.started.elapsed().as_millis() as u64),
+        });
+        lock(&self.open).put(serial, arc.clone());
+        Ok(arc)
+    }
+
+    fn cannot_open(&self, arc: ArcName, path: &Path, error: &std::io::Error) -> Error {
+        let damage = match error.kind() {
+            ErrorKind::NotFound => Damage::Missing,
+            _ => match error.raw_os_error() {
+                Some(errno @ (libc::EIO | libc::EUCLEAN | libc::ENODATA)) => Damage::Unreadable(errno),
+                _ => return Error::io("open", path, error),
+            },
+        };
+        Error::Arc { place: Place { arc, frame: None, block: None, offset: 0 }, damage }
+    }
+}
+
+thread_local! {
+    /// Ciphertext on its way to `arc::frame::open`.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+/// A larger buffer is given back after use.
+const KEPT_BUFFER_BYTES: usize = 4 << 20;
+
+impl OpenArc {
+    fn is_still_there(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|stat| (stat.dev(), stat.ino()) == self.identity)
+    }
+
+    /// Reads `len` bytes at `offset` and lends them; fewer when the file ends before.
+    pub fn with_bytes<T>(&self, offset: u64, len: usize, use_them: impl FnOnce(std::io::Result<&[u8]>) -> T) -> T {
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let target = buffer.get_mut(..len).unwrap_or_default();
+            let result = match file::read_up_to(&self.file, target, offset) {
+                Ok(count) => use_them(Ok(target.get(..count).unwrap_or_default())),
+                Err(error) => use_them(Err(error)),
+            };
+            if buffer.len() > KEPT_BUFFER_BYTES {
+                *buffer = Vec::new();
+            }
+            result
+        })
+    }
+
+    /// Makes the next read of the range come from the disk.
+    pub fn forget_cached(&self, offset: u64, len: u64) {
+        file::advise(&self.file, offset, len, Advice::DontNeed);
+    }
+
+    pub fn place(&self, located: &Located, block: BlockId) -> Place {
+        Place { arc: self.name, frame: Some(located.no), block: Some(block), offset: located.offset }
+    }
+}

@@ -1,0 +1,192 @@
+//! A small backup dir for tests, made of real arcs and a real index, without the backup engine.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use crate::arc::{ArcWriter, FrameInfo, FrameKind, Packer};
+use crate::catalog::{
+    ArcEntry, ArcRole, Attr, CatalogFrame, Child, Commit, Content, DirState, ExtentChunk, Kind, Listing, Node, Record,
+    Segment, Timespec, VersionInfo, Xattrs,
+};
+use crate::crypto::Keys;
+use crate::error::Result;
+use crate::ids::{ArcName, ArcSerial, BackupId, Dirno, FrameNo, Logid, Version};
+use crate::index::{CatalogSource, Index, IndexWriter};
+use crate::store::{Store, StoreOptions};
+
+pub struct Fixture {
+    pub dir: tempfile::TempDir,
+    pub keys: Arc<Keys>,
+    pub index: Arc<Index>,
+    writer: IndexWriter,
+    next_serial: u64,
+    runs: u32,
+}
+
+struct InMemory(Vec<(ArcSerial, Vec<FrameInfo>)>, Vec<u8>);
+
+impl CatalogSource for InMemory {
+    fn frame_table(&mut self, arc: &ArcEntry) -> Result<Vec<FrameInfo>> {
+        Ok(self.0.iter().find(|(serial, _)| *serial == arc.serial).unwrap().1.clone())
+    }
+    fn catalog_frame(&mut self, _: &CatalogFrame, _: &ArcEntry) -> Result<Vec<u8>> {
+        Ok(self.1.clone())
+    }
+}
+
+pub fn attr(kind: Kind, size: u64) -> Attr {
+    Attr {
+        kind,
+        perm: 0o640,
+        uid: 1000,
+        gid: 100,
+        size,
+        mtime: Timespec { sec: -5, nsec: 7 },
+        ctime: Timespec { sec: 9, nsec: 1 },
+        nlink: 1,
+        rdev_major: 0,
+        rdev_minor: 0,
+        source_ino: 77,
+    }
+}
+
+pub fn dir_record(dirno: Dirno, parent: Dirno, name: &[u8], children: u64) -> Record {
+    let attr = Attr { perm: 0o755, nlink: 2, ..attr(Kind::Dir, 4096) };
+    let state = Some(DirState { attr, xattrs: vec![(b"user.d".to_vec(), b"1".to_vec())], children });
+    Record::Dir { dirno, parent, name: name.to_vec(), listing: Listing::Full, state }
+}
+
+pub fn put_dir(name: &[u8], dirno: Dirno) -> Record {
+    Record::Put { name: name.to_vec(), child: Child::Dir(dirno), kind: Kind::Dir, node: None }
+}
+
+pub fn node(logid: u64, segments: &[Segment], xattrs: Xattrs) -> Node {
+    let size = segments.iter().map(Segment::len).sum();
+    let data = segments.iter().filter(|s| matches!(s, Segment::Data { .. }));
+    Node {
+        logid: Logid(logid),
+        attr: attr(Kind::File, size),
+        data_bytes: data.map(Segment::len).sum(),
+        racy: false,
+        sha1: Some(crate::crypto::FileHasher::default().finish()),
+        target: Vec::new(),
+        xattrs,
+        content: Content::Inline(segments.to_vec()),
+    }
+}
+
+pub fn put(name: &[u8], node: Node) -> Record {
+    let (child, kind) = (Child::Node(node.logid), node.attr.kind);
+    Record::Put { name: name.to_vec(), child, kind, node: Some(Box::new(node)) }
+}
+
+/// Turns a node's inline list into chunks of `per_chunk` segments.
+pub fn chunked(mut node: Node, per_chunk: usize) -> (Vec<Record>, Node) {
+    let Content::Inline(segments) = std::mem::replace(&mut node.content, Content::Chunked) else { unreachable!() };
+    let mut start = 0;
+    let mut records = Vec::new();
+    for part in segments.chunks(per_chunk) {
+        records.push(Record::Extents(ExtentChunk { logid: node.logid, start, segments: part.to_vec() }));
+        start += part.iter().map(Segment::len).sum::<u64>();
+    }
+    (records, node)
+}
+
+/// Bytes that zstd shrinks a little, different for each seed.
+pub fn some_bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let step = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8 & 0x3f
+    };
+    (0..len).map(step).collect()
+}
+
+impl Fixture {
+    pub fn new() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = Arc::new(Keys::new(&zeroize::Zeroizing::new([7; 32]), BackupId([1; 16])));
+        let path = dir.path().join("index.db");
+        Index::create(&path, &keys.index_key()).unwrap();
+        let writer = IndexWriter::open(&path, &keys.index_key()).unwrap();
+        let index = Arc::new(Index::open(&path, &keys.index_key()).unwrap());
+        Fixture { dir, keys, index, writer, next_serial: 0, runs: 0 }
+    }
+
+    fn arc(&mut self, role: ArcRole, kind: FrameKind, frames: &[Vec<u8>]) -> (ArcEntry, Vec<FrameInfo>) {
+        let serial = ArcSerial(self.next_serial);
+        self.next_serial += 1;
+        let name = ArcName { version: Version(self.runs), number: serial.0 as u32 };
+        let mut packer = Packer::new(1).unwrap();
+        let mut arc = ArcWriter::create(Vec::new(), &self.keys, name, role, serial).unwrap();
+        for plain in frames {
+            let packed = packer.pack(plain).unwrap();
+            arc.append(kind, &packed, plain.len(), self.keys.block_hash(plain)).unwrap();
+        }
+        let infos = arc.frames().to_vec();
+        let done = arc.finish(&self.keys, &mut packer).unwrap();
+        std::fs::File::create(self.dir.path().join(name.to_string())).unwrap().write_all(&done.out).unwrap();
+        (done.entry, infos)
+    }
+
+    /// The serial that the next commit's data arc will have: its n-th block is `BlockId::new(serial, n)`.
+    pub fn next_data_serial(&self) -> ArcSerial {
+        ArcSerial(self.next_serial)
+    }
+
+    /// Commits a version with one data arc of these blocks and one catalog frame of these records.
+    pub fn commit(&mut self, blocks: &[Vec<u8>], records: &[Record]) -> Version {
+        let mut catalog = Vec::new();
+        records.iter().for_each(|record| crate::catalog::codec::encode_record(&mut catalog, record));
+        let (data, data_frames) = self.arc(ArcRole::Data, FrameKind::Block, blocks);
+        let (cat, cat_frames) = self.arc(ArcRole::Catalog, FrameKind::Catalog, std::slice::from_ref(&catalog));
+        let run = Version(self.runs);
+        self.runs += 1;
+        let dirs = records.iter().filter_map(|record| match record {
+            Record::Dir { dirno, .. } => Some((*dirno, 1)),
+            _ => None,
+        });
+        let commit = Commit {
+            run,
+            run_id: [run.0 as u8; 16],
+            previous: self.writer.state().unwrap().last_commit,
+            version: Some(VersionInfo {
+                name: format!("2026-01-0{}-1200-{run}", run.0 + 1),
+                finished: Timespec { sec: 1_000_000 + i64::from(run.0), nsec: 5 },
+                tree_bytes: 123_456,
+                files: 3,
+                ..VersionInfo::default()
+            }),
+            base: run.0 == 0,
+            catalog: vec![CatalogFrame { arc: cat.serial, frame: FrameNo(0), dirs: dirs.collect() }],
+            next_serial: self.next_serial,
+            next_logid: 1 << 20,
+            next_dirno: 1 << 20,
+            arcs: vec![data.clone(), cat.clone()],
+        };
+        let mut source = InMemory(vec![(data.serial, data_frames), (cat.serial, cat_frames)], catalog);
+        let report = self.writer.apply(&commit, [run.0 as u8; 32], &mut source).unwrap();
+        assert!(report.lost.is_empty() && report.unknown_arcs.is_empty());
+        run
+    }
+
+    pub fn store(&self, options: StoreOptions) -> Store {
+        Store::with_options(self.dir.path(), self.keys.clone(), self.index.clone(), options)
+    }
+
+    pub fn arc_path(&self, serial: ArcSerial) -> std::path::PathBuf {
+        self.dir.path().join(self.index.arc(serial).unwrap().entry.name.to_string())
+    }
+
+    /// Changes one byte of the n-th frame's ciphertext, in place.
+    pub fn flip_frame(&self, serial: ArcSerial, frame: FrameNo) {
+        let chunk = self.index.frame_chunk(serial, frame).unwrap();
+        let (offset, _) = chunk.locate(frame).unwrap();
+        let path = self.arc_path(serial);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[offset as usize + 40] ^= 4;
+        std::fs::write(&path, bytes).unwrap();
+    }
+}

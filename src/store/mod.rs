@@ -1,0 +1,534 @@
+//! Verified blocks, from the cache or from an arc: the only way from stored bytes to a reader.
+//!
+//! Invariants: what leaves here is a `VerifiedBlock`; a block is read by one thread at a time however many want
+//! it; cache, open files and remembered verdicts are bounded; a bad block gives an error that names its place,
+//! and is logged and listed once. Bytes that fail are read again past the page cache, never trusted.
+
+mod arcs;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod shelf;
+mod tally;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, select_biased, unbounded};
+
+use crate::arc::{FrameKind, VerifiedBlock, frame};
+use crate::crypto::Keys;
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::{BlockId, Logid, Version};
+use crate::index::Index;
+use arcs::{Arcs, Located, OpenArc};
+pub(crate) use shelf::lock;
+use shelf::{Found, Job, Outcome, Shelf};
+pub use tally::{Met, Summary, Tally};
+
+/// Default bound of the cache of verified blocks.
+pub const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
+/// Adjacent frames up to this many bytes are fetched by one read.
+const MAX_RUN_BYTES: u64 = 1 << 20;
+/// Plain bytes that one job decodes: large enough to hide the hand-over, small enough to spread over the cores.
+const JOB_BYTES: u64 = 256 << 10;
+
+/// A block and the plain length that its user expects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    pub block: BlockId,
+    pub len_bytes: u32,
+}
+
+/// What to do about bytes that fail verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Heal {
+    /// Read them again from the disk.
+    #[default]
+    On,
+    /// Show the damage as it is.
+    Off,
+}
+
+/// How a store works; `Default` suits most.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreOptions {
+    pub cache_bytes: u64,
+    pub heal: Heal,
+    /// Threads that decode ahead; 0: none.
+    pub threads: usize,
+    /// A block that was verified longer ago than this is verified again; none: while it is in the cache it is good.
+    pub max_age: Option<Duration>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+        StoreOptions { cache_bytes: DEFAULT_CACHE_BYTES, heal: Heal::On, threads, max_age: None }
+    }
+}
+
+/// Which threads decode the blocks of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread {
+    /// The thread that asks and the pool; the pool also decodes ahead.
+    Pool,
+    /// The thread that asks: right when there are as many of them as cores. Then the bytes stay in one core's
+    /// cache, which on two cores saves a tenth of all CPU time of a sequential read.
+    Caller,
+}
+
+struct Inner {
+    arcs: Arcs,
+    keys: Arc<Keys>,
+    index: Arc<Index>,
+    shelf: Mutex<Shelf>,
+    tally: Tally,
+    heal: Heal,
+    /// Plain bytes that were asked for ahead and have not arrived.
+    ahead_bytes: AtomicU64,
+    max_ahead_bytes: u64,
+}
+
+/// The ways into the pool.
+struct Queues {
+    now: Sender<Arc<Job>>,
+    ahead: Sender<Arc<Job>>,
+}
+
+/// The blocks of one backup dir. Starts its threads when made, ends them when dropped.
+pub struct Store {
+    inner: Arc<Inner>,
+    /// None while dropping.
+    queues: Option<Queues>,
+    pool_rests: AtomicBool,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Store {
+    pub fn new(dir: &Path, keys: Arc<Keys>, index: Arc<Index>, cache_bytes: u64) -> Store {
+        Store::with_options(dir, keys, index, StoreOptions { cache_bytes, ..StoreOptions::default() })
+    }
+
+    pub fn with_options(dir: &Path, keys: Arc<Keys>, index: Arc<Index>, options: StoreOptions) -> Store {
+        let inner = Arc::new(Inner {
+            arcs: Arcs::new(dir, keys.clone(), index.clone()),
+            keys,
+            index,
+            shelf: Mutex::new(Shelf::new(options.cache_bytes, options.max_age)),
+            tally: Tally::default(),
+            heal: options.heal,
+            ahead_bytes: AtomicU64::new(0),
+            max_ahead_bytes: (options.cache_bytes / 4).min(16 << 20),
+        });
+        let (now_tx, now_rx) = unbounded();
+        let (ahead_tx, ahead_rx) = unbounded();
+        let threads = (0..options.threads)
+            .filter_map(|number| {
+                let (inner, now, ahead) = (inner.clone(), now_rx.clone(), ahead_rx.clone());
+                std::thread::Builder::new()
+                    .name(format!("decode-{number}"))
+                    .spawn(move || serve(&inner, &now, &ahead))
+                    .ok()
+            })
+            .collect();
+        Store {
+            inner,
+            queues: Some(Queues { now: now_tx, ahead: ahead_tx }),
+            pool_rests: AtomicBool::new(false),
+            threads,
+        }
+    }
+
+    /// Chooses who decodes from now on; `Pool` at first.
+    pub fn set_spread(&self, spread: Spread) {
+        self.pool_rests.store(spread == Spread::Caller, Ordering::Relaxed);
+    }
+
+    /// The ways into the pool, if it has threads and is to be used.
+    fn pool(&self) -> Option<&Queues> {
+        let rests = self.pool_rests.load(Ordering::Relaxed) || self.threads.is_empty();
+        self.queues.as_ref().filter(|_| !rests)
+    }
+
+    /// What was verified so far and the damage met.
+    pub fn tally(&self) -> &Tally {
+        &self.inner.tally
+    }
+
+    /// One block, verified. `file` names the reader in messages about damage.
+    ///
+    /// Errors: `Arc` for damage (with its place), index errors, `IndexRow` if the block has another length.
+    pub fn block(&self, block: BlockId, expected_len: u32, file: Option<Logid>) -> Result<Arc<VerifiedBlock>> {
+        let mut blocks = self.blocks(&[Wanted { block, len_bytes: expected_len }], file)?;
+        blocks.pop().ok_or_else(|| Error::Usage("no block asked for".into()))
+    }
+
+    /// Blocks in the order asked for, or the first error: never a part of them. Decodes on all cores.
+    pub fn blocks(&self, wanted: &[Wanted], file: Option<Logid>) -> Result<Vec<Arc<VerifiedBlock>>> {
+        let mut found = Vec::with_capacity(wanted.len());
+        let jobs = {
+            let mut shelf = lock(&self.inner.shelf);
+            let mut missing: Vec<Wanted> = Vec::new();
+            for want in wanted {
+                match shelf.find(want.block) {
+                    Found::Bad(error) => return Err(error),
+                    Found::Unknown => {
+                        if !missing.iter().any(|known| known.block == want.block) {
+                            missing.push(*want);
+                        }
+                        found.push(Found::Unknown);
+                    }
+                    known => found.push(known),
+                }
+            }
+            let jobs = into_jobs(missing, file);
+            jobs.iter().for_each(|job| shelf.expect(job));
+            if !jobs.is_empty() {
+                for (want, place) in wanted.iter().zip(&mut found) {
+                    if matches!(place, Found::Unknown) {
+                        *place = shelf.find(want.block);
+                    }
+                }
+            }
+            jobs
+        };
+        if let Some(Queues { now, .. }) = self.pool() {
+            // The first job is this thread's own; if the pool is slow, so are the others.
+            for job in jobs.iter().skip(1) {
+                let _ = now.send(job.clone());
+            }
+        }
+        let mut blocks = Vec::with_capacity(wanted.len());
+        for (want, place) in wanted.iter().zip(found) {
+            let verified = match place {
+                Found::Here(verified) => {
+                    self.inner.tally.cache_hit();
+                    verified
+                }
+                Found::Coming(job, slot) => {
+                    if !job.delivered(slot) && job.claim() {
+                        self.inner.run(&job);
+                    }
+                    job.wait(slot)?
+                }
+                Found::Bad(error) => return Err(error),
+                Found::Unknown => return Err(Error::Usage("a block was not asked for".into())),
+            };
+            if verified.len() != want.len_bytes as usize {
+                return Err(self.inner.wrong_length(want, verified.len()));
+            }
+            blocks.push(verified);
+        }
+        Ok(blocks)
+    }
+
+    /// Starts decoding blocks that will probably be wanted soon; does nothing when too much is under way already.
+    pub fn prefetch(&self, wanted: impl IntoIterator<Item = Wanted>, file: Option<Logid>) {
+        let Some(Queues { ahead, .. }) = self.pool() else { return };
+        let jobs = {
+            let mut shelf = lock(&self.inner.shelf);
+            let mut missing: Vec<Wanted> = Vec::new();
+            let mut room = self.inner.max_ahead_bytes.saturating_sub(self.inner.ahead_bytes.load(Ordering::Relaxed));
+            for want in wanted {
+                if shelf.knows(want.block) || missing.iter().any(|known| known.block == want.block) {
+                    continue;
+                }
+                let Some(left) = room.checked_sub(u64::from(want.len_bytes)) else { break };
+                room = left;
+                missing.push(want);
+            }
+            let jobs = into_jobs(missing, file);
+            for job in &jobs {
+                shelf.expect(job);
+                self.inner.ahead_bytes.fetch_add(job_bytes(job), Ordering::Relaxed);
+            }
+            jobs
+        };
+        for job in jobs {
+            let _ = ahead.send(job);
+        }
+    }
+
+    /// Notes damage that was met outside of blocks (index rows, lost directories): counted and logged once for
+    /// each `key`. `path` says what it was met at, and is only asked the first time.
+    pub fn note_damage(&self, key: u64, error: &Error, path: impl FnOnce() -> Option<(Version, Vec<u8>)>) {
+        self.inner.note_once(key, error, "", End::Lost, path);
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.queues = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Cuts blocks into jobs of about `JOB_BYTES`.
+fn into_jobs(missing: Vec<Wanted>, file: Option<Logid>) -> Vec<Arc<Job>> {
+    let mut jobs = Vec::new();
+    let mut part: Vec<Wanted> = Vec::new();
+    let mut part_bytes = 0;
+    for want in missing {
+        if !part.is_empty() && part_bytes + u64::from(want.len_bytes) > JOB_BYTES {
+            jobs.push(Arc::new(Job::new(std::mem::take(&mut part), file)));
+            part_bytes = 0;
+        }
+        part_bytes += u64::from(want.len_bytes);
+        part.push(want);
+    }
+    if !part.is_empty() {
+        jobs.push(Arc::new(Job::new(part, file)));
+    }
+    jobs
+}
+
+fn job_bytes(job: &Job) -> u64 {
+    job.wanted.iter().map(|want| u64::from(want.len_bytes)).sum()
+}
+
+/// One thread of the pool: what is needed now goes before what is read ahead. Ends when the store is dropped.
+fn serve(inner: &Inner, now: &Receiver<Arc<Job>>, ahead: &Receiver<Arc<Job>>) {
+    loop {
+        select_biased! {
+            recv(now) -> job => match job {
+                Ok(job) => {
+                    if job.claim() {
+                        inner.run(&job);
+                    }
+                }
+                Err(_) => return,
+            },
+            recv(ahead) -> job => match job {
+                Ok(job) => {
+                    inner.ahead_bytes.fetch_sub(job_bytes(&job), Ordering::Relaxed);
+                    if job.claim() {
+                        inner.run(&job);
+                    }
+                }
+                Err(_) => return,
+            },
+        }
+    }
+}
+
+/// Delivers an error for whatever a job did not deliver, even if its thread panics: nobody waits for ever.
+struct Deliver<'a> {
+    inner: &'a Inner,
+    job: &'a Job,
+}
+
+impl Deliver<'_> {
+    fn outcome(&self, slot: usize, outcome: Outcome) {
+        if let Some(want) = self.job.wanted.get(slot) {
+            lock(&self.inner.shelf).arrive(want.block, &outcome);
+        }
+        self.job.deliver(slot, outcome);
+    }
+}
+
+impl Drop for Deliver<'_> {
+    fn drop(&mut self) {
+        for slot in 0..self.job.wanted.len() {
+            if !self.job.delivered(slot) {
+                self.outcome(slot, Err(Error::SelfCheck { what: "a block was not delivered".into() }));
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Reads and verifies the blocks of a job that the caller has claimed.
+    fn run(&self, job: &Job) {
+        let deliver = Deliver { inner: self, job };
+        let mut run: Vec<(usize, Located)> = Vec::new();
+        let mut run_end = 0;
+        let mut run_bytes = 0;
+        for (slot, want) in job.wanted.iter().enumerate() {
+            let located = match self.arcs.locate(want.block) {
+                Ok(located) => located,
+                Err(error) => {
+                    self.note(want.block.0, job.file, &error, "");
+                    deliver.outcome(slot, Err(error));
+                    continue;
+                }
+            };
+            let len = located.info.frame_len();
+            let adjacent = run.last().is_some_and(|(_, last)| last.serial == located.serial)
+                && run_end == located.offset
+                && run_bytes + len <= MAX_RUN_BYTES;
+            if !adjacent {
+                self.read_run(&deliver, &run, run_bytes);
+                run.clear();
+                run_bytes = 0;
+            }
+            run_bytes += len;
+            run_end = located.offset + len;
+            run.push((slot, located));
+        }
+        self.read_run(&deliver, &run, run_bytes);
+    }
+
+    /// Fetches adjacent frames by one read and verifies each.
+    fn read_run(&self, deliver: &Deliver<'_>, run: &[(usize, Located)], run_bytes: u64) {
+        let Some((_, first)) = run.first() else { return };
+        let arc = match self.arcs.open(first.serial) {
+            Ok(arc) => arc,
+            Err(error) => {
+                for (slot, located) in run {
+                    let Some(want) = deliver.job.wanted.get(*slot) else { continue };
+                    // The whole arc is out of reach; each message still names its own block.
+                    let error = match error.clone() {
+                        Error::Arc { place, damage } => Error::Arc {
+                            place: Place {
+                                frame: Some(located.no),
+                                block: Some(want.block),
+                                offset: located.offset,
+                                ..place
+                            },
+                            damage,
+                        },
+                        other => other,
+                    };
+                    let more = format!("expected hash {}", located.info.hash);
+                    self.note(want.block.0, deliver.job.file, &error, &more);
+                    deliver.outcome(*slot, Err(error));
+                }
+                return;
+            }
+        };
+        let first_offset = first.offset;
+        let mut failed: Vec<(usize, &Located, Damage)> = Vec::new();
+        arc.with_bytes(first_offset, run_bytes as usize, |bytes| {
+            for (slot, located) in run {
+                let result = match &bytes {
+                    Ok(bytes) => {
+                        let start = (located.offset - first_offset) as usize;
+                        let end = (start + located.info.frame_len() as usize).min(bytes.len());
+                        self.verify(&arc, located, bytes.get(start..end).unwrap_or_default())
+                    }
+                    Err(error) => Err(Damage::Unreadable(error.raw_os_error().unwrap_or(libc::EIO))),
+                };
+                match result {
+                    Ok(verified) => deliver.outcome(*slot, Ok(Arc::new(verified))),
+                    Err(damage) => failed.push((*slot, located, damage)),
+                }
+            }
+        });
+        let one_by_one = run.len() > 1 && failed.iter().any(|(.., damage)| matches!(damage, Damage::Unreadable(_)));
+        for (slot, located, damage) in failed {
+            let Some(want) = deliver.job.wanted.get(slot) else { continue };
+            // A read error of one sector failed the whole run: its other frames may be well.
+            let alone = if one_by_one { self.read_one(&arc, located) } else { Err(damage) };
+            let outcome = match alone {
+                Ok(verified) => Ok(Arc::new(verified)),
+                Err(damage) => self.second_source(&arc, located, want, deliver.job.file, damage),
+            };
+            deliver.outcome(slot, outcome);
+        }
+    }
+
+    fn read_one(&self, arc: &OpenArc, located: &Located) -> std::result::Result<VerifiedBlock, Damage> {
+        arc.with_bytes(located.offset, located.info.frame_len() as usize, |bytes| match bytes {
+            Ok(bytes) => self.verify(arc, located, bytes),
+            Err(error) => Err(Damage::Unreadable(error.raw_os_error().unwrap_or(libc::EIO))),
+        })
+    }
+
+    fn verify(
+        &self,
+        arc: &OpenArc,
+        located: &Located,
+        frame_bytes: &[u8],
+    ) -> std::result::Result<VerifiedBlock, Damage> {
+        if located.info.kind != FrameKind::Block {
+            return Err(Damage::WrongFrame);
+        }
+        let verified = frame::open(&self.keys, &arc.cipher, located.no, &located.info, frame_bytes)?;
+        self.tally.block_verified(verified.len() as u64);
+        Ok(verified)
+    }
+
+    /// Where else a block may come from once the first read of it failed; the one place for further sources.
+    fn second_source(
+        &self,
+        arc: &OpenArc,
+        located: &Located,
+        want: &Wanted,
+        file: Option<Logid>,
+        damage: Damage,
+    ) -> Outcome {
+        let error = Error::Arc { place: arc.place(located, want.block), damage };
+        let again = match self.heal {
+            Heal::On => self.past_the_page_cache(located),
+            Heal::Off => None,
+        };
+        let expected = located.info.hash;
+        let source = arc.path.display();
+        let (end, remark) = match again {
+            Some(_) => (End::Healed, "; read again from the disk it was right"),
+            None => (End::Lost, ""),
+        };
+        let more = format!("expected hash {expected}, source {source}{remark}");
+        self.note_once(want.block.0, &error, &more, end, || self.index.path_of_node(file?).ok());
+        again.map(Arc::new).ok_or(error)
+    }
+
+    fn past_the_page_cache(&self, located: &Located) -> Option<VerifiedBlock> {
+        let arc = self.arcs.reopen(located.serial).ok()?;
+        arc.forget_cached(located.offset, located.info.frame_len());
+        self.read_one(&arc, located).ok()
+    }
+
+    fn wrong_length(&self, want: &Wanted, found: usize) -> Error {
+        let error = Error::IndexRow {
+            path: self.index.path().to_path_buf(),
+            what: format!("block {} has {found} bytes, a file expects {}", want.block, want.len_bytes),
+        };
+        self.note(want.block.0, None, &error, "");
+        error
+    }
+
+    fn note(&self, key: u64, file: Option<Logid>, error: &Error, more: &str) {
+        self.note_once(key, error, more, End::Lost, || self.index.path_of_node(file?).ok());
+    }
+
+    /// Lists and logs damage, once a place: path, version, arc, frame, block, expected and found hash, source.
+    fn note_once(
+        &self,
+        key: u64,
+        error: &Error,
+        more: &str,
+        end: End,
+        path: impl FnOnce() -> Option<(Version, Vec<u8>)>,
+    ) {
+        if !error.is_damage() {
+            log::warn!("{}: {error}", error.code());
+            return;
+        }
+        let describe = || {
+            let (path, version) = tally::shown_path(path());
+            Met { code: error.code(), path, version, what: error.to_string(), healed: end == End::Healed }
+        };
+        if let Some(met) = self.tally.damage(key, describe, error.code(), end == End::Healed) {
+            let version = met.version.map_or_else(String::new, |version| format!(" in r{version}"));
+            let path = if met.path.is_empty() { "(path unknown)" } else { &met.path };
+            let separator = if more.is_empty() { "" } else { ", " };
+            log::error!("{}: {path}{version}: {}{separator}{more}", met.code, met.what);
+        }
+    }
+}
+
+/// How an encounter with damage ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Another read gave the right bytes.
+    Healed,
+    Lost,
+}

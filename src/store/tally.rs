@@ -1,0 +1,302 @@
+//! What was read and verified, and the damage met: for the closing summary, SIGUSR1 and the exit code.
+//!
+//! Invariants: memory is bounded whatever is read; a count that the bounds make inexact is a lower bound and
+//! says so; each damaged place is listed and logged once.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lru::LruCache;
+
+use super::shelf::lock;
+use crate::ids::{Logid, Version};
+
+/// Damaged places that are listed; more are only counted.
+pub const MAX_LISTED: usize = 1000;
+/// Places that are told apart; beyond, a place may be counted again.
+const MAX_TOLD_APART: usize = 100_000;
+/// Files that are partly read at a time before the longest untouched one is forgotten.
+const MAX_PARTIAL: usize = 4096;
+/// Separate stretches remembered of one partly read file.
+const MAX_STRETCHES: usize = 64;
+/// 4 KiB bitmaps, each for 32,768 logids: at most 8 MiB for each of the two sets.
+const MAX_BITMAPS: usize = 2048;
+
+/// One damaged place, once.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Met {
+    /// Stable error code.
+    pub code: &'static str,
+    /// Path in the backup, empty when none is known.
+    pub path: String,
+    /// Version that shows the path.
+    pub version: Option<u32>,
+    /// The error in words, with its place.
+    pub what: String,
+    /// A second read gave the right bytes.
+    pub healed: bool,
+}
+
+/// Counters as they stand.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Summary {
+    /// Files of which at least one byte was read.
+    pub files_read: u64,
+    /// Files of which every byte was read (empty files can't be read, so they don't count).
+    pub files_wholly_read: u64,
+    /// The two counts are lower bounds: there were too many files to tell all apart.
+    pub files_inexact: bool,
+    /// Bytes given to readers, holes included.
+    pub bytes_read: u64,
+    pub blocks_verified: u64,
+    pub bytes_verified: u64,
+    pub cache_hits: u64,
+    /// Damaged places met, healed or not.
+    pub damage: u64,
+    /// Of these, those where a second read gave the right bytes.
+    pub healed: u64,
+    /// The first `MAX_LISTED` of them.
+    pub places: Vec<Met>,
+}
+
+#[derive(Default)]
+struct Damage {
+    told_apart: HashSet<(u64, &'static str)>,
+    count: u64,
+    healed: u64,
+    places: Vec<Met>,
+}
+
+struct Files {
+    read: LogidSet,
+    whole: LogidSet,
+    partial: LruCache<Logid, Vec<(u64, u64)>>,
+    inexact: bool,
+}
+
+/// Counts from any thread.
+pub struct Tally {
+    blocks_verified: AtomicU64,
+    bytes_verified: AtomicU64,
+    cache_hits: AtomicU64,
+    bytes_read: AtomicU64,
+    files: Mutex<Files>,
+    damage: Mutex<Damage>,
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally {
+            blocks_verified: AtomicU64::new(0),
+            bytes_verified: AtomicU64::new(0),
+            cache_hits: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
+            files: Mutex::new(Files {
+                read: LogidSet::default(),
+                whole: LogidSet::default(),
+                partial: LruCache::new(NonZeroUsize::new(MAX_PARTIAL).unwrap_or(NonZeroUsize::MIN)),
+                inexact: false,
+            }),
+            damage: Mutex::new(Damage::default()),
+        }
+    }
+}
+
+impl Tally {
+    pub fn block_verified(&self, len_bytes: u64) {
+        self.blocks_verified.fetch_add(1, Ordering::Relaxed);
+        self.bytes_verified.fetch_add(len_bytes, Ordering::Relaxed);
+    }
+
+    pub fn cache_hit(&self) {
+        self.cache_hits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes `start..end` of a file of `size_bytes` were given to a reader.
+    pub fn file_read(&self, logid: Logid, start: u64, end: u64, size_bytes: u64) {
+        if start >= end {
+            return;
+        }
+        self.bytes_read.fetch_add(end - start, Ordering::Relaxed);
+        let mut files = lock(&self.files);
+        let files = &mut *files;
+        files.inexact |= !files.read.insert(logid);
+        if files.whole.contains(logid) {
+            return;
+        }
+        let whole = if start == 0 && end >= size_bytes {
+            files.partial.pop(&logid);
+            true
+        } else {
+            if files.partial.len() == MAX_PARTIAL && !files.partial.contains(&logid) {
+                files.inexact = true;
+            }
+            let stretches = files.partial.get_or_insert_mut(logid, Vec::new);
+            files.inexact |= !add_stretch(stretches, start, end);
+            let whole = stretches.first().is_some_and(|(from, to)| *from == 0 && *to >= size_bytes);
+            if whole {
+                files.partial.pop(&logid);
+            }
+            whole
+        };
+        if whole {
+            files.inexact |= !files.whole.insert(logid);
+        }
+    }
+
+    /// Notes damage; true when this place (told apart by `key` and code) was not met before.
+    pub fn damage(&self, key: u64, met: impl FnOnce() -> Met, code: &'static str, healed: bool) -> Option<Met> {
+        {
+            let mut damage = lock(&self.damage);
+            if damage.told_apart.len() >= MAX_TOLD_APART || !damage.told_apart.insert((key, code)) {
+                return None;
+            }
+            damage.count += 1;
+            damage.healed += u64::from(healed);
+        }
+        // Finding the path takes a query: not under the lock.
+        let met = met();
+        let mut damage = lock(&self.damage);
+        if damage.places.len() < MAX_LISTED {
+            damage.places.push(met.clone());
+        }
+        Some(met)
+    }
+
+    pub fn summary(&self) -> Summary {
+        let files = lock(&self.files);
+        let damage = lock(&self.damage);
+        Summary {
+            files_read: files.read.count,
+            files_wholly_read: files.whole.count,
+            files_inexact: files.inexact,
+            bytes_read: self.bytes_read.load(Ordering::Relaxed),
+            blocks_verified: self.blocks_verified.load(Ordering::Relaxed),
+            bytes_verified: self.bytes_verified.load(Ordering::Relaxed),
+            cache_hits: self.cache_hits.load(Ordering::Relaxed),
+            damage: damage.count,
+            healed: damage.healed,
+            places: damage.places.clone(),
+        }
+    }
+}
+
+/// Where a path is, for a damage line.
+pub fn shown_path(found: Option<(Version, Vec<u8>)>) -> (String, Option<u32>) {
+    match found {
+        Some((version, path)) => (String::from_utf8_lossy(&path).into_owned(), Some(version.0)),
+        None => (String::new(), None),
+    }
+}
+
+/// Merges `start..end` into sorted, separate stretches; false when there are too many to keep.
+fn add_stretch(stretches: &mut Vec<(u64, u64)>, start: u64, end: u64) -> bool {
+    let first = stretches.partition_point(|(_, to)| *to < start);
+    let last = stretches.partition_point(|(from, _)| *from <= end);
+    let touching = stretches.get(first..last).unwrap_or_default();
+    let from = touching.first().map_or(start, |(from, _)| (*from).min(start));
+    let to = touching.last().map_or(end, |(_, to)| (*to).max(end));
+    if first == last && stretches.len() >= MAX_STRETCHES {
+        return false;
+    }
+    stretches.splice(first..last, [(from, to)]);
+    true
+}
+
+/// A set of dense numbers in little memory.
+#[derive(Default)]
+struct LogidSet {
+    bitmaps: HashMap<u64, Box<[u64; 512]>>,
+    count: u64,
+}
+
+impl LogidSet {
+    fn place(logid: Logid) -> (u64, usize, u64) {
+        (logid.0 >> 15, (logid.0 >> 6) as usize & 511, 1 << (logid.0 & 63))
+    }
+
+    fn contains(&self, logid: Logid) -> bool {
+        let (bitmap, word, bit) = Self::place(logid);
+        self.bitmaps.get(&bitmap).and_then(|words| words.get(word)).is_some_and(|word| word & bit != 0)
+    }
+
+    /// False when there was no room to remember it (it is then not counted).
+    fn insert(&mut self, logid: Logid) -> bool {
+        let (bitmap, word, bit) = Self::place(logid);
+        if self.bitmaps.len() >= MAX_BITMAPS && !self.bitmaps.contains_key(&bitmap) {
+            return false;
+        }
+        let words = self.bitmaps.entry(bitmap).or_insert_with(|| Box::new([0; 512]));
+        if let Some(word) = words.get_mut(word)
+            && *word & bit == 0
+        {
+            *word |= bit;
+            self.count += 1;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn met(healed: bool) -> Met {
+        Met { code: "X", path: "/p".into(), version: Some(1), what: "w".into(), healed }
+    }
+
+    #[test]
+    fn a_file_is_wholly_read_once_its_parts_cover_it_in_any_order() {
+        let tally = Tally::default();
+        let file = Logid(70_000);
+        for (start, end) in [(50, 60), (0, 10), (20, 50), (5, 20)] {
+            assert_eq!(tally.summary().files_wholly_read, 0);
+            tally.file_read(file, start, end, 60);
+        }
+        tally.file_read(file, 0, 60, 60);
+        tally.file_read(Logid(16), 0, 5, 5);
+        tally.file_read(Logid(17), 0, 4, 5);
+        let summary = tally.summary();
+        assert_eq!((summary.files_read, summary.files_wholly_read, summary.files_inexact), (3, 2, false));
+        assert_eq!(summary.bytes_read, 10 + 10 + 30 + 15 + 60 + 5 + 4);
+    }
+
+    #[test]
+    fn too_many_parts_make_the_counts_say_that_they_are_lower_bounds() {
+        let tally = Tally::default();
+        for part in 0..200 {
+            tally.file_read(Logid(99), part * 10, part * 10 + 1, 10_000);
+        }
+        let summary = tally.summary();
+        assert_eq!((summary.files_read, summary.files_wholly_read, summary.files_inexact), (1, 0, true));
+    }
+
+    #[test]
+    fn a_damaged_place_counts_once_and_healed_damage_is_damage() {
+        let tally = Tally::default();
+        assert!(tally.damage(7, || met(false), "X", false).is_some());
+        assert!(tally.damage(7, || met(false), "X", false).is_none());
+        assert!(tally.damage(8, || met(true), "X", true).is_some());
+        let summary = tally.summary();
+        assert_eq!((summary.damage, summary.healed, summary.places.len()), (2, 1, 2));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn stretches_stay_sorted_and_cover_what_was_added(parts in proptest::collection::vec((0u64..200, 1u64..40), 1..40)) {
+            let mut stretches = Vec::new();
+            let mut covered = vec![false; 240];
+            for (start, len) in parts {
+                assert!(add_stretch(&mut stretches, start, start + len));
+                covered[start as usize..(start + len) as usize].fill(true);
+            }
+            assert!(stretches.windows(2).all(|pair| pair[0].1 < pair[1].0));
+            for (at, &is_covered) in covered.iter().enumerate() {
+                let found = stretches.iter().any(|(from, to)| (*from..*to).contains(&(at as u64)));
+                assert_eq!(found, is_covered, "{at}");
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::fixture::{Fixture, dir_record, some_bytes};
+use super::*;
+use crate::error::Place;
+use crate::ids::{ArcSerial, Dirno, FrameNo};
+
+fn wanted(serial: ArcSerial, blocks: &[Vec<u8>]) -> Vec<Wanted> {
+    let want = |(no, bytes): (usize, &Vec<u8>)| Wanted {
+        block: BlockId::new(serial, FrameNo(no as u32)),
+        len_bytes: bytes.len() as u32,
+    };
+    blocks.iter().enumerate().map(want).collect()
+}
+
+fn with_blocks(count: u64, len: usize) -> (Fixture, Vec<Vec<u8>>, Vec<Wanted>) {
+    let mut fixture = Fixture::new();
+    let blocks: Vec<_> = (0..count).map(|seed| some_bytes(seed, len + seed as usize)).collect();
+    let wanted = wanted(fixture.next_data_serial(), &blocks);
+    fixture.commit(&blocks, &[dir_record(Dirno::ROOT, Dirno::ROOT, b"", 0)]);
+    (fixture, blocks, wanted)
+}
+
+fn options(cache_bytes: u64, threads: usize) -> StoreOptions {
+    StoreOptions { cache_bytes, heal: Heal::On, threads, max_age: None }
+}
+
+#[test]
+fn many_readers_get_the_right_bytes_and_each_block_is_verified_once() {
+    let (fixture, blocks, wanted) = with_blocks(300, 20_000);
+    let store = fixture.store(options(64 << 20, 3));
+    std::thread::scope(|scope| {
+        for reader in 0..8 {
+            let (store, blocks, wanted) = (&store, &blocks, &wanted);
+            scope.spawn(move || {
+                for start in (0..280).step_by(7 + reader) {
+                    store.prefetch(wanted[start..start + 20].iter().copied(), None);
+                    let got = store.blocks(&wanted[start..start + 15], None).unwrap();
+                    assert!(got.iter().zip(&blocks[start..]).all(|(got, expected)| got[..] == expected[..]));
+                }
+                assert_eq!(store.blocks(wanted, None).unwrap().len(), 300);
+            });
+        }
+    });
+    assert_eq!(store.tally().summary().blocks_verified, 300);
+}
+
+#[test]
+fn the_cache_stays_within_its_bound() {
+    let (fixture, blocks, wanted) = with_blocks(100, 10_000);
+    for (limit, threads) in [(0, 0), (35_000, 2), (5_000, 1)] {
+        let store = fixture.store(options(limit, threads));
+        for (want, expected) in wanted.iter().zip(&blocks) {
+            assert_eq!(store.block(want.block, want.len_bytes, None).unwrap()[..], expected[..]);
+            assert!(lock(&store.inner.shelf).kept_bytes() <= limit);
+        }
+    }
+}
+
+#[test]
+fn a_block_asked_for_twice_in_one_request_comes_twice() {
+    let (fixture, blocks, wanted) = with_blocks(2, 1000);
+    let store = fixture.store(options(0, 1));
+    let got = store.blocks(&[wanted[1], wanted[0], wanted[1]], None).unwrap();
+    assert!(got[0][..] == blocks[1][..] && got[1][..] == blocks[0][..] && got[2][..] == blocks[1][..]);
+}
+
+#[test]
+fn a_block_that_is_too_old_is_verified_again() {
+    let (fixture, _, wanted) = with_blocks(1, 1000);
+    let max_age = Some(Duration::from_millis(50));
+    let store = fixture.store(StoreOptions { max_age, ..options(1 << 20, 0) });
+    let want = wanted[0];
+    let read = || store.block(want.block, want.len_bytes, None).map(|block| block.len());
+    assert_eq!((read().unwrap(), read().unwrap()), (1000, 1000));
+    assert_eq!(store.tally().summary().blocks_verified, 1);
+    std::thread::sleep(Duration::from_millis(60));
+    fixture.flip_frame(want.block.arc(), FrameNo(0));
+    assert!(read().is_err());
+}
+
+#[test]
+fn a_bad_block_costs_only_itself_and_is_listed_once() {
+    let (fixture, blocks, wanted) = with_blocks(50, 5_000);
+    fixture.flip_frame(wanted[20].block.arc(), FrameNo(20));
+    for (heal, threads) in [(Heal::On, 2), (Heal::Off, 0)] {
+        let store = fixture.store(StoreOptions { heal, ..options(1 << 20, threads) });
+        for _ in 0..3 {
+            match store.blocks(&wanted, None) {
+                Err(Error::Arc { place: Place { frame, block, .. }, damage: Damage::BadTag }) => {
+                    assert_eq!((frame, block), (Some(FrameNo(20)), Some(wanted[20].block)));
+                }
+                Err(other) => panic!("{other}"),
+                Ok(_) => panic!("damage was not noticed"),
+            }
+        }
+        for (no, want) in wanted.iter().enumerate().filter(|(no, _)| *no != 20) {
+            assert_eq!(store.block(want.block, want.len_bytes, None).unwrap()[..], blocks[no][..]);
+        }
+        let summary = store.tally().summary();
+        assert_eq!((summary.damage, summary.healed, summary.places[0].code), (1, 0, "ARC_TAG_MISMATCH"));
+    }
+}
+
+#[test]
+fn truncation_costs_the_frames_behind_it() {
+    let (fixture, blocks, wanted) = with_blocks(10, 3_000);
+    let serial = wanted[0].block.arc();
+    let chunk = fixture.index.frame_chunk(serial, FrameNo(6)).unwrap();
+    let (end_of_5, _) = chunk.locate(FrameNo(6)).unwrap();
+    for (cut, last_whole) in [(end_of_5 - 1, 4), (end_of_5, 5), (end_of_5 + 1, 5)] {
+        let file = std::fs::OpenOptions::new().write(true).open(fixture.arc_path(serial)).unwrap();
+        let whole = std::fs::read(fixture.arc_path(serial)).unwrap();
+        file.set_len(cut).unwrap();
+        let store = fixture.store(options(1 << 20, 1));
+        assert!(store.blocks(&wanted, None).is_err());
+        for (no, want) in wanted.iter().enumerate() {
+            match store.block(want.block, want.len_bytes, None) {
+                Ok(block) => assert!(no <= last_whole && block[..] == blocks[no][..]),
+                Err(error) => assert!(no > last_whole && error.code() == "ARC_FRAME_TRUNCATED", "{no}: {error}"),
+            }
+        }
+        std::fs::write(fixture.arc_path(serial), whole).unwrap();
+    }
+}
+
+#[test]
+fn a_missing_arc_that_comes_back_is_read_again() {
+    let (fixture, blocks, wanted) = with_blocks(3, 3_000);
+    let path = fixture.arc_path(wanted[0].block.arc());
+    let aside = fixture.dir.path().join("aside");
+    std::fs::rename(&path, &aside).unwrap();
+    let store = fixture.store(options(1 << 20, 1));
+    assert_eq!(store.block(wanted[0].block, wanted[0].len_bytes, None).unwrap_err().code(), "ARC_MISSING");
+    std::fs::rename(&aside, &path).unwrap();
+    std::thread::sleep(shelf::VERDICT_TTL + Duration::from_millis(20));
+    assert_eq!(store.block(wanted[0].block, wanted[0].len_bytes, None).unwrap()[..], blocks[0][..]);
+    let summary = store.tally().summary();
+    assert_eq!(summary.damage, 1);
+}
+
+#[test]
+fn a_block_of_another_length_than_its_file_expects_is_refused() {
+    let (fixture, _, wanted) = with_blocks(2, 100);
+    let store = fixture.store(options(1 << 20, 0));
+    assert_eq!(store.block(wanted[0].block, 99, None).unwrap_err().code(), "INDEX_ROW_DAMAGED");
+}
+
+#[test]
+fn the_arc_of_another_backup_is_refused() {
+    let (fixture, _, wanted) = with_blocks(3, 3_000);
+    let mut other = Fixture::new();
+    other.keys = Arc::new(crate::crypto::Keys::new(&zeroize::Zeroizing::new([8; 32]), crate::ids::BackupId([2; 16])));
+    let blocks: Vec<_> = (0..3).map(|seed| some_bytes(seed, 3_000 + seed as usize)).collect();
+    let serial = other.next_data_serial();
+    other.commit(&blocks, &[dir_record(Dirno::ROOT, Dirno::ROOT, b"", 0)]);
+    std::fs::copy(other.arc_path(serial), fixture.arc_path(serial)).unwrap();
+    let store = fixture.store(options(1 << 20, 0));
+    for want in &wanted {
+        assert!(store.block(want.block, want.len_bytes, None).unwrap_err().is_damage());
+    }
+}

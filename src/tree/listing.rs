@@ -1,0 +1,69 @@
+//! The names of one directory, a page at a time, checked for completeness at the end.
+
+use super::{Tree, View};
+use crate::catalog::Attr;
+use crate::error::Result;
+use crate::ids::{Dirno, Version};
+use crate::index::{DirRow, Entry, Listed};
+
+/// Names fetched by one query.
+const PAGE: usize = 512;
+
+/// A position in a directory. Reading it to the end costs one pass whatever its size.
+pub struct Listing {
+    pub version: Version,
+    pub dir: DirRow,
+    after: Option<Vec<u8>>,
+    seen: u64,
+    ended: bool,
+}
+
+impl Listing {
+    pub(super) fn start(tree: &Tree, version: Version, dir: Dirno) -> Result<Listing> {
+        let dir = tree.dir(version, dir)?;
+        Ok(Listing { version, dir, after: None, seen: 0, ended: false })
+    }
+
+    /// The next names, in byte order; empty at the end.
+    ///
+    /// Errors: `DirectoryLost`; `IndexRow` at the end if there were more or fewer names than were backed up.
+    pub fn next_page(&mut self, tree: &Tree) -> Result<Vec<Listed>> {
+        let mut shown = Vec::new();
+        while shown.is_empty() && !self.ended {
+            let page = self.fetch(tree)?;
+            self.seen += page.len() as u64;
+            self.ended = page.len() < PAGE;
+            if let Some(last) = page.last() {
+                self.after = Some(last.entry.name.clone());
+            }
+            if (self.ended && self.seen != self.dir.state.children) || self.seen > self.dir.state.children {
+                return Err(tree.row_damage(format!(
+                    "directory {} in {} lists {} names, {} were backed up",
+                    self.dir.dirno.0, self.version, self.seen, self.dir.state.children
+                )));
+            }
+            for listed in page {
+                if tree.view == View::Whole || tree.shows(self.version, &listed.entry)? {
+                    shown.push(listed);
+                }
+            }
+        }
+        Ok(shown)
+    }
+
+    fn fetch(&self, tree: &Tree) -> Result<Vec<Listed>> {
+        let index = tree.index();
+        let (version, dir, after) = (self.version, self.dir.dirno, self.after.as_deref());
+        index.children_with_attrs(version, dir, after, PAGE)
+    }
+}
+
+impl Tree {
+    /// Attributes of what an entry stands for.
+    pub fn entry_attr(&self, version: Version, entry: &Entry) -> Result<(Attr, u64)> {
+        match entry.child {
+            crate::catalog::Child::Node(logid) => self.attr(logid),
+            crate::catalog::Child::Dir(dirno) => Ok((self.dir(version, dirno)?.state.attr, 0)),
+        }
+    }
+}

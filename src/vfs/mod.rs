@@ -1,0 +1,389 @@
+//! The mounted filesystem without FUSE: names, attributes, directories, contents.
+//!
+//! Invariants: an answer is what was backed up, or an error; a read gives all bytes asked for (to the end of the
+//! file) or none; what lies below a version never changes, so the kernel may keep it for ever, while the root
+//! is asked each time; no table of inodes exists: a number says what it stands for (`ino`).
+
+mod dirs;
+mod ino;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lru::LruCache;
+
+use crate::catalog::{Attr, Child, Kind, Timespec, Xattrs};
+use crate::error::{Error, Result};
+use crate::ids::{Dirno, Logid, Version};
+use crate::index::{DirRow, VersionRow};
+use crate::store::{Store, Summary};
+use crate::tree::{SeekTo, Tree};
+pub use dirs::DirItem;
+use dirs::OpenDir;
+pub use ino::{Ino, Place};
+pub use read::Bytes;
+use read::Streams;
+
+/// Files whose readers are watched for sequential reading.
+const MAX_STREAMS: usize = 256;
+/// Unit of `st_blocks` rounding: what ext4 allocates.
+const ALLOCATION_BYTES: u64 = 4096;
+
+/// Who owns what is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Owners {
+    /// As it was saved.
+    #[default]
+    Saved,
+    /// All of it belongs to this user and group.
+    All { uid: u32, gid: u32 },
+}
+
+/// How a mount shows the backup.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VfsOptions {
+    pub owners: Owners,
+    /// Show only this version (`latest` points to it).
+    pub only: Option<Version>,
+    /// Owner of the mount's root and of `latest`.
+    pub mounter: (u32, u32),
+}
+
+/// What `stat` gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    pub ino: Ino,
+    pub kind: Kind,
+    pub perm: u16,
+    pub uid: u32,
+    pub gid: u32,
+    pub nlink: u32,
+    pub size: u64,
+    /// In units of 512 bytes.
+    pub blocks: u64,
+    pub mtime: Timespec,
+    pub ctime: Timespec,
+    pub rdev_major: u32,
+    pub rdev_minor: u32,
+}
+
+/// How long the kernel may believe an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    Forever,
+    /// A second: the root's own attributes, which every path walk checks.
+    Briefly,
+    /// `LATEST_LIFETIME`: the name `latest`, which many a path walk passes.
+    Moment,
+    /// The root's other names.
+    Never,
+}
+
+/// How long the name `latest` may be behind. A backup ends no sooner than this after its version appeared, so that
+/// whoever looks after it has ended finds the new version.
+pub const LATEST_LIFETIME: Duration = Duration::from_millis(20);
+
+/// Sizes for `df`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FsSize {
+    /// Of `FsSize::UNIT` bytes.
+    pub blocks: u64,
+    pub files: u64,
+}
+
+impl FsSize {
+    pub const UNIT: u32 = 4096;
+}
+
+/// The filesystem.
+pub struct Vfs {
+    tree: Tree,
+    store: Arc<Store>,
+    options: VfsOptions,
+    dirs: Mutex<HashMap<u64, Arc<Mutex<OpenDir>>>>,
+    next_handle: AtomicU64,
+    streams: Mutex<LruCache<Logid, Streams>>,
+}
+
+impl Vfs {
+    pub fn new(tree: Tree, store: Arc<Store>, options: VfsOptions) -> Vfs {
+        Vfs {
+            tree,
+            store,
+            options,
+            dirs: Mutex::new(HashMap::new()),
+            next_handle: AtomicU64::new(1),
+            streams: Mutex::new(LruCache::new(NonZeroUsize::new(MAX_STREAMS).unwrap_or(NonZeroUsize::MIN))),
+        }
+    }
+
+    pub fn summary(&self) -> Summary {
+        self.store.tally().summary()
+    }
+
+    /// Finds a name in a directory; `None` with the time for which its absence may be believed.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<(Option<Stat>, Lifetime)> {
+        match place_of(parent)? {
+            Place::Root => self.lookup_in_root(name),
+            Place::Dir(version, dir) => match self.tree.child(version, dir, name)? {
+                Some(entry) => {
+                    let (attr, data_bytes) = self.tree.entry_attr(version, &entry)?;
+                    Ok((Some(self.entry_stat(version, entry.child, &attr, data_bytes)), Lifetime::Forever))
+                }
+                None => {
+                    self.check_not_gone(version)?;
+                    Ok((None, Lifetime::Forever))
+                }
+            },
+            Place::Latest(_) | Place::Node(_) => Err(not_a_directory(parent)),
+        }
+    }
+
+    fn lookup_in_root(&self, name: &[u8]) -> Result<(Option<Stat>, Lifetime)> {
+        if name == b"latest" {
+            let stat = self.newest()?.map(|row| self.latest_stat(&row));
+            let lifetime = if stat.is_some() { Lifetime::Moment } else { Lifetime::Never };
+            return Ok((stat, lifetime));
+        }
+        let row = match std::str::from_utf8(name) {
+            Ok(name) => self.tree.index().version_by_name(name)?,
+            Err(_) => None,
+        };
+        match row.filter(|row| self.options.only.is_none_or(|only| only == row.version)) {
+            Some(row) => Ok((Some(self.version_stat(&row)?), Lifetime::Forever)),
+            None => Ok((None, Lifetime::Never)),
+        }
+    }
+
+    /// What `stat` gives for an inode.
+    pub fn getattr(&self, ino: Ino) -> Result<(Stat, Lifetime)> {
+        match place_of(ino)? {
+            Place::Root => Ok((self.root_stat()?, Lifetime::Briefly)),
+            Place::Latest(version) => Ok((self.latest_stat(&self.version_row(version)?), Lifetime::Forever)),
+            Place::Dir(version, Dirno::ROOT) => {
+                Ok((self.version_stat(&self.version_row(version)?)?, Lifetime::Forever))
+            }
+            Place::Dir(version, dir) => {
+                let row = self.dir_row(version, dir)?;
+                Ok((self.entry_stat(version, Child::Dir(dir), &row.state.attr, 0), Lifetime::Forever))
+            }
+            Place::Node(logid) => {
+                let (attr, data_bytes) = self.tree.attr(logid)?;
+                Ok((self.node_stat(logid, &attr, data_bytes), Lifetime::Forever))
+            }
+        }
+    }
+
+    /// Target of a symlink.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        match place_of(ino)? {
+            Place::Latest(version) => Ok(self.version_row(version)?.info.name.into_bytes()),
+            Place::Node(logid) => {
+                let node = self.tree.node(logid)?;
+                match node.attr.kind {
+                    Kind::Symlink => Ok(node.target.clone()),
+                    _ => Err(Error::Usage(format!("inode {} is no symlink", ino.0))),
+                }
+            }
+            Place::Root | Place::Dir(..) => Err(Error::Usage(format!("inode {} is no symlink", ino.0))),
+        }
+    }
+
+    /// Value of an extended attribute; None if there is none of that name (ENODATA).
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.with_xattrs(ino, |xattrs| xattrs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone()))
+    }
+
+    /// Names of the extended attributes, each ended by NUL. `trusted.*` is shown to root only, as on ext4.
+    pub fn listxattr(&self, ino: Ino, caller_uid: u32) -> Result<Vec<u8>> {
+        self.with_xattrs(ino, |xattrs| {
+            let shown = xattrs.iter().filter(|(name, _)| caller_uid == 0 || !name.starts_with(b"trusted."));
+            shown.flat_map(|(name, _)| name.iter().copied().chain([0])).collect()
+        })
+    }
+
+    fn with_xattrs<T>(&self, ino: Ino, look: impl FnOnce(&Xattrs) -> T) -> Result<T> {
+        match place_of(ino)? {
+            Place::Root | Place::Latest(_) => Ok(look(&Vec::new())),
+            Place::Dir(version, dir) => Ok(look(&self.dir_row(version, dir)?.state.xattrs)),
+            Place::Node(logid) => Ok(look(&self.tree.node(logid)?.xattrs)),
+        }
+    }
+
+    /// Where data or a hole begins at or after `offset`; None past the end (ENXIO).
+    pub fn seek(&self, ino: Ino, offset: u64, to: SeekTo) -> Result<Option<u64>> {
+        let logid = self.file(ino)?;
+        self.tree.seek(&*self.tree.node(logid)?, offset, to)
+    }
+
+    /// The size of the newest version that is shown, all of it in use.
+    pub fn size(&self) -> Result<FsSize> {
+        let info = self.newest()?.map(|row| row.info).unwrap_or_default();
+        Ok(FsSize {
+            blocks: info.tree_bytes.div_ceil(u64::from(FsSize::UNIT)).max(1),
+            files: (info.files + info.dirs + info.others).max(1),
+        })
+    }
+
+    /// The errno for an error of a request at `ino`; damage is counted and logged, once for each inode.
+    pub fn errno(&self, ino: Ino, error: &Error) -> i32 {
+        // Damage of a block was noted where it was met, with its place.
+        if error.is_damage() && !matches!(error, Error::Arc { .. }) {
+            let index = self.tree.index();
+            self.store.note_damage(ino.0, error, || match ino.place()? {
+                Place::Node(logid) => index.path_of_node(logid).ok(),
+                Place::Dir(version, dir) => Some((version, index.path_of_dir(version, dir).ok()?)),
+                Place::Root | Place::Latest(_) => None,
+            });
+        } else if !matches!(error, Error::Arc { .. }) && error.errno() == libc::EIO {
+            log::error!("{}: {error}", error.code());
+        }
+        match error {
+            Error::Usage(_) if matches!(ino.place(), Some(Place::Dir(..) | Place::Root)) => libc::EISDIR,
+            error => error.errno(),
+        }
+    }
+
+    fn newest(&self) -> Result<Option<VersionRow>> {
+        match self.options.only {
+            Some(only) => self.tree.index().version(only),
+            None => self.tree.index().newest(),
+        }
+    }
+
+    fn version_row(&self, version: Version) -> Result<VersionRow> {
+        self.tree.index().version(version)?.ok_or(Error::VersionGone { version })
+    }
+
+    fn dir_row(&self, version: Version, dir: Dirno) -> Result<DirRow> {
+        self.tree.dir(version, dir).or_else(|error| {
+            self.check_not_gone(version)?;
+            Err(error)
+        })
+    }
+
+    /// `VersionGone` if the version was removed while it was mounted.
+    fn check_not_gone(&self, version: Version) -> Result<()> {
+        self.version_row(version).map(|_| ())
+    }
+
+    fn file(&self, ino: Ino) -> Result<Logid> {
+        match place_of(ino)? {
+            Place::Node(logid) => Ok(logid),
+            Place::Root | Place::Latest(_) | Place::Dir(..) => Err(Error::Usage(format!("inode {} is no file", ino.0))),
+        }
+    }
+
+    fn root_stat(&self) -> Result<Stat> {
+        let versions = match self.shown_versions() {
+            // Every path leads through the root: one bad row of a version must not close them all.
+            Err(error) if error.is_damage() => {
+                self.errno(Ino::ROOT, &error);
+                Vec::new()
+            }
+            other => other?,
+        };
+        let mtime = versions.last().map(|row| row.info.finished).unwrap_or_default();
+        Ok(Stat {
+            ino: Ino::ROOT,
+            kind: Kind::Dir,
+            perm: 0o555,
+            nlink: 2 + versions.len() as u32,
+            size: ALLOCATION_BYTES,
+            blocks: 0,
+            ..self.own_stat(mtime)
+        })
+    }
+
+    fn latest_stat(&self, newest: &VersionRow) -> Stat {
+        Stat {
+            ino: Ino::of_latest(newest.version),
+            kind: Kind::Symlink,
+            perm: 0o777,
+            nlink: 1,
+            size: newest.info.name.len() as u64,
+            blocks: 0,
+            ..self.own_stat(newest.info.finished)
+        }
+    }
+
+    /// A version's folder: the saved `/`, but dated with the end of the backup run, so that `ls -l` says when.
+    fn version_stat(&self, row: &VersionRow) -> Result<Stat> {
+        let dir = self.tree.dir(row.version, Dirno::ROOT)?;
+        let stat = self.entry_stat(row.version, Child::Dir(Dirno::ROOT), &dir.state.attr, 0);
+        Ok(Stat { mtime: row.info.finished, ctime: row.info.finished, ..stat })
+    }
+
+    /// Fields of what exists in the mount only.
+    fn own_stat(&self, time: Timespec) -> Stat {
+        let (uid, gid) = self.options.mounter;
+        Stat {
+            ino: Ino::ROOT,
+            kind: Kind::Dir,
+            perm: 0,
+            uid,
+            gid,
+            nlink: 1,
+            size: 0,
+            blocks: 0,
+            mtime: time,
+            ctime: time,
+            rdev_major: 0,
+            rdev_minor: 0,
+        }
+    }
+
+    fn entry_stat(&self, version: Version, child: Child, attr: &Attr, data_bytes: u64) -> Stat {
+        match child {
+            Child::Node(logid) => self.node_stat(logid, attr, data_bytes),
+            Child::Dir(dir) => self.stat(Ino::of_dir(version, dir), attr, attr.size),
+        }
+    }
+
+    fn node_stat(&self, logid: Logid, attr: &Attr, data_bytes: u64) -> Stat {
+        self.stat(Ino::of_node(logid), attr, data_bytes)
+    }
+
+    fn stat(&self, ino: Ino, attr: &Attr, allocated_bytes: u64) -> Stat {
+        let (uid, gid) = match self.options.owners {
+            Owners::Saved => (attr.uid, attr.gid),
+            Owners::All { uid, gid } => (uid, gid),
+        };
+        Stat {
+            ino,
+            kind: attr.kind,
+            perm: attr.perm,
+            uid,
+            gid,
+            nlink: attr.nlink.max(1),
+            size: attr.size,
+            blocks: allocated_bytes.div_ceil(ALLOCATION_BYTES).saturating_mul(ALLOCATION_BYTES / 512),
+            mtime: attr.mtime,
+            ctime: attr.ctime,
+            rdev_major: attr.rdev_major,
+            rdev_minor: attr.rdev_minor,
+        }
+    }
+
+    fn shown_versions(&self) -> Result<Vec<VersionRow>> {
+        let mut versions = self.tree.versions()?;
+        if let Some(only) = self.options.only {
+            versions.retain(|row| row.version == only);
+        }
+        Ok(versions)
+    }
+}
+
+fn place_of(ino: Ino) -> Result<Place> {
+    ino.place().ok_or_else(|| Error::Usage(format!("no file has the inode number {}", ino.0)))
+}
+
+fn not_a_directory(ino: Ino) -> Error {
+    Error::Usage(format!("inode {} is no directory", ino.0))
+}

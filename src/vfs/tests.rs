@@ -1,0 +1,199 @@
+use super::*;
+use crate::catalog::Segment;
+use crate::ids::{BlockId, FrameNo};
+use crate::store::StoreOptions;
+use crate::store::fixture::{Fixture, dir_record, node, put, put_dir, some_bytes};
+use crate::tree::View;
+
+const V0: Version = Version(0);
+const BIG: Dirno = Dirno(1);
+const BLOCK: usize = 4000;
+
+fn vfs(fixture: &Fixture, options: VfsOptions) -> Vfs {
+    let store = Arc::new(fixture.store(StoreOptions::default()));
+    Vfs::new(Tree::new(fixture.index.clone(), View::Whole), store, options)
+}
+
+/// `/f`: three blocks with a hole between; `/big`: 1500 names.
+fn fixture() -> (Fixture, Vec<u8>) {
+    let mut fixture = Fixture::new();
+    let serial = fixture.next_data_serial();
+    let blocks: Vec<_> = (0..3).map(|seed| some_bytes(seed, BLOCK)).collect();
+    let data = |no| Segment::Data { block: BlockId::new(serial, FrameNo(no)), len: BLOCK as u32 };
+    let xattrs = vec![(b"trusted.t".to_vec(), b"secret".to_vec()), (b"user.u".to_vec(), b"value".to_vec())];
+    let file = node(20, &[data(0), data(1), Segment::Hole { len: 5000 }, data(2)], xattrs);
+    let mut records = vec![
+        dir_record(Dirno::ROOT, Dirno::ROOT, b"", 2),
+        put_dir(b"big", BIG),
+        put(b"f", file),
+        dir_record(BIG, Dirno::ROOT, b"big", 1500),
+    ];
+    records.extend((0..1500).map(|no| put(format!("n{no:04}").as_bytes(), node(100 + no, &[], vec![]))));
+    fixture.commit(&blocks, &records);
+    let content = [&blocks[0][..], &blocks[1], &[0; 5000], &blocks[2]].concat();
+    (fixture, content)
+}
+
+fn folder(version: u32) -> Ino {
+    Ino::of_dir(Version(version), Dirno::ROOT)
+}
+
+fn entries(vfs: &Vfs, ino: Ino, per_call: usize) -> Vec<(String, u64)> {
+    let (handle, _) = vfs.opendir(ino).unwrap();
+    let mut all: Vec<(String, u64)> = Vec::new();
+    loop {
+        let offset = all.last().map_or(0, |(_, offset)| *offset);
+        let before = all.len();
+        vfs.readdir(handle, offset, |item| {
+            let room = all.len() < before + per_call;
+            if room {
+                all.push((String::from_utf8(item.name.clone()).unwrap(), item.offset));
+            }
+            room
+        })
+        .unwrap();
+        if all.len() == before {
+            vfs.releasedir(handle);
+            return all;
+        }
+    }
+}
+
+#[test]
+fn reads_give_exactly_the_range_cut_at_the_end() {
+    let (fixture, content) = fixture();
+    let vfs = vfs(&fixture, VfsOptions::default());
+    for (offset, len) in
+        [(0, 1), (0, 17_000), (3999, 2), (8000, 5000), (7999, 5002), (16_999, 10), (17_000, 9), (1 << 40, 1)]
+    {
+        let expected = content.get(offset..(offset + len).min(content.len())).unwrap_or_default();
+        assert_eq!(&vfs.read(Ino(20), offset as u64, len as u32).unwrap()[..], expected, "{offset}+{len}");
+    }
+    let summary = vfs.summary();
+    assert_eq!((summary.files_read, summary.files_wholly_read), (1, 1));
+}
+
+#[test]
+fn a_read_that_touches_a_bad_block_gives_nothing_of_it() {
+    let (fixture, content) = fixture();
+    fixture.flip_frame(crate::ids::ArcSerial(0), FrameNo(1));
+    let vfs = vfs(&fixture, VfsOptions::default());
+    for (offset, len) in [(0, 17_000), (3999, 2), (4000, 1), (7999, 100)] {
+        let error = vfs.read(Ino(20), offset, len).err().unwrap();
+        assert_eq!(vfs.errno(Ino(20), &error), libc::EIO);
+    }
+    assert_eq!(vfs.read(Ino(20), 0, 4000).unwrap()[..], content[..4000]);
+    assert_eq!(vfs.read(Ino(20), 8000, 9000).unwrap()[..], content[8000..]);
+    let place = &vfs.summary().places[0];
+    assert_eq!((place.path.as_str(), place.version), ("/f", Some(0)));
+}
+
+#[test]
+fn a_large_directory_is_read_once_whole_however_small_the_pieces() {
+    let (fixture, _) = fixture();
+    let vfs = vfs(&fixture, VfsOptions::default());
+    let mut expected = vec![".".to_string(), "..".to_string()];
+    expected.extend((0..1500).map(|no| format!("n{no:04}")));
+    for per_call in [1, 23, 511, 5000] {
+        let found = entries(&vfs, Ino::of_dir(V0, BIG), per_call);
+        assert_eq!(found.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), expected);
+        assert!(found.iter().enumerate().all(|(at, (_, offset))| *offset == at as u64 + 1));
+    }
+}
+
+#[test]
+fn a_directory_can_be_read_again_from_any_offset() {
+    let (fixture, _) = fixture();
+    let vfs = vfs(&fixture, VfsOptions::default());
+    let (handle, _) = vfs.opendir(Ino::of_dir(V0, BIG)).unwrap();
+    for offset in [0, 1200, 1, 0, 700, 1502, 1501] {
+        let mut next = None;
+        vfs.readdir(handle, offset, |item| {
+            next = Some((item.offset, item.name.clone()));
+            false
+        })
+        .unwrap();
+        let expected = match offset {
+            0 => Some((1, b".".to_vec())),
+            1 => Some((2, b"..".to_vec())),
+            1502 => None,
+            offset => Some((offset + 1, format!("n{:04}", offset - 2).into_bytes())),
+        };
+        assert_eq!(next, expected);
+    }
+}
+
+#[test]
+fn the_root_shows_versions_and_a_latest_that_moves() {
+    let (mut fixture, _) = fixture();
+    let vfs = vfs(&fixture, VfsOptions::default());
+    let (first, lifetime) = vfs.lookup(Ino::ROOT, b"latest").unwrap();
+    assert_eq!(lifetime, Lifetime::Moment);
+    assert_eq!(vfs.readlink(first.as_ref().unwrap().ino).unwrap(), b"2026-01-01-1200-r0");
+    fixture.commit(&[], &[]);
+    let (second, _) = vfs.lookup(Ino::ROOT, b"latest").unwrap();
+    assert_ne!(first.unwrap().ino, second.as_ref().unwrap().ino);
+    assert_eq!(vfs.readlink(second.unwrap().ino).unwrap(), b"2026-01-02-1200-r1");
+    let names: Vec<_> = entries(&vfs, Ino::ROOT, 100).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, [".", "..", "2026-01-01-1200-r0", "2026-01-02-1200-r1", "latest"]);
+    assert_eq!(vfs.getattr(Ino::ROOT).unwrap().0.nlink, 4);
+    // A name that is not there may be there soon.
+    assert_eq!(vfs.lookup(Ino::ROOT, b"2026-01-03-1200-r2").unwrap(), (None, Lifetime::Never));
+}
+
+#[test]
+fn one_version_alone_is_its_own_latest() {
+    let (mut fixture, _) = fixture();
+    fixture.commit(&[], &[]);
+    let vfs = vfs(&fixture, VfsOptions { only: Some(V0), ..VfsOptions::default() });
+    let latest = vfs.lookup(Ino::ROOT, b"latest").unwrap().0.unwrap();
+    assert_eq!(vfs.readlink(latest.ino).unwrap(), b"2026-01-01-1200-r0");
+    assert_eq!(vfs.lookup(Ino::ROOT, b"2026-01-02-1200-r1").unwrap().0, None);
+    assert_eq!(entries(&vfs, Ino::ROOT, 10).len(), 4);
+}
+
+#[test]
+fn attributes_are_the_saved_ones() {
+    let (fixture, _) = fixture();
+    let vfs = vfs(&fixture, VfsOptions::default());
+    let (stat, lifetime) = vfs.lookup(folder(0), b"f").unwrap();
+    let stat = stat.unwrap();
+    assert_eq!(lifetime, Lifetime::Forever);
+    assert_eq!((stat.ino, stat.size, stat.perm, stat.uid, stat.gid), (Ino(20), 17_000, 0o640, 1000, 100));
+    assert_eq!(stat.mtime, Timespec { sec: -5, nsec: 7 });
+    // Three blocks of data, the hole takes no space: 12,000 bytes in units of 4 KiB.
+    assert_eq!(stat.blocks, 3 * 8);
+    assert_eq!(vfs.getattr(stat.ino).unwrap().0, stat);
+    assert_eq!(vfs.lookup(folder(0), b"absent").unwrap(), (None, Lifetime::Forever));
+    let mine = vfs_with_owner(&fixture);
+    assert_eq!(mine.getattr(Ino(20)).map(|(stat, _)| (stat.uid, stat.gid)).unwrap(), (7, 8));
+}
+
+fn vfs_with_owner(fixture: &Fixture) -> Vfs {
+    vfs(fixture, VfsOptions { owners: Owners::All { uid: 7, gid: 8 }, ..VfsOptions::default() })
+}
+
+#[test]
+fn trusted_attributes_are_listed_for_root_only() {
+    let (fixture, _) = fixture();
+    let vfs = vfs(&fixture, VfsOptions::default());
+    assert_eq!(vfs.listxattr(Ino(20), 0).unwrap(), b"trusted.t\0user.u\0");
+    assert_eq!(vfs.listxattr(Ino(20), 1000).unwrap(), b"user.u\0");
+    assert_eq!(vfs.getxattr(Ino(20), b"user.u").unwrap().unwrap(), b"value");
+    assert_eq!(vfs.getxattr(Ino(20), b"user.absent").unwrap(), None);
+    assert_eq!(vfs.listxattr(folder(0), 0).unwrap(), b"user.d\0");
+}
+
+#[test]
+fn what_is_not_there_is_an_error_and_not_a_panic() {
+    let (fixture, _) = fixture();
+    let vfs = vfs(&fixture, VfsOptions::default());
+    for ino in [Ino(0), Ino(2), Ino(1 << 40), folder(9), Ino::of_latest(Version(9)), Ino(u64::MAX)] {
+        assert!(vfs.getattr(ino).is_err() && vfs.read(ino, 0, 1).is_err() && vfs.opendir(ino).is_err());
+        assert!(vfs.lookup(ino, b"x").is_err() && vfs.readlink(ino).is_err());
+    }
+    // The version was never there, or was removed while it was mounted.
+    let gone = vfs.opendir(folder(9)).err().unwrap();
+    assert_eq!(vfs.errno(folder(9), &gone), libc::ESTALE);
+    assert_eq!(vfs.errno(folder(0), &vfs.read(folder(0), 0, 1).err().unwrap()), libc::EISDIR);
+}
