@@ -92,7 +92,7 @@ impl Maker<'_> {
         self.next_logid += 1;
         self.files += 1;
         self.tree_bytes += u64::from(len);
-        self.catalog.put(&mut self.out, name.into(), Child::Node(node.logid), Kind::File, Some(&node), true)?;
+        self.catalog.put(name.into(), Child::Node(node.logid), Kind::File, Some(&node), true);
         Ok(())
     }
 
@@ -100,7 +100,7 @@ impl Maker<'_> {
         let dirno = Dirno(self.next_dirno);
         self.next_dirno += 1;
         self.dirs += 1;
-        self.catalog.put(&mut self.out, name.into(), Child::Dir(dirno), Kind::Dir, None, true)?;
+        self.catalog.put(name.into(), Child::Dir(dirno), Kind::Dir, None, true);
         self.catalog.enter(dirno, parent, name.into(), None, true);
         Ok(dirno)
     }

@@ -96,7 +96,7 @@ impl<'a> Assembler<'a> {
                 if let Some(node) = &node {
                     self.keep_extents(node)?;
                 }
-                self.catalog.put(&mut self.out, name, child, kind, node.as_deref(), false)?;
+                self.catalog.put(name, child, kind, node.as_deref(), false);
             }
             Step::Put { name, was, node, path } => {
                 self.monitor.event(Event::Path(&path));
@@ -133,7 +133,7 @@ impl<'a> Assembler<'a> {
             }
             Step::LongEnd { read } => self.long_end(read)?,
             Step::Remove { name, totals } => {
-                self.catalog.remove(&mut self.out, name)?;
+                self.catalog.remove(name);
                 self.info.removed += totals.entries();
                 self.lose(totals);
             }
@@ -242,7 +242,8 @@ impl<'a> Assembler<'a> {
     }
 
     fn put_kept(&mut self, name: Vec<u8>, node: &Node, rewrite: bool) -> Result<()> {
-        self.catalog.put(&mut self.out, name, Child::Node(node.logid), node.attr.kind, Some(node), rewrite)
+        self.catalog.put(name, Child::Node(node.logid), node.attr.kind, Some(node), rewrite);
+        Ok(())
     }
 
     fn link(&mut self, name: Vec<u8>, was: Option<Was>, logid: Logid, last: bool) -> Result<()> {
@@ -284,7 +285,8 @@ impl<'a> Assembler<'a> {
             }
             self.gained.add(kind, size);
         }
-        self.catalog.put(&mut self.out, name, child, kind, node, !known)
+        self.catalog.put(name, child, kind, node, !known);
+        Ok(())
     }
 
     /// A file that could not be read is not in this version, even if it was in the one before.
@@ -311,7 +313,7 @@ impl<'a> Assembler<'a> {
             totals.add(was.kind, was.size);
             self.lose(totals);
             self.info.removed += 1;
-            self.catalog.remove(&mut self.out, name)?;
+            self.catalog.remove(name);
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! Builds the catalog of a version: entries come in tree order, frames of whole directories go out.
 //!
 //! Invariants: a frame holds whole directories, or one part of a very long one, so a lost frame costs only the
-//! directories that its entry in the commit record names; memory holds at most one part per open directory.
+//! listings that its entry in the commit record names; the parts of a directory follow each other; each directory is
+//! told a second time, without its names, in another frame, so that what lies below a lost listing is still reached.
 
 use super::output::Output;
 use crate::catalog::codec::encode_record;
@@ -23,10 +24,25 @@ struct OpenDir {
     listed: bool,
     /// State in the version before.
     was: Option<DirState>,
-    records: Vec<u8>,
-    parts: u32,
+    /// Its names, cut where a frame will end.
+    parts: Vec<Vec<u8>>,
     children: u64,
     subdirs: u64,
+}
+
+impl OpenDir {
+    fn head(&self, listing: Listing, state: Option<DirState>) -> Record {
+        Record::Dir { dirno: self.dirno, parent: self.parent, name: self.name.clone(), listing, state }
+    }
+
+    /// Where the next record goes.
+    fn records(&mut self) -> &mut Vec<u8> {
+        if self.parts.last().is_none_or(|part| part.len() >= CLOSE_AT_BYTES) {
+            self.parts.push(Vec::new());
+        }
+        let last = self.parts.len() - 1;
+        &mut self.parts[last]
+    }
 }
 
 #[derive(Default)]
@@ -35,50 +51,33 @@ pub struct CatalogBuilder {
     frame: Vec<u8>,
     frame_dirs: Vec<(Dirno, u64)>,
     extents: Vec<u8>,
+    /// Directories told again.
+    again: Vec<u8>,
     frames: Vec<CatalogFrame>,
 }
 
 impl CatalogBuilder {
     pub fn enter(&mut self, dirno: Dirno, parent: Dirno, name: Vec<u8>, was: Option<DirState>, listed: bool) {
-        self.open.push(OpenDir {
-            dirno,
-            parent,
-            name,
-            listed,
-            was,
-            records: Vec::new(),
-            parts: 0,
-            children: 0,
-            subdirs: 0,
-        });
+        self.open.push(OpenDir { dirno, parent, name, listed, was, parts: Vec::new(), children: 0, subdirs: 0 });
     }
 
     /// An entry of the directory that is open. `changed` is false for one that is as before: it counts, and is
     /// recorded only in a full listing.
-    pub fn put(
-        &mut self,
-        out: &mut Output,
-        name: Vec<u8>,
-        child: Child,
-        kind: Kind,
-        node: Option<&Node>,
-        changed: bool,
-    ) -> Result<()> {
-        let Some(dir) = self.open.last_mut() else { return Ok(()) };
+    pub fn put(&mut self, name: Vec<u8>, child: Child, kind: Kind, node: Option<&Node>, changed: bool) {
+        let Some(dir) = self.open.last_mut() else { return };
         dir.children += 1;
         dir.subdirs += u64::from(kind == Kind::Dir);
         if changed || dir.listed {
-            encode_record(&mut dir.records, &Record::Put { name, child, kind, node: node.cloned().map(Box::new) });
+            let node = node.cloned().map(Box::new);
+            encode_record(dir.records(), &Record::Put { name, child, kind, node });
         }
-        self.flush_long_dir(out)
     }
 
-    pub fn remove(&mut self, out: &mut Output, name: Vec<u8>) -> Result<()> {
+    pub fn remove(&mut self, name: Vec<u8>) {
         // A full listing removes by silence.
         if let Some(dir) = self.open.last_mut().filter(|dir| !dir.listed) {
-            encode_record(&mut dir.records, &Record::Remove { name });
+            encode_record(dir.records(), &Record::Remove { name });
         }
-        self.flush_long_dir(out)
     }
 
     pub fn extents(&mut self, out: &mut Output, chunk: ExtentChunk) -> Result<()> {
@@ -108,34 +107,40 @@ impl CatalogBuilder {
     pub fn leave(&mut self, out: &mut Output, state: DirState) -> Result<bool> {
         let Some(dir) = self.open.pop() else { return Ok(false) };
         let same_state = dir.was.as_ref() == Some(&state);
-        if same_state && dir.records.is_empty() && dir.parts == 0 && !dir.listed {
+        if same_state && dir.parts.is_empty() && !dir.listed {
             return Ok(false);
         }
-        self.part(out, &dir, if same_state && !dir.listed { None } else { Some(state) })?;
+        let told = if same_state && !dir.listed { None } else { Some(state.clone()) };
+        let (first, more) =
+            if dir.listed { (Listing::Full, Listing::FullMore) } else { (Listing::Delta, Listing::Delta) };
+        let last = dir.parts.len().saturating_sub(1);
+        for (n, records) in dir.parts.iter().enumerate() {
+            let listing = if n == 0 { first } else { more };
+            self.part(out, &dir, listing, told.clone().filter(|_| n == last), records)?;
+        }
+        if dir.parts.is_empty() {
+            self.part(out, &dir, first, told, &[])?;
+        }
+        encode_record(&mut self.again, &dir.head(Listing::Delta, Some(state)));
+        if self.again.len() >= CLOSE_AT_BYTES {
+            self.flush_again(out)?;
+        }
         Ok(true)
     }
 
-    fn flush_long_dir(&mut self, out: &mut Output) -> Result<()> {
-        let Some(mut dir) = self.open.pop_if(|dir| dir.records.len() >= CLOSE_AT_BYTES) else { return Ok(()) };
-        self.part(out, &dir, None)?;
-        dir.records.clear();
-        dir.parts += 1;
-        self.open.push(dir);
-        Ok(())
-    }
-
-    fn part(&mut self, out: &mut Output, dir: &OpenDir, state: Option<DirState>) -> Result<()> {
-        let listing = match (dir.listed, dir.parts) {
-            (false, _) => Listing::Delta,
-            (true, 0) => Listing::Full,
-            (true, _) => Listing::FullMore,
-        };
-        if !self.frame.is_empty() && self.frame.len() + dir.records.len() >= CLOSE_AT_BYTES {
+    fn part(
+        &mut self,
+        out: &mut Output,
+        dir: &OpenDir,
+        listing: Listing,
+        state: Option<DirState>,
+        records: &[u8],
+    ) -> Result<()> {
+        if !self.frame.is_empty() && self.frame.len() + records.len() >= CLOSE_AT_BYTES {
             self.flush_dirs(out)?;
         }
-        let head = Record::Dir { dirno: dir.dirno, parent: dir.parent, name: dir.name.clone(), listing, state };
-        encode_record(&mut self.frame, &head);
-        self.frame.extend_from_slice(&dir.records);
+        encode_record(&mut self.frame, &dir.head(listing, state));
+        self.frame.extend_from_slice(records);
         match self.frame_dirs.last_mut() {
             Some((first, count)) if first.0 + *count == dir.dirno.0 => *count += 1,
             _ => self.frame_dirs.push((dir.dirno, 1)),
@@ -147,6 +152,13 @@ impl CatalogBuilder {
         let dirs = std::mem::take(&mut self.frame_dirs);
         let plain = std::mem::take(&mut self.frame);
         self.flush(out, &plain, dirs)
+    }
+
+    /// Not between two parts of a directory: those follow each other.
+    fn flush_again(&mut self, out: &mut Output) -> Result<()> {
+        self.flush_dirs(out)?;
+        let plain = std::mem::take(&mut self.again);
+        self.flush(out, &plain, Vec::new())
     }
 
     fn flush_extents(&mut self, out: &mut Output) -> Result<()> {
@@ -165,7 +177,7 @@ impl CatalogBuilder {
     /// Writes what is left and returns the frames for the commit record.
     pub fn finish(mut self, out: &mut Output) -> Result<Vec<CatalogFrame>> {
         self.flush_extents(out)?;
-        self.flush_dirs(out)?;
+        self.flush_again(out)?;
         Ok(self.frames)
     }
 }

@@ -43,8 +43,11 @@ fn as_text(found: &Recovered) -> String {
         text += &format!("{version} is lost: {error}\n");
     }
     for lost in &found.lost {
-        let (version, dirs) = (lost.version, show::number(lost.count));
-        text += &format!("{version}: {dirs} directories can't be listed: {}\n", lost.frame.error);
+        let what = match lost.count {
+            0 => "a frame that lists no directory is damaged (parts of long files, or what is told twice)".into(),
+            dirs => format!("{} directories can't be listed", show::number(dirs)),
+        };
+        text += &format!("{}: {what}: {}\n", lost.version, lost.frame.error);
         for path in &lost.paths {
             text += &format!("  {}\n", show::path(path));
         }

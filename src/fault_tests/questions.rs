@@ -95,7 +95,7 @@ pub enum Ask {
     Child(Version, Dirno, Vec<u8>),
     /// Through the directories in the last field.
     Path(Version, Vec<u8>, Vec<Dirno>),
-    PathOf(Version, Dirno, Vec<Dirno>),
+    PathOf(Version, Dirno),
     /// History: whether the version changed it, and since when it and its names are as they are.
     History(Version, Dirno),
     Attr(Logid),
@@ -125,7 +125,7 @@ impl Ask {
                 Err(Error::NoPath { .. }) => "not there".into(),
                 found => format!("{:?}", found?),
             },
-            Ask::PathOf(v, dir, _) => format!("{:?}", r.tree.index().path_of_dir(*v, *dir)?),
+            Ask::PathOf(v, dir) => format!("{:?}", r.tree.index().path_of_dir(*v, *dir)?),
             Ask::History(v, dir) => {
                 let since: Vec<Version> = r.names(*v, *dir)?.iter().map(|e| e.since).collect();
                 format!("{:?}", (r.tree.index().changed_in(*v, *dir)?, r.tree.dir(*v, *dir)?.since, since))
@@ -148,18 +148,18 @@ impl Ask {
     pub fn version(&self) -> Option<Version> {
         match self {
             Ask::Dir(v, _) | Ask::Names(v, _) | Ask::Absent(v, _) | Ask::Child(v, ..) => Some(*v),
-            Ask::Path(v, ..) | Ask::PathOf(v, ..) | Ask::History(v, _) => Some(*v),
+            Ask::Path(v, ..) | Ask::PathOf(v, _) | Ask::History(v, _) => Some(*v),
             _ => None,
         }
     }
 
-    /// Directories whose record the answer may need.
-    pub fn dirs(&self) -> Vec<Dirno> {
+    /// Directories whose names the answer may need: what a directory itself is stands in the catalog twice. In a
+    /// base that tells every directory, whatever lies below one whose names are lost is reached all the same.
+    pub fn listings(&self, base: bool) -> Vec<Dirno> {
         match self {
-            Ask::Dir(_, dir) | Ask::Names(_, dir) | Ask::Absent(_, dir) | Ask::Child(_, dir, _) => vec![*dir],
-            Ask::History(_, dir) => vec![*dir],
+            Ask::Names(_, dir) | Ask::Absent(_, dir) | Ask::Child(_, dir, _) | Ask::History(_, dir) => vec![*dir],
+            Ask::Path(.., through) if base => through.last().copied().into_iter().collect(),
             Ask::Path(.., through) => through.clone(),
-            Ask::PathOf(_, _, through) => through.clone(),
             _ => vec![],
         }
     }
@@ -282,7 +282,7 @@ fn tree_of(
     logids: &mut BTreeSet<Logid>,
 ) {
     asks.extend([Ask::Dir(v, dir), Ask::Names(v, dir), Ask::Absent(v, dir), Ask::History(v, dir)]);
-    asks.push(Ask::PathOf(v, dir, through.clone()));
+    asks.push(Ask::PathOf(v, dir));
     for entry in r.names(v, dir).unwrap() {
         let len = path.len();
         path.push(b'/');

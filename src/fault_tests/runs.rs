@@ -83,6 +83,42 @@ fn an_edit_that_only_the_ctime_shows_is_read() {
 }
 
 #[test]
+fn a_directory_of_many_frames_with_subdirectories_keeps_its_history_over_a_base() {
+    let source = Source::new();
+    for n in 0..60 {
+        source.write(&format!("wide/{n:02}-file-{}", "x".repeat(100)), b"file");
+        source.write(&format!("wide/{n:02}-dir/inner/file"), b"below");
+    }
+    let copy = Copy::init();
+    let_it_age();
+    copy.backup(&source, &Options::default());
+    copy.make_a_base_due();
+    source.write("wide/new", b"new");
+    let summary = copy.backup(&source, &Options::default());
+    assert_eq!((summary.base, summary.info.new, summary.info.changed, summary.info.removed), (true, 1, 0, 0));
+    let reader = copy.reader();
+    assert_same(&reader, Version(1), source.path(), &source.snapshot());
+    let mut open = vec![Dirno::ROOT];
+    let mut entries = 0;
+    while let Some(dir) = open.pop() {
+        for entry in reader.names(Version(1), dir).unwrap() {
+            entries += 1;
+            let since = Version(u32::from(entry.name == b"new"));
+            assert_eq!(entry.since, since, "{}", String::from_utf8_lossy(&entry.name));
+            if let Child::Dir(dirno) = entry.child {
+                open.push(dirno);
+            }
+        }
+    }
+    assert!(entries > 240, "{entries}");
+    let before = copy.rows();
+    copy.lose_index();
+    copy.recover();
+    let counters = |rows: Vec<String>| rows.into_iter().filter(|row| !row.starts_with("meta")).collect::<Vec<_>>();
+    assert!(counters(copy.rows()) == counters(before));
+}
+
+#[test]
 fn a_fresh_file_is_read_again_and_keeps_its_inode() {
     let source = Source::new();
     let copy = Copy::init();
