@@ -66,6 +66,14 @@ impl ArcSerial {
     pub const MAX: ArcSerial = ArcSerial((1 << 39) - 1);
 }
 
+/// A copy of the arcs: 0 is the local one, destinations have numbers of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CopyId(pub u16);
+
+impl CopyId {
+    pub const LOCAL: CopyId = CopyId(0);
+}
+
 /// Position of a frame in its arc, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrameNo(pub u32);

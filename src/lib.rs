@@ -5,8 +5,8 @@
 //! `store/` (a verified block from cache or arc) → `arc/frame.rs` (the one function that verifies a block).
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
-//! mount-tests/project.rs keeps it true): ids, error, monitor, catalog, os, crypto, arc, index, backupdir, store, tree,
-//! vfs, backup, restore, recover, fuse, mount, cli.
+//! mount-tests/project.rs keeps it true): ids, error, monitor, catalog, os, crypto, arc, index, ledger, backupdir, store,
+//! tree, vfs, backup, restore, recover, selftest, fuse, mount, cli.
 
 pub mod arc;
 pub mod backup;
@@ -18,11 +18,13 @@ pub mod error;
 pub mod fuse;
 pub mod ids;
 pub mod index;
+pub mod ledger;
 pub mod monitor;
 pub mod mount;
 pub mod os;
 pub mod recover;
 pub mod restore;
+pub mod selftest;
 pub mod store;
 pub mod tree;
 pub mod vfs;

@@ -1,0 +1,133 @@
+//! What has been proven, when and how: sealed append-only segments below `ledger/`, one a process.
+//!
+//! Invariants: a proof is noted only for bytes that `arc::frame::open` accepted; noting never waits for the disk;
+//! losing the tail of a segment only means verifying again; a segment that does not authenticate is refused, never
+//! believed; nobody needs the writer's lock to append.
+
+mod merged;
+mod segment;
+mod writer;
+
+use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid};
+
+pub use merged::{Ledger, Refused};
+pub use writer::LedgerWriter;
+
+/// How stored bytes were read when they were verified; the discriminants are the on-disk codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum How {
+    /// Through the kernel's page cache: the bytes may have been there already.
+    Read = 1,
+    /// The page cache was told to forget them before: they came from the medium.
+    Medium = 2,
+}
+
+/// Who verified; the discriminants are the on-disk codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum By {
+    Mount = 1,
+    Get = 2,
+    Selftest = 3,
+}
+
+/// One verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proof {
+    /// Seconds since 1970.
+    pub when_s: u64,
+    pub how: How,
+    pub by: By,
+}
+
+/// Neighbouring frames of one copy of an arc that were verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frames {
+    pub arc: ArcSerial,
+    pub copy: CopyId,
+    pub first: FrameNo,
+    pub count: u32,
+    pub proof: Proof,
+}
+
+/// How much of a file was read; the discriminants are the on-disk codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Extent {
+    Part = 1,
+    /// Every byte was given to a reader.
+    Whole = 2,
+    /// And the file's SHA-1 was computed on the way and is the recorded one.
+    Hashed = 3,
+}
+
+/// Files (states of files) with neighbouring numbers that were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Files {
+    pub first: Logid,
+    pub count: u64,
+    pub extent: Extent,
+    pub when_s: u64,
+    pub by: By,
+}
+
+/// A selftest that ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    pub when_s: u64,
+    pub seconds: u64,
+    pub level: u8,
+    /// The schedule as it was given, for incremental runs.
+    pub inc: Option<String>,
+    /// Part of the backup, as it was given; empty: all of it.
+    pub scope: String,
+    pub blocks: u64,
+    pub bytes: u64,
+    pub findings: u64,
+    pub fixed: u64,
+}
+
+/// Damage of one frame, or of an arc as a whole, as it stood at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    pub when_s: u64,
+    pub arc: ArcSerial,
+    pub copy: CopyId,
+    /// None: header, footer, trailer, or the whole file.
+    pub frame: Option<FrameNo>,
+    /// Stable error code.
+    pub code: String,
+    /// It reads right again: healed, put back or fixed.
+    pub mended: bool,
+}
+
+/// A single flipped bit that was found: the same one twice speaks for bad memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flip {
+    pub when_s: u64,
+    pub block: BlockId,
+    /// In the frame as it is stored, bytes from its header's first one.
+    pub byte: u32,
+    /// 0 is the lowest.
+    pub bit: u8,
+    /// It should be 0 and was read as 1.
+    pub to_one: bool,
+    /// The second read, past the page cache, had it too.
+    pub again: bool,
+}
+
+/// One thing that a segment says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    Frames(Frames),
+    Files(Files),
+    Run(Run),
+    Damage(Damage),
+    Flip(Flip),
+}
+
+/// The clock, seconds since 1970.
+pub fn now_s() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}

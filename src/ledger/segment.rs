@@ -1,0 +1,1 @@
+//! The bytes of a segment (docs/format.md, "Ledger"): header, then sealed batches of records. Pure.
