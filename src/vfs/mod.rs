@@ -4,6 +4,7 @@
 //! file) or none; what lies below a version never changes, so the kernel may keep it for ever, while the root
 //! is asked each time; no table of inodes exists: a number says what it stands for (`ino`).
 
+mod ahead;
 mod dirs;
 mod ino;
 mod read;
@@ -24,6 +25,7 @@ use crate::ids::{Dirno, Logid, Version};
 use crate::index::{DirRow, VersionRow};
 use crate::store::{Store, Summary};
 use crate::tree::{SeekTo, Tree};
+use ahead::Ahead;
 pub use dirs::DirItem;
 use dirs::OpenDir;
 pub use ino::{Ino, Place};
@@ -103,17 +105,20 @@ impl FsSize {
 
 /// The filesystem.
 pub struct Vfs {
-    tree: Tree,
+    tree: Arc<Tree>,
     store: Arc<Store>,
     options: VfsOptions,
     dirs: Mutex<HashMap<u64, Arc<Mutex<OpenDir>>>>,
     next_handle: AtomicU64,
     streams: Mutex<LruCache<Logid, Streams>>,
+    ahead: Ahead,
 }
 
 impl Vfs {
     pub fn new(tree: Tree, store: Arc<Store>, options: VfsOptions) -> Vfs {
+        let tree = Arc::new(tree);
         Vfs {
+            ahead: Ahead::start(tree.clone(), store.clone()),
             tree,
             store,
             options,
