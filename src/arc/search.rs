@@ -3,7 +3,7 @@
 //! Invariants: plain bytes come out only with the recorded block hash; the work is bounded by the length of the block,
 //! reported, and can be stopped; memory is three times the block a core at most.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{RecvTimeoutError, bounded};
@@ -85,12 +85,11 @@ pub fn search_plaintext(
 
 /// Bytes that are hashed if all bits are tried.
 fn work_in_plain(plain: &[u8]) -> u64 {
-    (0..plain.len()).step_by(HASH_BLOCK).map(|start| work_from(plain, start)).sum()
+    (0..plain.len()).map(|at| work_at(plain, at)).sum()
 }
 
-fn work_from(plain: &[u8], start: usize) -> u64 {
-    let rest = plain.len().saturating_sub(start) as u64;
-    rest * rest.min(HASH_BLOCK as u64) * 8
+fn work_at(plain: &[u8], at: usize) -> u64 {
+    8 * (plain.len() - at / HASH_BLOCK * HASH_BLOCK) as u64
 }
 
 /// None if it was stopped.
@@ -101,24 +100,24 @@ fn flip_in_plain(
     go_on: &mut dyn FnMut(u64) -> bool,
 ) -> Option<Option<Searched>> {
     let worker = || {
-        // The state before a group of bytes; groups come in rising order.
+        // The state before the hash block that has the byte; bytes come in rising order.
         let (mut before, mut hashed) = (keys.block_hasher(), 0);
-        move |group: u64| {
-            let start = group as usize * HASH_BLOCK;
-            let (past, rest) = plain.split_at_checked(start)?;
-            before.update(past.get(hashed..)?);
+        move |at: usize| {
+            let start = at / HASH_BLOCK * HASH_BLOCK;
+            before.update(plain.get(hashed..start)?);
             hashed = start;
-            let (these, after) = rest.split_at(rest.len().min(HASH_BLOCK));
-            flipped(these, start, Within::Plain, |these| {
+            let (same, rest) = plain.get(start..)?.split_at_checked(at - start)?;
+            let (byte, after) = rest.split_first()?;
+            flipped(at, *byte, Within::Plain, |byte| {
                 let mut hasher = before.clone();
-                hasher.update(these);
+                hasher.update(same);
+                hasher.update(&[byte]);
                 hasher.update(after);
-                (hasher.finish() == hash).then(|| [past, these, after].concat())
+                (hasher.finish() == hash).then(|| [plain.get(..at).unwrap_or_default(), &[byte], after].concat())
             })
         }
     };
-    let groups = plain.len().div_ceil(HASH_BLOCK) as u64;
-    on_all_cores(groups, &|group| work_from(plain, group as usize * HASH_BLOCK), &worker, go_on)
+    on_all_cores(plain.len(), &|at| work_at(plain, at), &worker, go_on)
 }
 
 /// None if it was stopped.
@@ -131,11 +130,10 @@ fn flip_in_stored(
     let worker = || {
         let mut context = None;
         let mut bytes = stored.to_vec();
-        move |group: u64| {
-            let at = group as usize;
+        move |at: usize| {
             let byte = *bytes.get(at)?;
-            let found = flipped(&[byte], at, Within::Stored, |byte| {
-                *bytes.get_mut(at)? = *byte.first()?;
+            let found = flipped(at, byte, Within::Stored, |byte| {
+                *bytes.get_mut(at)? = byte;
                 let plain = frame::unpack(&mut context, expected, &bytes).ok()?;
                 (keys.block_hash(&plain) == expected.hash).then_some(plain)
             });
@@ -144,38 +142,26 @@ fn flip_in_stored(
         }
     };
     let each = u64::from(expected.plain_len) * 8;
-    on_all_cores(stored.len() as u64, &|_| each, &worker, go_on)
+    on_all_cores(stored.len(), &|_| each, &worker, go_on)
 }
 
-/// Flips each bit of a few bytes in turn, `start` being the place of the first.
-fn flipped(
-    these: &[u8],
-    start: usize,
-    within: Within,
-    mut test: impl FnMut(&[u8]) -> Option<Vec<u8>>,
-) -> Option<Searched> {
-    let mut bytes = these.to_vec();
-    for (at, sealed) in these.iter().enumerate() {
-        for bit in 0..8u8 {
-            *bytes.get_mut(at)? = sealed ^ 1 << bit;
-            if let Some(plain) = test(&bytes) {
-                let to_one = sealed >> bit & 1 != 0;
-                return Some(Searched { plain, flip: SealedFlip { within, byte: (start + at) as u32, bit, to_one } });
-            }
-        }
-        *bytes.get_mut(at)? = *sealed;
-    }
-    None
+/// Flips each bit of a byte in turn.
+fn flipped(at: usize, sealed: u8, within: Within, mut test: impl FnMut(u8) -> Option<Vec<u8>>) -> Option<Searched> {
+    (0..8u8).find_map(|bit| {
+        let plain = test(sealed ^ 1 << bit)?;
+        let to_one = sealed >> bit & 1 != 0;
+        Some(Searched { plain, flip: SealedFlip { within, byte: at as u32, bit, to_one } })
+    })
 }
 
-/// Gives the groups `0..groups` to workers, in rising order to each, until one finds something. None if stopped.
-fn on_all_cores<W: FnMut(u64) -> Option<Searched>>(
-    groups: u64,
-    work: &(dyn Fn(u64) -> u64 + Sync),
+/// Gives the places `0..len` to workers, in rising order to each, until one finds something. None if stopped.
+fn on_all_cores<W: FnMut(usize) -> Option<Searched>>(
+    len: usize,
+    work: &(dyn Fn(usize) -> u64 + Sync),
     worker: &(dyn Fn() -> W + Sync),
     go_on: &mut dyn FnMut(u64) -> bool,
 ) -> Option<Option<Searched>> {
-    let (next, done, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let (next, done, stop) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let (next, done, stop) = (&next, &done, &stop);
     std::thread::scope(|scope| {
         let (found_by, found) = bounded::<Searched>(1);
@@ -184,16 +170,16 @@ fn on_all_cores<W: FnMut(u64) -> Option<Searched>>(
             scope.spawn(move || {
                 let mut test = worker();
                 while !stop.load(Ordering::Relaxed) {
-                    let group = next.fetch_add(1, Ordering::Relaxed);
-                    if group >= groups {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= len {
                         return;
                     }
-                    if let Some(searched) = test(group) {
+                    if let Some(searched) = test(at) {
                         stop.store(true, Ordering::Relaxed);
                         // Another one that was found too is as good.
                         let _ = found_by.try_send(searched);
                     }
-                    done.fetch_add(work(group), Ordering::Relaxed);
+                    done.fetch_add(work(at), Ordering::Relaxed);
                 }
             });
         }
