@@ -54,6 +54,18 @@ impl Index {
         })
     }
 
+    /// The newest version, also when it was removed: the one that open intervals show.
+    pub fn newest_ever(&self) -> Result<Option<VersionRow>> {
+        self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id DESC LIMIT 1")?;
+            let mut rows = statement.query([])?;
+            let Some(found) = rows.next()? else { return Ok(None) };
+            let id: i64 = found.get(0)?;
+            let body = row::open(Table::Versions, Key::id(id), blob(found, 1)?)?;
+            Ok(Some(rows::version_of(c, id, body)?.0))
+        })
+    }
+
     /// The version, unless it never was or was removed.
     pub fn version(&self, v: Version) -> Result<Option<VersionRow>> {
         self.ask(|c| Ok(rows::version(c, v)?.filter(|(_, removed)| !removed).map(|(version, _)| version)))

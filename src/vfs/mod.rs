@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use lru::LruCache;
 
-use crate::catalog::{Attr, Child, Kind, Timespec, Xattrs};
+use crate::catalog::{Attr, Child, Kind, Timespec, Xattrs, codec};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid, Version};
 use crate::index::{DirRow, VersionRow};
@@ -101,6 +101,7 @@ pub struct FsSize {
 
 impl FsSize {
     pub const UNIT: u32 = 4096;
+    pub const MAX_NAME_LEN: u32 = codec::MAX_NAME_LEN as u32;
 }
 
 /// The filesystem.
