@@ -41,6 +41,9 @@ impl Inner {
         file: Option<Logid>,
         first: &Bad,
     ) -> Outcome {
+        if let Some(verified) = self.relocated_since(want.block, located) {
+            return Ok(Arc::new(verified));
+        }
         let error = Error::Arc { place: arc.place(located, want.block), damage: first.damage.clone() };
         let healed = match self.heal {
             Heal::On => self.healed(want.block, located, first),
