@@ -36,7 +36,7 @@ FOOTER_NO = 0xFFFFFFFF
 KINDS = {1: "block", 2: "catalog", 3: "commit", 4: "footer"}
 ROLES = {1: "data", 2: "catalog", 3: "commit"}
 TYPES = {1: "file", 2: "dir", 3: "symlink", 4: "fifo", 5: "socket", 6: "chardevice", 7: "blockdevice"}
-LISTINGS = {1: "delta", 2: "full", 3: "full-more"}
+LISTINGS = {1: "delta", 2: "full", 3: "full-more", 4: "lost"}
 
 
 class Damage(Exception):

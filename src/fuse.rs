@@ -275,7 +275,9 @@ impl Filesystem for Adapter {
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
         match self.vfs.size() {
-            Ok(size) => reply.statfs(size.blocks, 0, 0, size.files, 0, FsSize::UNIT, 255, FsSize::UNIT),
+            Ok(size) => {
+                reply.statfs(size.blocks, 0, 0, size.files, 0, FsSize::UNIT, FsSize::MAX_NAME_LEN, FsSize::UNIT)
+            }
             Err(error) => reply.error(self.errno(ino, &error)),
         }
     }

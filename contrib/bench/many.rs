@@ -10,7 +10,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use assay::arc::Packer;
-use assay::backup::{catalog::CatalogBuilder, output::Output, settle};
+use assay::backup::catalog::{CatalogBuilder, Names};
+use assay::backup::{output::Output, settle};
 use assay::backupdir::{BackupDir, Config, arcs};
 use assay::catalog::{Attr, Child, Commit, Content, DirState, Kind, Node, Segment, Timespec, VersionInfo};
 use assay::crypto::FileHasher;
@@ -101,7 +102,7 @@ impl Maker<'_> {
         self.next_dirno += 1;
         self.dirs += 1;
         self.catalog.put(name.into(), Child::Dir(dirno), Kind::Dir, None, true);
-        self.catalog.enter(dirno, parent, name.into(), None, true);
+        self.catalog.enter(dirno, parent, name.into(), None, Names::All);
         Ok(dirno)
     }
 
@@ -179,7 +180,7 @@ fn main() -> Done<()> {
         sample_step: (entries / SAMPLES).max(1),
         sample: std::io::BufWriter::new(std::fs::File::create(sample)?),
     };
-    maker.catalog.enter(Dirno::ROOT, Dirno::ROOT, Vec::new(), None, true);
+    maker.catalog.enter(Dirno::ROOT, Dirno::ROOT, Vec::new(), None, Names::All);
     maker.fill(Dirno::ROOT, entries, big)?;
     maker.leave()?;
     maker.sample.flush()?;

@@ -156,6 +156,9 @@ thread_local! {
         const { RefCell::new((Vec::new(), None)) };
 }
 
+/// A larger buffer is given back after use.
+const KEPT_SCRATCH_BYTES: usize = 4 << 20;
+
 /// Verifies one frame: length → header → AEAD → zstd bounded by the authenticated length → length → block hash.
 ///
 /// `expected` comes from the index or the frame table, `frame` is what was read from the frame's place.
@@ -176,10 +179,12 @@ pub fn open(
     let plain = SCRATCH.with_borrow_mut(|(buffer, context)| {
         buffer.clear();
         buffer.extend_from_slice(stored);
-        if !cipher.open(expected.domain(), no.0, header, buffer, tag) {
-            return Err(Damage::BadTag);
+        let opened = cipher.open(expected.domain(), no.0, header, buffer, tag);
+        let plain = if opened { unpack(context, expected, buffer) } else { Err(Damage::BadTag) };
+        if buffer.capacity() > KEPT_SCRATCH_BYTES {
+            *buffer = Vec::new();
         }
-        unpack(context, expected, buffer)
+        plain
     })?;
     let found = keys.block_hash(&plain);
     if found != expected.hash {

@@ -4,6 +4,7 @@
 //! failed is absent from the version, never half there; nothing here depends on timing but the racy flags.
 
 use std::collections::HashMap;
+use std::io;
 
 use super::catalog::CatalogBuilder;
 use super::expect::Expected;
@@ -74,9 +75,9 @@ impl<'a> Assembler<'a> {
 
     pub fn step(&mut self, step: Step) -> Result<()> {
         match step {
-            Step::Enter { dirno, parent, name, was, listed, known } => {
+            Step::Enter { dirno, parent, name, was, names, known } => {
                 self.put(name.clone(), Child::Dir(dirno), Kind::Dir, None, 0, None, known)?;
-                self.catalog.enter(dirno, parent, name, was, listed);
+                self.catalog.enter(dirno, parent, name, was, names);
             }
             Step::Leave { stat, xattrs, kept, kept_dirs, totals } => {
                 self.progress.files += totals.files;
@@ -105,7 +106,7 @@ impl<'a> Assembler<'a> {
                 }
                 self.put_node(name, &node, was)?;
             }
-            Step::Link { name, was, logid, last } => self.link(name, was, logid, last)?,
+            Step::Link { name, path, was, logid, last } => self.link(name, path, was, logid, last)?,
             Step::File { head, size, reply } => {
                 let read = reply.recv().unwrap_or_else(|_| Err(FileError::Fatal(worker_died())));
                 self.budget.give(size);
@@ -174,13 +175,13 @@ impl<'a> Assembler<'a> {
             xattrs: read.xattrs,
             content: Content::Inline(segments),
         };
-        self.saved(head, node, read.unsettled)
+        self.saved(head, node, read.unsettled, read.replaced)
     }
 
     fn long_end(&mut self, read: Result<Box<LongRead>, FileError>) -> Result<()> {
         self.progress.files += 1;
         let Some(mut long) = self.long.take() else { return Ok(()) };
-        let LongRead { attr, xattrs, sha1, racy, unsettled } = match read {
+        let LongRead { attr, xattrs, sha1, racy, unsettled, replaced } = match read {
             Ok(read) => *read,
             Err(e) => return self.file_failed(long.head, e),
         };
@@ -201,11 +202,14 @@ impl<'a> Assembler<'a> {
             xattrs,
             content,
         };
-        self.saved(long.head, node, unsettled)
+        self.saved(long.head, node, unsettled, replaced)
     }
 
     /// A file was read whole: it gets its new node, or keeps the old one if nothing but the doubt has changed.
-    fn saved(&mut self, head: FileHead, mut node: Node, unsettled: bool) -> Result<()> {
+    ///
+    /// `replaced`: the name stands for another file now than when it was listed. That one's other names wait for its
+    /// content in vain.
+    fn saved(&mut self, head: FileHead, mut node: Node, unsettled: bool, replaced: bool) -> Result<()> {
         if unsettled {
             let what = "changed while it was read, three times; saved as it was read last".into();
             self.monitor.event(Event::Warning { path: &head.path, what });
@@ -216,7 +220,7 @@ impl<'a> Assembler<'a> {
             node = Node { racy: node.racy, ..*old };
         }
         if head.linked {
-            self.linked.insert(head.logid, Some(Box::new(node.clone())));
+            self.linked.insert(head.logid, (!replaced).then(|| Box::new(node.clone())));
         }
         let same = head.was.is_some_and(|was| was.child == Child::Node(node.logid));
         if same {
@@ -246,14 +250,18 @@ impl<'a> Assembler<'a> {
         Ok(())
     }
 
-    fn link(&mut self, name: Vec<u8>, was: Option<Was>, logid: Logid, last: bool) -> Result<()> {
+    fn link(&mut self, name: Vec<u8>, path: Vec<u8>, was: Option<Was>, logid: Logid, last: bool) -> Result<()> {
         let node = if last { self.linked.remove(&logid) } else { self.linked.get(&logid).cloned() };
         match node.flatten() {
             Some(node) if was.is_some_and(|was| was.child == Child::Node(node.logid)) => {
                 self.put_kept(name, &node, false)
             }
             Some(node) => self.put_node(name, &node, was),
-            None => self.absent(name, was),
+            None => {
+                let e = io::Error::from_raw_os_error(libc::ESTALE);
+                self.failed(&path, &Error::io("read the other name of", walk::shown(&path), &e));
+                self.absent(name, was)
+            }
         }
     }
 

@@ -15,13 +15,22 @@ const FRAME_BYTES: usize = 64 << 10;
 /// The same; in unit tests a small tree has many frames.
 const CLOSE_AT_BYTES: usize = if cfg!(test) { FRAME_BYTES / 32 } else { FRAME_BYTES };
 
+/// Which of a directory's names come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// Those that changed.
+    Changed,
+    All,
+    /// Those that are known, while others are lost.
+    Known,
+}
+
 /// A directory whose entries are still coming.
 struct OpenDir {
     dirno: Dirno,
     parent: Dirno,
     name: Vec<u8>,
-    /// All entries come, not only changes.
-    listed: bool,
+    names: Names,
     /// State in the version before.
     was: Option<DirState>,
     /// Its names, cut where a frame will end.
@@ -57,8 +66,8 @@ pub struct CatalogBuilder {
 }
 
 impl CatalogBuilder {
-    pub fn enter(&mut self, dirno: Dirno, parent: Dirno, name: Vec<u8>, was: Option<DirState>, listed: bool) {
-        self.open.push(OpenDir { dirno, parent, name, listed, was, parts: Vec::new(), children: 0, subdirs: 0 });
+    pub fn enter(&mut self, dirno: Dirno, parent: Dirno, name: Vec<u8>, was: Option<DirState>, names: Names) {
+        self.open.push(OpenDir { dirno, parent, name, names, was, parts: Vec::new(), children: 0, subdirs: 0 });
     }
 
     /// An entry of the directory that is open. `changed` is false for one that is as before: it counts, and is
@@ -67,7 +76,7 @@ impl CatalogBuilder {
         let Some(dir) = self.open.last_mut() else { return };
         dir.children += 1;
         dir.subdirs += u64::from(kind == Kind::Dir);
-        if changed || dir.listed {
+        if changed || dir.names != Names::Changed {
             let node = node.cloned().map(Box::new);
             encode_record(dir.records(), &Record::Put { name, child, kind, node });
         }
@@ -75,7 +84,7 @@ impl CatalogBuilder {
 
     pub fn remove(&mut self, name: Vec<u8>) {
         // A full listing removes by silence.
-        if let Some(dir) = self.open.last_mut().filter(|dir| !dir.listed) {
+        if let Some(dir) = self.open.last_mut().filter(|dir| dir.names != Names::All) {
             encode_record(dir.records(), &Record::Remove { name });
         }
     }
@@ -93,9 +102,9 @@ impl CatalogBuilder {
         }
     }
 
-    /// The open directory is listed in full.
+    /// Not only changes of the open directory are recorded.
     pub fn is_listed(&self) -> bool {
-        self.open.last().is_some_and(|dir| dir.listed)
+        self.open.last().is_some_and(|dir| dir.names != Names::Changed)
     }
 
     /// Entries and subdirectories of the open directory so far.
@@ -107,12 +116,15 @@ impl CatalogBuilder {
     pub fn leave(&mut self, out: &mut Output, state: DirState) -> Result<bool> {
         let Some(dir) = self.open.pop() else { return Ok(false) };
         let same_state = dir.was.as_ref() == Some(&state);
-        if same_state && dir.parts.is_empty() && !dir.listed {
+        if same_state && dir.parts.is_empty() && dir.names == Names::Changed {
             return Ok(false);
         }
-        let told = if same_state && !dir.listed { None } else { Some(state.clone()) };
-        let (first, more) =
-            if dir.listed { (Listing::Full, Listing::FullMore) } else { (Listing::Delta, Listing::Delta) };
+        let told = if same_state && dir.names == Names::Changed { None } else { Some(state.clone()) };
+        let (first, more) = match dir.names {
+            Names::Changed => (Listing::Delta, Listing::Delta),
+            Names::All => (Listing::Full, Listing::FullMore),
+            Names::Known => (Listing::Lost, Listing::Delta),
+        };
         let last = dir.parts.len().saturating_sub(1);
         for (n, records) in dir.parts.iter().enumerate() {
             let listing = if n == 0 { first } else { more };

@@ -6,6 +6,7 @@
 
 use crossbeam::channel::bounded;
 
+use super::catalog::Names;
 use super::pipeline::{FileHead, Job, LongRead, Step, Totals};
 use super::previous::PrevChild;
 use super::read::{self, FileError, Piece};
@@ -93,7 +94,7 @@ impl Traverse<'_> {
         logid: Logid,
         node: Option<Box<Node>>,
     ) -> Result<()> {
-        if !here.listed {
+        if here.names == Names::Changed {
             here.kept.add(kind, size);
             return Ok(());
         }
@@ -114,6 +115,11 @@ impl Traverse<'_> {
         path: &[u8],
     ) -> Result<bool> {
         let key = (stat.dev, stat.ino);
+        // A number that was given to another file meanwhile is no link.
+        let another = |links: &mut Links| links.seen != (stat.kind, stat.size, stat.mtime);
+        if self.links.get_mut(&key).is_some_and(another) {
+            self.links.remove(&key);
+        }
         let Some(links) = self.links.get_mut(&key) else { return Ok(false) };
         let (logid, kept) = (links.logid, links.kept);
         links.names_left = links.names_left.saturating_sub(1);
@@ -137,13 +143,14 @@ impl Traverse<'_> {
             let node = Box::new(self.previous.node(logid)?);
             self.send(Step::Put { name: name.to_vec(), was, node, path: path.to_vec() })?;
         } else {
-            self.send(Step::Link { name: name.to_vec(), was, logid, last })?;
+            self.send(Step::Link { name: name.to_vec(), path: path.to_vec(), was, logid, last })?;
         }
         Ok(true)
     }
 
     fn remember_link(&mut self, stat: &Stat, logid: Logid, kept: bool) {
-        self.links.insert((stat.dev, stat.ino), Links { logid, kept, names_left: stat.nlink.saturating_sub(1) });
+        let (seen, names_left) = ((stat.kind, stat.size, stat.mtime), stat.nlink.saturating_sub(1));
+        self.links.insert((stat.dev, stat.ino), Links { logid, kept, seen, names_left });
     }
 
     fn special(&mut self, here: &Here, name: &[u8], stat: &Stat, logid: Logid, path: &[u8]) -> Result<Option<Node>> {
@@ -160,7 +167,13 @@ impl Traverse<'_> {
         };
         let mut attr = walk::attr(stat);
         attr.size = target.len() as u64;
-        let xattrs = self.xattrs(path, xattr::Subject::At(&here.dir, name))?;
+        let xattrs = match walk::xattrs(xattr::Subject::At(&here.dir, name)) {
+            Ok(xattrs) => xattrs,
+            Err(e) => {
+                self.failed(path, "read the extended attributes of", &e)?;
+                return Ok(None);
+            }
+        };
         let content = Content::Inline(Vec::new());
         Ok(Some(Node { logid, attr, data_bytes: 0, racy: false, sha1: None, target, xattrs, content }))
     }
@@ -175,7 +188,7 @@ impl Traverse<'_> {
         // Fewer blocks than bytes: it may have holes, which only the long way looks for.
         let sparse = stat.size > 0 && (stat.blocks == 0 || stat.blocks * 512 + 4095 < stat.size);
         if sparse || stat.size > self.cutting.whole_file_bytes() {
-            return self.long_file(here, head);
+            return self.long_file(here, head, stat);
         }
         let logid = head.logid;
         let (reply_to, reply) = bounded(1);
@@ -186,13 +199,13 @@ impl Traverse<'_> {
         Ok(logid)
     }
 
-    fn long_file(&mut self, here: &Here, head: FileHead) -> Result<Logid> {
+    fn long_file(&mut self, here: &Here, head: FileHead, listed: &Stat) -> Result<Logid> {
         let mut logid = head.logid;
-        let (name, path) = (head.name.clone(), head.path.clone());
+        let name = head.name.clone();
         self.send(Step::LongBegin { head })?;
         let mut tries = 3;
         let read = loop {
-            match self.long_pass(here, &name, &path)? {
+            match self.long_pass(here, &name, listed)? {
                 Ok(mut read) if read.unsettled => {
                     tries -= 1;
                     if tries == 0 {
@@ -210,7 +223,7 @@ impl Traverse<'_> {
         Ok(logid)
     }
 
-    fn long_pass(&self, here: &Here, name: &[u8], path: &[u8]) -> Result<Result<LongRead, FileError>> {
+    fn long_pass(&self, here: &Here, name: &[u8], listed: &Stat) -> Result<Result<LongRead, FileError>> {
         let began = read::now();
         let opened = match read::open(&here.dir, name) {
             Ok(opened) => opened,
@@ -242,11 +255,16 @@ impl Traverse<'_> {
             Ok(stat) => stat,
             Err(e) => return Ok(Err(e.into())),
         };
-        let xattrs = self.xattrs(path, xattr::Subject::Fd(std::os::fd::AsFd::as_fd(&opened)))?;
+        // Without its attributes it would be kept as it is for ever, for nothing shows that they are missing.
+        let xattrs = match walk::xattrs_of_fd(&opened) {
+            Ok(xattrs) => xattrs,
+            Err(e) => return Ok(Err(e.into())),
+        };
         let unsettled = !read::same_state(&before, &after) || pass.size != after.size;
         let mut attr = walk::attr(&after);
         attr.size = pass.size;
-        Ok(Ok(LongRead { attr, xattrs, sha1: pass.sha1, racy: read::is_racy(after.ctime, began), unsettled }))
+        let (racy, replaced) = (read::is_racy(after.ctime, began), !after.same_file(listed));
+        Ok(Ok(LongRead { attr, xattrs, sha1: pass.sha1, racy, unsettled, replaced }))
     }
 
     fn long_block(&self, plain: &[u8]) -> Result<()> {

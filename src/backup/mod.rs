@@ -29,7 +29,7 @@ use crate::backupdir::{BackupDir, arcs};
 use crate::catalog::{Commit, VersionInfo};
 use crate::error::{Error, Result};
 use crate::ids::{Logid, Version};
-use crate::index::{DedupTable, VersionRow};
+use crate::index::{ApplyReport, DedupTable, VersionRow};
 use crate::monitor::{Event, Monitor};
 use crate::vfs::LATEST_LIFETIME;
 use assemble::Assembler;
@@ -39,6 +39,7 @@ use pipeline::{Budget, IN_FLIGHT_STEPS, Job, Step, Totals, Worker};
 use previous::Previous;
 use read::Cutting;
 use roots::PathNode;
+use settle::Settled;
 use traverse::Traverse;
 use walk::{Boundaries, Crossing, Excludes};
 
@@ -46,8 +47,10 @@ use walk::{Boundaries, Crossing, Excludes};
 const DEDUP_BYTES: usize = 96 << 20;
 /// A base catalog is due when the deltas since the last one have grown past it, and past this.
 const MIN_BASE_BYTES: u64 = 1 << 20;
-/// The walk recurses once a directory: room for paths of a million bytes.
+/// The walk recurses once a directory: room for paths of a million bytes. Halved where there is less memory, down to
+/// room for paths of some thousand directories.
 const WALK_STACK_BYTES: usize = 1 << 30;
+const MIN_WALK_STACK_BYTES: usize = 16 << 20;
 
 /// What to back up and how.
 #[derive(Debug, Clone, Default)]
@@ -88,21 +91,23 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let started = read::now();
     // Many directories and files are open at once; failing to raise the limit shows when it is reached.
     let _ = crate::os::process::raise_open_file_limit();
-    let lock = dir.lock()?;
+    // A dry run only looks, so nobody has to wait for it, nor it for anybody.
+    let lock = if options.dry_run { None } else { Some(dir.lock()?) };
     let excludes = Excludes::load(&dir.excludes_path(), &options.excludes)?;
     let boundaries = Boundaries::new(dir.path(), if options.cross { Crossing::Cross } else { Crossing::Stay })?;
     let boundaries_seen = boundaries.clone();
     let opened = PathNode::open(&options.paths, dir.path(), monitor)?;
-    let mut writer = dir.open_index_writer(&lock)?;
+    let mut writer = lock.as_ref().map(|lock| dir.open_index_writer(lock)).transpose()?;
     let index = Arc::new(dir.open_index()?);
-    let settled = settle::settle(dir, &index, &mut writer)?;
-    if settled.removed_arcs > 0 {
-        let what = format!("removed {} arcs of a run that was cut", settled.removed_arcs);
+    let settled = writer.as_mut().map(|writer| settle::settle(dir, &index, writer)).transpose()?;
+    let settled_damage = settled.iter().flat_map(|settled| &settled.applied);
+    let settled_damage = settled_damage.map(|(_, report)| tell(report, monitor)).sum::<u64>();
+    if let Some(removed @ 1..) = settled.as_ref().map(|settled| settled.removed_arcs) {
+        let what = format!("removed {removed} arcs of a run that was cut");
         monitor.event(Event::Warning { path: b"", what });
     }
     let state = index.state()?;
-    let newest = index.newest()?;
-    let run = settled.next_run;
+    let newest = index.newest_ever()?;
     let base = newest.is_none() || state.catalog_bytes_since_base > state.base_catalog_bytes.max(MIN_BASE_BYTES);
     let budget = Budget::default();
     let (jobs_to, jobs) = bounded(IN_FLIGHT_STEPS);
@@ -125,7 +130,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     };
     let before = totals_of(newest.as_ref());
     let expected = Expected::new(before);
-    if options.dry_run {
+    let (Some(mut writer), Some(Settled { next_run: run, .. })) = (writer, settled) else {
         let mut info = std::thread::scope(|scope| {
             let walker = spawn_walk(scope, walk, opened.root)?;
             let info = dry(steps, monitor);
@@ -133,7 +138,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         })?;
         info.errors += opened.failures;
         return Ok(Summary { version: None, info, arc_bytes: 0, arcs: 0, base });
-    }
+    };
 
     writer.reserve_run(run)?;
     let written = (|| {
@@ -188,7 +193,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             return Err(e);
         }
     };
-    settle::apply(dir, &mut writer, run)?;
+    let unreadable = tell(&settle::apply(dir, &mut writer, run)?, monitor);
     let appeared = Instant::now();
     drop(index);
     writer.checkpoint()?;
@@ -196,7 +201,15 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     std::thread::sleep(LATEST_LIFETIME.saturating_sub(appeared.elapsed()));
     let own = || commit.arcs.iter().filter(|arc| arc.name.version == run);
     let (arcs, arc_bytes) = (own().count() + 1, own().map(|arc| arc.arc_bytes).sum());
-    Ok(Summary { version: Some(run), info: commit.version.unwrap_or_default(), arc_bytes, arcs, base })
+    let mut info = commit.version.unwrap_or_default();
+    info.errors += unreadable + settled_damage;
+    Ok(Summary { version: Some(run), info, arc_bytes, arcs, base })
+}
+
+/// Tells what of a catalog could not be read when it was applied; returns how much that was.
+fn tell(report: &ApplyReport, monitor: &dyn Monitor) -> u64 {
+    let errors = report.lost.iter().map(|lost| &lost.error).chain(report.unknown_arcs.iter().map(|(_, error)| error));
+    errors.map(|error| monitor.event(Event::Failure { path: b"", error })).count() as u64
 }
 
 /// Runs walk, workers and assembler until all steps are taken.
@@ -216,7 +229,8 @@ fn flow<'a>(
         let pool: Vec<_> = (0..workers)
             .map(|_| {
                 let jobs = jobs.clone();
-                let worker = Worker { keys: dir.keys(), dedup, zstd_level: dir.config().zstd_level };
+                let (zstd_level, block_bytes) = (dir.config().zstd_level, walk.cutting.whole_file_bytes());
+                let worker = Worker { keys: dir.keys(), dedup, zstd_level, block_bytes };
                 scope.spawn(move || worker.run(jobs))
             })
             .collect();
@@ -247,8 +261,15 @@ fn spawn_walk<'scope, 'env: 'scope>(
     walk: Traverse<'env>,
     root: PathNode,
 ) -> Result<std::thread::ScopedJoinHandle<'scope, Result<(u64, u64)>>> {
+    let mut stack_bytes = WALK_STACK_BYTES;
+    // A machine of little memory refuses the room, although most of it is never touched.
+    while stack_bytes > MIN_WALK_STACK_BYTES
+        && std::thread::Builder::new().stack_size(stack_bytes).spawn(|| ()).map(std::thread::JoinHandle::join).is_err()
+    {
+        stack_bytes /= 2;
+    }
     std::thread::Builder::new()
-        .stack_size(WALK_STACK_BYTES)
+        .stack_size(stack_bytes)
         .spawn_scoped(scope, move || {
             let mut walk = walk;
             let done = walk.run(root);

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crossbeam::channel::{Receiver, Sender};
 
+use super::catalog::Names;
 use super::read::{self, FileError, FileRead};
 use crate::arc::{Packed, Packer};
 use crate::catalog::{Attr, Child, DirState, Kind, Node, Xattrs};
@@ -126,13 +127,13 @@ impl Totals {
 
 /// What the walk tells the assembler, in tree order.
 pub enum Step {
-    /// A directory begins. `listed` means that all of its entries follow (`Keep` too), not only what changed.
+    /// A directory begins. Unless only what changed follows, `Keep` steps do too.
     Enter {
         dirno: Dirno,
         parent: Dirno,
         name: Vec<u8>,
         was: Option<DirState>,
-        listed: bool,
+        names: Names,
         known: bool,
     },
     /// The directory that was entered last ends. `kept` entries (`kept_dirs` of them directories) were not sent.
@@ -164,6 +165,7 @@ pub enum Step {
     /// One more name of a file that an earlier step carries, or kept.
     Link {
         name: Vec<u8>,
+        path: Vec<u8>,
         was: Option<Was>,
         logid: Logid,
         last: bool,
@@ -231,13 +233,20 @@ pub struct LongRead {
     pub sha1: crate::ids::FileHash,
     pub racy: bool,
     pub unsettled: bool,
+    /// The name stands for another file now than when it was listed.
+    pub replaced: bool,
 }
+
+/// A worker gives a larger buffer back after use.
+const KEPT_BUFFER_BYTES: usize = 4 << 20;
 
 /// What the pool needs.
 pub struct Worker<'a> {
     pub keys: &'a Keys,
     pub dedup: &'a DedupTable,
     pub zstd_level: i32,
+    /// Files up to this size are one block.
+    pub block_bytes: u64,
 }
 
 impl Worker<'_> {
@@ -251,8 +260,11 @@ impl Worker<'_> {
                     let _ = reply.send(self.block(&mut packer, &plain));
                 }
                 Job::File { dir, name, stat, reply } => {
-                    let done =
-                        read::whole_file(&dir, &name, &stat, &mut buffer, |plain| self.block(&mut packer, plain));
+                    let to_block = |plain: &[u8]| self.block(&mut packer, plain);
+                    let done = read::whole_file(&dir, &name, &stat, self.block_bytes, &mut buffer, to_block);
+                    if buffer.capacity() > KEPT_BUFFER_BYTES {
+                        buffer = Vec::new();
+                    }
                     let _ = reply.send(done);
                 }
             }

@@ -6,7 +6,7 @@ use super::pipeline::{Totals, Was};
 use crate::catalog::{Attr, Child, Node, Timespec};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid, Version};
-use crate::index::{DirRow, Entry, Index};
+use crate::index::{DirRow, Entry, Index, Listed};
 
 /// Entries that are fetched at once: bounds memory in directories of any size.
 const PAGE: usize = 2048;
@@ -41,9 +41,10 @@ impl PrevChild {
 impl<'a> Previous<'a> {
     pub fn new(index: &'a Index) -> Result<Previous<'a>> {
         let versions = index.versions()?;
+        // Deltas go on top of what the open intervals show, whether that version is still shown or not.
         Ok(Previous {
             index,
-            version: versions.last().map(|row| row.version),
+            version: index.newest_ever()?.map(|row| row.version),
             started: versions.iter().map(|row| (row.version, row.info.started)).collect(),
         })
     }
@@ -71,14 +72,18 @@ impl<'a> Previous<'a> {
         self.started.get(&since).is_none_or(|started| attr.ctime.sec + 3 >= started.sec)
     }
 
-    /// The children of a directory (none for None), and whether they are lost.
+    /// The children of a directory (none for None). True when its listing is lost: then those that are known.
     pub fn children(&self, dirno: Option<Dirno>) -> Result<(Children<'a>, bool)> {
         let from = self.version.zip(dirno);
         let mut children = Children { index: self.index, from, page: VecDeque::new(), last: None };
         match children.fetch() {
             Ok(()) => Ok((children, false)),
             Err(Error::DirectoryLost { .. }) => {
-                children.from = None;
+                let known = match children.from.take() {
+                    Some((version, dirno)) => self.index.known_children(version, dirno)?,
+                    None => Vec::new(),
+                };
+                children.add(known);
                 Ok((children, true))
             }
             Err(e) => Err(e),
@@ -120,10 +125,14 @@ impl Children<'_> {
             Some(row) if rows.len() >= PAGE => self.last = Some(row.entry.name.clone()),
             _ => self.from = None,
         }
+        self.add(rows);
+        Ok(())
+    }
+
+    fn add(&mut self, rows: Vec<Listed>) {
         self.page.extend(
             rows.into_iter().map(|row| PrevChild { entry: row.entry, attr: row.attr.ok().map(|(attr, _)| attr) }),
         );
-        Ok(())
     }
 
     fn peek(&mut self) -> Result<Option<&PrevChild>> {

@@ -19,7 +19,7 @@ use crate::ids::FileHash;
 use crate::os::{DirFd, Stat, file, stat};
 
 const TRIES: u32 = 3;
-/// A file that was small when it was listed is read up to here if it grows meanwhile.
+/// A file that was small when it was listed is read up to here (or to what is one block anyway) if it grows meanwhile.
 const MAX_GROWN_BYTES: u64 = 8 << 20;
 
 /// Why a file is not saved.
@@ -52,22 +52,32 @@ pub struct FileRead {
     pub block: Option<HashedBlock>,
     pub racy: bool,
     pub unsettled: bool,
+    /// The name stands for another file now than when it was listed: other names of that one are not about this.
+    pub replaced: bool,
 }
 
-/// Reads a file of at most one block.
+/// Reads a file that had at most `block_bytes`, as one block.
+///
+/// # Errors
+/// `Io` with EFBIG when it has grown far beyond that meanwhile: a part of it would be no state that it ever had.
 pub fn whole_file(
     dir: &DirFd,
     name: &[u8],
     listed: &Stat,
+    block_bytes: u64,
     buffer: &mut Vec<u8>,
     mut to_block: impl FnMut(&[u8]) -> Result<HashedBlock>,
 ) -> Result<FileRead, FileError> {
     let mut tries = TRIES;
+    let most_bytes = MAX_GROWN_BYTES.max(block_bytes);
     let (after, xattrs, racy, unsettled) = loop {
         let began = now();
         let opened = open(dir, name)?;
         let before = stat::of_fd(&opened)?;
-        let wanted = before.size.max(listed.size).min(MAX_GROWN_BYTES) as usize;
+        if before.size > most_bytes {
+            return Err(FileError::Io(io::Error::from_raw_os_error(libc::EFBIG)));
+        }
+        let wanted = before.size.max(listed.size) as usize;
         buffer.resize(wanted + 1, 0);
         let got = file::read_up_to(&opened, buffer, 0)?;
         buffer.truncate(got);
@@ -84,7 +94,8 @@ pub fn whole_file(
     let mut attr = walk::attr(&after);
     attr.size = buffer.len() as u64;
     let block = if buffer.is_empty() { None } else { Some(to_block(buffer).map_err(FileError::Fatal)?) };
-    Ok(FileRead { attr, xattrs, sha1: hasher.finish(), block, racy: racy || unsettled, unsettled })
+    let replaced = !after.same_file(listed);
+    Ok(FileRead { attr, xattrs, sha1: hasher.finish(), block, racy: racy || unsettled, unsettled, replaced })
 }
 
 /// Opens a regular file; anything else that has taken its place counts as vanished.

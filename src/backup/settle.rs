@@ -14,7 +14,8 @@ use crate::index::{ApplyReport, Index, IndexWriter};
 /// What `settle` did.
 #[derive(Debug)]
 pub struct Settled {
-    pub applied: Vec<Version>,
+    /// Commits that the index did not know, and what of them could not be read.
+    pub applied: Vec<(Version, ApplyReport)>,
     pub removed_arcs: usize,
     /// First number that no run has had.
     pub next_run: Version,
@@ -45,8 +46,8 @@ pub fn settle(dir: &BackupDir, index: &Index, writer: &mut IndexWriter) -> Resul
             let what = format!("{} is missing", ArcName { version: run.version, number: arcs::COMMIT_NUMBER });
             return Err(Error::CommitDamaged { run: run.version, what });
         } else {
-            apply(dir, writer, run.version)?;
-            settled.applied.push(run.version);
+            let report = apply(dir, writer, run.version)?;
+            settled.applied.push((run.version, report));
         }
     }
     remove(dir.path(), &[])?;

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 
+use super::catalog::Names;
 use super::pipeline::{Budget, Job, Step, Totals};
 use super::previous::{Children, PrevChild, Previous};
 use super::read::Cutting;
 use super::roots::PathNode;
 use super::walk::{self, Boundaries, Excludes, Skip};
-use crate::catalog::{Child, Kind};
+use crate::catalog::{Child, Kind, Timespec};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid};
 use crate::index::{DirRow, Entry};
@@ -47,6 +48,8 @@ pub struct Links {
     pub(super) logid: Logid,
     /// It is the node of the version before; the assembler does not have it.
     pub(super) kept: bool,
+    /// What it was when it was met.
+    pub(super) seen: (Kind, u64, Timespec),
     pub(super) names_left: u32,
 }
 
@@ -72,7 +75,7 @@ pub(super) struct Here {
     pub(super) dir: Arc<DirFd>,
     pub(super) stat: Stat,
     pub(super) start_dev: u64,
-    pub(super) listed: bool,
+    pub(super) names: Names,
     pub(super) kept: Kept,
 }
 
@@ -112,12 +115,17 @@ impl Traverse<'_> {
     ) -> Result<()> {
         let (mut before, lost) = self.previous.children(was.as_ref().map(|row| row.dirno))?;
         if lost {
-            self.warn(path, "its entries in the version before are lost: only those given now are kept")?;
+            self.warn(path, "its names in the version before are lost, and stay so until it is saved as a whole")?;
         }
-        let listed = self.base || was.is_none() || lost;
-        self.enter(dirno, parent, name, was, listed)?;
+        // What is not known can't be listed: the directory stays lost, also in a base.
+        let names = match (self.base || was.is_none(), lost) {
+            (true, true) => Names::Known,
+            (true, false) => Names::All,
+            (false, _) => Names::Changed,
+        };
+        self.enter(dirno, parent, name, was, names)?;
         let stat = node.stat;
-        let mut here = Here { dirno, dir: node.dir, stat, start_dev: stat.dev, listed, kept: Kept::default() };
+        let mut here = Here { dirno, dir: node.dir, stat, start_dev: stat.dev, names, kept: Kept::default() };
         for (name, child) in node.children {
             let was = loop {
                 match before.next_up_to(&name)? {
@@ -145,21 +153,24 @@ impl Traverse<'_> {
         self.leave(stat, xattrs, here.kept)
     }
 
-    /// An entry that this run was not asked to look at stays; in a full listing with all below it.
+    /// An entry that this run was not asked to look at stays; in a base with all below it.
     fn carry_over(&mut self, here: &mut Here, entry: PrevChild) -> Result<()> {
-        if !here.listed {
+        if here.names == Names::Changed {
             here.kept.add(entry.entry.kind, entry.size());
             return Ok(());
         }
-        match entry.entry.child {
-            Child::Node(logid) => self.keep_listed(entry, logid),
-            Child::Dir(dirno) => self.carry_over_dir(dirno, entry.entry.name),
-        }
+        self.carry_over_listed(entry)
     }
 
-    fn keep_listed(&mut self, entry: PrevChild, logid: Logid) -> Result<()> {
-        let node = Some(Box::new(self.previous.node(logid)?));
-        self.send(Step::Keep { name: entry.entry.name, kind: entry.entry.kind, child: Child::Node(logid), node })
+    fn carry_over_listed(&mut self, entry: PrevChild) -> Result<()> {
+        match entry.entry.child {
+            Child::Node(logid) => {
+                let node = Some(Box::new(self.previous.node(logid)?));
+                let (name, kind) = (entry.entry.name, entry.entry.kind);
+                self.send(Step::Keep { name, kind, child: Child::Node(logid), node })
+            }
+            Child::Dir(dirno) => self.carry_over_dir(dirno, entry.entry.name),
+        }
     }
 
     fn carry_over_dir(&mut self, dirno: Dirno, name: Vec<u8>) -> Result<()> {
@@ -167,13 +178,10 @@ impl Traverse<'_> {
             return Err(Error::DirectoryLost { dirno, version: self.previous.version() });
         };
         let state = row.state.clone();
-        let (mut children, _) = self.previous.children(Some(dirno))?;
-        self.enter(dirno, row.parent, name, Some(row), true)?;
+        let (mut children, lost) = self.previous.children(Some(dirno))?;
+        self.enter(dirno, row.parent, name, Some(row), if lost { Names::Known } else { Names::All })?;
         while let Some(entry) = children.take()? {
-            match entry.entry.child {
-                Child::Node(logid) => self.keep_listed(entry, logid)?,
-                Child::Dir(dirno) => self.carry_over_dir(dirno, entry.entry.name)?,
-            }
+            self.carry_over_listed(entry)?;
         }
         self.send(Step::LeaveKept { state })
     }
@@ -192,9 +200,9 @@ impl Traverse<'_> {
         path: &mut Vec<u8>,
     ) -> Result<()> {
         let (mut before, lost) = self.previous.children(was.as_ref().map(|row| row.dirno))?;
-        let listed = self.base || was.is_none() || lost;
-        self.enter(dirno, parent, name, was, listed)?;
-        let mut here = Here { dirno, dir, stat, start_dev, listed, kept: Kept::default() };
+        let names = if self.base || was.is_none() || lost { Names::All } else { Names::Changed };
+        self.enter(dirno, parent, name, was, names)?;
+        let mut here = Here { dirno, dir, stat, start_dev, names, kept: Kept::default() };
         let listing = match walk::list(&here.dir) {
             Ok(listing) => listing,
             Err(e) => {
@@ -299,23 +307,31 @@ impl Traverse<'_> {
                 true
             }
         };
-        let opened = here.dir.open_dir(&name);
+        // What is not entered is not even opened: that could mount it, or wait for a server that is gone.
+        let opened = if skip { None } else { Some(here.dir.open_dir(&name).and_then(|dir| Ok((dir.stat()?, dir)))) };
         let (number, row) = match &opened {
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+            Some(Err(e)) if e.raw_os_error() == Some(libc::ENOENT) => {
                 return if let Some(was) = was { self.remove(was) } else { Ok(()) };
             }
             _ => self.dir_identity(was, &name)?,
         };
         let parent = here.dirno;
+        // What was mounted here, or took its place, since it was listed.
+        let other = |found: &Stat| {
+            !found.same_file(&stat) && !matches!(self.boundaries.skip(found, &here.stat, here.start_dev), Ok(None))
+        };
         match opened {
-            Ok(dir) if !skip => self.directory(Arc::new(dir), stat, here.start_dev, number, parent, name, row, path),
+            Some(Ok((found, dir))) if !other(&found) => {
+                self.directory(Arc::new(dir), found, here.start_dev, number, parent, name, row, path)
+            }
             opened => {
                 // Saved as an empty directory; what it held before is gone from this version.
-                if let Err(e) = &opened {
+                if let Some(Err(e)) = &opened {
                     self.failed(path, "open", e)?;
                 }
                 let (mut before, _) = self.previous.children(row.as_ref().map(|row| row.dirno))?;
-                self.enter(number, parent, name.clone(), row, self.base)?;
+                let names = if self.base { Names::All } else { Names::Changed };
+                self.enter(number, parent, name.clone(), row, names)?;
                 while let Some(gone) = before.take()? {
                     self.remove(gone)?;
                 }
@@ -325,13 +341,14 @@ impl Traverse<'_> {
         }
     }
 
-    fn enter(&mut self, dirno: Dirno, parent: Dirno, name: Vec<u8>, was: Option<DirRow>, listed: bool) -> Result<()> {
+    fn enter(&mut self, dirno: Dirno, parent: Dirno, name: Vec<u8>, was: Option<DirRow>, names: Names) -> Result<()> {
         let known = was.is_some();
-        self.send(Step::Enter { dirno, parent, name, was: was.map(|row| row.state), listed, known })
+        self.send(Step::Enter { dirno, parent, name, was: was.map(|row| row.state), names, known })
     }
 
     fn leave(&mut self, stat: Stat, xattrs: crate::catalog::Xattrs, kept: Kept) -> Result<()> {
-        self.send(Step::Leave { stat, xattrs, kept: kept.entries, kept_dirs: kept.dirs, totals: kept.totals })
+        let Kept { entries, dirs, totals } = kept;
+        self.send(Step::Leave { stat, xattrs, kept: entries, kept_dirs: dirs, totals })
     }
 
     pub(super) fn xattrs(&self, path: &[u8], of: xattr::Subject<'_>) -> Result<crate::catalog::Xattrs> {

@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
-use crate::catalog::{Attr, Xattrs};
+use crate::catalog::{Attr, Xattrs, codec};
 use crate::error::{Error, Result};
 use crate::os::{DirFd, Stat, mounts, xattr};
 
@@ -123,6 +123,10 @@ pub fn list(dir: &DirFd) -> io::Result<Listing> {
     names.dedup();
     let mut listing = Listing { entries: Vec::with_capacity(names.len()), failed: Vec::new() };
     for name in names {
+        if !codec::valid_name(&name) {
+            listing.failed.push((name, io::Error::from_raw_os_error(libc::ENAMETOOLONG)));
+            continue;
+        }
         match dir.stat_at(&name) {
             Ok(stat) => listing.entries.push((name, stat)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -160,8 +164,12 @@ pub fn shown(path: &[u8]) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()))
 }
 
+/// Extended attributes that one entry may have, bytes: all of them go into one record. ext4 allows a fraction of it.
+const MAX_XATTR_BYTES: usize = 16 << 20;
+
 /// All extended attributes that the caller may see, sorted by name.
 ///
+/// More than `MAX_XATTR_BYTES` of them are E2BIG.
 /// A file system without any, and an attribute that vanishes or is withheld from everybody (EPERM), are no
 /// errors; one that this user may not read (EACCES) is.
 pub fn xattrs(subject: xattr::Subject<'_>) -> io::Result<Xattrs> {
@@ -171,9 +179,14 @@ pub fn xattrs(subject: xattr::Subject<'_>) -> io::Result<Xattrs> {
         Err(error) => return Err(error),
     };
     let mut found = Xattrs::with_capacity(names.len());
+    let mut room = MAX_XATTR_BYTES;
     for name in names {
         match xattr::get(subject, &name) {
-            Ok(value) => found.push((name, value)),
+            Ok(value) => {
+                let left = room.checked_sub(name.len() + value.len());
+                room = left.ok_or_else(|| io::Error::from_raw_os_error(libc::E2BIG))?;
+                found.push((name, value));
+            }
             Err(error) if tolerable(&error) => {}
             Err(error) => return Err(error),
         }

@@ -340,10 +340,14 @@ pub fn decode_dir_state(bytes: &[u8]) -> Decoded<DirState> {
     Ok(value)
 }
 
+/// Longest name, bytes. ext4 takes 255, but file systems that count characters (vfat, exfat, ntfs, cifs) take three
+/// times as many; a row of the index must hold one without an overflow page.
+pub const MAX_NAME_LEN: usize = 800;
+
 /// A file or directory name as the kernel can give one; anything else could escape its directory.
 pub fn valid_name(name: &[u8]) -> bool {
     !name.is_empty()
-        && name.len() <= 255
+        && name.len() <= MAX_NAME_LEN
         && name != b"."
         && name != b".."
         && !name.contains(&b'/')
@@ -424,6 +428,7 @@ fn record(d: &mut Decoder) -> Decoded<Record> {
                 1 => Listing::Delta,
                 2 => Listing::Full,
                 3 => Listing::FullMore,
+                4 => Listing::Lost,
                 _ => return Err(BadRecord("unknown listing")),
             };
             Record::Dir { dirno, parent, name, listing, state: if flag(d)? { Some(dir_state(d)?) } else { None } }

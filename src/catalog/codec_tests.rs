@@ -56,7 +56,7 @@ fn a_file() -> impl Strategy<Value = Node> {
 }
 
 fn records() -> impl Strategy<Value = Vec<Record>> {
-    let name = || "[a-z]{1,255}".prop_map(String::into_bytes);
+    let name = || "[a-z]{1,800}".prop_map(String::into_bytes);
     let put = (name(), a_file()).prop_map(|(name, node)| Record::Put {
         name,
         child: Child::Node(node.logid),

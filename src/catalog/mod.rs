@@ -145,6 +145,8 @@ pub enum Listing {
     Full = 2,
     /// Next part of a complete list that did not fit one record.
     FullMore = 3,
+    /// Not all names are known: those that follow are sure, and there may have been others.
+    Lost = 4,
 }
 
 /// One record of a catalog frame. Each frame starts with a `Dir` or a record that needs none.

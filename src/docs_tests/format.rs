@@ -200,7 +200,8 @@ fn codes_are_the_described_ones() {
         .map(|(code, name)| (code, name.split([':', ',']).next().unwrap().to_string()))
         .collect();
     assert_eq!(codecs, named(&[(Codec::Plain as u8, "plain"), (Codec::Zstd as u8, "zstd")]));
-    let listings = [(L::Delta as u8, "delta"), (L::Full as u8, "full"), (L::FullMore as u8, "full-more")];
+    let listings =
+        [(L::Delta as u8, "delta"), (L::Full as u8, "full"), (L::FullMore as u8, "full-more"), (L::Lost as u8, "lost")];
     assert_eq!(codes("### Records", "| code | listing | meaning |"), named(&listings));
     let types = [
         (K::File as u8, "file"),

@@ -6,6 +6,7 @@
 //! answer each question right or with an error, never otherwise. A failure names the seed: set ASSAY_TEST_SEED to it.
 
 mod flips;
+mod hazards;
 mod lab;
 mod questions;
 mod recoveries;

@@ -225,7 +225,12 @@ impl Apply<'_> {
                 // The record itself proves where the directory is, also when the parent's own frame is lost.
                 self.put_entry(parent, &name, Child::Dir(dirno), Kind::Dir, None)?;
             }
-            let lost_since = self.lost_since(dirno)?;
+            let mut lost_since = self.lost_since(dirno)?;
+            if listing == Listing::Lost && lost_since.is_none() {
+                self.any_lost = true;
+                self.put_lost(dirno, self.v, None)?;
+                lost_since = Some(self.v);
+            }
             // A list of which a part was lost in this very version is not complete.
             let complete = listing == Listing::Full && lost_since != Some(self.v);
             self.open = Some(OpenDir { dirno, full: complete.then(HashSet::new), lost_since });

@@ -67,6 +67,26 @@ impl Index {
         }
     }
 
+    /// Of a directory whose listing is lost: the entries that other records tell, and so are sure.
+    pub fn known_children(&self, v: Version, dir: Dirno) -> Result<Vec<Listed>> {
+        self.ask(|c| {
+            let lost_from = rows::lost_since(c, dir, v)?;
+            let mut entries = Vec::new();
+            scan_rows(c, v, dir, None, usize::MAX, |entry| {
+                if lost_from.is_none_or(|from| entry.since >= from) {
+                    let attr = match attr_of(c, v, &entry) {
+                        Ok(attr) => Ok(attr),
+                        Err(Fail::Known(error)) => Err(error),
+                        Err(fail) => return Err(fail),
+                    };
+                    entries.push(Listed { entry, attr });
+                }
+                Ok(())
+            })?;
+            Ok(entries)
+        })
+    }
+
     /// Checks that a listing read in pieces was complete: `seen` entries in all.
     ///
     /// # Errors
@@ -96,18 +116,32 @@ fn attr_of(c: &Connection, v: Version, entry: &Entry) -> Found<(Attr, u64)> {
     }
 }
 
-/// Runs over the entries of `v`. While the scan's statement is open, all that `each` asks sees the same snapshot.
+/// Runs over the entries of `v`, which must all be known.
 fn scan(
     c: &Connection,
     v: Version,
     dir: Dirno,
     after: Option<&[u8]>,
     limit: usize,
-    mut each: impl FnMut(Entry) -> Found<()>,
+    each: impl FnMut(Entry) -> Found<()>,
 ) -> Found<()> {
     if rows::lost_since(c, dir, v)?.is_some() {
         return Err(Error::DirectoryLost { dirno: dir, version: v }.into());
     }
+    let seen = scan_rows(c, v, dir, after, limit, each)?;
+    if after.is_none() && seen < limit as u64 { check_count(c, v, dir, seen) } else { Ok(()) }
+}
+
+/// Runs over the entries of `v` that have rows, and counts them. While the scan's statement is open, all that `each`
+/// asks sees the same snapshot.
+fn scan_rows(
+    c: &Connection,
+    v: Version,
+    dir: Dirno,
+    after: Option<&[u8]>,
+    limit: usize,
+    mut each: impl FnMut(Entry) -> Found<()>,
+) -> Found<u64> {
     // No name is empty: everything comes after the empty name.
     let mut statement =
         c.prepare_cached("SELECT name, v_from, row FROM entries WHERE parent=?1 AND name>?2 ORDER BY name, v_from")?;
@@ -116,12 +150,7 @@ fn scan(
     let mut rows = statement.raw_query();
     let mut seen = 0u64;
     while seen < limit as u64 {
-        let Some(found) = rows.next()? else {
-            if after.is_none() {
-                check_count(c, v, dir, seen)?;
-            }
-            return Ok(());
-        };
+        let Some(found) = rows.next()? else { break };
         let since = Version(found.get(1)?);
         if since > v {
             continue;
@@ -133,5 +162,5 @@ fn scan(
             each(entry_of(name, since, row))?;
         }
     }
-    Ok(())
+    Ok(seen)
 }

@@ -203,7 +203,7 @@ impl Model {
             let path = self.some_dir();
             let mut name = format!("n{}", self.rng.below(9)).into_bytes();
             if self.rng.below(6) == 0 {
-                name = vec![0xff; 255];
+                name = vec![0xff; crate::catalog::codec::MAX_NAME_LEN];
             }
             let action = self.rng.below(10);
             let item = self.new_item(path.len());

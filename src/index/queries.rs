@@ -3,6 +3,8 @@
 //! Invariants: each answer holds for the version asked about whatever is applied meanwhile; what the index cannot
 //! know is an error (`DIRECTORY_LOST`, `EXTENTS_LOST`, `INDEX_ROW_DAMAGED`), never "not there".
 
+use std::ops::RangeInclusive;
+
 use rusqlite::Connection;
 
 use super::pool::Fail;
@@ -52,6 +54,18 @@ impl Index {
         })
     }
 
+    /// The newest version, also when it was removed: the one that open intervals show.
+    pub fn newest_ever(&self) -> Result<Option<VersionRow>> {
+        self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id DESC LIMIT 1")?;
+            let mut rows = statement.query([])?;
+            let Some(found) = rows.next()? else { return Ok(None) };
+            let id: i64 = found.get(0)?;
+            let body = row::open(Table::Versions, Key::id(id), blob(found, 1)?)?;
+            Ok(Some(rows::version_of(c, id, body)?.0))
+        })
+    }
+
     /// The version, unless it never was or was removed.
     pub fn version(&self, v: Version) -> Result<Option<VersionRow>> {
         self.ask(|c| Ok(rows::version(c, v)?.filter(|(_, removed)| !removed).map(|(version, _)| version)))
@@ -89,6 +103,11 @@ impl Index {
 
     pub fn node(&self, logid: Logid) -> Result<Node> {
         self.ask(|c| rows::node(c, logid))
+    }
+
+    /// The node, unless no file has this number: for those who guess.
+    pub fn node_if_any(&self, logid: Logid) -> Result<Option<Node>> {
+        self.ask(|c| rows::node_if_any(c, logid))
     }
 
     /// Attributes of a node, and its bytes in data segments.
@@ -140,6 +159,21 @@ impl Index {
     /// Where a block is read from.
     pub fn location(&self, block: BlockId) -> Result<BlockId> {
         self.ask(|c| rows::location(c, block))
+    }
+
+    /// Relocated blocks of a range of names, with the place that each is read from.
+    pub fn relocations(&self, names: RangeInclusive<BlockId>) -> Result<Vec<(BlockId, BlockId)>> {
+        self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id, row FROM relocations WHERE id BETWEEN ?1 AND ?2")?;
+            let mut rows = statement.query([names.start().0 as i64, names.end().0 as i64])?;
+            let mut moved = Vec::new();
+            while let Some(found) = rows.next()? {
+                let id: i64 = found.get(0)?;
+                let to = rows::decode_relocation(row::open(Table::Relocations, Key::id(id), blob(found, 1)?)?)?;
+                moved.push((BlockId(id as u64), to));
+            }
+            Ok(moved)
+        })
     }
 
     /// A committed block with this hash.

@@ -291,12 +291,13 @@ pub fn node_bytes(c: &Connection, logid: Logid) -> Found<Option<(Dirno, Vec<u8>)
 }
 
 pub fn node(c: &Connection, logid: Logid) -> Found<Node> {
-    let (_, bytes) = node_bytes(c, logid)?.ok_or(Fail::Row("the file has no row"))?;
+    node_if_any(c, logid)?.ok_or(Fail::Row("the file has no row"))
+}
+
+pub fn node_if_any(c: &Connection, logid: Logid) -> Found<Option<Node>> {
+    let Some((_, bytes)) = node_bytes(c, logid)? else { return Ok(None) };
     let node = codec::decode_node(&bytes)?;
-    if node.logid != logid {
-        return Err(Fail::Row("the row is another file's"));
-    }
-    Ok(node)
+    if node.logid == logid { Ok(Some(node)) } else { Err(Fail::Row("the row is another file's")) }
 }
 
 /// The stretch of a long file that covers `offset`.
@@ -350,13 +351,15 @@ pub fn decode_frames(first: u32, body: &[u8]) -> Result<FrameChunk, BadRow> {
 
 /// Where a block is read from: its name, unless it was relocated.
 pub fn location(c: &Connection, block: BlockId) -> Found<BlockId> {
-    let to = value(c, Table::Relocations, block.0 as i64, |body| {
-        let mut d = Decoder::new(body);
-        let to = BlockId(d.uint()?);
-        d.end()?;
-        Ok(to)
-    })?;
+    let to = value(c, Table::Relocations, block.0 as i64, |body| Ok(decode_relocation(body)?))?;
     Ok(to.unwrap_or(block))
+}
+
+pub fn decode_relocation(body: &[u8]) -> Result<BlockId, BadRow> {
+    let mut d = Decoder::new(body);
+    let to = BlockId(d.uint()?);
+    d.end()?;
+    Ok(to)
 }
 
 /// Row of a block hash in `hashes`: its first 63 bits.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::attributes::{self, Failed, Handle};
 use super::remove::remove_tree;
 use super::{Decision, Extra, Options, Report, Source, Target};
+use crate::catalog::codec::valid_name;
 use crate::catalog::{Child, DirState, Kind};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid};
@@ -447,12 +448,7 @@ pub(super) fn existing(parent: &DirFd, name: &[u8]) -> io::Result<Option<Stat>> 
 
 /// Refuses what would lead out of the target directory, whatever a catalog says.
 pub(super) fn check_name(name: &[u8]) -> Result<()> {
-    let bad = name.is_empty()
-        || name.len() > 255
-        || name == b"."
-        || name == b".."
-        || name.iter().any(|b| matches!(b, 0 | b'/'));
-    if bad { Err(no_name(name)) } else { Ok(()) }
+    if valid_name(name) { Ok(()) } else { Err(no_name(name)) }
 }
 
 fn no_name(name: &[u8]) -> Error {

@@ -62,6 +62,9 @@ impl Chunk {
     }
 }
 
+/// Name and present place of each block that was relocated.
+type Moved = Vec<(BlockId, BlockId)>;
+
 /// All arcs of one backup dir.
 pub struct Arcs {
     dir: PathBuf,
@@ -70,6 +73,8 @@ pub struct Arcs {
     open: Mutex<LruCache<ArcSerial, Arc<OpenArc>>>,
     /// By arc and frame number / 64: a piece covers at least 64 frames, so few are held under several keys.
     chunks: Mutex<LruCache<(ArcSerial, u32), Arc<Chunk>>>,
+    /// Relocations of 64 neighbouring blocks; nearly always none.
+    moved: Mutex<LruCache<(ArcSerial, u32), Arc<Moved>>>,
     started: Instant,
 }
 
@@ -82,15 +87,16 @@ impl Arcs {
             index,
             open: Mutex::new(LruCache::new(bounded(MAX_OPEN_ARCS))),
             chunks: Mutex::new(LruCache::new(bounded(MAX_CHUNKS))),
+            moved: Mutex::new(LruCache::new(bounded(MAX_CHUNKS))),
             started: Instant::now(),
         }
     }
 
     /// Finds a block's frame, also one that was relocated.
     pub fn locate(&self, block: BlockId) -> Result<Located> {
-        let place = self.index.location(block)?;
+        let place = self.place_of(block)?;
         let (serial, no) = (place.arc(), place.frame());
-        let key = (serial, no.0 >> 6);
+        let key = neighbours(place);
         let known = lock(&self.chunks).get(&key).and_then(|chunk| chunk.get(no));
         let (offset, info) = match known {
             Some(found) => found,
@@ -111,6 +117,28 @@ impl Arcs {
             }
         };
         Ok(Located { serial, no, offset, info })
+    }
+
+    fn place_of(&self, block: BlockId) -> Result<BlockId> {
+        let key = neighbours(block);
+        let known = lock(&self.moved).get(&key).cloned();
+        let moved = match known {
+            Some(moved) => moved,
+            None => {
+                let first = FrameNo(key.1 << NEIGHBOUR_BITS);
+                let last = FrameNo(first.0 | ((1 << NEIGHBOUR_BITS) - 1));
+                let range = BlockId::new(block.arc(), first)..=BlockId::new(block.arc(), last);
+                let moved = Arc::new(self.index.relocations(range)?);
+                lock(&self.moved).put(key, moved.clone());
+                moved
+            }
+        };
+        Ok(moved.iter().find(|(from, _)| *from == block).map_or(block, |(_, to)| *to))
+    }
+
+    /// Forgets where a block is: it may have been relocated since.
+    pub fn forget_place(&self, block: BlockId) {
+        lock(&self.moved).pop(&neighbours(block));
     }
 
     /// The arc, opened if need be. `Missing` and `Unreadable` are damage of the arc as a whole.
@@ -158,6 +186,13 @@ impl Arcs {
         };
         Error::Arc { place: Place { arc, frame: None, block: None, offset: 0 }, damage }
     }
+}
+
+const NEIGHBOUR_BITS: u32 = 6;
+
+/// Arc and frame number / 64.
+fn neighbours(block: BlockId) -> (ArcSerial, u32) {
+    (block.arc(), block.frame().0 >> NEIGHBOUR_BITS)
 }
 
 thread_local! {

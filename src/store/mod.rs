@@ -383,6 +383,10 @@ impl Inner {
             Err(error) => {
                 for (slot, located) in run {
                     let Some(want) = deliver.job.wanted.get(*slot) else { continue };
+                    if let Some(verified) = self.relocated_since(want.block, located) {
+                        deliver.outcome(*slot, Ok(Arc::new(verified)));
+                        continue;
+                    }
                     // The whole arc is out of reach; each message still names its own block.
                     let error = match error.clone() {
                         Error::Arc { place, damage } => Error::Arc {
@@ -441,6 +445,13 @@ impl Inner {
         })
     }
 
+    /// The block from another place, if it was relocated since its place was looked up.
+    fn relocated_since(&self, block: BlockId, was: &Located) -> Option<VerifiedBlock> {
+        self.arcs.forget_place(block);
+        let located = self.arcs.locate(block).ok().filter(|now| (now.serial, now.no) != (was.serial, was.no))?;
+        self.read_one(&*self.arcs.open(located.serial).ok()?, &located).ok()
+    }
+
     fn verify(
         &self,
         arc: &OpenArc,
@@ -466,7 +477,7 @@ impl Inner {
     ) -> Outcome {
         let error = Error::Arc { place: arc.place(located, want.block), damage };
         let again = match self.heal {
-            Heal::On => self.past_the_page_cache(located),
+            Heal::On => self.past_the_page_cache(want.block),
             Heal::Off => None,
         };
         let expected = located.info.hash;
@@ -480,10 +491,13 @@ impl Inner {
         again.map(Arc::new).ok_or(error)
     }
 
-    fn past_the_page_cache(&self, located: &Located) -> Option<VerifiedBlock> {
+    /// Reads the block again from where it is now, and from the disk.
+    fn past_the_page_cache(&self, block: BlockId) -> Option<VerifiedBlock> {
+        self.arcs.forget_place(block);
+        let located = self.arcs.locate(block).ok()?;
         let arc = self.arcs.reopen(located.serial).ok()?;
         arc.forget_cached(located.offset, located.info.frame_len());
-        self.read_one(&arc, located).ok()
+        self.read_one(&arc, &located).ok()
     }
 
     fn wrong_length(&self, want: &Wanted, found: usize) -> Error {

@@ -4,6 +4,7 @@
 //! file) or none; what lies below a version never changes, so the kernel may keep it for ever, while the root
 //! is asked each time; no table of inodes exists: a number says what it stands for (`ino`).
 
+mod ahead;
 mod dirs;
 mod ino;
 mod read;
@@ -18,12 +19,13 @@ use std::time::Duration;
 
 use lru::LruCache;
 
-use crate::catalog::{Attr, Child, Kind, Timespec, Xattrs};
+use crate::catalog::{Attr, Child, Kind, Timespec, Xattrs, codec};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid, Version};
 use crate::index::{DirRow, VersionRow};
 use crate::store::{Store, Summary};
 use crate::tree::{SeekTo, Tree};
+use ahead::Ahead;
 pub use dirs::DirItem;
 use dirs::OpenDir;
 pub use ino::{Ino, Place};
@@ -99,21 +101,25 @@ pub struct FsSize {
 
 impl FsSize {
     pub const UNIT: u32 = 4096;
+    pub const MAX_NAME_LEN: u32 = codec::MAX_NAME_LEN as u32;
 }
 
 /// The filesystem.
 pub struct Vfs {
-    tree: Tree,
+    tree: Arc<Tree>,
     store: Arc<Store>,
     options: VfsOptions,
     dirs: Mutex<HashMap<u64, Arc<Mutex<OpenDir>>>>,
     next_handle: AtomicU64,
     streams: Mutex<LruCache<Logid, Streams>>,
+    ahead: Ahead,
 }
 
 impl Vfs {
     pub fn new(tree: Tree, store: Arc<Store>, options: VfsOptions) -> Vfs {
+        let tree = Arc::new(tree);
         Vfs {
+            ahead: Ahead::start(tree.clone(), store.clone()),
             tree,
             store,
             options,

@@ -1,5 +1,6 @@
 //! File contents: all bytes asked for, verified, or an error; and what to decode before it is asked for.
 
+use std::cell::RefCell;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -15,14 +16,41 @@ const WINDOW_BYTES: u64 = 4 << 20;
 /// Decoding ahead is started for at least so much at a time.
 const STEP_BYTES: u64 = 512 << 10;
 /// Smaller files are not worth watching.
-const MIN_STREAM_BYTES: u64 = 256 << 10;
+pub(super) const MIN_STREAM_BYTES: u64 = 256 << 10;
 /// Readers of one file that are told apart.
 const MAX_READERS: usize = 4;
 
 /// What a read gives: a part of one verified block, or a copy of several.
 pub enum Bytes {
     Block(Arc<VerifiedBlock>, Range<usize>),
-    Copied(Vec<u8>),
+    Copied(Copied),
+}
+
+/// A copy of parts of several verified blocks. Its memory is kept for the thread's next one: fresh memory for each
+/// large reply would cost a page fault for every 4 KiB.
+pub struct Copied(Vec<u8>);
+
+thread_local! {
+    static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+/// Larger memory is given back.
+const MAX_SPARE_BYTES: usize = 2 << 20;
+
+impl Copied {
+    fn with_room(bytes: usize) -> Copied {
+        let mut spare = SPARE.take();
+        spare.clear();
+        spare.reserve(bytes);
+        Copied(spare)
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        if self.0.capacity() <= MAX_SPARE_BYTES {
+            SPARE.set(std::mem::take(&mut self.0));
+        }
+    }
 }
 
 impl Deref for Bytes {
@@ -30,7 +58,7 @@ impl Deref for Bytes {
     fn deref(&self) -> &[u8] {
         match self {
             Bytes::Block(block, range) => block.get(range.clone()).unwrap_or_default(),
-            Bytes::Copied(bytes) => bytes,
+            Bytes::Copied(copied) => &copied.0,
         }
     }
 }
@@ -94,6 +122,8 @@ impl Vfs {
         let total: u64 = pieces.iter().map(Piece::len).sum();
         if node.attr.size >= MIN_STREAM_BYTES && total > 0 {
             self.read_ahead(&node, offset..offset + total);
+        } else if offset == 0 {
+            self.ahead.note(logid);
         }
         let wanted: Vec<Wanted> = pieces.iter().filter_map(wanted_of).collect();
         let blocks = self.store.blocks(&wanted, Some(logid))?;
@@ -119,7 +149,7 @@ impl Vfs {
     }
 }
 
-fn wanted_of(piece: &Piece) -> Option<Wanted> {
+pub(super) fn wanted_of(piece: &Piece) -> Option<Wanted> {
     match piece {
         Piece::Data { block, block_len, .. } => Some(Wanted { block: *block, len_bytes: *block_len }),
         Piece::Zero { .. } => None,
@@ -132,7 +162,8 @@ fn assemble(pieces: &[Piece], blocks: Vec<Arc<VerifiedBlock>>, total: usize) -> 
         let start = *start as usize;
         return Bytes::Block(block.clone(), start..start + *len as usize);
     }
-    let mut bytes = Vec::with_capacity(total);
+    let mut copied = Copied::with_room(total);
+    let bytes = &mut copied.0;
     for piece in pieces {
         match piece {
             Piece::Data { start, len, .. } => {
@@ -143,7 +174,7 @@ fn assemble(pieces: &[Piece], blocks: Vec<Arc<VerifiedBlock>>, total: usize) -> 
             Piece::Zero { len } => bytes.resize(bytes.len() + *len as usize, 0),
         }
     }
-    Bytes::Copied(bytes)
+    Bytes::Copied(copied)
 }
 
 #[cfg(test)]
