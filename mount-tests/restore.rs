@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::atomicity::restored;
 use crate::support::rng::Rng;
-use crate::support::{Lab, arcfile, names_in, odd, oracle, sys};
+use crate::support::{Lab, NONE, arcfile, names_in, odd, oracle, sys};
 
 #[track_caller]
 fn get(lab: &Lab, args: &[&str], to: &Path) -> crate::support::Out {
@@ -167,4 +167,28 @@ fn a_symlink_in_the_way_is_not_followed() {
     get(&lab, &[], &lab.out_dir()).ok();
     assert_eq!(fs::read(outside.join("file")).unwrap(), b"do not touch");
     assert_eq!(fs::read(back.join("dir/file")).unwrap(), b"inside");
+}
+
+#[test]
+fn delete_spares_the_backup_dir_that_it_reads_from() {
+    let lab = Lab::new();
+    lab.write("dir/file", b"content");
+    let repo = lab.src().join("dir/assay");
+    lab.assay_on(&repo, "init", NONE).ok();
+    let keys = lab.src().join("keys");
+    fs::create_dir(&keys).unwrap();
+    lab.assay_on(&repo, "backup", [lab.src()]).ok();
+    // The key moves to a directory that the version has, but empty.
+    fs::rename(repo.join("key.conf"), keys.join("my.key")).unwrap();
+    std::os::unix::fs::symlink(keys.join("my.key"), repo.join("key.conf")).unwrap();
+    lab.write("dir/extra", b"goes");
+    let before = names_in(&repo);
+    let out = lab.assay_on(&repo, "get", ["-y", "--orig", "--delete"]).arg(lab.src()).ok();
+    assert!(out.err().contains(repo.to_str().unwrap()) && out.err().contains("my.key"), "{}", out.text());
+    assert!(!lab.src().join("dir/extra").exists());
+    assert_eq!(names_in(&repo), before);
+    assert_eq!(names_in(&keys), [b"my.key".to_vec()]);
+    lab.assay_on(&repo, "get", ["-y", "--to"]).arg(lab.out_dir()).arg(lab.src().join("dir/file")).ok();
+    let out = lab.assay_on(&repo, "get", ["-y", "--to"]).arg(&repo).arg(lab.src().join("dir/file")).run().code(1);
+    assert!(out.err().contains("UNSUPPORTED"), "{}", out.text());
 }

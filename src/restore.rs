@@ -3,13 +3,15 @@
 //! Invariants: what has a final name is whole and verified, block by block and by the file's SHA-1; a file with
 //! damage only ever gets a `.damaged` name. Below the target directory every entry is reached by one name
 //! relative to its opened parent, never through a symlink. Nothing that exists is replaced without a yes, unless
-//! its content was compared and is equal. Restored data is not flushed to the disk.
+//! its content was compared and is equal. The backup dir itself is never removed, replaced or written into.
+//! Restored data is not flushed to the disk.
 
 mod attributes;
 mod content;
 mod engine;
 mod entry;
 mod remove;
+mod spare;
 #[cfg(test)]
 mod tests;
 mod version;
@@ -24,6 +26,7 @@ use crate::error::{Error, Exit, Result};
 use crate::ids::{BlockId, Dirno, Logid};
 use crate::monitor::Monitor;
 use crate::tree::Piece;
+pub use spare::{Spare, Why};
 pub use version::VersionSource;
 
 /// Names of a directory.
@@ -83,6 +86,7 @@ pub struct Options {
     pub paths: Vec<Vec<u8>>,
     pub target: Target,
     pub extra: Extra,
+    pub spare: Spare,
 }
 
 /// A file that could not be restored whole.
@@ -99,7 +103,7 @@ pub struct DamagedFile {
     pub error: Error,
 }
 
-/// Errors and damaged files that a report lists; more are only counted.
+/// Errors, damaged and spared files that a report lists; more are only counted.
 pub const MAX_LISTED: usize = 10_000;
 
 /// What a restore did.
@@ -118,6 +122,9 @@ pub struct Report {
     pub kept: u64,
     /// Entries removed by `--delete` (with all below counted).
     pub deleted: u64,
+    /// What `--delete` would have removed and left, with the reason.
+    pub spared: Vec<(PathBuf, Why)>,
+    pub spared_count: u64,
     pub damaged: Vec<DamagedFile>,
     pub damaged_count: u64,
     /// Paths (in the version) and what went wrong, damaged files not included.

@@ -10,7 +10,7 @@ use super::ui::Ui;
 use super::{Context, open_index, print, print_json, show};
 use crate::backup::walk;
 use crate::error::{Exit, Result};
-use crate::restore::{self, Decision, Extra, Options, Report, Target, VersionSource};
+use crate::restore::{self, Decision, Extra, Options, Report, Spare, Target, VersionSource};
 use crate::store::Store;
 use crate::tree::{Tree, View};
 
@@ -60,7 +60,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     };
     let paths: Result<Vec<Vec<u8>>> = args.paths.iter().map(|path| stored_path(path)).collect();
     let extra = if args.delete { Extra::Delete } else { Extra::Keep };
-    let options = Options { paths: paths?, target, extra };
+    let options = Options { paths: paths?, target, extra, spare: Spare::backup_dir(dir.path())? };
     let ui = Ui::new(context.quiet, false, "Restoring");
     let mut confirm = |path: &Path| if args.yes { Decision::All } else { ask(&ui, path) };
     let done = restore::run(&source, &options, &ui, &mut confirm);
@@ -102,6 +102,7 @@ fn as_text(report: &Report, from: &str) -> String {
         (report.unchanged, "were there already, unchanged"),
         (report.kept, "exist and were left alone (-y replaces them)"),
         (report.deleted, "were removed"),
+        (report.spared_count, "are not in the version and were left alone"),
         (report.damaged_count, "are damaged and were written as .damaged"),
         (report.error_count, "failed"),
     ];
@@ -124,6 +125,9 @@ fn as_json(report: &Report) -> serde_json::Value {
         "unchanged": report.unchanged,
         "kept": report.kept,
         "deleted": report.deleted,
+        "spared": report.spared.iter().map(|(path, why)| json!({
+            "path": path.display().to_string(), "why": why.to_string()
+        })).collect::<Vec<_>>(),
         "damaged": report.damaged.iter().map(|file| json!({
             "path": show::path(&file.path),
             "written": file.written.display().to_string(),

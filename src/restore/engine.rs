@@ -7,8 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::attributes::{self, Failed, Handle};
-use super::remove::remove_tree;
-use super::{Decision, Extra, Options, Report, Source, Target};
+use super::{Decision, Extra, Options, Report, Source, Spare, Target};
 use crate::catalog::codec::valid_name;
 use crate::catalog::{Child, DirState, Kind};
 use crate::error::{Error, Result};
@@ -54,6 +53,7 @@ pub(super) struct Restore<'a> {
     always: bool,
     target: Target,
     pub extra: Extra,
+    pub spare: Spare,
     pub base: DirFd,
     base_path: PathBuf,
     /// Path in the version of what the base directory stands for; empty for `/`.
@@ -62,7 +62,7 @@ pub(super) struct Restore<'a> {
     pub place: Vec<Vec<u8>>,
     pub made: HashMap<Logid, Made>,
     /// Names of damaged files that were just written.
-    pub spared: Vec<Vec<u8>>,
+    pub new_names: Vec<Vec<u8>>,
     pub temp_count: u64,
     pub report: Report,
 }
@@ -76,6 +76,7 @@ impl<'a> Restore<'a> {
     ) -> Result<Restore<'a>> {
         let base_path = match &options.target {
             Target::Below(dir) => {
+                options.spare.refuse_inside(dir)?;
                 std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, &error))?;
                 dir.clone()
             }
@@ -89,12 +90,13 @@ impl<'a> Restore<'a> {
             always: false,
             target: options.target.clone(),
             extra: options.extra,
+            spare: options.spare.clone(),
             base,
             base_path,
             prefix: Vec::new(),
             place: Vec::new(),
             made: HashMap::new(),
-            spared: Vec::new(),
+            new_names: Vec::new(),
             temp_count: 0,
             report: Report::default(),
         })
@@ -199,6 +201,8 @@ impl<'a> Restore<'a> {
                 }
                 other => other.map_err(|error| Error::io("open", &path, &error))?,
             };
+            let stat = next.stat().map_err(|error| Error::io("stat", &path, &error))?;
+            self.spare.refuse(&stat, &path)?;
             dir = next;
             self.place.push(name.clone());
         }
@@ -236,8 +240,8 @@ impl<'a> Restore<'a> {
                 Child::Node(logid) => {
                     let result = self.entry(&level.dir, &name, logid);
                     match &mut level.keep {
-                        Some(keep) => keep.extend(self.spared.drain(..)),
-                        None => self.spared.clear(),
+                        Some(keep) => keep.extend(self.new_names.drain(..)),
+                        None => self.new_names.clear(),
                     }
                     result
                 }
@@ -286,6 +290,9 @@ impl<'a> Restore<'a> {
             }
         };
         let now = existing(parent, name).map_err(|error| Error::io("stat", &path, &error))?;
+        if let Some(now) = &now {
+            self.spare.refuse(now, &path)?;
+        }
         let make = || parent.mkdir_at(name, 0o700).map_err(|error| Error::io("make", &path, &error));
         match now {
             None => make()?,
@@ -346,27 +353,6 @@ impl<'a> Restore<'a> {
         self.report.dirs += 1;
         if level.named {
             self.place.pop();
-        }
-    }
-
-    fn delete_extra(&mut self, dir: &DirFd, stat: &Stat, keep: &HashSet<Vec<u8>>) {
-        let mut names = match dir.read_names() {
-            Ok(names) => names,
-            Err(error) => {
-                let error = Error::io("list", self.target_path(None), &error);
-                return self.fail(self.saved_path(None), &error);
-            }
-        };
-        names.sort_unstable();
-        for name in names.iter().filter(|name| !keep.contains(*name)) {
-            let (removed, left) = remove_tree(dir, stat, name);
-            self.report.deleted += removed;
-            for (names, error) in left {
-                let mut path = self.target_path(None);
-                path.extend(names.iter().map(|name| OsStr::from_bytes(name)));
-                let error = Error::io("remove", path, &error);
-                self.fail(self.saved_path(Some(name)), &error);
-            }
         }
     }
 

@@ -62,6 +62,7 @@ impl Restore<'_> {
                 self.remember(name, &node, *now, false);
                 return Ok(());
             }
+            self.spare.refuse(now, &path)?;
             if !self.may_replace(&path)? {
                 return Ok(());
             }
@@ -225,7 +226,7 @@ impl Restore<'_> {
             };
             self.report.damaged.push(file);
         }
-        self.spared.push(written);
+        self.new_names.push(written);
         self.show_progress();
     }
 
@@ -254,10 +255,15 @@ impl Restore<'_> {
         match now {
             Some(now) if now.is_dir() && self.extra == Extra::Delete => {
                 let parent_stat = parent.stat().map_err(|error| Error::io("stat", &path, &error))?;
-                let (removed, left) = remove_tree(parent, &parent_stat, name);
-                self.report.deleted += removed;
-                if let Some((_, error)) = left.into_iter().next() {
+                let removal = remove_tree(parent, &parent_stat, name, &self.spare);
+                self.report.deleted += removal.removed;
+                if let Some((_, error)) = removal.left.into_iter().next() {
                     return fail("remove", error);
+                }
+                if let Some((names, why)) = removal.spared.into_iter().next() {
+                    let place = self.below(&names);
+                    let what = format!("the directory in its place can't go: {}: {why}", place.display());
+                    return Err(Error::Unsupported { path, what });
                 }
             }
             Some(now) if now.is_dir() => {

@@ -1,0 +1,89 @@
+//! What a restore leaves alone although it is in the way: the backup dir that it reads from.
+//!
+//! Invariants: an inode that is spared is never removed, replaced or entered, under whatever name it is met; so
+//! neither are the directories above it removed.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::os::Stat;
+
+/// Why `--delete` left something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// It is the backup dir, or the real place of something that is a symlink there.
+    BackupDir,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Why::BackupDir => "it belongs to the backup dir",
+        })
+    }
+}
+
+/// What is never removed nor replaced.
+#[derive(Debug, Clone, Default)]
+pub struct Spare {
+    /// Device and inode numbers.
+    inodes: HashSet<(u64, u64)>,
+}
+
+/// SQLite keeps these beside the real place of the index.
+const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+impl Spare {
+    /// A backup dir, and where the symlinks in it lead (key.conf and index.db may be kept elsewhere).
+    pub fn backup_dir(dir: &Path) -> Result<Spare> {
+        let fail = |error: std::io::Error| Error::io("list", dir, &error);
+        let mut spare = Spare::default();
+        let stat = std::fs::metadata(dir).map_err(fail)?;
+        spare.inodes.insert((stat.dev(), stat.ino()));
+        for entry in std::fs::read_dir(dir).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let is_symlink = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+            // One that leads nowhere has nothing to spare.
+            let Some(real) = entry.path().canonicalize().ok().filter(|_| is_symlink) else { continue };
+            for suffix in BESIDE.into_iter().chain([""]) {
+                let mut place = real.clone().into_os_string();
+                place.push(suffix);
+                if let Ok(stat) = std::fs::symlink_metadata(&place) {
+                    spare.inodes.insert((stat.dev(), stat.ino()));
+                }
+            }
+        }
+        Ok(spare)
+    }
+
+    /// Why this inode stays.
+    pub fn inode(&self, stat: &Stat) -> Option<Why> {
+        self.inodes.contains(&(stat.dev, stat.ino)).then_some(Why::BackupDir)
+    }
+
+    /// Refuses what a restore would replace or write into.
+    pub fn refuse(&self, stat: &Stat, path: &Path) -> Result<()> {
+        match self.inode(stat) {
+            Some(_) => Err(refused(path)),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a target directory, which may be absent, in what is spared.
+    pub fn refuse_inside(&self, dir: &Path) -> Result<()> {
+        let absolute = std::path::absolute(dir).map_err(|error| Error::io("find", dir, &error))?;
+        let existing = absolute.ancestors().find_map(|above| above.canonicalize().ok());
+        let inside = existing.iter().flat_map(|real| real.ancestors()).any(|above| {
+            std::fs::metadata(above).is_ok_and(|stat| self.inodes.contains(&(stat.dev(), stat.ino())))
+        });
+        if inside { Err(refused(dir)) } else { Ok(()) }
+    }
+}
+
+fn refused(path: &Path) -> Error {
+    let what = "it belongs to the backup dir, which a restore does not change; restore with --to elsewhere".into();
+    Error::Unsupported { path: PathBuf::from(path), what }
+}
