@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::attributes::{self, Failed, Handle};
-use super::{Decision, Extra, Options, Report, Source, Spare, Target};
+use super::{Decision, Extra, Options, Report, Source, Spare, Target, Why};
 use crate::catalog::codec::valid_name;
 use crate::catalog::{Child, DirState, Kind};
 use crate::error::{Error, Result};
@@ -40,10 +40,34 @@ struct Level {
     fresh: bool,
     /// Entries from here on whose blocks were asked for.
     ahead: usize,
+    /// Device of the file system that `--delete` may work on here and below; None where it may not.
+    deletes_on: Option<u64>,
     /// What `--delete` must not touch; None when nothing may be deleted here.
     keep: Option<HashSet<Vec<u8>>>,
     /// Its name is the last one of the place.
     named: bool,
+}
+
+/// Where a directory stands, for `--delete`: it must not empty what is mounted in the tree, which a backup saves as
+/// an empty directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Border {
+    /// A path that was asked for, or the target itself.
+    Top,
+    /// In a directory whose `deletes_on` is this.
+    Below(Option<u64>),
+}
+
+impl Border {
+    /// `deletes_on` of a directory; `empty` if the version has nothing in it.
+    fn deletes_on(self, stat: &Stat, empty: bool) -> Option<u64> {
+        let inside = match self {
+            // Asked for by name; but an empty one may be a mount point that was not entered.
+            Border::Top => !(stat.mount_root && empty),
+            Border::Below(above) => above == Some(stat.dev) && !stat.mount_root,
+        };
+        inside.then_some(stat.dev)
+    }
 }
 
 pub(super) struct Restore<'a> {
@@ -144,7 +168,7 @@ impl<'a> Restore<'a> {
             let Child::Dir(dirno) = child else { return Err(no_name(path)) };
             self.prefix.clear();
             let state = self.source.dir(dirno)?;
-            let level = self.level(base, None, dirno, Some(state))?;
+            let level = self.level(base, None, dirno, Some(state), Border::Top)?;
             return self.tree(level);
         };
         let mut made = Vec::new();
@@ -160,7 +184,7 @@ impl<'a> Restore<'a> {
         };
         let result = parent.and_then(|parent| match child {
             Child::Node(logid) => self.entry(&parent, &name, logid),
-            Child::Dir(dirno) => match self.enter(&parent, &name, dirno)? {
+            Child::Dir(dirno) => match self.enter(&parent, &name, dirno, Border::Top)? {
                 Some(level) => self.tree(level),
                 None => Ok(()),
             },
@@ -245,7 +269,7 @@ impl<'a> Restore<'a> {
                     }
                     result
                 }
-                Child::Dir(dirno) => match self.enter(&level.dir, &name, dirno) {
+                Child::Dir(dirno) => match self.enter(&level.dir, &name, dirno, Border::Below(level.deletes_on)) {
                     Ok(entered) => {
                         stack.extend(entered);
                         Ok(())
@@ -279,7 +303,7 @@ impl<'a> Restore<'a> {
     }
 
     /// Makes or opens a directory; None if the user keeps what is in its place.
-    fn enter(&mut self, parent: &DirFd, name: &[u8], dirno: Dirno) -> Result<Option<Level>> {
+    fn enter(&mut self, parent: &DirFd, name: &[u8], dirno: Dirno, border: Border) -> Result<Option<Level>> {
         check_name(name)?;
         let path = self.target_path(Some(name));
         let state = match self.source.dir(dirno) {
@@ -314,10 +338,17 @@ impl<'a> Restore<'a> {
         };
         let dir = dir.map_err(|error| Error::io("open", &path, &error))?;
         let fresh = !now.is_some_and(|now| now.is_dir());
-        Ok(Some(Level { fresh, ..self.level(dir, Some(name), dirno, state)? }))
+        Ok(Some(Level { fresh, ..self.level(dir, Some(name), dirno, state, border)? }))
     }
 
-    fn level(&mut self, dir: DirFd, name: Option<&[u8]>, dirno: Dirno, state: Option<DirState>) -> Result<Level> {
+    fn level(
+        &mut self,
+        dir: DirFd,
+        name: Option<&[u8]>,
+        dirno: Dirno,
+        state: Option<DirState>,
+        border: Border,
+    ) -> Result<Level> {
         let path = self.target_path(name);
         let stat = dir.stat().map_err(|error| Error::io("stat", &path, &error))?;
         if state.is_some() && stat.perm & 0o700 != 0o700 && process::geteuid() == stat.uid && stat.uid != 0 {
@@ -327,7 +358,12 @@ impl<'a> Restore<'a> {
         if let Some(error) = &names.incomplete {
             self.fail(self.saved_path(name), error);
         }
-        let keep = (self.extra == Extra::Delete && names.incomplete.is_none())
+        let deletes = self.extra == Extra::Delete;
+        let deletes_on = border.deletes_on(&stat, names.entries.is_empty());
+        if deletes && deletes_on.is_none() && border != Border::Below(None) {
+            self.note_spared(path, Why::OtherFileSystem);
+        }
+        let keep = (deletes && deletes_on.is_some() && names.incomplete.is_none())
             .then(|| names.entries.iter().map(|(name, _)| name.clone()).collect());
         self.place.extend(name.map(<[u8]>::to_vec));
         Ok(Level {
@@ -337,6 +373,7 @@ impl<'a> Restore<'a> {
             entries: names.entries.into_iter(),
             fresh: false,
             ahead: 0,
+            deletes_on,
             keep,
             named: name.is_some(),
         })

@@ -83,7 +83,7 @@ fn remove_or_enter(at: &DirFd, start: &Stat, name: &[u8], spare: &Spare) -> io::
         return Ok(Step::Spared(why));
     }
     if stat.dev != start.dev || stat.mount_root {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        return Ok(Step::Spared(Why::OtherFileSystem));
     }
     if !stat.is_dir() {
         return at.unlink_at(name).map(|()| Step::Removed);
@@ -130,7 +130,7 @@ impl Restore<'_> {
     }
 
     pub(super) fn note_spared(&mut self, path: PathBuf, why: Why) {
-        let what = format!("not removed: {why}");
+        let what = format!("nothing removed here: {why}");
         self.monitor.event(Event::Warning { path: path.as_os_str().as_bytes(), what });
         self.report.spared_count += 1;
         if self.report.spared.len() < super::MAX_LISTED {
@@ -163,8 +163,8 @@ mod tests {
     fn another_file_system_is_not_touched() {
         let root = DirFd::open(std::path::Path::new("/")).unwrap();
         let done = remove_tree(&root, &root.stat().unwrap(), b"proc", &Spare::default());
-        assert_eq!((done.removed, done.left.len()), (0, 1));
-        assert_eq!(done.left[0].1.raw_os_error(), Some(libc::EBUSY));
+        assert_eq!((done.removed, done.left.len()), (0, 0));
+        assert_eq!(done.spared, [(vec![b"proc".to_vec()], Why::OtherFileSystem)]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a restore leaves alone although it is in the way: the backup dir that it reads from.
+//! What a restore leaves alone although it is in the way: above all the backup dir that it reads from.
 //!
 //! Invariants: an inode that is spared is never removed, replaced or entered, under whatever name it is met; so
 //! neither are the directories above it removed.
@@ -16,12 +16,15 @@ use crate::os::Stat;
 pub enum Why {
     /// It is the backup dir, or the real place of something that is a symlink there.
     BackupDir,
+    /// It is mounted there: a backup without `-X` saves an empty directory in its place.
+    OtherFileSystem,
 }
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Why::BackupDir => "it belongs to the backup dir",
+            Why::OtherFileSystem => "another file system is mounted there",
         })
     }
 }
