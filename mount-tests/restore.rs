@@ -6,7 +6,8 @@ use std::path::Path;
 
 use crate::atomicity::restored;
 use crate::support::rng::Rng;
-use crate::support::{Lab, NONE, arcfile, names_in, odd, oracle, sys};
+use crate::support::{Lab, NONE, arcfile, is_root, names_in, odd, oracle, sys, tool};
+use crate::user::Ordinary;
 
 #[track_caller]
 fn get(lab: &Lab, args: &[&str], to: &Path) -> crate::support::Out {
@@ -191,4 +192,103 @@ fn delete_spares_the_backup_dir_that_it_reads_from() {
     lab.assay_on(&repo, "get", ["-y", "--to"]).arg(lab.out_dir()).arg(lab.src().join("dir/file")).ok();
     let out = lab.assay_on(&repo, "get", ["-y", "--to"]).arg(&repo).arg(lab.src().join("dir/file")).run().code(1);
     assert!(out.err().contains("UNSUPPORTED"), "{}", out.text());
+}
+
+/// A file system mounted by a test, gone at its end.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn new(args: &[&str], point: std::path::PathBuf) -> Mounted {
+        fs::create_dir_all(&point).unwrap();
+        tool("mount").args(args).arg(&point).ok();
+        Mounted(point)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn delete_does_not_reach_into_what_is_mounted() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.write("dir/file", b"content");
+    let dir = lab.src().join("dir");
+    let source = lab.path("elsewhere");
+    fs::create_dir(&source).unwrap();
+    let other = Mounted::new(&["-t", "tmpfs", "none"], dir.join("other"));
+    let bound = Mounted::new(&["--bind", source.to_str().unwrap()], dir.join("bound"));
+    fs::write(other.0.join("inside"), b"precious").unwrap();
+    lab.init();
+    lab.backup();
+    // Bound in the tree it is on the same file system, and saved; then it holds more.
+    fs::write(bound.0.join("later"), b"precious").unwrap();
+    let late = Mounted::new(&["-t", "tmpfs", "none"], dir.join("extra/late"));
+    fs::write(late.0.join("inside"), b"precious").unwrap();
+    lab.write("dir/gone", b"not in the version");
+    let out = lab.assay("get", ["-y", "--orig", "--delete"]).arg(lab.src()).ok();
+    for place in [other.0.join("inside"), bound.0.join("later"), late.0.join("inside")] {
+        assert_eq!(fs::read(&place).expect("removed"), b"precious");
+        let point = place.parent().unwrap().to_str().unwrap().to_string();
+        assert!(out.err().contains(&point), "not told: {point}\n{}", out.text());
+    }
+    assert!(!dir.join("gone").exists());
+    // By its name too: the version has it empty because it was not entered.
+    lab.assay("get", ["-y", "--orig", "--delete"]).arg(&other.0).ok();
+    assert_eq!(fs::read(other.0.join("inside")).unwrap(), b"precious");
+    // Saved with -X it is restored, but emptied of the rest only when it is named.
+    lab.backup_with(["-X"]);
+    fs::write(other.0.join("new"), b"n").unwrap();
+    fs::remove_file(other.0.join("inside")).unwrap();
+    lab.assay("get", ["-y", "--orig", "--delete"]).arg(lab.src()).ok();
+    assert_eq!(names_in(&other.0), [b"inside".to_vec(), b"new".to_vec()]);
+    lab.assay("get", ["-y", "--orig", "--delete"]).arg(&other.0).ok();
+    assert_eq!(names_in(&other.0), [b"inside".to_vec()]);
+}
+
+#[test]
+fn delete_is_refused_when_the_backup_could_not_read_everything() {
+    let lab = Lab::new();
+    lab.write("dir/file", b"content");
+    lab.write("dir/secret/file", b"could not be read");
+    lab.write("good/file", b"content");
+    let user = Ordinary::of(&lab);
+    user.assay("init", NONE).ok();
+    let secret = lab.src().join("dir/secret");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0)).unwrap();
+    user.assay("backup", [lab.src()]).run().code(3);
+    let get = |args: &[&str], what: &str| user.assay("get", ["-y", "--orig"]).args(args).arg(lab.src().join(what)).run();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o755)).unwrap();
+    lab.write("dir/extra", b"x");
+    let out = get(&["--delete"], "dir").code(1);
+    assert!(out.err().contains("DELETE_UNSAFE") && out.err().contains("--ignore-errors"), "{}", out.text());
+    assert!(secret.join("file").exists() && lab.src().join("dir/extra").exists());
+    // A later run that only takes it over changes nothing about that.
+    user.assay("backup", [lab.src().join("good")]).ok();
+    get(&["--delete"], "dir").code(1);
+    get(&["--delete"], "good").ok();
+    get(&[], "dir").ok();
+    get(&["--delete", "--ignore-errors"], "dir").ok();
+    assert!(!lab.src().join("dir/extra").exists() && !secret.join("file").exists());
+}
+
+#[test]
+fn delete_leaves_what_backups_leave_out() {
+    let lab = Lab::new();
+    lab.write("dir/file", b"content");
+    lab.init();
+    fs::write(lab.repo().join("inex.conf"), "*.iso\n").unwrap();
+    lab.write("dir/big.iso", b"excluded by inex.conf");
+    lab.write("dir/tmp/x", b"excluded by an option");
+    lab.backup_with(["--exclude", "tmp/"]);
+    lab.write("dir/extra", b"x");
+    lab.assay("get", ["-y", "--orig", "--delete", "--exclude", "tmp/"]).arg(lab.src()).ok();
+    assert_eq!(names_in(&lab.src().join("dir")), [&b"big.iso"[..], b"file", b"tmp"]);
+    lab.assay("get", ["-y", "--orig", "--delete"]).arg(lab.src()).ok();
+    assert_eq!(names_in(&lab.src().join("dir")), [&b"big.iso"[..], b"file"]);
 }

@@ -27,7 +27,7 @@ use crate::ids::{BlockId, Dirno, Logid};
 use crate::monitor::Monitor;
 use crate::tree::Piece;
 pub use spare::{Spare, Why};
-pub use version::VersionSource;
+pub use version::{VersionSource, refuse_delete};
 
 /// Names of a directory.
 #[derive(Debug, Default)]
@@ -65,7 +65,8 @@ pub enum Target {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extra {
     Keep,
-    /// `--delete`. Never on another file system, never in a directory whose list in the version has damage.
+    /// `--delete`. Never on another file system, never what is excluded, never in a directory whose list in the
+    /// version has damage.
     Delete,
 }
 

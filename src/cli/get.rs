@@ -17,7 +17,8 @@ use crate::tree::{Tree, View};
 /// Restore files and directories with all their attributes
 ///
 /// Without --to and --orig they go into the current directory, under their last name. A file with damage is
-/// written as NAME.damaged, with holes where the bad ranges are, and the exit code is 4.
+/// written as NAME.damaged, with holes where the bad ranges are, and the exit code is 4. The backup dir itself is
+/// never replaced or written into.
 #[derive(Debug, Args)]
 pub struct GetArgs {
     /// What to restore: absolute paths as they were backed up (relative ones count from the current directory)
@@ -33,8 +34,18 @@ pub struct GetArgs {
     #[arg(long)]
     orig: bool,
     /// Remove what the restored directories hold and the version does not
+    ///
+    /// Left alone are: other file systems that are mounted in them (name a mount point as PATH to clean it), what
+    /// inex.conf or --exclude leaves out of backups, and the backup dir. If the backup could not read everything
+    /// below PATH, nothing is done: see --ignore-errors.
     #[arg(long)]
     delete: bool,
+    /// With --delete, remove also what the version may lack only because the backup could not read it
+    #[arg(long, requires = "delete")]
+    ignore_errors: bool,
+    /// With --delete, leave alone what matches, as inex.conf has it; name what the backup was given
+    #[arg(long, value_name = "PATTERN", requires = "delete")]
+    exclude: Vec<String>,
     /// Replace what exists without asking
     #[arg(short, long)]
     yes: bool,
@@ -51,6 +62,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let index = Arc::new(open_index(&dir)?);
     let store = Arc::new(Store::new(dir.path(), dir.keys().clone(), index.clone(), CACHE_BYTES));
     let tree = Arc::new(Tree::new(index, View::Whole));
+    let versions = if args.delete { tree.versions()? } else { Vec::new() };
     let row = tree.version(args.rev.as_deref().unwrap_or("latest"))?;
     let source = VersionSource::new(tree, store, row.version);
     let target = match (&args.to, args.orig) {
@@ -59,8 +71,16 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
         (None, false) => Target::Below(".".into()),
     };
     let paths: Result<Vec<Vec<u8>>> = args.paths.iter().map(|path| stored_path(path)).collect();
+    let paths = paths?;
+    if args.delete && !args.ignore_errors {
+        for path in &paths {
+            restore::refuse_delete(&versions, row.version, path)?;
+        }
+    }
+    let excludes = walk::Excludes::load(&dir.excludes_path(), &args.exclude)?;
+    let spare = Spare::backup_dir(dir.path())?.with_excludes(excludes);
     let extra = if args.delete { Extra::Delete } else { Extra::Keep };
-    let options = Options { paths: paths?, target, extra, spare: Spare::backup_dir(dir.path())? };
+    let options = Options { paths, target, extra, spare };
     let ui = Ui::new(context.quiet, false, "Restoring");
     let mut confirm = |path: &Path| if args.yes { Decision::All } else { ask(&ui, path) };
     let done = restore::run(&source, &options, &ui, &mut confirm);

@@ -255,7 +255,7 @@ impl Restore<'_> {
         match now {
             Some(now) if now.is_dir() && self.extra == Extra::Delete => {
                 let parent_stat = parent.stat().map_err(|error| Error::io("stat", &path, &error))?;
-                let removal = remove_tree(parent, &parent_stat, name, &self.spare);
+                let removal = remove_tree(parent, &parent_stat, name, &self.saved_path(None), &self.spare);
                 self.report.deleted += removal.removed;
                 if let Some((_, error)) = removal.left.into_iter().next() {
                     return fail("remove", error);

@@ -39,17 +39,19 @@ enum Step {
     Entered(DirFd, Vec<Vec<u8>>),
 }
 
-/// Removes the entry `name` of `parent` with all below it.
+/// Removes the entry `name` of `parent` with all below it. `saved` is the path of `parent` in the version.
 ///
 /// What is spared and a mount point stay, and all directories above them.
-pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8], spare: &Spare) -> Removal {
+pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8], saved: &[u8], spare: &Spare) -> Removal {
     let mut removal = Removal::default();
     let mut stack: Vec<Level> = Vec::new();
     let mut next = Some(name.to_vec());
     loop {
         if let Some(name) = next.take() {
             let at = stack.last().map_or(parent, |level| &level.dir);
-            match remove_or_enter(at, parent_stat, &name, spare) {
+            let above = stack.iter().map(|level| level.name.as_slice());
+            let path = above.chain([name.as_slice()]).fold(saved.to_vec(), |path, name| join(path, name));
+            match remove_or_enter(at, parent_stat, &name, &path, spare) {
                 Ok(Step::Removed) => removal.removed += 1,
                 Ok(Step::Entered(dir, rest)) => stack.push(Level { dir, name, rest, stays: false }),
                 Ok(Step::Spared(why)) => removal.spared.push((stays(&mut stack, name), why)),
@@ -70,6 +72,14 @@ pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8], spare: &Spar
     }
 }
 
+fn join(mut dir: Vec<u8>, name: &[u8]) -> Vec<u8> {
+    if dir.last() != Some(&b'/') {
+        dir.push(b'/');
+    }
+    dir.extend_from_slice(name);
+    dir
+}
+
 /// Notes that `name` stays, and so all above it; gives where it is.
 fn stays(stack: &mut [Level], name: Vec<u8>) -> Trail {
     stack.iter_mut().for_each(|level| level.stays = true);
@@ -77,13 +87,16 @@ fn stays(stack: &mut [Level], name: Vec<u8>) -> Trail {
 }
 
 /// Removes anything but a directory; opens a directory and lists it.
-fn remove_or_enter(at: &DirFd, start: &Stat, name: &[u8], spare: &Spare) -> io::Result<Step> {
+fn remove_or_enter(at: &DirFd, start: &Stat, name: &[u8], path: &[u8], spare: &Spare) -> io::Result<Step> {
     let stat = at.stat_at(name)?;
     if let Some(why) = spare.inode(&stat) {
         return Ok(Step::Spared(why));
     }
     if stat.dev != start.dev || stat.mount_root {
         return Ok(Step::Spared(Why::OtherFileSystem));
+    }
+    if spare.excludes(path, stat.is_dir()) {
+        return Ok(Step::Spared(Why::Excluded));
     }
     if !stat.is_dir() {
         return at.unlink_at(name).map(|()| Step::Removed);
@@ -110,7 +123,7 @@ impl Restore<'_> {
         };
         names.sort_unstable();
         for name in names.iter().filter(|name| !keep.contains(*name)) {
-            let removal = remove_tree(dir, stat, name, &self.spare);
+            let removal = remove_tree(dir, stat, name, &self.saved_path(None), &self.spare);
             self.report.deleted += removal.removed;
             for (names, why) in removal.spared {
                 self.note_spared(self.below(&names), why);
@@ -130,8 +143,11 @@ impl Restore<'_> {
     }
 
     pub(super) fn note_spared(&mut self, path: PathBuf, why: Why) {
-        let what = format!("nothing removed here: {why}");
-        self.monitor.event(Event::Warning { path: path.as_os_str().as_bytes(), what });
+        // There may be many of those, and the user named them.
+        if why != Why::Excluded {
+            let what = format!("nothing removed here: {why}");
+            self.monitor.event(Event::Warning { path: path.as_os_str().as_bytes(), what });
+        }
         self.report.spared_count += 1;
         if self.report.spared.len() < super::MAX_LISTED {
             self.report.spared.push((path, why));
@@ -153,7 +169,7 @@ mod tests {
         std::fs::write(temp.path().join("in/a/b/f"), "f").unwrap();
         std::os::unix::fs::symlink(temp.path().join("outside"), temp.path().join("in/a/link")).unwrap();
         let dir = DirFd::open(temp.path()).unwrap();
-        let done = remove_tree(&dir, &dir.stat().unwrap(), b"in", &Spare::default());
+        let done = remove_tree(&dir, &dir.stat().unwrap(), b"in", b"/", &Spare::default());
         assert_eq!((done.removed, done.left.len(), done.spared.len()), (7, 0, 0));
         assert_eq!(std::fs::read(temp.path().join("outside/precious")).unwrap(), b"p");
         assert!(!temp.path().join("in").exists());
@@ -162,7 +178,7 @@ mod tests {
     #[test]
     fn another_file_system_is_not_touched() {
         let root = DirFd::open(std::path::Path::new("/")).unwrap();
-        let done = remove_tree(&root, &root.stat().unwrap(), b"proc", &Spare::default());
+        let done = remove_tree(&root, &root.stat().unwrap(), b"proc", b"/", &Spare::default());
         assert_eq!((done.removed, done.left.len()), (0, 0));
         assert_eq!(done.spared, [(vec![b"proc".to_vec()], Why::OtherFileSystem)]);
     }
@@ -171,7 +187,7 @@ mod tests {
     fn what_is_missing_is_named_with_its_whole_path() {
         let temp = tempfile::tempdir().unwrap();
         let dir = DirFd::open(temp.path()).unwrap();
-        let done = remove_tree(&dir, &dir.stat().unwrap(), b"none", &Spare::default());
+        let done = remove_tree(&dir, &dir.stat().unwrap(), b"none", b"/", &Spare::default());
         assert_eq!(done.removed, 0);
         assert_eq!(done.left[0].0, [b"none".to_vec()]);
     }

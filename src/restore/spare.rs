@@ -7,7 +7,9 @@ use std::collections::HashSet;
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::backup::walk::Excludes;
 use crate::error::{Error, Result};
 use crate::os::Stat;
 
@@ -18,12 +20,15 @@ pub enum Why {
     BackupDir,
     /// It is mounted there: a backup without `-X` saves an empty directory in its place.
     OtherFileSystem,
+    /// The exclude patterns keep it out of the versions.
+    Excluded,
 }
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Why::BackupDir => "it belongs to the backup dir",
+            Why::Excluded => "it is excluded from backups",
             Why::OtherFileSystem => "another file system is mounted there",
         })
     }
@@ -34,6 +39,7 @@ impl fmt::Display for Why {
 pub struct Spare {
     /// Device and inode numbers.
     inodes: HashSet<(u64, u64)>,
+    excludes: Option<Arc<Excludes>>,
 }
 
 /// SQLite keeps these beside the real place of the index.
@@ -60,6 +66,18 @@ impl Spare {
             }
         }
         Ok(spare)
+    }
+
+    /// Spares what is left out of backups too: that a version lacks it says nothing about it.
+    pub fn with_excludes(self, excludes: Excludes) -> Spare {
+        Spare { excludes: Some(Arc::new(excludes)), ..self }
+    }
+
+    /// True when `path` (absolute, as it would be in the version) or a directory above it is excluded.
+    pub fn excludes(&self, path: &[u8], is_dir: bool) -> bool {
+        let Some(excludes) = &self.excludes else { return false };
+        let parents = (1..path.len()).filter(|at| path.get(*at) == Some(&b'/')).filter_map(|at| path.get(..at));
+        excludes.excludes_kind(path, is_dir) || parents.into_iter().any(|above| excludes.excludes_kind(above, true))
     }
 
     /// Why this inode stays.

@@ -97,3 +97,25 @@ fn nothing_of_the_backup_dir_is_replaced_or_written_into() {
     assert!(matches!(&report.errors[..], [(_, Error::Unsupported { .. })]), "{:?}", report.errors);
     assert_eq!(names(&temp.path().join("above/assay")).len(), 3);
 }
+
+#[test]
+fn what_is_excluded_stays_with_the_directories_above_it() {
+    let (mut fake, dir, temp) = lab();
+    let cache = fake.add_dir(dir, b"cache", 0o755);
+    fake.add_file(cache, b"old", b"saved before it was excluded", |_| {});
+    let d = temp.path().join("d");
+    std::fs::create_dir(d.join("cache")).unwrap();
+    for name in ["cache/new", "top.o", "extra/below/deep.o", "extra/below/deep.c"] {
+        std::fs::write(d.join(name), name).unwrap();
+    }
+    let patterns = ["*.o".to_string(), "/d/cache/".to_string()];
+    let excludes = crate::backup::walk::Excludes::load(&temp.path().join("none"), &patterns).unwrap();
+    fake.spare = Spare::default().with_excludes(excludes);
+    let report = delete(&fake, temp.path());
+    assert_eq!(report.exit(), Exit::Ok, "{:?}", report.errors);
+    assert_eq!(report.spared.iter().filter(|(_, why)| *why == Why::Excluded).count(), 3, "{:?}", report.spared);
+    assert_eq!(report.deleted, 2, "extra/file and deep.c");
+    assert_eq!(names(&d), [&b"cache"[..], b"extra", b"kept", b"top.o"]);
+    assert_eq!(names(&d.join("cache")), [b"new".to_vec(), b"old".to_vec()]);
+    assert_eq!(names(&d.join("extra/below")), [b"deep.o".to_vec()]);
+}
