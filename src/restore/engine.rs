@@ -82,6 +82,8 @@ pub(super) struct Restore<'a> {
     base_path: PathBuf,
     /// Path in the version of what the base directory stands for; empty for `/`.
     prefix: Vec<u8>,
+    /// Length of the path in the version that is being restored.
+    pub asked_bytes: usize,
     /// Names from the base directory to the directory that is being restored.
     pub place: Vec<Vec<u8>>,
     pub made: HashMap<Logid, Made>,
@@ -118,6 +120,7 @@ impl<'a> Restore<'a> {
             base,
             base_path,
             prefix: Vec::new(),
+            asked_bytes: 0,
             place: Vec::new(),
             made: HashMap::new(),
             new_names: Vec::new(),
@@ -164,6 +167,7 @@ impl<'a> Restore<'a> {
 
     fn path(&mut self, path: &[u8], mut names: Vec<Vec<u8>>, child: Child) -> Result<()> {
         let base = self.base.try_clone().map_err(|error| Error::io("open", &self.base_path, &error))?;
+        self.asked_bytes = names.iter().map(|name| 1 + name.len()).sum();
         let Some(name) = names.pop() else {
             let Child::Dir(dirno) = child else { return Err(no_name(path)) };
             self.prefix.clear();

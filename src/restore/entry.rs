@@ -8,7 +8,6 @@ use super::Extra;
 use super::attributes::{self, Handle};
 use super::content::{Bad, ContentWriter, hash_existing};
 use super::engine::{Made, Restore, check_name, existing};
-use super::remove::remove_tree;
 use crate::backup::walk;
 use crate::catalog::{Attr, Kind, Node};
 use crate::error::{Error, Result};
@@ -255,7 +254,7 @@ impl Restore<'_> {
         match now {
             Some(now) if now.is_dir() && self.extra == Extra::Delete => {
                 let parent_stat = parent.stat().map_err(|error| Error::io("stat", &path, &error))?;
-                let removal = remove_tree(parent, &parent_stat, name, &self.saved_path(None), &self.spare);
+                let removal = self.remove_tree(parent, &parent_stat, name);
                 self.report.deleted += removal.removed;
                 if let Some((_, error)) = removal.left.into_iter().next() {
                     return fail("remove", error);

@@ -39,10 +39,20 @@ enum Step {
     Entered(DirFd, Vec<Vec<u8>>),
 }
 
-/// Removes the entry `name` of `parent` with all below it. `saved` is the path of `parent` in the version.
+/// What a removal has to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits<'a> {
+    pub spare: &'a Spare,
+    /// Path of the parent in the version.
+    pub saved: &'a [u8],
+    /// As in [`Spare::excludes`].
+    pub asked_bytes: usize,
+}
+
+/// Removes the entry `name` of `parent` with all below it.
 ///
 /// What is spared and a mount point stay, and all directories above them.
-pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8], saved: &[u8], spare: &Spare) -> Removal {
+pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8], limits: Limits<'_>) -> Removal {
     let mut removal = Removal::default();
     let mut stack: Vec<Level> = Vec::new();
     let mut next = Some(name.to_vec());
@@ -50,8 +60,8 @@ pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8], saved: &[u8]
         if let Some(name) = next.take() {
             let at = stack.last().map_or(parent, |level| &level.dir);
             let above = stack.iter().map(|level| level.name.as_slice());
-            let path = above.chain([name.as_slice()]).fold(saved.to_vec(), |path, name| join(path, name));
-            match remove_or_enter(at, parent_stat, &name, &path, spare) {
+            let path = above.chain([name.as_slice()]).fold(limits.saved.to_vec(), |path, name| join(path, name));
+            match remove_or_enter(at, parent_stat, &name, &path, limits) {
                 Ok(Step::Removed) => removal.removed += 1,
                 Ok(Step::Entered(dir, rest)) => stack.push(Level { dir, name, rest, stays: false }),
                 Ok(Step::Spared(why)) => removal.spared.push((stays(&mut stack, name), why)),
@@ -87,15 +97,15 @@ fn stays(stack: &mut [Level], name: Vec<u8>) -> Trail {
 }
 
 /// Removes anything but a directory; opens a directory and lists it.
-fn remove_or_enter(at: &DirFd, start: &Stat, name: &[u8], path: &[u8], spare: &Spare) -> io::Result<Step> {
+fn remove_or_enter(at: &DirFd, start: &Stat, name: &[u8], path: &[u8], limits: Limits<'_>) -> io::Result<Step> {
     let stat = at.stat_at(name)?;
-    if let Some(why) = spare.inode(&stat) {
+    if let Some(why) = limits.spare.inode(&stat) {
         return Ok(Step::Spared(why));
     }
     if stat.dev != start.dev || stat.mount_root {
         return Ok(Step::Spared(Why::OtherFileSystem));
     }
-    if spare.excludes(path, stat.is_dir()) {
+    if limits.spare.excludes(path, stat.is_dir(), limits.asked_bytes) {
         return Ok(Step::Spared(Why::Excluded));
     }
     if !stat.is_dir() {
@@ -123,7 +133,7 @@ impl Restore<'_> {
         };
         names.sort_unstable();
         for name in names.iter().filter(|name| !keep.contains(*name)) {
-            let removal = remove_tree(dir, stat, name, &self.saved_path(None), &self.spare);
+            let removal = self.remove_tree(dir, stat, name);
             self.report.deleted += removal.removed;
             for (names, why) in removal.spared {
                 self.note_spared(self.below(&names), why);
@@ -133,6 +143,12 @@ impl Restore<'_> {
                 self.fail(self.saved_path(Some(name)), &error);
             }
         }
+    }
+
+    pub(super) fn remove_tree(&self, dir: &DirFd, stat: &Stat, name: &[u8]) -> Removal {
+        let saved = self.saved_path(None);
+        let limits = Limits { spare: &self.spare, saved: &saved, asked_bytes: self.asked_bytes };
+        remove_tree(dir, stat, name, limits)
     }
 
     /// Path on disk of what is below the current directory.
@@ -159,6 +175,11 @@ impl Restore<'_> {
 mod tests {
     use super::*;
 
+    fn none() -> Limits<'static> {
+        let spare = Box::leak(Box::new(Spare::default()));
+        Limits { spare, saved: b"/", asked_bytes: 0 }
+    }
+
     #[test]
     fn a_tree_goes_but_not_what_its_symlinks_lead_to() {
         let temp = tempfile::tempdir().unwrap();
@@ -169,7 +190,7 @@ mod tests {
         std::fs::write(temp.path().join("in/a/b/f"), "f").unwrap();
         std::os::unix::fs::symlink(temp.path().join("outside"), temp.path().join("in/a/link")).unwrap();
         let dir = DirFd::open(temp.path()).unwrap();
-        let done = remove_tree(&dir, &dir.stat().unwrap(), b"in", b"/", &Spare::default());
+        let done = remove_tree(&dir, &dir.stat().unwrap(), b"in", none());
         assert_eq!((done.removed, done.left.len(), done.spared.len()), (7, 0, 0));
         assert_eq!(std::fs::read(temp.path().join("outside/precious")).unwrap(), b"p");
         assert!(!temp.path().join("in").exists());
@@ -178,7 +199,7 @@ mod tests {
     #[test]
     fn another_file_system_is_not_touched() {
         let root = DirFd::open(std::path::Path::new("/")).unwrap();
-        let done = remove_tree(&root, &root.stat().unwrap(), b"proc", b"/", &Spare::default());
+        let done = remove_tree(&root, &root.stat().unwrap(), b"proc", none());
         assert_eq!((done.removed, done.left.len()), (0, 0));
         assert_eq!(done.spared, [(vec![b"proc".to_vec()], Why::OtherFileSystem)]);
     }
@@ -187,7 +208,7 @@ mod tests {
     fn what_is_missing_is_named_with_its_whole_path() {
         let temp = tempfile::tempdir().unwrap();
         let dir = DirFd::open(temp.path()).unwrap();
-        let done = remove_tree(&dir, &dir.stat().unwrap(), b"none", b"/", &Spare::default());
+        let done = remove_tree(&dir, &dir.stat().unwrap(), b"none", none());
         assert_eq!(done.removed, 0);
         assert_eq!(done.left[0].0, [b"none".to_vec()]);
     }

@@ -73,11 +73,14 @@ impl Spare {
         Spare { excludes: Some(Arc::new(excludes)), ..self }
     }
 
-    /// True when `path` (absolute, as it would be in the version) or a directory above it is excluded.
-    pub fn excludes(&self, path: &[u8], is_dir: bool) -> bool {
+    /// True when `path` (absolute, as it would be in the version) is excluded, or a directory above it.
+    ///
+    /// `asked_bytes` is how long the path is that was asked for: as in a backup, patterns are for what is below.
+    pub fn excludes(&self, path: &[u8], is_dir: bool, asked_bytes: usize) -> bool {
         let Some(excludes) = &self.excludes else { return false };
-        let parents = (1..path.len()).filter(|at| path.get(*at) == Some(&b'/')).filter_map(|at| path.get(..at));
-        excludes.excludes_kind(path, is_dir) || parents.into_iter().any(|above| excludes.excludes_kind(above, true))
+        let slashes = (asked_bytes + 1..path.len()).filter(|at| path.get(*at) == Some(&b'/'));
+        let mut parents = slashes.filter_map(|at| path.get(..at));
+        excludes.excludes_kind(path, is_dir) || parents.any(|above| excludes.excludes_kind(above, true))
     }
 
     /// Why this inode stays.
