@@ -292,3 +292,32 @@ fn delete_leaves_what_backups_leave_out() {
     lab.assay("get", ["-y", "--orig", "--delete"]).arg(lab.src()).ok();
     assert_eq!(names_in(&lab.src().join("dir")), [&b"big.iso"[..], b"file"]);
 }
+
+#[test]
+fn setuid_goes_when_the_owner_can_not_be_set() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::with_files(&[("program", b"x")]);
+    let program = lab.src().join("program");
+    std::os::unix::fs::chown(&program, Some(1234), Some(5678)).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o6755)).unwrap();
+    lab.backup();
+    let log = lab.path("strace.log");
+    let out = tool("strace")
+        .args(["-f", "-qq", "-e", "trace=fchownat", "-e", "inject=fchownat:error=EPERM", "-o"])
+        .arg(&log)
+        .arg("--")
+        .arg(crate::support::assay_binary())
+        .args(["get", "-y", "-c"])
+        .arg(lab.repo())
+        .arg("--to")
+        .arg(lab.out_dir())
+        .arg(&program)
+        .run()
+        .code(3);
+    assert!(fs::read_to_string(&log).unwrap().contains("INJECTED"), "the fault did not fire");
+    assert!(out.err().contains("set the owner of"), "{}", out.text());
+    let mode = fs::metadata(lab.out_dir().join("program")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o755);
+}

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::attributes::{self, Failed, Handle};
+use super::attributes::{self, Failed};
 use super::{Decision, Extra, Options, Report, Source, Spare, Target, Why};
 use crate::catalog::codec::valid_name;
 use crate::catalog::{Child, DirState, Kind};
@@ -89,7 +89,6 @@ pub(super) struct Restore<'a> {
     pub made: HashMap<Logid, Made>,
     /// Names of damaged files that were just written.
     pub new_names: Vec<Vec<u8>>,
-    pub temp_count: u64,
     pub report: Report,
 }
 
@@ -124,7 +123,6 @@ impl<'a> Restore<'a> {
             place: Vec::new(),
             made: HashMap::new(),
             new_names: Vec::new(),
-            temp_count: 0,
             report: Report::default(),
         })
     }
@@ -195,7 +193,7 @@ impl<'a> Restore<'a> {
         });
         // The place now leads to the last parent that was opened.
         for (dir, state) in made.iter().rev() {
-            let failed = attributes::apply(Handle::open(dir), &state.attr, &state.xattrs);
+            let failed = attributes::apply(dir, &state.attr, &state.xattrs);
             self.note_failed(None, failed);
             self.report.dirs += 1;
             self.place.pop();
@@ -388,7 +386,7 @@ impl<'a> Restore<'a> {
             self.delete_extra(&level.dir, &level.stat, keep);
         }
         if let Some(state) = &level.state {
-            let failed = attributes::apply(Handle::open(&level.dir), &state.attr, &state.xattrs);
+            let failed = attributes::apply(&level.dir, &state.attr, &state.xattrs);
             self.note_failed(None, failed);
         }
         self.report.dirs += 1;
