@@ -7,10 +7,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::ui::Ui;
-use super::{Context, open_index, print, print_json, show};
+use super::{Context, open_index, paths, print, print_json, show};
 use crate::backup::walk;
 use crate::error::{Exit, Result};
-use crate::restore::{self, Decision, Extra, Options, Report, Spare, Target, VersionSource};
+use crate::restore::{self, Decision, Extra, Options, Report, Source, Spare, Target, VersionSource};
 use crate::store::Store;
 use crate::tree::{Tree, View};
 
@@ -21,7 +21,7 @@ use crate::tree::{Tree, View};
 /// never replaced or written into.
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// What to restore: absolute paths as they were backed up (relative ones count from the current directory)
+    /// What to restore (relative paths count from the current directory)
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// The version, as r3, 3, or a folder name of the mount; the newest if not given
@@ -33,7 +33,7 @@ pub struct GetArgs {
     /// Put each path where it was
     #[arg(long)]
     orig: bool,
-    /// Remove what the restored directories hold and the version does not
+    /// Remove, without asking, what the restored directories hold and the version does not
     ///
     /// Left alone are: other file systems that are mounted in them (name a mount point as PATH to clean it), what
     /// inex.conf or --exclude leaves out of backups, and the backup dir. If the backup could not read everything
@@ -70,8 +70,8 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
         (Some(to), _) => Target::Below(to.clone()),
         (None, false) => Target::Below(".".into()),
     };
-    let paths: Result<Vec<Vec<u8>>> = args.paths.iter().map(|path| stored_path(path)).collect();
-    let paths = paths?;
+    let stored = |path: &PathBuf| paths::stored(path.as_os_str(), |reading| source.find(reading).map(drop));
+    let paths = args.paths.iter().map(|path| Ok(stored(path)?.0)).collect::<Result<Vec<_>>>()?;
     if args.delete && !args.ignore_errors {
         for path in &paths {
             restore::refuse_delete(&versions, row.version, path)?;
@@ -92,13 +92,6 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
         print(&as_text(&report, &row.info.name))?;
     }
     Ok(report.exit())
-}
-
-/// The path as the version has it: absolute, with the symlinks before its last name resolved if it still exists.
-fn stored_path(path: &Path) -> Result<Vec<u8>> {
-    use std::os::unix::ffi::OsStringExt;
-    let absolute = if path.is_absolute() { path.to_path_buf() } else { walk::absolute(path)? };
-    Ok(absolute.into_os_string().into_vec())
 }
 
 fn ask(ui: &Ui, path: &Path) -> Decision {
