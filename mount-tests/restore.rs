@@ -262,7 +262,8 @@ fn delete_is_refused_when_the_backup_could_not_read_everything() {
     let secret = lab.src().join("dir/secret");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0)).unwrap();
     user.assay("backup", [lab.src()]).run().code(3);
-    let get = |args: &[&str], what: &str| user.assay("get", ["-y", "--orig"]).args(args).arg(lab.src().join(what)).run();
+    let get =
+        |args: &[&str], what: &str| user.assay("get", ["-y", "--orig"]).args(args).arg(lab.src().join(what)).run();
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o755)).unwrap();
     lab.write("dir/extra", b"x");
     let out = get(&["--delete"], "dir").code(1);
@@ -320,4 +321,53 @@ fn setuid_goes_when_the_owner_can_not_be_set() {
     assert!(out.err().contains("set the owner of"), "{}", out.text());
     let mode = fs::metadata(lab.out_dir().join("program")).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o755);
+}
+
+/// A command under limits of open files, as `ulimit` takes them.
+fn limited(lab: &Lab, limits: &str, args: &[&std::ffi::OsStr]) -> crate::support::Cmd {
+    tool("sh")
+        .env("HOME", lab.path("home"))
+        .args(["-c", &format!("ulimit {limits}; exec \"$@\""), "sh"])
+        .arg(crate::support::assay_binary())
+        .args(args)
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised_and_running_out_is_no_empty_directory() {
+    let lab = Lab::new();
+    let mut deep = lab.src();
+    (0..300).for_each(|_| deep.push("d"));
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join("leaf"), b"leaf").unwrap();
+    lab.init();
+    let (src, repo, out) = (lab.src(), lab.repo(), lab.out_dir());
+    let backup = ["backup".as_ref(), "-c".as_ref(), repo.as_os_str(), src.as_os_str()];
+    let failed = limited(&lab, "-n 150", &backup).run().code(1);
+    assert!(failed.err().contains("Too many open files") && failed.err().contains("ulimit -n"), "{}", failed.text());
+    assert_eq!(failed.err().lines().count(), 2, "{}", failed.text());
+    assert!(lab.versions().is_empty(), "a version without what could not be opened");
+    limited(&lab, "-S -n 150", &backup).ok();
+    let get = ["get", "-y", "-c"].map(std::ffi::OsStr::new);
+    let get: Vec<_> =
+        get.into_iter().chain([repo.as_os_str(), "--to".as_ref(), out.as_os_str(), src.as_os_str()]).collect();
+    limited(&lab, "-S -n 150", &get).ok();
+    let back = restored(&out, &src);
+    assert_eq!(fs::read(back.join(deep.strip_prefix(&src).unwrap()).join("leaf")).unwrap(), b"leaf");
+}
+
+#[test]
+fn a_path_is_found_however_it_is_written() {
+    let lab = Lab::with_files(&[("dir/sub/file", b"content"), ("dir/a[1]*?", b"odd")]);
+    std::os::unix::fs::symlink("src/dir", lab.path("link")).unwrap();
+    let get = |from: &Path, path: &Path| {
+        let _ = fs::remove_dir_all(lab.out_dir());
+        lab.assay("get", ["-y", "--to"]).arg(lab.out_dir()).arg(path).dir(from).ok();
+        fs::read(lab.out_dir().join(path.file_name().unwrap())).unwrap()
+    };
+    assert_eq!(get(&lab.root, &lab.path("link/sub/file")), b"content");
+    assert_eq!(get(&lab.root, Path::new("link/sub/file")), b"content");
+    fs::remove_dir_all(lab.src().join("dir/sub")).unwrap();
+    assert_eq!(get(&lab.root, &lab.path("link/sub/file")), b"content", "its parent is gone");
+    assert_eq!(get(&lab.src(), Path::new("dir/sub/file")), b"content", "its parent is gone");
+    assert_eq!(get(&lab.src(), Path::new("dir/a[1]*?")), b"odd");
 }

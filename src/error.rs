@@ -276,6 +276,9 @@ impl Error {
             Error::Io { errno, .. } if *errno == libc::ENOSPC => {
                 Some("free some space; committed versions are safe and the next backup cleans up")
             }
+            Error::Io { .. } if self.is_lack_of_descriptors() => {
+                Some("raise the limit of open files: `ulimit -n`, or LimitNOFILE= in a systemd unit")
+            }
             Error::Io { errno, .. } if *errno == libc::EACCES || *errno == libc::EPERM => {
                 Some("run as a user who may do this")
             }
@@ -289,6 +292,11 @@ impl Error {
             | Error::Mount { .. }
             | Error::Interrupted => None,
         }
+    }
+
+    /// True when this process, or the machine, may open no more files: that says nothing about the file in question.
+    pub fn is_lack_of_descriptors(&self) -> bool {
+        matches!(self, Error::Io { errno: libc::EMFILE | libc::ENFILE, .. })
     }
 
     /// True for anything that means stored bytes are not what they should be (the mount then exits 4).
