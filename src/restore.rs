@@ -2,9 +2,10 @@
 //!
 //! Invariants: what has a final name is whole and verified, block by block and by the file's SHA-1; a file with
 //! damage only ever gets a `.damaged` name. Below the target directory every entry is reached by one name
-//! relative to its opened parent, never through a symlink. Nothing that exists is replaced without a yes, unless
-//! its content was compared and is equal. The backup dir itself is never removed, replaced or written into.
-//! Restored data is not flushed to the disk.
+//! relative to its opened parent, never through a symlink. Nothing that exists is replaced without a yes; what
+//! was compared and is equal stays as it is. A directory that exists is not replaced: it gets the saved attributes
+//! and entries unasked. Only `Extra::Delete` removes what the version does not have, unasked too. The backup dir itself is
+//! never removed, replaced or written into. Restored data is not flushed to the disk.
 
 mod attributes;
 mod content;
@@ -112,14 +113,15 @@ pub const MAX_LISTED: usize = 10_000;
 pub struct Report {
     /// Regular files written (also as links to one written before).
     pub files: u64,
+    /// Directories made, or given their attributes.
     pub dirs: u64,
     /// Symlinks, fifos, sockets and devices made.
     pub others: u64,
     /// Bytes of file content written, holes included.
     pub bytes: u64,
-    /// Entries that were there already, equal in content and attributes.
+    /// Entries that were there already, equal in content and in the attributes that this user can set.
     pub unchanged: u64,
-    /// Entries that the user wanted to keep as they were.
+    /// Entries that were to be replaced and that the user wanted to keep (nobody there to ask means that too).
     pub kept: u64,
     /// Entries removed by `--delete` (with all below counted).
     pub deleted: u64,

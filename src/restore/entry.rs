@@ -244,7 +244,8 @@ impl Restore<'_> {
     ) -> Result<(Temp<'d>, T)> {
         loop {
             // Who can foresee the name can have something there.
-            let random = crate::crypto::random().map_err(|e| Error::io("get random bytes for", self.target_path(None), &e))?;
+            let random =
+                crate::crypto::random().map_err(|e| Error::io("get random bytes for", self.target_path(None), &e))?;
             let temp = format!(".assay-tmp-{:032x}", u128::from_ne_bytes(random)).into_bytes();
             match make(&temp) {
                 Ok(made) => return Ok((Temp { dir, name: temp }, made)),

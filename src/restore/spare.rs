@@ -100,9 +100,10 @@ impl Spare {
     pub fn refuse_inside(&self, dir: &Path) -> Result<()> {
         let absolute = std::path::absolute(dir).map_err(|error| Error::io("find", dir, &error))?;
         let existing = absolute.ancestors().find_map(|above| above.canonicalize().ok());
-        let inside = existing.iter().flat_map(|real| real.ancestors()).any(|above| {
-            std::fs::metadata(above).is_ok_and(|stat| self.inodes.contains(&(stat.dev(), stat.ino())))
-        });
+        let inside = existing
+            .iter()
+            .flat_map(|real| real.ancestors())
+            .any(|above| std::fs::metadata(above).is_ok_and(|stat| self.inodes.contains(&(stat.dev(), stat.ino()))));
         if inside { Err(refused(dir)) } else { Ok(()) }
     }
 }
