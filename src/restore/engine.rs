@@ -228,7 +228,7 @@ impl<'a> Restore<'a> {
                 other => other.map_err(|error| Error::io("open", &path, &error))?,
             };
             let stat = next.stat().map_err(|error| Error::io("stat", &path, &error))?;
-            self.spare.refuse(&stat, &path)?;
+            self.spare.refuse(&dir, name, Some(&stat), &path)?;
             dir = next;
             self.place.push(name.clone());
         }
@@ -316,9 +316,7 @@ impl<'a> Restore<'a> {
             }
         };
         let now = existing(parent, name).map_err(|error| Error::io("stat", &path, &error))?;
-        if let Some(now) = &now {
-            self.spare.refuse(now, &path)?;
-        }
+        self.spare.refuse(parent, name, now.as_ref(), &path)?;
         let make = || parent.mkdir_at(name, 0o700).map_err(|error| Error::io("make", &path, &error));
         match now {
             None => make()?,

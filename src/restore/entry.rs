@@ -61,10 +61,10 @@ impl Restore<'_> {
                 self.remember(name, &node, *now, false);
                 return Ok(());
             }
-            self.spare.refuse(now, &path)?;
-            if !self.may_replace(&path)? {
-                return Ok(());
-            }
+        }
+        self.spare.refuse(parent, name, now.as_ref(), &path)?;
+        if now.is_some() && !self.may_replace(&path)? {
+            return Ok(());
         }
         if let Some(made) = made
             && self.link(parent, name, now, &made)?

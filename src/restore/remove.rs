@@ -99,7 +99,7 @@ fn stays(stack: &mut [Level], name: Vec<u8>) -> Trail {
 /// Removes anything but a directory; opens a directory and lists it.
 fn remove_or_enter(at: &DirFd, start: &Stat, name: &[u8], path: &[u8], limits: Limits<'_>) -> io::Result<Step> {
     let stat = at.stat_at(name)?;
-    if let Some(why) = limits.spare.inode(&stat) {
+    if let Some(why) = limits.spare.entry(at, name, Some(&stat)) {
         return Ok(Step::Spared(why));
     }
     if stat.dev != start.dev || stat.mount_root {

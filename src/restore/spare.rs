@@ -1,17 +1,19 @@
 //! What a restore leaves alone although it is in the way: above all the backup dir that it reads from.
 //!
-//! Invariants: an inode that is spared is never removed, replaced or entered, under whatever name it is met; so
-//! neither are the directories above it removed.
+//! Invariants: an inode that is spared is never removed, replaced or entered, under whatever name it is met, so
+//! neither are the directories above it removed; nothing is made at a place that is spared.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::backup::walk::Excludes;
 use crate::error::{Error, Result};
-use crate::os::Stat;
+use crate::os::{DirFd, Stat};
 
 /// Why `--delete` left something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,11 +36,16 @@ impl fmt::Display for Why {
     }
 }
 
+/// Device and inode number.
+type Inode = (u64, u64);
+
 /// What is never removed nor replaced.
 #[derive(Debug, Clone, Default)]
 pub struct Spare {
-    /// Device and inode numbers.
-    inodes: HashSet<(u64, u64)>,
+    inodes: HashSet<Inode>,
+    /// Real places of what is a symlink in the backup dir: the directory and the name in it. A backup that runs at
+    /// the same time may make another file there at any moment.
+    places: HashSet<(Inode, Vec<u8>)>,
     excludes: Option<Arc<Excludes>>,
 }
 
@@ -57,12 +64,14 @@ impl Spare {
             let is_symlink = entry.file_type().is_ok_and(|kind| kind.is_symlink());
             // One that leads nowhere has nothing to spare.
             let Some(real) = entry.path().canonicalize().ok().filter(|_| is_symlink) else { continue };
+            let (Some(parent), Some(name)) = (real.parent(), real.file_name()) else { continue };
+            let parent = std::fs::metadata(parent).map_err(|error| Error::io("stat", parent, &error))?;
             for suffix in BESIDE.into_iter().chain([""]) {
-                let mut place = real.clone().into_os_string();
-                place.push(suffix);
-                if let Ok(stat) = std::fs::symlink_metadata(&place) {
+                let name = [name.as_bytes(), suffix.as_bytes()].concat();
+                if let Ok(stat) = std::fs::symlink_metadata(real.with_file_name(OsStr::from_bytes(&name))) {
                     spare.inodes.insert((stat.dev(), stat.ino()));
                 }
+                spare.places.insert(((parent.dev(), parent.ino()), name));
             }
         }
         Ok(spare)
@@ -83,14 +92,16 @@ impl Spare {
         excludes.excludes_kind(path, is_dir) || parents.any(|above| excludes.excludes_kind(above, true))
     }
 
-    /// Why this inode stays.
-    pub fn inode(&self, stat: &Stat) -> Option<Why> {
-        self.inodes.contains(&(stat.dev, stat.ino)).then_some(Why::BackupDir)
+    /// Why `name` in `dir` stays; `now` is what is there.
+    pub fn entry(&self, dir: &DirFd, name: &[u8], now: Option<&Stat>) -> Option<Why> {
+        let inode = now.is_some_and(|now| self.inodes.contains(&(now.dev, now.ino)));
+        let place = || dir.stat().is_ok_and(|dir| self.places.contains(&((dir.dev, dir.ino), name.to_vec())));
+        (inode || (!self.places.is_empty() && place())).then_some(Why::BackupDir)
     }
 
-    /// Refuses what a restore would replace or write into.
-    pub fn refuse(&self, stat: &Stat, path: &Path) -> Result<()> {
-        match self.inode(stat) {
+    /// Refuses to replace, make or enter `name` in `dir`, whose path is `path`.
+    pub fn refuse(&self, dir: &DirFd, name: &[u8], now: Option<&Stat>, path: &Path) -> Result<()> {
+        match self.entry(dir, name, now) {
             Some(_) => Err(refused(path)),
             None => Ok(()),
         }

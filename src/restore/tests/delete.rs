@@ -54,13 +54,19 @@ fn the_real_places_of_a_backup_dirs_symlinks_stay() {
         std::fs::rename(dir.join(name), real.join(name)).unwrap();
         symlink(real.join(name), dir.join(name)).unwrap();
     }
-    std::fs::write(real.join("index.db-wal"), b"wal").unwrap();
     std::fs::write(real.join("other"), b"goes").unwrap();
     fake.spare = Spare::backup_dir(&dir).unwrap();
+    // A backup that runs meanwhile makes this, and a restored one beside the newer index would spoil it.
+    std::fs::write(real.join("index.db-wal"), b"wal").unwrap();
     let report = delete(&fake, temp.path());
     assert_eq!((report.spared_count, report.exit()), (4, Exit::Ok), "{:?}", report.errors);
     let left: Vec<Vec<u8>> = names(&real);
     assert_eq!(left, [&b"arc.0.0"[..], b"index.db", b"index.db-wal", b"key.conf"]);
+    std::fs::remove_file(real.join("index.db-wal")).unwrap();
+    fake.add_file(Dirno::ROOT, b"index.db-wal", b"an old one", |_| {});
+    let report = fake.get_with(&["/index.db-wal"], Target::Below(real.clone()), Extra::Keep, &mut |_| Decision::All);
+    assert!(matches!(&report.errors[..], [(_, Error::Unsupported { .. })]), "{:?}", report.errors);
+    assert!(!real.join("index.db-wal").exists());
 }
 
 #[test]
