@@ -260,7 +260,7 @@ fn delete_is_refused_when_the_backup_could_not_read_everything() {
     let user = Ordinary::of(&lab);
     user.assay("init", NONE).ok();
     let secret = lab.src().join("dir/secret");
-    fs::set_permissions(&secret, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
     user.assay("backup", [lab.src()]).run().code(3);
     let get =
         |args: &[&str], what: &str| user.assay("get", ["-y", "--orig"]).args(args).arg(lab.src().join(what)).run();

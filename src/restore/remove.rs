@@ -60,7 +60,7 @@ pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8], limits: Limi
         if let Some(name) = next.take() {
             let at = stack.last().map_or(parent, |level| &level.dir);
             let above = stack.iter().map(|level| level.name.as_slice());
-            let path = above.chain([name.as_slice()]).fold(limits.saved.to_vec(), |path, name| join(path, name));
+            let path = above.chain([name.as_slice()]).fold(limits.saved.to_vec(), join);
             match remove_or_enter(at, parent_stat, &name, &path, limits) {
                 Ok(Step::Removed) => removal.removed += 1,
                 Ok(Step::Entered(dir, rest)) => stack.push(Level { dir, name, rest, stays: false }),
