@@ -89,8 +89,6 @@ pub const MAX_FIXED_BLOCK: u32 = 16 << 20;
 /// Whatever keeps the run from a commit. Files that can't be read don't: they are reported and counted.
 pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<Summary> {
     let started = read::now();
-    // Many directories and files are open at once; failing to raise the limit shows when it is reached.
-    let _ = crate::os::process::raise_open_file_limit();
     // A dry run only looks, so nobody has to wait for it, nor it for anybody.
     let lock = if options.dry_run { None } else { Some(dir.lock()?) };
     let excludes = Excludes::load(&dir.excludes_path(), &options.excludes)?;

@@ -9,6 +9,7 @@ mod get;
 mod init;
 mod ls;
 mod mount;
+mod paths;
 mod recover;
 mod show;
 mod stats;
@@ -73,6 +74,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         }
     };
     start_log();
+    // Many directories and arcs are open at once; failing to raise the limit shows when it is reached.
+    let _ = crate::os::process::raise_open_file_limit();
     // Whatever an earlier umask says, what we write is for its owner.
     crate::os::process::set_umask(0o077);
     let context = Context { dir: home_expanded(cli.dir), quiet: cli.quiet };

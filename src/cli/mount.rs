@@ -206,7 +206,11 @@ fn summary_text(title: &str, summary: &Summary) -> String {
     match (summary.damage, summary.healed) {
         (0, _) => text.push_str("  damage    none met\n"),
         (damage, healed) => {
-            let _ = writeln!(text, "  damage    {damage} places, {healed} of them right when read again");
+            let at_least = if summary.damage_inexact { "at least " } else { "" };
+            let _ = writeln!(
+                text,
+                "  damage    {at_least}{damage} places, {at_least}{healed} of them right when read again"
+            );
         }
     }
     for met in &summary.places {
@@ -240,6 +244,8 @@ mod tests {
         assert!(text.contains("ARC_TAG_MISMATCH /home/ann/x in r3: arc.3.1 frame 7 (right when read again)"), "{text}");
         assert!(text.contains("2 places, 1 of them right") && text.contains("and 1 more"), "{text}");
         assert_eq!(exit(&summary), Exit::Damage);
+        let text = summary_text("mnt", &Summary { damage_inexact: true, ..summary });
+        assert!(text.contains("at least 2 places") && text.contains("and 1 more"), "{text}");
         assert!(summary_text("mnt", &Summary::default()).contains("damage    none met"));
     }
 

@@ -15,7 +15,7 @@ use crate::ids::{Logid, Version};
 
 /// Damaged places that are listed; more are only counted.
 pub const MAX_LISTED: usize = 1000;
-/// Places that are told apart; beyond, a place may be counted again.
+/// Places that are told apart; more are neither counted nor logged, and the summary says so.
 const MAX_TOLD_APART: usize = 100_000;
 /// Files that are partly read at a time before the longest untouched one is forgotten.
 const MAX_PARTIAL: usize = 4096;
@@ -55,6 +55,8 @@ pub struct Summary {
     pub cache_hits: u64,
     /// Damaged places met, healed or not.
     pub damage: u64,
+    /// More places than could be told apart: the two counts are lower bounds.
+    pub damage_inexact: bool,
     /// Of these, those where a second read gave the right bytes.
     pub healed: u64,
     /// The first `MAX_LISTED` of them.
@@ -66,6 +68,7 @@ struct Damage {
     told_apart: HashSet<(u64, &'static str)>,
     count: u64,
     healed: u64,
+    inexact: bool,
     places: Vec<Met>,
 }
 
@@ -146,13 +149,20 @@ impl Tally {
         }
     }
 
-    /// Notes damage; true when this place (told apart by `key` and code) was not met before.
+    /// Notes damage; what is to be logged when this place (told apart by `key` and code) was not met before.
     pub fn damage(&self, key: u64, met: impl FnOnce() -> Met, code: &'static str, healed: bool) -> Option<Met> {
         {
             let mut damage = lock(&self.damage);
-            if damage.told_apart.len() >= MAX_TOLD_APART || !damage.told_apart.insert((key, code)) {
+            if damage.told_apart.contains(&(key, code)) {
                 return None;
             }
+            if damage.told_apart.len() >= MAX_TOLD_APART {
+                if !std::mem::replace(&mut damage.inexact, true) {
+                    log::error!("{code}: more than {MAX_TOLD_APART} places are damaged: further ones are not logged");
+                }
+                return None;
+            }
+            damage.told_apart.insert((key, code));
             damage.count += 1;
             damage.healed += u64::from(healed);
         }
@@ -177,6 +187,7 @@ impl Tally {
             bytes_verified: self.bytes_verified.load(Ordering::Relaxed),
             cache_hits: self.cache_hits.load(Ordering::Relaxed),
             damage: damage.count,
+            damage_inexact: damage.inexact,
             healed: damage.healed,
             places: damage.places.clone(),
         }
@@ -281,6 +292,20 @@ mod tests {
         assert!(tally.damage(8, || met(true), "X", true).is_some());
         let summary = tally.summary();
         assert_eq!((summary.damage, summary.healed, summary.places.len()), (2, 1, 2));
+    }
+
+    #[test]
+    fn more_damage_than_can_be_told_apart_makes_the_count_a_lower_bound() {
+        let tally = Tally::default();
+        let all = MAX_TOLD_APART as u64;
+        for key in 0..all {
+            assert!(tally.damage(key, || met(false), "X", false).is_some());
+        }
+        assert!(tally.damage(7, || met(false), "X", false).is_none());
+        assert!(!tally.summary().damage_inexact, "known places are no more than there were");
+        assert!(tally.damage(all, || met(false), "X", false).is_none());
+        let summary = tally.summary();
+        assert_eq!((summary.damage, summary.damage_inexact, summary.places.len()), (all, true, MAX_LISTED));
     }
 
     proptest::proptest! {
