@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::model::*;
-use super::pool::wal_path;
+use super::view::wal_path;
 use super::*;
 use crate::catalog::*;
 use crate::error::Error;

@@ -10,9 +10,10 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::State;
 use super::apply::{ApplyReport, CatalogSource, apply_commit};
-use super::pool::{Fail, check_format, open_error, real_path, refuse_network};
+use super::pool::{Fail, check_format, open_error};
 use super::rows;
 use super::schema::{self, Access};
+use super::view::{real_path, refuse_network};
 use crate::catalog::Commit;
 use crate::error::{Error, Result};
 use crate::ids::{Logid, Version};
