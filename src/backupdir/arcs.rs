@@ -193,6 +193,13 @@ pub fn read_commit(dir: &Path, run: Version, keys: &Keys) -> Result<(Commit, [u8
     Err(last)
 }
 
+/// Makes a commit arc that is there under its final name durable.
+pub fn sync_commit(dir: &Path, run: Version) -> Result<()> {
+    let path = dir.join(ArcName { version: run, number: COMMIT_NUMBER }.to_string());
+    File::open(&path).and_then(|file| file.sync_all()).map_err(|e| Error::io("fsync", &path, &e))?;
+    sync_dir(dir)
+}
+
 /// Is the commit of a run there? Looks at the ends of its arc, and at the record only if they are damaged.
 ///
 /// # Errors
