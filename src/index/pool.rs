@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 
 /// Whether the index is another one by now is looked at no later than this.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a recovery may leave the place of the index empty.
+const RENAME: Duration = Duration::from_millis(20);
 /// Times that a question is asked again because the index changed meanwhile; the last ones ask a copy.
 const MAX_FALLEN: usize = 5;
 
@@ -107,7 +109,15 @@ struct Pool {
 }
 
 impl Index {
-    /// Makes an empty index with mode 0600. The caller syncs the directory.
+    /// Where the file of an index is, or would be made: a symlink, also one that leads to nothing, is followed.
+    ///
+    /// # Errors
+    /// `IO` when the directory that it leads to is not there.
+    pub fn target(path: &Path) -> Result<PathBuf> {
+        view::target_path(path)
+    }
+
+    /// Makes an empty index with mode 0600 where `path` leads to. The caller syncs the directory.
     ///
     /// # Errors
     /// `IO` if the file exists, `UNSUPPORTED` on a network file system.
@@ -199,6 +209,9 @@ impl Index {
         let too_early = stands && began < *not_before && old.needs_copy();
         if too_early || !Arc::ptr_eq(old, &self.lock().view) {
             return Ok(());
+        }
+        if !self.path.exists() {
+            std::thread::sleep(RENAME);
         }
         match View::open(&self.path, &self.key, self.may_write, in_place) {
             Ok((view, connection)) => {

@@ -237,15 +237,33 @@ pub(super) fn real_path(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Where the file is, or would be made: symlinks are followed, and the last one may lead to nothing yet.
+pub(super) fn target_path(path: &Path) -> Result<PathBuf> {
+    let failed = |e: std::io::Error| Error::io("find", path, &e);
+    let mut at = std::path::absolute(path).map_err(failed)?;
+    for _ in 0..40 {
+        let dir = at.parent().unwrap_or(Path::new("/"));
+        match std::fs::read_link(&at) {
+            Ok(target) => at = dir.join(target),
+            Err(_) => {
+                let name = at.file_name().ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
+                return Ok(std::fs::canonicalize(dir).map_err(failed)?.join(name));
+            }
+        }
+    }
+    Err(failed(std::io::Error::from_raw_os_error(libc::ELOOP)))
+}
+
 /// SQLite's WAL needs memory that all users share, which machines do not.
 pub(super) fn refuse_network(path: &Path) -> Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if crate::os::mounts::fs_is_network(dir).map_err(|e| Error::io("statfs", dir, &e))? {
         return Err(Error::Unsupported {
             path: path.to_path_buf(),
-            what: "the index can't be used on a network file system; \
-                   keep the backup dir on a local disk, or replace index.db by a symlink to one"
-                .into(),
+            what:
+                "the index can't be used on a network file system; make index.db a symlink to a file on a local disk \
+                   (before `assay init`, or before `assay recover`, which makes the file)"
+                    .into(),
         });
     }
     Ok(())
