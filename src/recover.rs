@@ -13,8 +13,6 @@ use crate::ids::{ArcName, Dirno, Version};
 use crate::index::{Index, IndexWriter, LostFrame};
 use crate::monitor::{Event, Monitor, Progress};
 
-const NEW_INDEX: &str = "index.db.new";
-
 /// What a recovery found.
 #[derive(Debug, Default)]
 pub struct Recovered {
@@ -54,13 +52,15 @@ pub fn run(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Recovered> {
     if arcs::key_opens_an_arc(dir.path(), dir.keys()) == Some(false) {
         return Err(Error::KeyWrong { path: dir.key_path() });
     }
-    let new_path = dir.path().join(NEW_INDEX);
+    // Where index.db is a symlink, the index is made and kept where that leads to.
+    let target = Index::target(&dir.index_path())?;
+    let new_path = with_suffix(&target, ".new");
     remove_index(&new_path)?;
     Index::create(&new_path, &dir.keys().index_key())?;
     let mut writer = IndexWriter::open(&new_path, &dir.keys().index_key())?;
     let mut recovered = Recovered::default();
     let runs = arcs::runs(dir.path())?;
-    if !runs.iter().any(|run| run.committed) && dir.index_path().exists() {
+    if !runs.iter().any(|run| run.committed) && target.exists() {
         let what = "there is no committed run to recover from".into();
         remove_index(&new_path)?;
         return Err(Error::CommitDamaged { run: Version(0), what });
@@ -112,9 +112,9 @@ pub fn run(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Recovered> {
     recovered.lost = lost.into_iter().map(|(version, frame)| name_dirs(&index, version, frame)).collect();
     drop(index);
     remove_log(&new_path)?;
-    recovered.old_index = set_aside(dir)?;
-    std::fs::rename(&new_path, dir.index_path()).map_err(|e| Error::io("rename", &new_path, &e))?;
-    crate::backupdir::sync_dir(dir.path())?;
+    recovered.old_index = set_aside(&target)?;
+    std::fs::rename(&new_path, &target).map_err(|e| Error::io("rename", &new_path, &e))?;
+    crate::backupdir::sync_dir(target.parent().unwrap_or(dir.path()))?;
     Ok(recovered)
 }
 
@@ -126,24 +126,26 @@ fn name_dirs(index: &Index, version: Version, frame: LostFrame) -> LostDirs {
 }
 
 /// Moves the old index out of the way, together with its write-ahead log.
-fn set_aside(dir: &BackupDir) -> Result<Option<PathBuf>> {
-    let old = dir.index_path();
+///
+/// The index goes first, though readers find none for a moment then: one that opened it after its log was moved would
+/// make a new log, which is that of the new index as soon as that has the name.
+fn set_aside(old: &Path) -> Result<Option<PathBuf>> {
     if !old.exists() {
-        remove_index(&old)?;
+        remove_index(old)?;
         return Ok(None);
     }
     let aside = (0..u32::MAX)
-        .map(|n| dir.path().join(if n == 0 { "index.db.bad".into() } else { format!("index.db.bad{n}") }))
+        .map(|n| with_suffix(old, &if n == 0 { ".bad".into() } else { format!(".bad{n}") }))
         .find(|path| !path.exists())
-        .unwrap_or_else(|| dir.path().join("index.db.bad"));
+        .unwrap_or_else(|| with_suffix(old, ".bad"));
     for suffix in ["", "-wal"] {
-        let (from, to) = (with_suffix(&old, suffix), with_suffix(&aside, suffix));
+        let (from, to) = (with_suffix(old, suffix), with_suffix(&aside, suffix));
         match std::fs::rename(&from, &to) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("rename", from, &e)),
             _ => {}
         }
     }
-    remove_index(&old)?;
+    remove_index(old)?;
     Ok(Some(aside))
 }
 

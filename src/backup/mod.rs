@@ -8,6 +8,7 @@
 pub mod assemble;
 pub mod catalog;
 pub mod expect;
+pub mod inventory;
 pub mod leaf;
 pub mod output;
 pub mod pipeline;
@@ -34,6 +35,7 @@ use crate::monitor::{Event, Monitor};
 use crate::vfs::LATEST_LIFETIME;
 use assemble::Assembler;
 use expect::Expected;
+use inventory::Inventory;
 use output::Output;
 use pipeline::{Budget, IN_FLIGHT_STEPS, Job, Step, Totals, Worker};
 use previous::Previous;
@@ -106,12 +108,14 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     }
     let state = index.state()?;
     let newest = index.newest_ever()?;
-    let base = newest.is_none() || state.catalog_bytes_since_base > state.base_catalog_bytes.max(MIN_BASE_BYTES);
+    let inventory = Inventory::take(dir, &index, monitor)?;
+    let outgrown = state.catalog_bytes_since_base > state.base_catalog_bytes.max(MIN_BASE_BYTES);
+    let base = newest.is_none() || outgrown || inventory.base_due;
     let budget = Budget::default();
     let (jobs_to, jobs) = bounded(IN_FLIGHT_STEPS);
     let (steps_to, steps) = bounded(IN_FLIGHT_STEPS);
     let walk = Traverse {
-        previous: Previous::new(&index)?,
+        previous: Previous::new(&index, &inventory.lost)?,
         steps: steps_to,
         jobs: jobs_to,
         budget: &budget,
@@ -134,13 +138,13 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             let info = dry(steps, monitor);
             join(walker)?.map(|_| info)
         })?;
-        info.errors += opened.failures;
+        info.errors += opened.failures + inventory.failures;
         return Ok(Summary { version: None, info, arc_bytes: 0, arcs: 0, base });
     };
 
     writer.reserve_run(run)?;
     let written = (|| {
-        let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?;
+        let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?.without(inventory.lost.clone());
         let out = Output::new(dir.path(), dir.keys(), run, state.next_serial, dir.config().arc_size_limit)?;
         let assembler = Assembler::new(out, &index, &dedup, &budget, monitor, &expected);
         let (assembler, next) = std::thread::scope(|scope| {
@@ -200,7 +204,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let own = || commit.arcs.iter().filter(|arc| arc.name.version == run);
     let (arcs, arc_bytes) = (own().count() + 1, own().map(|arc| arc.arc_bytes).sum());
     let mut info = commit.version.unwrap_or_default();
-    info.errors += unreadable + settled_damage;
+    info.errors += unreadable + settled_damage + inventory.failures;
     Ok(Summary { version: Some(run), info, arc_bytes, arcs, base })
 }
 

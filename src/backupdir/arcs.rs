@@ -88,6 +88,12 @@ impl ArcFile {
         self.role
     }
 
+    /// True when trailer and length agree: it is not cut.
+    fn is_whole(&self) -> bool {
+        let end = |(at, len, _)| at + u64::from(len) + ARC_TRAILER_LEN as u64;
+        self.footer.is_some_and(|footer| end(footer) == self.len)
+    }
+
     /// All frames, from the footer. When it is damaged, from the headers of the frames themselves: then as many as
     /// stand in a row from the first one, which may be fewer than the arc had.
     pub fn frame_table(&self, keys: &Keys) -> Result<Vec<FrameInfo>> {
@@ -185,6 +191,24 @@ pub fn read_commit(dir: &Path, run: Version, keys: &Keys) -> Result<(Commit, [u8
         }
     }
     Err(last)
+}
+
+/// Makes a commit arc that is there under its final name durable.
+pub fn sync_commit(dir: &Path, run: Version) -> Result<()> {
+    let path = dir.join(ArcName { version: run, number: COMMIT_NUMBER }.to_string());
+    File::open(&path).and_then(|file| file.sync_all()).map_err(|e| Error::io("fsync", &path, &e))?;
+    sync_dir(dir)
+}
+
+/// Is the commit of a run there? Looks at the ends of its arc, and at the record only if they are damaged.
+///
+/// # Errors
+/// `COMMIT_DAMAGED` as `read_commit`.
+pub fn check_commit(dir: &Path, run: Version, keys: &Keys) -> Result<()> {
+    match ArcFile::open(dir, ArcName { version: run, number: COMMIT_NUMBER }, keys) {
+        Ok(arc) if arc.is_whole() => Ok(()),
+        _ => read_commit(dir, run, keys).map(|_| ()),
+    }
 }
 
 /// A run as its files show it.

@@ -8,6 +8,7 @@
 mod flips;
 mod hazards;
 mod lab;
+mod losses;
 mod questions;
 mod recoveries;
 mod reserved;

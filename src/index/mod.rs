@@ -16,6 +16,7 @@ mod queries;
 mod row;
 mod rows;
 mod schema;
+mod view;
 mod writer;
 
 #[cfg(test)]
@@ -24,6 +25,8 @@ mod damage_tests;
 pub(crate) mod model;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod view_tests;
 
 use crate::arc::FrameInfo;
 use crate::catalog::{ArcEntry, Attr, Child, DirState, Kind, VersionInfo};

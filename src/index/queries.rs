@@ -21,6 +21,7 @@ const MAX_DEPTH: usize = 1 << 20;
 impl Index {
     /// All versions that were not removed, oldest first.
     pub fn versions(&self) -> Result<Vec<VersionRow>> {
+        self.look().map_err(|fail| fail.at(self.path()))?;
         self.ask(|c| {
             let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id")?;
             let mut rows = statement.query([])?;
@@ -39,6 +40,7 @@ impl Index {
 
     /// The newest version that was not removed.
     pub fn newest(&self) -> Result<Option<VersionRow>> {
+        self.look().map_err(|fail| fail.at(self.path()))?;
         self.ask(|c| {
             let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id DESC")?;
             let mut rows = statement.query([])?;
@@ -66,8 +68,30 @@ impl Index {
         })
     }
 
+    /// The versions from the last base on, oldest first, removed ones too: without one of their commits a recovery
+    /// can't go on.
+    pub fn since_base(&self) -> Result<Vec<Version>> {
+        self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id DESC")?;
+            let mut rows = statement.query([])?;
+            let mut since = Vec::new();
+            while let Some(found) = rows.next()? {
+                let id: i64 = found.get(0)?;
+                let body = row::open(Table::Versions, Key::id(id), blob(found, 1)?)?;
+                let (version, _) = rows::version_of(c, id, body)?;
+                since.push(version.version);
+                if version.base {
+                    break;
+                }
+            }
+            since.reverse();
+            Ok(since)
+        })
+    }
+
     /// The version, unless it never was or was removed.
     pub fn version(&self, v: Version) -> Result<Option<VersionRow>> {
+        self.look().map_err(|fail| fail.at(self.path()))?;
         self.ask(|c| Ok(rows::version(c, v)?.filter(|(_, removed)| !removed).map(|(version, _)| version)))
     }
 

@@ -10,9 +10,10 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::State;
 use super::apply::{ApplyReport, CatalogSource, apply_commit};
-use super::pool::{Fail, check_format, open_error, real_path, refuse_network};
+use super::pool::{Fail, check_format, open_error};
 use super::rows;
 use super::schema::{self, Access};
+use super::view::{real_path, refuse_network, target_path};
 use crate::catalog::Commit;
 use crate::error::{Error, Result};
 use crate::ids::{Logid, Version};
@@ -102,8 +103,9 @@ impl IndexWriter {
     }
 }
 
-/// Makes an empty index.
+/// Makes an empty index where `path` leads to. The caller syncs the directory.
 pub(super) fn create(path: &Path, key: &[u8; 48]) -> Result<()> {
+    let path = &target_path(path)?;
     refuse_network(path)?;
     std::fs::OpenOptions::new()
         .write(true)
