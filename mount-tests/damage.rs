@@ -1,4 +1,5 @@
-//! Truth under damage, through the real mount: EIO on exactly the ranges of the bad block, all else right.
+//! Truth under damage, through the real mount: EIO on exactly the ranges of the bad block, all else right. What one
+//! flipped bit explains is put right (`repair`), so damage here changes two places of a frame, or `--heal off` shows it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -43,10 +44,10 @@ impl Target {
 
     /// Puts changed bytes in the arc's place, mounts, and demands that exactly `bad` blocks are lost.
     #[track_caller]
-    fn expect_lost(&self, what: &str, bytes: &[u8], bad: &[Frame], codes: &[&str]) -> Out {
+    fn expect_lost(&self, heal: &str, what: &str, bytes: &[u8], bad: &[Frame], codes: &[&str]) -> Out {
         assert!(bytes != self.pristine, "{what}: the fault did not fire");
         arcfile::overwrite(&self.arc, bytes);
-        let out = self.mount_and_judge(what, NONE.as_slice(), bad, codes);
+        let out = self.mount_and_judge(what, &["--heal", heal], bad, codes);
         arcfile::overwrite(&self.arc, &self.pristine);
         out
     }
@@ -138,7 +139,7 @@ fn a_flip_anywhere_in_a_frame_costs_that_block_alone() {
             bytes[at] ^= rng.flip();
         }
         let codes = ["ARC_TAG_MISMATCH", "ARC_FRAME_WRONG"];
-        let out = target.expect_lost(&format!("flips, round {round}"), &bytes, victims, &codes);
+        let out = target.expect_lost("off", &format!("flips, round {round}"), &bytes, victims, &codes);
         let summary = out.text().to_lowercase();
         assert!(summary.contains("damage"), "the summary must speak of damage: {summary}");
     }
@@ -153,7 +154,7 @@ fn every_byte_of_one_frame_header() {
     for (byte, frame) in victims.iter().enumerate() {
         bytes[frame.offset + byte] ^= rng.flip();
     }
-    target.expect_lost("header bytes", &bytes, &victims, &["ARC_FRAME_WRONG", "ARC_TAG_MISMATCH"]);
+    target.expect_lost("off", "header bytes", &bytes, &victims, &["ARC_FRAME_WRONG", "ARC_TAG_MISMATCH"]);
 }
 
 #[test]
@@ -167,7 +168,7 @@ fn arc_header_footer_and_trailer_cost_no_data() {
         for _ in 0..5 {
             bytes[from + rng.below((to - from) as u64) as usize] ^= rng.flip();
         }
-        target.expect_lost(&format!("bytes {from}..{to}"), &bytes, &[], &[]);
+        target.expect_lost("on", &format!("bytes {from}..{to}"), &bytes, &[], &[]);
     }
 }
 
@@ -186,7 +187,7 @@ fn truncation_at_frame_edges() {
     for cut in cuts {
         let bad: Vec<Frame> = target.frames.iter().filter(|frame| frame.end() > cut).copied().collect();
         let codes = ["ARC_FRAME_TRUNCATED"];
-        target.expect_lost(&format!("cut at {cut}"), &target.pristine[..cut], &bad, &codes);
+        target.expect_lost("on", &format!("cut at {cut}"), &target.pristine[..cut], &bad, &codes);
     }
 }
 
@@ -211,7 +212,7 @@ fn zeroed_and_overwritten_stretches() {
         for (at, byte) in bytes[from..to].iter_mut().enumerate() {
             *byte = filler[at % filler.len()];
         }
-        target.expect_lost(what, &bytes, &victims, &["ARC_FRAME_WRONG", "ARC_TAG_MISMATCH"]);
+        target.expect_lost("on", what, &bytes, &victims, &["ARC_FRAME_WRONG", "ARC_TAG_MISMATCH"]);
     }
 }
 
@@ -233,12 +234,12 @@ fn swapped_frames_of_equal_size() {
     for (what, from) in [("whole frames", 0), ("bodies", 36)] {
         let mut bytes = target.pristine.clone();
         swap(&mut bytes, from, len);
-        target.expect_lost(what, &bytes, &[a, b], &["ARC_FRAME_WRONG", "ARC_TAG_MISMATCH"]);
+        target.expect_lost("on", what, &bytes, &[a, b], &["ARC_FRAME_WRONG", "ARC_TAG_MISMATCH"]);
     }
     // One frame twice.
     let mut bytes = target.pristine.clone();
     bytes.copy_within(a.offset..a.end(), b.offset);
-    target.expect_lost("a copied frame", &bytes, &[b], &["ARC_FRAME_WRONG", "ARC_TAG_MISMATCH"]);
+    target.expect_lost("on", "a copied frame", &bytes, &[b], &["ARC_FRAME_WRONG", "ARC_TAG_MISMATCH"]);
 }
 
 #[test]
@@ -250,7 +251,7 @@ fn an_arc_of_another_backup_dir_or_another_history() {
     target.lab.assay_on(&other, "backup", ["-B", "64K"]).arg(target.lab.src()).ok();
     let strange = fs::read(&arcfile::data_arcs(&other)[0]).expect("arc");
     let codes = ["ARC_FRAME_WRONG", "ARC_TAG_MISMATCH", "ARC_FRAME_TRUNCATED", "ARC_HEADER_BAD"];
-    target.expect_lost("another backup dir's arc", &strange, &target.frames, &codes);
+    target.expect_lost("on", "another backup dir's arc", &strange, &target.frames, &codes);
 
     // The same backup dir went on twice from one state: two arcs of one name, one key.
     let fork = target.lab.copy_repo("fork");
@@ -295,7 +296,8 @@ fn heal_off_direct_and_repeated_reads_tell_the_same() {
     let victims: Vec<Frame> = pick(&target.frames, &mut rng).into_iter().take(6).collect();
     arcfile::rewrite(&target.arc, |bytes| {
         for frame in &victims {
-            bytes[frame.body() + rng.below(frame.stored_len as u64) as usize] ^= rng.flip();
+            arcfile::spoil(bytes, frame);
+            bytes[frame.body() + rng.below(frame.stored_len as u64) as usize] = rng.flip();
         }
     });
     for args in [&["--heal", "off"][..], &["--direct"], &["--cache-mem", "1M"]] {
@@ -313,7 +315,7 @@ fn damage_that_comes_while_mounted_is_met_with_direct() {
     let victims: Vec<Frame> = pick(&long, &mut rng).into_iter().take(5).collect();
     let mut bytes = target.pristine.clone();
     for frame in &victims {
-        bytes[frame.tag()] ^= rng.flip();
+        arcfile::spoil(&mut bytes, frame);
     }
     // In place: the mount may hold the arc open.
     use std::os::unix::fs::PermissionsExt;
@@ -331,7 +333,7 @@ fn other_versions_that_share_the_block_are_told_too() {
     let arc = arcfile::data_arcs(&lab.repo())[0].clone();
     let frames = arcfile::block_frames(&fs::read(&arc).expect("arc"));
     let victim = *frames.iter().find(|f| f.plain_len == b"the only block".len()).expect("frame");
-    arcfile::rewrite(&arc, |bytes| bytes[victim.body()] ^= 1);
+    arcfile::rewrite(&arc, |bytes| arcfile::spoil(bytes, &victim));
     let mount = lab.mount();
     for version in 0..2 {
         let shown = mount.version(version, &lab.src());
@@ -392,7 +394,7 @@ fn a_request_that_touches_a_bad_block_fails_whole() {
     let (target, mut rng) = Target::new("whole request");
     let long: Vec<Frame> = target.frames.iter().filter(|frame| frame.plain_len == BLOCK).copied().collect();
     let victim = pick(&long, &mut rng)[0];
-    arcfile::rewrite(&target.arc, |bytes| bytes[victim.tag()] ^= rng.flip());
+    arcfile::rewrite(&target.arc, |bytes| arcfile::spoil(bytes, &victim));
     let mount = target.lab.mount_with(["--direct"]);
     let shown = mount.latest(&target.lab.src());
     for name in ["big", "text"] {

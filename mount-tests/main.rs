@@ -11,6 +11,7 @@ mod fidelity;
 mod index_damage;
 mod project;
 mod recover;
+mod repair;
 mod replaced;
 mod restore;
 mod support;

@@ -115,7 +115,7 @@ fn a_damaged_file_is_named_so() {
     let arc = arcfile::data_arcs(&lab.repo())[0].clone();
     let frames = arcfile::block_frames(&fs::read(&arc).unwrap());
     let victim = *frames.iter().find(|frame| frame.plain_len == 65_536).unwrap();
-    arcfile::rewrite(&arc, |bytes| bytes[victim.body() + 7] ^= rng.flip());
+    arcfile::rewrite(&arc, |bytes| arcfile::spoil(bytes, &victim));
     let out = get(&lab, &[], &lab.out_dir()).code(4);
     assert!(out.text().contains("dir/bad"), "{}", out.text());
     let back = restored(&lab.out_dir(), &lab.src()).join("dir");

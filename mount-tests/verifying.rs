@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 use crate::support::mount::Mount;
 use crate::support::{Cmd, Lab, NONE, Out, arcfile, tool};
 
-/// A backup of three files; a byte in the only block of `bad` is changed on the disk afterwards.
+/// A backup of three files; the only block of `bad` is changed on the disk afterwards.
 fn damaged_lab() -> Lab {
     let lab = Lab::with_files(&[("good", b"nothing wrong here"), ("bad", &[7; 3000]), ("sub/empty", b"")]);
     damage(&lab, 3000);
     lab
 }
 
-/// Changes a byte of the block with this plain length.
+/// Changes the block with this plain length in two places.
 fn damage(lab: &Lab, plain_len: usize) {
     let arc = arcfile::data_arcs(&lab.repo())[0].clone();
     let frames = arcfile::block_frames(&fs::read(&arc).expect("arc"));
     let victim = *frames.iter().find(|frame| frame.plain_len == plain_len).expect("the block");
-    arcfile::rewrite(&arc, |bytes| bytes[victim.body()] ^= 1);
+    arcfile::rewrite(&arc, |bytes| arcfile::spoil(bytes, &victim));
 }
 
 /// Runs one way of reading on a mount of its own; gives what it said, and what the mount said.

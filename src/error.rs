@@ -98,6 +98,8 @@ pub enum Error {
         String::from_utf8_lossy(path)
     )]
     FileHashMismatch { path: Vec<u8>, expected: FileHash, found: FileHash },
+    #[error("{} is left as it was: {what}", path.display())]
+    NotFixed { path: PathBuf, what: String },
     #[error("{} is not a backup dir", path.display())]
     NotABackupDir { path: PathBuf },
     #[error("{} has a backup dir, or other files, in it already", path.display())]
@@ -157,6 +159,7 @@ impl Error {
             Error::DirectoryLost { .. } => "DIRECTORY_LOST",
             Error::ExtentsLost { .. } => "EXTENTS_LOST",
             Error::FileHashMismatch { .. } => "FILE_HASH_MISMATCH",
+            Error::NotFixed { .. } => "NOT_FIXED",
             Error::NotABackupDir { .. } => "NOT_A_BACKUP_DIR",
             Error::NotEmpty { .. } => "NOT_EMPTY",
             Error::Locked { .. } => "LOCKED",
@@ -196,6 +199,7 @@ impl Error {
             | Error::DirectoryLost { .. }
             | Error::ExtentsLost { .. }
             | Error::FileHashMismatch { .. }
+            | Error::NotFixed { .. }
             | Error::NotABackupDir { .. }
             | Error::NotEmpty { .. }
             | Error::KeyWrong { .. }
@@ -220,6 +224,7 @@ impl Error {
             | Error::DirectoryLost { .. }
             | Error::ExtentsLost { .. }
             | Error::FileHashMismatch { .. }
+            | Error::NotFixed { .. }
             | Error::CommitDamaged { .. } => Exit::Damage,
             Error::NotABackupDir { .. } => Exit::NotABackupDir,
             Error::Locked { .. } => Exit::Locked,
@@ -256,6 +261,7 @@ impl Error {
             Error::Arc { damage: Damage::Unreadable(_), .. } => Some("check the disk (dmesg, smartctl)"),
             Error::Arc { .. } => Some("the data behind it is lost unless another copy of the arc exists"),
             Error::FileHashMismatch { .. } => Some("run `assay recover`: the index may list the wrong blocks"),
+            Error::NotFixed { .. } => Some("put the arc back from a copy of the backup dir"),
             Error::NotABackupDir { .. } => Some("make one with `assay init -c DIR`, or name it with -c or ASSAY_DIR"),
             Error::NotEmpty { .. } => Some("name an absent or empty directory"),
             Error::Locked { .. } => Some("wait until the other assay has finished"),

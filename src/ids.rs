@@ -182,6 +182,9 @@ mod tests {
         for bad in ["arc.3", "arc.03.1", "arc.3.1.tmp", "arc.3.x", "arc.16777216.0", "index.db", "arc.+3.1"] {
             assert_eq!(ArcName::parse(bad), None, "{bad}");
         }
+        for kept in ["arc.3.1.7.bad", "arc.3.1.bad", "arc.3.1.footer.bad", "arc.3.1.7.bad.tmp"] {
+            assert_eq!(ArcName::parse(kept), None, "{kept}");
+        }
         assert_eq!("r7".parse(), Ok(Version(7)));
         assert!("r-1".parse::<Version>().is_err());
     }

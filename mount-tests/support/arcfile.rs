@@ -31,6 +31,12 @@ impl Frame {
     }
 }
 
+/// Changes a frame in two places, behind its header: damage that no repair of a single bit puts right.
+pub fn spoil(bytes: &mut [u8], frame: &Frame) {
+    bytes[frame.body()] ^= 1;
+    bytes[frame.end() - 1] ^= 0x80;
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }

@@ -113,7 +113,7 @@ impl FrameInfo {
         Some((FrameNo(u32::from_le_bytes([n0, n1, n2, n3])), FrameInfo::decode(&info)?))
     }
 
-    fn domain(&self) -> Domain {
+    pub(super) fn domain(&self) -> Domain {
         match self.kind {
             FrameKind::Footer => Domain::Footer,
             FrameKind::Block | FrameKind::Catalog | FrameKind::Commit => Domain::Frame,
@@ -212,7 +212,8 @@ fn take_apart(frame: &[u8], wanted_bytes: u64) -> Option<(&[u8; FRAME_HEADER_LEN
     Some((header, stored, tag))
 }
 
-fn unpack(
+/// Stored bytes → plain bytes of the recorded length.
+pub(super) fn unpack(
     context: &mut Option<zstd::bulk::Decompressor<'static>>,
     expected: &FrameInfo,
     stored: &[u8],

@@ -10,6 +10,10 @@
 
 pub mod frame;
 pub mod pack;
+pub mod repair;
+#[cfg(test)]
+mod repair_tests;
+mod search;
 pub mod shell;
 pub mod writer;
 

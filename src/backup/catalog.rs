@@ -8,7 +8,7 @@ use super::output::Output;
 use crate::catalog::codec::encode_record;
 use crate::catalog::{CatalogFrame, Child, DirState, ExtentChunk, Kind, Listing, Node, Record};
 use crate::error::Result;
-use crate::ids::Dirno;
+use crate::ids::{BlockId, Dirno};
 
 /// Plain bytes after which a frame is closed: small, because a lost frame costs all directories in it.
 const FRAME_BYTES: usize = 64 << 10;
@@ -52,6 +52,31 @@ impl OpenDir {
         let last = self.parts.len() - 1;
         &mut self.parts[last]
     }
+}
+
+/// Writes frames of Relocate records: (name, present place) of blocks.
+pub fn relocations(
+    out: &mut Output<'_>,
+    moves: impl IntoIterator<Item = Result<(BlockId, BlockId)>>,
+) -> Result<Vec<CatalogFrame>> {
+    let (mut frames, mut plain) = (Vec::new(), Vec::new());
+    let mut close = |plain: &mut Vec<u8>| -> Result<()> {
+        let at = out.catalog(plain)?;
+        frames.push(CatalogFrame { arc: at.arc(), frame: at.frame(), dirs: Vec::new() });
+        plain.clear();
+        Ok(())
+    };
+    for moved in moves {
+        let (from, to) = moved?;
+        encode_record(&mut plain, &Record::Relocate { from, to });
+        if plain.len() >= CLOSE_AT_BYTES {
+            close(&mut plain)?;
+        }
+    }
+    if !plain.is_empty() {
+        close(&mut plain)?;
+    }
+    Ok(frames)
 }
 
 #[derive(Default)]

@@ -29,8 +29,8 @@ use crossbeam::channel::{Receiver, bounded};
 use crate::backupdir::{BackupDir, arcs};
 use crate::catalog::{Commit, VersionInfo};
 use crate::error::{Error, Result};
-use crate::ids::{Logid, Version};
-use crate::index::{ApplyReport, DedupTable, VersionRow};
+use crate::ids::{ArcSerial, BlockId, FrameNo, Logid, Version};
+use crate::index::{ApplyReport, DedupTable, Index, VersionRow};
 use crate::monitor::{Event, Monitor};
 use crate::vfs::LATEST_LIFETIME;
 use assemble::Assembler;
@@ -156,10 +156,13 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             expected.stop();
             done
         })?;
-        let (out, catalog, mut info, gained, lost) = assembler.finish()?;
+        let (mut out, mut catalog, mut info, gained, lost) = assembler.finish()?;
         if let Some(error) = dedup.trouble() {
             info.errors += 1;
             monitor.event(Event::Failure { path: b"", error: &error });
+        }
+        if base {
+            catalog.extend(catalog::relocations(&mut out, in_force(&index, state.next_serial))?);
         }
         let (new_arcs, next_serial) = out.finish()?;
         let mut arcs = Vec::new();
@@ -316,7 +319,21 @@ fn dry(steps: Receiver<Step>, monitor: &dyn Monitor) -> VersionInfo {
     info
 }
 
-fn clear_cut_run(dir: &BackupDir, run: Version) -> Result<()> {
+/// All relocations, an arc's blocks at a time.
+fn in_force(index: &Index, next_serial: u64) -> impl Iterator<Item = Result<(BlockId, BlockId)>> {
+    let of_arc = |serial| {
+        let (first, last) = (FrameNo(0), FrameNo((1 << FrameNo::BITS) - 1));
+        let (moves, failed) = match index.relocations(BlockId::new(serial, first)..=BlockId::new(serial, last)) {
+            Ok(moves) => (moves, None),
+            Err(error) => (Vec::new(), Some(Err(error))),
+        };
+        moves.into_iter().map(Ok).chain(failed)
+    };
+    (0..next_serial).map(ArcSerial).flat_map(of_arc)
+}
+
+/// Removes what a run wrote that was not committed.
+pub(crate) fn clear_cut_run(dir: &BackupDir, run: Version) -> Result<()> {
     for found in arcs::runs(dir.path())?.iter().filter(|found| found.version == run && !found.committed) {
         arcs::remove_leftovers(dir.path(), &found.arcs)?;
     }

@@ -64,7 +64,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let tree = Arc::new(Tree::new(index, View::Whole));
     let versions = if args.delete { tree.versions()? } else { Vec::new() };
     let row = tree.version(args.rev.as_deref().unwrap_or("latest"))?;
-    let source = VersionSource::new(tree, store, row.version);
+    let source = VersionSource::new(tree, store.clone(), row.version);
     let target = match (&args.to, args.orig) {
         (_, true) => Target::Original,
         (Some(to), _) => Target::Below(to.clone()),
@@ -86,12 +86,17 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let done = restore::run(&source, &options, &ui, &mut confirm);
     ui.finish();
     let report = done?;
+    let healed = store.tally().summary().healed;
     if args.json {
-        print_json(&as_json(&report))?;
+        print_json(&as_json(&report, healed))?;
     } else if !context.quiet {
-        print(&as_text(&report, &row.info.name))?;
+        print(&as_text(&report, healed, &row.info.name))?;
     }
-    Ok(report.exit())
+    Ok(match report.exit() {
+        // Nothing is missing, but the backup is not as it was.
+        Exit::Ok if healed > 0 => Exit::Damage,
+        exit => exit,
+    })
 }
 
 fn ask(ui: &Ui, path: &Path) -> Decision {
@@ -103,7 +108,7 @@ fn ask(ui: &Ui, path: &Path) -> Decision {
     }
 }
 
-fn as_text(report: &Report, from: &str) -> String {
+fn as_text(report: &Report, healed: u64, from: &str) -> String {
     let mut text = format!(
         "Restored {} files, {} directories, {} others, {} from {from}\n",
         show::number(report.files),
@@ -118,6 +123,7 @@ fn as_text(report: &Report, from: &str) -> String {
         (report.spared_count, "are not in the version and were left alone"),
         (report.damaged_count, "are damaged and were written as .damaged"),
         (report.error_count, "failed"),
+        (healed, "damaged blocks were put right while they were read (assay selftest --fix)"),
     ];
     for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
         text += &format!("{} {what}\n", show::number(*count));
@@ -129,7 +135,7 @@ fn as_text(report: &Report, from: &str) -> String {
     text
 }
 
-fn as_json(report: &Report) -> serde_json::Value {
+fn as_json(report: &Report, healed: u64) -> serde_json::Value {
     json!({
         "files": report.files,
         "dirs": report.dirs,
@@ -151,5 +157,6 @@ fn as_json(report: &Report) -> serde_json::Value {
             "path": show::path(path), "code": e.code(), "error": e.to_string()
         })).collect::<Vec<_>>(),
         "error_count": report.error_count,
+        "healed_blocks": healed,
     })
 }

@@ -52,8 +52,8 @@ pub struct MountArgs {
     /// last second.
     #[arg(long)]
     pub direct: bool,
-    /// What to do about a block that fails verification: `on` reads it again past the page cache, `off` shows the
-    /// damage as it is. Nothing is repaired on the disk either way.
+    /// What to do about a block that fails verification: `on` reads it again past the page cache, and puts a single
+    /// flipped bit right in memory; `off` shows the damage as it is. Nothing is repaired on the disk either way.
     #[arg(long, value_name = "WHEN", default_value = "on")]
     pub heal: HealArg,
     /// Memory for verified blocks.
@@ -203,21 +203,24 @@ fn summary_text(title: &str, summary: &Summary) -> String {
     );
     let (blocks, bytes) = (show::number(summary.blocks_verified), show::bytes(summary.bytes_verified));
     let _ = writeln!(text, "  verified  {blocks} blocks, {bytes}");
-    match (summary.damage, summary.healed) {
-        (0, _) => text.push_str("  damage    none met\n"),
-        (damage, healed) => {
+    match summary.damage {
+        0 => text.push_str("  damage    none met\n"),
+        damage => {
             let at_least = if summary.damage_inexact { "at least " } else { "" };
-            let _ = writeln!(
-                text,
-                "  damage    {at_least}{damage} places, {at_least}{healed} of them right when read again"
-            );
+            let again = summary.healed - summary.repaired;
+            let _ =
+                write!(text, "  damage    {at_least}{damage} places, {at_least}{again} of them right when read again");
+            let _ = match summary.repaired {
+                0 => writeln!(text),
+                repaired => writeln!(text, ", {at_least}{repaired} repaired in memory"),
+            };
         }
     }
     for met in &summary.places {
         let path = if met.path.is_empty() { "(path unknown)" } else { &met.path };
         let version = met.version.map_or_else(String::new, |version| format!(" in r{version}"));
-        let healed = if met.healed { " (right when read again)" } else { "" };
-        let _ = writeln!(text, "    {} {path}{version}: {}{healed}", met.code, met.what);
+        let how = if met.healed { format!("; {}", met.how) } else { String::new() };
+        let _ = writeln!(text, "    {} {path}{version}: {}{how}", met.code, met.what);
     }
     if (summary.places.len() as u64) < summary.damage {
         let _ = writeln!(text, "    … and {} more", summary.damage - summary.places.len() as u64);
@@ -238,14 +241,19 @@ mod tests {
             version: Some(3),
             what: "arc.3.1 frame 7".into(),
             healed: true,
+            how: "right when read again".into(),
         };
-        let summary = Summary { damage: 2, healed: 1, places: vec![place], ..Summary::default() };
+        let summary = Summary { damage: 3, healed: 2, repaired: 1, places: vec![place], ..Summary::default() };
         let text = summary_text("mnt", &summary);
-        assert!(text.contains("ARC_TAG_MISMATCH /home/ann/x in r3: arc.3.1 frame 7 (right when read again)"), "{text}");
-        assert!(text.contains("2 places, 1 of them right") && text.contains("and 1 more"), "{text}");
+        assert!(
+            text.contains("ARC_TAG_MISMATCH /home/ann/x in r3: arc.3.1 frame 7; right when read again\n"),
+            "{text}"
+        );
+        let counts = "3 places, 1 of them right when read again, 1 repaired in memory\n";
+        assert!(text.contains(counts) && text.contains("and 2 more"), "{text}");
         assert_eq!(exit(&summary), Exit::Damage);
         let text = summary_text("mnt", &Summary { damage_inexact: true, ..summary });
-        assert!(text.contains("at least 2 places") && text.contains("and 1 more"), "{text}");
+        assert!(text.contains("at least 3 places") && text.contains("and 2 more"), "{text}");
         assert!(summary_text("mnt", &Summary::default()).contains("damage    none met"));
     }
 

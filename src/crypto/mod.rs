@@ -4,9 +4,12 @@
 //! has a key of its own (random salt), and a nonce is a frame number within it, so (key, nonce) never repeats as
 //! long as no arc is appended to after it was closed or cut. Keys are wiped when dropped.
 
+mod ghash;
 pub mod keyfile;
 
 use aes_gcm::aead::AeadInOut;
+use aes_gcm::aes::Aes256;
+use aes_gcm::aes::cipher::BlockCipherEncrypt;
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce, Tag};
 use hkdf::Hkdf;
 use hmac::{Hmac, Mac};
@@ -15,6 +18,7 @@ use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::ids::{ArcId, ArcSalt, BackupId, BlockHash, FileHash};
+pub use ghash::BitAt;
 
 /// Bytes of an AES-GCM tag (NIST SP 800-38D).
 pub const TAG_LEN: usize = 16;
@@ -53,9 +57,14 @@ impl Keys {
 
     /// HMAC-SHA1 of plain bytes: the identity of a block in this backup dir.
     pub fn block_hash(&self, plain: &[u8]) -> BlockHash {
-        let mut mac = self.block_hash.clone();
-        mac.update(plain);
-        BlockHash(mac.finalize().into_bytes().into())
+        let mut hasher = self.block_hasher();
+        hasher.update(plain);
+        hasher.finish()
+    }
+
+    /// A block hash to be fed piece by piece.
+    pub fn block_hasher(&self) -> BlockHasher {
+        BlockHasher(self.block_hash.clone())
     }
 
     /// SQLCipher's raw key (32 bytes) and salt (16 bytes).
@@ -74,7 +83,8 @@ impl Keys {
         info.extend_from_slice(&id.0);
         info.extend_from_slice(&salt.0);
         let key = derive::<32>(&self.arcs, &info);
-        ArcCipher { backup_id: self.backup_id, arc_id: id, aead: Aes256Gcm::new((&*key).into()) }
+        let block = Aes256::new((&*key).into());
+        ArcCipher { backup_id: self.backup_id, arc_id: id, aead: block.clone().into(), block }
     }
 }
 
@@ -108,6 +118,8 @@ pub struct ArcCipher {
     backup_id: BackupId,
     arc_id: ArcId,
     aead: Aes256Gcm,
+    /// AES alone, under the same key.
+    block: Aes256,
 }
 
 impl ArcCipher {
@@ -134,6 +146,30 @@ impl ArcCipher {
             .is_ok()
     }
 
+    /// The one bit of ciphertext ‖ tag whose flip makes the tag wrong in just this way; None if no single bit does.
+    ///
+    /// It is a guess until `open` accepts the bytes with that bit flipped back.
+    pub fn flipped_bit(
+        &self,
+        domain: Domain,
+        number: u32,
+        header: &[u8],
+        ciphertext: &[u8],
+        tag: &[u8; TAG_LEN],
+    ) -> Option<BitAt> {
+        let mut hash_key = Zeroizing::new([0; 16]);
+        self.block.encrypt_block((&mut *hash_key).into());
+        // SP 800-38D, 7.1: for a nonce of 96 bits, the tag is GHASH XOR the cipher of nonce ‖ 1.
+        let mut mask = [0; 16];
+        let (nonce_bytes, counter) = mask.split_at_mut(12);
+        nonce_bytes.copy_from_slice(&nonce(domain, number));
+        counter.copy_from_slice(&1u32.to_be_bytes());
+        self.block.encrypt_block((&mut mask).into());
+        let hash = ghash::ghash(&hash_key, &self.associated_data(header), ciphertext);
+        let difference = hash ^ u128::from_be_bytes(mask) ^ u128::from_be_bytes(*tag);
+        ghash::flipped_bit(&hash_key, difference, ciphertext.len())
+    }
+
     fn associated_data(&self, header: &[u8]) -> Vec<u8> {
         let mut aad = Vec::with_capacity(40 + header.len());
         aad.extend_from_slice(b"assay v1");
@@ -150,6 +186,19 @@ fn nonce(domain: Domain, number: u32) -> Nonce<aes_gcm::aead::consts::U12> {
     domain_bytes.copy_from_slice(&(domain as u32).to_be_bytes());
     rest.copy_from_slice(&u64::from(number).to_be_bytes());
     Nonce::from(bytes)
+}
+
+/// Running block hash.
+#[derive(Clone)]
+pub struct BlockHasher(Hmac<Sha1>);
+
+impl BlockHasher {
+    pub fn update(&mut self, plain: &[u8]) {
+        self.0.update(plain);
+    }
+    pub fn finish(self) -> BlockHash {
+        BlockHash(self.0.finalize().into_bytes().into())
+    }
 }
 
 /// Running SHA-1 of a whole file.

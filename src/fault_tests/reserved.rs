@@ -147,6 +147,7 @@ fn relocated_blocks_are_read_from_their_new_place_and_the_old_arc_may_go() {
     let new = ArcName { version: run, number: 1 };
     let mut bytes = fs::read(again.path(&new.to_string())).unwrap();
     bytes[112 + 40] ^= 4;
+    bytes[112 + 45] ^= 4;
     fs::remove_file(again.path(&new.to_string())).unwrap();
     fs::write(again.path(&new.to_string()), bytes).unwrap();
     let failed = lab.truth.judge(&again.reader(), &|| "new place damaged".into());

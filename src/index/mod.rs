@@ -16,6 +16,7 @@ mod queries;
 mod row;
 mod rows;
 mod schema;
+mod users;
 mod view;
 mod writer;
 
@@ -36,6 +37,7 @@ use crate::ids::{Dirno, FrameNo, Version};
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
 pub use dedup::DedupTable;
 pub use pool::Index;
+pub use users::Use;
 pub use writer::IndexWriter;
 
 /// A version that can be read.

@@ -7,6 +7,7 @@
 mod blocks;
 mod files;
 mod findings;
+pub mod fix;
 mod pages;
 mod structure;
 

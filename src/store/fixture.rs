@@ -180,13 +180,19 @@ impl Fixture {
         self.dir.path().join(self.index.arc(serial).unwrap().entry.name.to_string())
     }
 
-    /// Changes one byte of the n-th frame's ciphertext, in place.
-    pub fn flip_frame(&self, serial: ArcSerial, frame: FrameNo) {
+    /// Changes two bytes of the n-th frame behind its header, in place: more than a repair puts right.
+    pub fn spoil_frame(&self, serial: ArcSerial, frame: FrameNo) {
+        self.flip_bit(serial, frame, 40, 2);
+        self.flip_bit(serial, frame, 49, 5);
+    }
+
+    /// Flips a bit of the n-th frame, in place.
+    pub fn flip_bit(&self, serial: ArcSerial, frame: FrameNo, byte: usize, bit: u8) {
         let chunk = self.index.frame_chunk(serial, frame).unwrap();
         let (offset, _) = chunk.locate(frame).unwrap();
         let path = self.arc_path(serial);
         let mut bytes = std::fs::read(&path).unwrap();
-        bytes[offset as usize + 40] ^= 4;
+        bytes[offset as usize + byte] ^= 1 << bit;
         std::fs::write(&path, bytes).unwrap();
     }
 }

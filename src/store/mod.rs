@@ -2,11 +2,12 @@
 //!
 //! Invariants: what leaves here is a `VerifiedBlock`; a block is read by one thread at a time however many want
 //! it; cache, open files and remembered verdicts are bounded; a bad block gives an error that names its place,
-//! and is logged and listed once. Bytes that fail are read again past the page cache, never trusted.
+//! and is logged and listed once. Bytes that fail are never trusted: they are read again, or repaired (`heal`).
 
 mod arcs;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod heal;
 mod shelf;
 mod tally;
 #[cfg(test)]
@@ -25,9 +26,12 @@ use crate::crypto::Keys;
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{BlockId, Logid, Version};
 use crate::index::Index;
+use crate::ledger::LedgerWriter;
 use arcs::{Arcs, Located, OpenArc};
+use heal::Bad;
 pub(crate) use shelf::lock;
 use shelf::{Found, Job, Outcome, Shelf};
+use tally::End;
 pub use tally::{Met, Summary, Tally};
 
 /// Default bound of the cache of verified blocks.
@@ -47,7 +51,7 @@ pub struct Wanted {
 /// What to do about bytes that fail verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Heal {
-    /// Read them again from the disk.
+    /// Read them again from the disk; put a single flipped bit right, in memory.
     #[default]
     On,
     /// Show the damage as it is.
@@ -55,7 +59,7 @@ pub enum Heal {
 }
 
 /// How a store works; `Default` suits most.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub struct StoreOptions {
     pub cache_bytes: u64,
     pub heal: Heal,
@@ -63,12 +67,14 @@ pub struct StoreOptions {
     pub threads: usize,
     /// A block that was verified longer ago than this is verified again; none: while it is in the cache it is good.
     pub max_age: Option<Duration>,
+    /// Takes note of what was verified.
+    pub ledger: Option<Arc<crate::ledger::LedgerWriter>>,
 }
 
 impl Default for StoreOptions {
     fn default() -> StoreOptions {
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-        StoreOptions { cache_bytes: DEFAULT_CACHE_BYTES, heal: Heal::On, threads, max_age: None }
+        StoreOptions { cache_bytes: DEFAULT_CACHE_BYTES, heal: Heal::On, threads, max_age: None, ledger: None }
     }
 }
 
@@ -89,6 +95,7 @@ struct Inner {
     shelf: Mutex<Shelf>,
     tally: Tally,
     heal: Heal,
+    ledger: Option<Arc<LedgerWriter>>,
     /// Plain bytes that were asked for ahead and have not arrived.
     ahead_bytes: AtomicU64,
     max_ahead_bytes: u64,
@@ -122,6 +129,7 @@ impl Store {
             shelf: Mutex::new(Shelf::new(options.cache_bytes, options.max_age)),
             tally: Tally::default(),
             heal: options.heal,
+            ledger: options.ledger,
             ahead_bytes: AtomicU64::new(0),
             max_ahead_bytes: (options.cache_bytes / 4).min(16 << 20),
         });
@@ -408,40 +416,41 @@ impl Inner {
             }
         };
         let first_offset = first.offset;
-        let mut failed: Vec<(usize, &Located, Damage)> = Vec::new();
+        let mut failed: Vec<(usize, &Located, Bad)> = Vec::new();
         arc.with_bytes(first_offset, run_bytes as usize, |bytes| {
             for (slot, located) in run {
                 let result = match &bytes {
                     Ok(bytes) => {
                         let start = (located.offset - first_offset) as usize;
                         let end = (start + located.info.frame_len() as usize).min(bytes.len());
-                        self.verify(&arc, located, bytes.get(start..end).unwrap_or_default())
+                        let bytes = bytes.get(start..end).unwrap_or_default();
+                        self.verify(&arc, located, bytes).map_err(|damage| Bad { damage, bytes: bytes.to_vec() })
                     }
-                    Err(error) => Err(Damage::Unreadable(error.raw_os_error().unwrap_or(libc::EIO))),
+                    Err(error) => Err(Bad::unreadable(error)),
                 };
                 match result {
                     Ok(verified) => deliver.outcome(*slot, Ok(Arc::new(verified))),
-                    Err(damage) => failed.push((*slot, located, damage)),
+                    Err(bad) => failed.push((*slot, located, bad)),
                 }
             }
         });
-        let one_by_one = run.len() > 1 && failed.iter().any(|(.., damage)| matches!(damage, Damage::Unreadable(_)));
-        for (slot, located, damage) in failed {
+        let one_by_one = run.len() > 1 && failed.iter().any(|(.., bad)| matches!(bad.damage, Damage::Unreadable(_)));
+        for (slot, located, bad) in failed {
             let Some(want) = deliver.job.wanted.get(slot) else { continue };
             // A read error of one sector failed the whole run: its other frames may be well.
-            let alone = if one_by_one { self.read_one(&arc, located) } else { Err(damage) };
+            let alone = if one_by_one { self.read_one(&arc, located) } else { Err(bad) };
             let outcome = match alone {
                 Ok(verified) => Ok(Arc::new(verified)),
-                Err(damage) => self.second_source(&arc, located, want, deliver.job.file, damage),
+                Err(bad) => self.second_source(&arc, located, want, deliver.job.file, &bad),
             };
             deliver.outcome(slot, outcome);
         }
     }
 
-    fn read_one(&self, arc: &OpenArc, located: &Located) -> std::result::Result<VerifiedBlock, Damage> {
+    fn read_one(&self, arc: &OpenArc, located: &Located) -> std::result::Result<VerifiedBlock, Bad> {
         arc.with_bytes(located.offset, located.info.frame_len() as usize, |bytes| match bytes {
-            Ok(bytes) => self.verify(arc, located, bytes),
-            Err(error) => Err(Damage::Unreadable(error.raw_os_error().unwrap_or(libc::EIO))),
+            Ok(bytes) => self.verify(arc, located, bytes).map_err(|damage| Bad { damage, bytes: bytes.to_vec() }),
+            Err(error) => Err(Bad::unreadable(&error)),
         })
     }
 
@@ -464,40 +473,6 @@ impl Inner {
         let verified = frame::open(&self.keys, &arc.cipher, located.no, &located.info, frame_bytes)?;
         self.tally.block_verified(verified.len() as u64);
         Ok(verified)
-    }
-
-    /// Where else a block may come from once the first read of it failed; the one place for further sources.
-    fn second_source(
-        &self,
-        arc: &OpenArc,
-        located: &Located,
-        want: &Wanted,
-        file: Option<Logid>,
-        damage: Damage,
-    ) -> Outcome {
-        let error = Error::Arc { place: arc.place(located, want.block), damage };
-        let again = match self.heal {
-            Heal::On => self.past_the_page_cache(want.block),
-            Heal::Off => None,
-        };
-        let expected = located.info.hash;
-        let source = arc.path.display();
-        let (end, remark) = match again {
-            Some(_) => (End::Healed, "; read again from the disk it was right"),
-            None => (End::Lost, ""),
-        };
-        let more = format!("expected hash {expected}, source {source}{remark}");
-        self.note_once(want.block.0, &error, &more, end, || self.index.path_of_node(file?).ok());
-        again.map(Arc::new).ok_or(error)
-    }
-
-    /// Reads the block again from where it is now, and from the disk.
-    fn past_the_page_cache(&self, block: BlockId) -> Option<VerifiedBlock> {
-        self.arcs.forget_place(block);
-        let located = self.arcs.locate(block).ok()?;
-        let arc = self.arcs.reopen(located.serial).ok()?;
-        arc.forget_cached(located.offset, located.info.frame_len());
-        self.read_one(&arc, &located).ok()
     }
 
     fn wrong_length(&self, want: &Wanted, found: usize) -> Error {
@@ -528,21 +503,14 @@ impl Inner {
         }
         let describe = || {
             let (path, version) = tally::shown_path(path());
-            Met { code: error.code(), path, version, what: error.to_string(), healed: end == End::Healed }
+            let how = end.how().unwrap_or_default();
+            Met { code: error.code(), path, version, what: error.to_string(), healed: end != End::Lost, how }
         };
-        if let Some(met) = self.tally.damage(key, describe, error.code(), end == End::Healed) {
+        if let Some(met) = self.tally.damage(key, describe, error.code(), &end) {
             let version = met.version.map_or_else(String::new, |version| format!(" in r{version}"));
             let path = if met.path.is_empty() { "(path unknown)" } else { &met.path };
             let separator = if more.is_empty() { "" } else { ", " };
             log::error!("{}: {path}{version}: {}{separator}{more}", met.code, met.what);
         }
     }
-}
-
-/// How an encounter with damage ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// Another read gave the right bytes.
-    Healed,
-    Lost,
 }

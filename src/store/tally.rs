@@ -35,8 +35,33 @@ pub struct Met {
     pub version: Option<u32>,
     /// The error in words, with its place.
     pub what: String,
-    /// A second read gave the right bytes.
+    /// The right bytes were served all the same.
     pub healed: bool,
+    /// How they were come by, in words; empty if they were not.
+    pub how: String,
+}
+
+/// How an encounter with damage ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// A second read gave the right bytes.
+    ReadAgain,
+    /// What was wrong was found, and put right in memory.
+    Repaired(String),
+    Lost,
+}
+
+impl End {
+    /// How the right bytes were come by.
+    pub fn how(&self) -> Option<String> {
+        match self {
+            End::ReadAgain => Some("right when read again".into()),
+            End::Repaired(what) => {
+                Some(format!("{what}; repaired in memory, the arc still has it (assay selftest --fix)"))
+            }
+            End::Lost => None,
+        }
+    }
 }
 
 /// Counters as they stand.
@@ -55,10 +80,12 @@ pub struct Summary {
     pub cache_hits: u64,
     /// Damaged places met, healed or not.
     pub damage: u64,
-    /// More places than could be told apart: the two counts are lower bounds.
+    /// More places than could be told apart: the counts are lower bounds.
     pub damage_inexact: bool,
-    /// Of these, those where a second read gave the right bytes.
+    /// Of these, those where the right bytes were served all the same.
     pub healed: u64,
+    /// Of these, those that were repaired in memory: the arc still has the damage.
+    pub repaired: u64,
     /// The first `MAX_LISTED` of them.
     pub places: Vec<Met>,
 }
@@ -69,6 +96,7 @@ struct Damage {
     count: u64,
     healed: u64,
     inexact: bool,
+    repaired: u64,
     places: Vec<Met>,
 }
 
@@ -150,7 +178,7 @@ impl Tally {
     }
 
     /// Notes damage; what is to be logged when this place (told apart by `key` and code) was not met before.
-    pub fn damage(&self, key: u64, met: impl FnOnce() -> Met, code: &'static str, healed: bool) -> Option<Met> {
+    pub(super) fn damage(&self, key: u64, met: impl FnOnce() -> Met, code: &'static str, end: &End) -> Option<Met> {
         {
             let mut damage = lock(&self.damage);
             if damage.told_apart.contains(&(key, code)) {
@@ -164,7 +192,8 @@ impl Tally {
             }
             damage.told_apart.insert((key, code));
             damage.count += 1;
-            damage.healed += u64::from(healed);
+            damage.healed += u64::from(*end != End::Lost);
+            damage.repaired += u64::from(matches!(end, End::Repaired(_)));
         }
         // Finding the path takes a query: not under the lock.
         let met = met();
@@ -189,6 +218,7 @@ impl Tally {
             damage: damage.count,
             damage_inexact: damage.inexact,
             healed: damage.healed,
+            repaired: damage.repaired,
             places: damage.places.clone(),
         }
     }
@@ -254,8 +284,8 @@ impl LogidSet {
 mod tests {
     use super::*;
 
-    fn met(healed: bool) -> Met {
-        Met { code: "X", path: "/p".into(), version: Some(1), what: "w".into(), healed }
+    fn met() -> Met {
+        Met { code: "X", path: "/p".into(), version: Some(1), what: "w".into(), healed: false, how: String::new() }
     }
 
     #[test]
@@ -287,11 +317,12 @@ mod tests {
     #[test]
     fn a_damaged_place_counts_once_and_healed_damage_is_damage() {
         let tally = Tally::default();
-        assert!(tally.damage(7, || met(false), "X", false).is_some());
-        assert!(tally.damage(7, || met(false), "X", false).is_none());
-        assert!(tally.damage(8, || met(true), "X", true).is_some());
+        assert!(tally.damage(7, met, "X", &End::Lost).is_some());
+        assert!(tally.damage(7, met, "X", &End::Lost).is_none());
+        assert!(tally.damage(8, met, "X", &End::ReadAgain).is_some());
+        assert!(tally.damage(9, met, "X", &End::Repaired("bit".into())).is_some());
         let summary = tally.summary();
-        assert_eq!((summary.damage, summary.healed, summary.places.len()), (2, 1, 2));
+        assert_eq!((summary.damage, summary.healed, summary.repaired, summary.places.len()), (3, 2, 1, 3));
     }
 
     #[test]
@@ -299,11 +330,11 @@ mod tests {
         let tally = Tally::default();
         let all = MAX_TOLD_APART as u64;
         for key in 0..all {
-            assert!(tally.damage(key, || met(false), "X", false).is_some());
+            assert!(tally.damage(key, met, "X", &End::Lost).is_some());
         }
-        assert!(tally.damage(7, || met(false), "X", false).is_none());
+        assert!(tally.damage(7, met, "X", &End::Lost).is_none());
         assert!(!tally.summary().damage_inexact, "known places are no more than there were");
-        assert!(tally.damage(all, || met(false), "X", false).is_none());
+        assert!(tally.damage(all, met, "X", &End::Lost).is_none());
         let summary = tally.summary();
         assert_eq!((summary.damage, summary.damage_inexact, summary.places.len()), (all, true, MAX_LISTED));
     }

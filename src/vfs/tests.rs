@@ -76,7 +76,7 @@ fn reads_give_exactly_the_range_cut_at_the_end() {
 #[test]
 fn a_read_that_touches_a_bad_block_gives_nothing_of_it() {
     let (fixture, content) = fixture();
-    fixture.flip_frame(crate::ids::ArcSerial(0), FrameNo(1));
+    fixture.spoil_frame(crate::ids::ArcSerial(0), FrameNo(1));
     let vfs = vfs(&fixture, VfsOptions::default());
     for (offset, len) in [(0, 17_000), (3999, 2), (4000, 1), (7999, 100)] {
         let error = vfs.read(Ino(20), offset, len).err().unwrap();

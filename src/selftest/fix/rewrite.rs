@@ -1,0 +1,152 @@
+//! Puts a part of an arc back, in place: a frame, or what surrounds the frames.
+//!
+//! Invariant: only the recorded bytes are written. Of a frame the tag and the block hash prove that; of the rest the
+//! recorded SHA-256 of the whole arc, computed with the new parts before anything is written.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use sha2::{Digest, Sha256};
+
+use super::replace::Stretch;
+use crate::arc::repair::repair;
+use crate::arc::writer::FOOTER_NO;
+use crate::arc::{ARC_HEADER_LEN, ArcHeader, ArcTrailer, Codec, FRAME_OVERHEAD, FrameInfo, FrameKind, Packer, frame};
+use crate::backupdir::{BackupDir, Lock};
+use crate::catalog::ArcEntry;
+use crate::crypto::{ArcCipher, Keys};
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::FrameNo;
+use crate::index::Index;
+
+/// Bytes of an arc that are hashed at a time.
+const READ_BYTES: usize = 1 << 20;
+
+/// A frame, where it is and what must be there.
+#[derive(Debug, Clone, Copy)]
+pub struct FrameAt<'a> {
+    pub arc: &'a ArcEntry,
+    pub no: FrameNo,
+    /// Of its header's first byte in the arc.
+    pub offset: u64,
+    pub info: FrameInfo,
+}
+
+/// Writes a frame in place as it was written first (`arc::repair` or another copy gives the bytes); false if it is
+/// there already.
+///
+/// # Errors
+/// `Arc` if the bytes are not this very frame; `NOT_FIXED` and `IO`, and then the arc is as it was.
+pub fn rewrite_frame(dir: &BackupDir, _: &Lock, at: FrameAt<'_>, bytes: &[u8]) -> Result<bool> {
+    let cipher = dir.keys().arc_cipher(at.arc.id, &at.arc.salt);
+    let open = |bytes: &[u8]| frame::open(dir.keys(), &cipher, at.no, &at.info, bytes);
+    open(bytes).map_err(|damage| Error::Arc {
+        place: Place { arc: at.arc.name, frame: Some(at.no), block: None, offset: at.offset },
+        damage,
+    })?;
+    let part = at.no.0.to_string();
+    let stretch =
+        Stretch { dir: dir.path(), arc: at.arc.name, part: &part, offset: at.offset, right: bytes, last: false };
+    stretch.replace(&|found| open(found).is_ok())
+}
+
+/// Rebuilds header, footer and trailer of an arc from its entry and the index, and writes those that differ; says
+/// which.
+///
+/// # Errors
+/// `NOT_FIXED` if the arc would not have its recorded SHA-256: a frame is damaged too, or the footer can't be made
+/// again to the byte. Nothing is written then.
+pub fn rewrite_shell(dir: &BackupDir, _: &Lock, index: &Index, entry: &ArcEntry) -> Result<Vec<&'static str>> {
+    let path = dir.path().join(entry.name.to_string());
+    let refuse = |what: &str| Error::NotFixed { path: path.clone(), what: what.into() };
+    let failed = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::Arc {
+            place: Place { arc: entry.name, frame: None, block: None, offset: 0 },
+            damage: Damage::Missing,
+        },
+        _ => Error::io("read", path.clone(), &e),
+    };
+    let keys = dir.keys();
+    let ArcEntry { name, role, id, salt, footer_offset, footer_len, frames, .. } = *entry;
+    let header = ArcHeader { name, role, id, salt }.encode(keys);
+    let trailer = ArcTrailer { role, id, salt, footer_offset, footer_len, frames }.encode(keys);
+    let file = File::open(&path).map_err(failed)?;
+    let mut damaged = vec![0; footer_len as usize];
+    let there = file.metadata().map_err(failed)?.len().saturating_sub(footer_offset).min(u64::from(footer_len));
+    damaged.truncate(there as usize);
+    file.read_exact_at(&mut damaged, footer_offset).map_err(failed)?;
+    let cipher = keys.arc_cipher(id, &salt);
+    let table = frame_table(index, entry)?;
+    let footer = footer(keys, &cipher, &table, footer_len, &damaged)?
+        .ok_or_else(|| refuse("its footer cannot be rebuilt: it compresses differently now"))?;
+    let tail = [footer.as_slice(), &trailer].concat();
+
+    let mut digest = Sha256::new();
+    digest.update(header);
+    let mut at = ARC_HEADER_LEN as u64;
+    let mut buffer = vec![0; READ_BYTES];
+    while at < footer_offset {
+        let count = (footer_offset - at).min(READ_BYTES as u64) as usize;
+        let part = buffer.get_mut(..count).unwrap_or_default();
+        let read = file.read_exact_at(part, at);
+        read.map_err(|e| {
+            if e.kind() == std::io::ErrorKind::UnexpectedEof { refuse("it is cut short") } else { failed(e) }
+        })?;
+        digest.update(&part);
+        at += count as u64;
+    }
+    digest.update(&tail);
+    if entry.digest.0 != <[u8; 32]>::from(digest.finalize()) {
+        return Err(refuse("it cannot be rebuilt: frames of it are damaged too, or it was written by another program"));
+    }
+    let mut replaced = Vec::new();
+    let head = Stretch { dir: dir.path(), arc: name, part: "header", offset: 0, right: &header, last: false };
+    if head.replace(&|found| ArcHeader::decode(found, keys).is_ok())? {
+        replaced.push("header");
+    }
+    let end = Stretch { dir: dir.path(), arc: name, part: "footer", offset: footer_offset, right: &tail, last: true };
+    if end.replace(&|found| found.get(footer.len()..).is_some_and(|t| ArcTrailer::decode(t, keys).is_ok()))? {
+        replaced.push("footer and trailer");
+    }
+    Ok(replaced)
+}
+
+/// All frames of an arc, by the index.
+fn frame_table(index: &Index, entry: &ArcEntry) -> Result<Vec<FrameInfo>> {
+    let mut table: Vec<FrameInfo> = Vec::new();
+    while (table.len() as u64) < u64::from(entry.frames) {
+        let chunk = index.frame_chunk(entry.serial, FrameNo(table.len() as u32))?;
+        let known = table.len() - (chunk.first.0 as usize).min(table.len());
+        table.extend(chunk.frames.iter().skip(known));
+    }
+    Ok(table)
+}
+
+/// The footer as it was written: what is there, put right if need be, or sealed again. None if that has another length.
+fn footer(
+    keys: &Keys,
+    cipher: &ArcCipher,
+    table: &[FrameInfo],
+    footer_len: u32,
+    damaged: &[u8],
+) -> Result<Option<Vec<u8>>> {
+    let plain: Vec<u8> = table.iter().flat_map(FrameInfo::encode).collect();
+    let stored_len = footer_len.saturating_sub(FRAME_OVERHEAD as u32);
+    let info = FrameInfo {
+        kind: FrameKind::Footer,
+        codec: if stored_len as usize == plain.len() { Codec::Plain } else { Codec::Zstd },
+        stored_len,
+        plain_len: plain.len() as u32,
+        hash: keys.block_hash(&plain),
+    };
+    if let Some(repaired) = repair(keys, cipher, FOOTER_NO, &info, damaged) {
+        return Ok(Some(repaired.frame));
+    }
+    let packed = Packer::new(FOOTER_LEVEL)?.pack(&plain)?;
+    let same = packed.codec == info.codec && packed.stored.len() == stored_len as usize;
+    // Sealing other bytes under this nonce would never leave this process: the digest is compared first.
+    Ok(same.then(|| frame::seal(cipher, FOOTER_NO, &info, &packed.stored)))
+}
+
+/// The zstd level at which all writers of arcs pack their footers.
+const FOOTER_LEVEL: i32 = 3;
