@@ -8,8 +8,6 @@ use std::ops::Range;
 
 const BITS: u32 = 12;
 const WORDS: usize = (1 << BITS) / 64;
-/// Memory of 4,096 neighbouring numbers.
-pub const BITMAP_BYTES: usize = WORDS * 8;
 
 /// What became of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

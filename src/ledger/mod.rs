@@ -15,7 +15,7 @@ mod writer;
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid};
 
 pub use merged::{LEDGER_DIR, Ledger, PROOF_MAX_AGE_S, Refused};
-pub use writer::LedgerWriter;
+pub use writer::{FLUSH_EVERY_S, LedgerWriter};
 
 /// How stored bytes were read when they were verified; the discriminants are the on-disk codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -19,6 +19,8 @@ use crate::crypto::{ArcCipher, Keys};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid};
 
+/// How often notes are written.
+pub const FLUSH_EVERY_S: u64 = 60;
 /// Bitmaps of notes between two flushes, 512 bytes each, in all at most.
 const MAX_BITMAPS: usize = 16384;
 /// Other records, and damaged places, between two flushes.
@@ -26,7 +28,7 @@ const MAX_RECORDS: usize = 10_000;
 
 type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
-/// Takes notes from any thread; `flush`, about once a minute, makes them durable.
+/// Takes notes from any thread; `flush`, each `FLUSH_EVERY_S`, makes them durable.
 pub struct LedgerWriter {
     dir: PathBuf,
     keys: Arc<Keys>,
@@ -169,6 +171,12 @@ impl LedgerWriter {
             Error::Io { errno, .. } if not_ours(errno) => Ok(()),
             error => Err(error),
         }
+    }
+
+    /// Flushes if it is time; errors as `flush`. For those who have no clock that tells them.
+    pub fn flush_if_due(&self) -> Result<()> {
+        let since_s = self.notes().since_s;
+        if since_s > 0 && since_s + FLUSH_EVERY_S <= self.now_s() { self.flush() } else { Ok(()) }
     }
 
     /// Adds to a ledger what is not on the disk, or not yet.

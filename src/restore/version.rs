@@ -7,6 +7,7 @@ use crate::arc::VerifiedBlock;
 use crate::catalog::{Child, DirState, Node};
 use crate::error::Result;
 use crate::ids::{BlockId, Dirno, Logid, Version};
+use crate::ledger::Extent;
 use crate::store::{Store, Wanted};
 use crate::tree::{Found, Piece, Tree};
 
@@ -83,5 +84,13 @@ impl Source for VersionSource {
             Piece::Zero { .. } => None,
         });
         self.store.prefetch(wanted, file);
+    }
+
+    fn file_read(&self, file: Logid, extent: Extent) {
+        if let Some(ledger) = self.store.ledger() {
+            ledger.file(file, extent);
+            // It has said so itself, and the restore does not depend on it.
+            let _ = ledger.flush_if_due();
+        }
     }
 }

@@ -23,8 +23,9 @@ use crossbeam::channel::{Receiver, Sender, select_biased, unbounded};
 use crate::arc::{FrameKind, VerifiedBlock, frame};
 use crate::crypto::Keys;
 use crate::error::{Damage, Error, Place, Result};
-use crate::ids::{BlockId, Logid, Version};
+use crate::ids::{ArcSerial, BlockId, CopyId, Logid, Version};
 use crate::index::Index;
+use crate::ledger::{self, How, LedgerWriter};
 use arcs::{Arcs, Located, OpenArc};
 pub(crate) use shelf::lock;
 use shelf::{Found, Job, Outcome, Shelf};
@@ -55,7 +56,7 @@ pub enum Heal {
 }
 
 /// How a store works; `Default` suits most.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub struct StoreOptions {
     pub cache_bytes: u64,
     pub heal: Heal,
@@ -63,12 +64,14 @@ pub struct StoreOptions {
     pub threads: usize,
     /// A block that was verified longer ago than this is verified again; none: while it is in the cache it is good.
     pub max_age: Option<Duration>,
+    /// Takes note of what was verified.
+    pub ledger: Option<Arc<crate::ledger::LedgerWriter>>,
 }
 
 impl Default for StoreOptions {
     fn default() -> StoreOptions {
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-        StoreOptions { cache_bytes: DEFAULT_CACHE_BYTES, heal: Heal::On, threads, max_age: None }
+        StoreOptions { cache_bytes: DEFAULT_CACHE_BYTES, heal: Heal::On, threads, max_age: None, ledger: None }
     }
 }
 
@@ -89,6 +92,7 @@ struct Inner {
     shelf: Mutex<Shelf>,
     tally: Tally,
     heal: Heal,
+    ledger: Option<Arc<LedgerWriter>>,
     /// Plain bytes that were asked for ahead and have not arrived.
     ahead_bytes: AtomicU64,
     max_ahead_bytes: u64,
@@ -122,6 +126,7 @@ impl Store {
             shelf: Mutex::new(Shelf::new(options.cache_bytes, options.max_age)),
             tally: Tally::default(),
             heal: options.heal,
+            ledger: options.ledger,
             ahead_bytes: AtomicU64::new(0),
             max_ahead_bytes: (options.cache_bytes / 4).min(16 << 20),
         });
@@ -158,6 +163,19 @@ impl Store {
     /// What was verified so far and the damage met.
     pub fn tally(&self) -> &Tally {
         &self.inner.tally
+    }
+
+    /// Where it is noted what was verified.
+    pub fn ledger(&self) -> Option<&Arc<LedgerWriter>> {
+        self.inner.ledger.as_ref()
+    }
+
+    /// Bytes `start..end` of a file of `size_bytes` were given to a reader.
+    pub fn file_read(&self, logid: Logid, start: u64, end: u64, size_bytes: u64) {
+        let extent = self.tally().file_read(logid, start, end, size_bytes);
+        if let (Some(extent), Some(ledger)) = (extent, self.ledger()) {
+            ledger.file(logid, extent);
+        }
     }
 
     /// One block, verified. `file` names the reader in messages about damage.
@@ -257,7 +275,7 @@ impl Store {
     /// Notes damage that was met outside of blocks (index rows, lost directories): counted and logged once for
     /// each `key`. `path` says what it was met at, and is only asked the first time.
     pub fn note_damage(&self, key: u64, error: &Error, path: impl FnOnce() -> Option<(Version, Vec<u8>)>) {
-        self.inner.note_once(key, error, "", End::Lost, path);
+        self.inner.note_once(key, None, error, "", End::Lost, path);
     }
 }
 
@@ -354,7 +372,7 @@ impl Inner {
             let located = match self.arcs.locate(want.block) {
                 Ok(located) => located,
                 Err(error) => {
-                    self.note(want.block.0, job.file, &error, "");
+                    self.note(want.block.0, None, job.file, &error, "");
                     deliver.outcome(slot, Err(error));
                     continue;
                 }
@@ -397,7 +415,7 @@ impl Inner {
                         other => other,
                     };
                     let more = format!("expected hash {}", located.info.hash);
-                    self.note(want.block.0, deliver.job.file, &error, &more);
+                    self.note(want.block.0, Some(first.serial), deliver.job.file, &error, &more);
                     deliver.outcome(*slot, Err(error));
                 }
                 return;
@@ -411,7 +429,7 @@ impl Inner {
                     Ok(bytes) => {
                         let start = (located.offset - first_offset) as usize;
                         let end = (start + located.info.frame_len() as usize).min(bytes.len());
-                        self.verify(&arc, located, bytes.get(start..end).unwrap_or_default())
+                        self.verify(&arc, located, How::Read, bytes.get(start..end).unwrap_or_default())
                     }
                     Err(error) => Err(Damage::Unreadable(error.raw_os_error().unwrap_or(libc::EIO))),
                 };
@@ -425,7 +443,7 @@ impl Inner {
         for (slot, located, damage) in failed {
             let Some(want) = deliver.job.wanted.get(slot) else { continue };
             // A read error of one sector failed the whole run: its other frames may be well.
-            let alone = if one_by_one { self.read_one(&arc, located) } else { Err(damage) };
+            let alone = if one_by_one { self.read_one(&arc, located, How::Read) } else { Err(damage) };
             let outcome = match alone {
                 Ok(verified) => Ok(Arc::new(verified)),
                 Err(damage) => self.second_source(&arc, located, want, deliver.job.file, damage),
@@ -434,9 +452,9 @@ impl Inner {
         }
     }
 
-    fn read_one(&self, arc: &OpenArc, located: &Located) -> std::result::Result<VerifiedBlock, Damage> {
+    fn read_one(&self, arc: &OpenArc, located: &Located, how: How) -> std::result::Result<VerifiedBlock, Damage> {
         arc.with_bytes(located.offset, located.info.frame_len() as usize, |bytes| match bytes {
-            Ok(bytes) => self.verify(arc, located, bytes),
+            Ok(bytes) => self.verify(arc, located, how, bytes),
             Err(error) => Err(Damage::Unreadable(error.raw_os_error().unwrap_or(libc::EIO))),
         })
     }
@@ -445,6 +463,7 @@ impl Inner {
         &self,
         arc: &OpenArc,
         located: &Located,
+        how: How,
         frame_bytes: &[u8],
     ) -> std::result::Result<VerifiedBlock, Damage> {
         if located.info.kind != FrameKind::Block {
@@ -452,6 +471,9 @@ impl Inner {
         }
         let verified = frame::open(&self.keys, &arc.cipher, located.no, &located.info, frame_bytes)?;
         self.tally.block_verified(verified.len() as u64);
+        if let Some(ledger) = &self.ledger {
+            ledger.frame(located.serial, CopyId::LOCAL, located.no, how);
+        }
         Ok(verified)
     }
 
@@ -476,14 +498,14 @@ impl Inner {
             None => (End::Lost, ""),
         };
         let more = format!("expected hash {expected}, source {source}{remark}");
-        self.note_once(want.block.0, &error, &more, end, || self.index.path_of_node(file?).ok());
+        self.note_once(want.block.0, Some(located.serial), &error, &more, end, || self.index.path_of_node(file?).ok());
         again.map(Arc::new).ok_or(error)
     }
 
     fn past_the_page_cache(&self, located: &Located) -> Option<VerifiedBlock> {
         let arc = self.arcs.reopen(located.serial).ok()?;
         arc.forget_cached(located.offset, located.info.frame_len());
-        self.read_one(&arc, located).ok()
+        self.read_one(&arc, located, How::Medium).ok()
     }
 
     fn wrong_length(&self, want: &Wanted, found: usize) -> Error {
@@ -491,18 +513,19 @@ impl Inner {
             path: self.index.path().to_path_buf(),
             what: format!("block {} has {found} bytes, a file expects {}", want.block, want.len_bytes),
         };
-        self.note(want.block.0, None, &error, "");
+        self.note(want.block.0, None, None, &error, "");
         error
     }
 
-    fn note(&self, key: u64, file: Option<Logid>, error: &Error, more: &str) {
-        self.note_once(key, error, more, End::Lost, || self.index.path_of_node(file?).ok());
+    fn note(&self, key: u64, arc: Option<ArcSerial>, file: Option<Logid>, error: &Error, more: &str) {
+        self.note_once(key, arc, error, more, End::Lost, || self.index.path_of_node(file?).ok());
     }
 
     /// Lists and logs damage, once a place: path, version, arc, frame, block, expected and found hash, source.
     fn note_once(
         &self,
         key: u64,
+        arc: Option<ArcSerial>,
         error: &Error,
         more: &str,
         end: End,
@@ -521,6 +544,23 @@ impl Inner {
             let path = if met.path.is_empty() { "(path unknown)" } else { &met.path };
             let separator = if more.is_empty() { "" } else { ", " };
             log::error!("{}: {path}{version}: {}{separator}{more}", met.code, met.what);
+            self.remember(arc, error, end);
+        }
+    }
+
+    /// Damage of an arc goes to the ledger too.
+    fn remember(&self, arc: Option<ArcSerial>, error: &Error, end: End) {
+        if let (Some(ledger), Some(arc), Error::Arc { place, damage }) = (&self.ledger, arc, error) {
+            // A missing arc is one place, however many blocks were looked for in it.
+            let frame = place.frame.filter(|_| *damage != Damage::Missing);
+            ledger.record(ledger::Record::Damage(ledger::Damage {
+                when_s: ledger.now_s(),
+                arc,
+                copy: CopyId::LOCAL,
+                frame,
+                code: error.code().to_string(),
+                mended: end == End::Healed,
+            }));
         }
     }
 }

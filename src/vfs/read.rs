@@ -101,7 +101,7 @@ impl Vfs {
         if bytes.len() as u64 != total {
             return Err(Error::ExtentsLost { logid, offset });
         }
-        self.store.tally().file_read(logid, offset, offset + total, node.attr.size);
+        self.store.file_read(logid, offset, offset + total, node.attr.size);
         Ok(bytes)
     }
 
