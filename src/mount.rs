@@ -24,7 +24,7 @@ use crate::ledger::{By, FLUSH_EVERY_S, LedgerWriter, Record, Session};
 use crate::os;
 use crate::store::{Heal, Spread, Store, StoreOptions, Summary};
 use crate::tree::{Tree, View};
-use crate::vfs::{Owners, Vfs, VfsOptions};
+use crate::vfs::{Hashing, Owners, Vfs, VfsOptions, VirtualXattrs};
 
 /// How long open files keep a mount alive that was told to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -46,6 +46,8 @@ pub struct MountOptions {
     pub heal: Heal,
     /// Bound of the cache of verified blocks; 0: the default.
     pub cache_bytes: u64,
+    pub hashing: Hashing,
+    pub virtual_xattrs: VirtualXattrs,
     /// Threads that answer requests; 0: as many as there are cores, between 2 and 4.
     pub threads: usize,
 }
@@ -133,7 +135,9 @@ pub fn serve(
     store_options.ledger = Some(ledger.clone());
     let started_s = ledger.now_s();
     let store = Arc::new(Store::with_options(dir, keys, index, store_options));
-    let vfs = Arc::new(Vfs::new(tree, store.clone(), VfsOptions { owners, only, mounter }));
+    let vfs_options =
+        VfsOptions { owners, only, mounter, hashing: options.hashing, virtual_xattrs: options.virtual_xattrs };
+    let vfs = Arc::new(Vfs::new(tree, store.clone(), vfs_options));
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = match options.threads {
         0 => cores.clamp(2, 4),

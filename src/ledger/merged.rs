@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -187,9 +187,14 @@ impl Ledger {
             Record::Run(run) => keep_newest(&mut self.runs, run, |run| run.when_s),
             Record::Flip(flip) => keep_newest(&mut self.flips, flip, |flip| flip.when_s),
             Record::Session(session) => {
-                // A session is told again as it goes on.
-                self.sessions.retain(|known| (known.started_s, known.by) != (session.started_s, session.by));
-                keep_newest(&mut self.sessions, session, |session| session.started_s);
+                // A session is told again as it goes on, and its counts only grow.
+                let done = |session: &Session| (session.bytes_read, session.dirs_listed, session.seconds);
+                let same = |known: &&mut Session| (known.started_s, known.by) == (session.started_s, session.by);
+                match self.sessions.iter_mut().find(same) {
+                    Some(known) if done(known) > done(&session) => {}
+                    Some(known) => *known = session,
+                    None => keep_newest(&mut self.sessions, session, |session| session.started_s),
+                }
             }
         }
     }
@@ -277,6 +282,13 @@ impl Ledger {
     /// Damage that was met and not seen mended since.
     pub fn open_damage(&self) -> &[Damage] {
         &self.open
+    }
+
+    /// True if this frame, or the whole arc that it is in, was found damaged and not mended since.
+    pub fn is_damaged(&self, arc: ArcSerial, copy: CopyId, no: FrameNo) -> bool {
+        let is_open = |place: DamagePlace| self.places.get(&place).filter(|damage| !damage.mended);
+        is_open((arc, copy, Some(no))).is_some()
+            || is_open((arc, copy, None)).is_some_and(|damage| damage.code == "ARC_MISSING")
     }
 
     /// Single flipped bits, oldest first.
@@ -415,6 +427,6 @@ fn fill(file: &mut impl Read, target: &mut [u8]) -> ControlFlow<Option<&'static 
     }
 }
 
-fn rest_is_zero(head: &[u8], file: &mut impl Read) -> bool {
+fn rest_is_zero(head: &[u8], file: &mut impl BufRead) -> bool {
     head.iter().all(|byte| *byte == 0) && file.bytes().all(|byte| matches!(byte, Ok(0)))
 }

@@ -210,7 +210,9 @@ fn put_record(e: &mut Encoder, record: &Record) {
 
 /// A text for a record, cut where it is too long for one.
 fn short(text: &str) -> &[u8] {
-    text.get(..text.floor_char_boundary(MAX_TEXT_BYTES)).unwrap_or_default().as_bytes()
+    let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
+    let end = ends.take_while(|end| *end <= MAX_TEXT_BYTES).last().unwrap_or(0);
+    text.get(..end).unwrap_or_default().as_bytes()
 }
 
 type Decoded<T> = Result<T, BadRecord>;

@@ -1,16 +1,16 @@
 //! When each of many numbers was last proven, as intervals.
 //!
-//! Invariants: a number has the newest time it was given, or one that is older by less than the grain, never a newer
-//! one; intervals do not overlap, and neighbours that say the same (to the grain) are one; there are never more than
-//! `max` of them. When there would be, the grain becomes an hour, then a day; what still does not fit is forgotten, the
-//! shortest intervals first: it will be verified again.
+//! Invariants: a number has the newest time it was given; intervals do not overlap, and neighbours that say the same are
+//! one; there are never more than `max` of them. When there would be, times that differ by less than an hour, then a day,
+//! count as equal, the older for both; what still does not fit is forgotten, the shortest intervals first: it will be
+//! verified again.
 
 use std::collections::BTreeMap;
 
 use super::By;
 
 /// Times that are equal in these units count as equal, seconds.
-const GRAINS_S: [u64; 3] = [60, 3600, 86_400];
+const GRAINS_S: [u64; 3] = [1, 3600, 86_400];
 
 /// Neighbouring numbers with the same proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,15 +130,15 @@ mod tests {
         assert!(all.iter().all(|span| span.start < span.end));
         assert!(all.windows(2).all(|pair| {
             let apart = pair[0].end < pair[1].start;
-            let differ = pair[0].by != pair[1].by || pair[0].when_s / 60 != pair[1].when_s / 60;
+            let differ = pair[0].by != pair[1].by || pair[0].when_s != pair[1].when_s;
             apart || (pair[0].end == pair[1].start && differ)
         }));
     }
 
     proptest! {
         #[test]
-        fn each_number_has_its_newest_time_to_the_minute(
-            notes in prop::collection::vec((0u64..60, 1u64..20, 0u64..400, 1u8..4), 1..60)
+        fn each_number_has_its_newest_time(
+            notes in prop::collection::vec((0u64..60, 1u64..20, 0u64..30, 1u8..4), 1..60)
         ) {
             let mut spans = Spans::new(1000);
             // The oracle: all that was ever said of each number.
@@ -157,8 +157,7 @@ mod tests {
                 };
                 let found = found.unwrap();
                 let newest = said.iter().map(|(when_s, _)| *when_s).max().unwrap();
-                prop_assert!(found.when_s <= newest && found.when_s / 60 == newest / 60, "{} {:?}", number, found);
-                prop_assert!(said.iter().any(|(when_s, by)| when_s / 60 == newest / 60 && *by == found.by));
+                prop_assert!(said.contains(&(newest, found.by)) && found.when_s == newest, "{} {:?}", number, found);
             }
         }
     }

@@ -30,6 +30,7 @@ type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
 /// Takes notes from any thread; `flush`, each `FLUSH_EVERY_S`, makes them durable.
 pub struct LedgerWriter {
+    backup_dir: PathBuf,
     dir: PathBuf,
     keys: Arc<Keys>,
     by: By,
@@ -58,7 +59,7 @@ enum Sink {
     None,
     Segment {
         file: File,
-        cipher: ArcCipher,
+        cipher: Box<ArcCipher>,
         next_batch: u32,
     },
     /// Writing is not possible.
@@ -79,6 +80,7 @@ impl LedgerWriter {
         clock: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> LedgerWriter {
         LedgerWriter {
+            backup_dir: dir.to_path_buf(),
             dir: dir.join(LEDGER_DIR),
             keys,
             by,
@@ -179,9 +181,23 @@ impl LedgerWriter {
         if since_s > 0 && since_s + FLUSH_EVERY_S <= self.now_s() { self.flush() } else { Ok(()) }
     }
 
+    /// All that is known: what all segments say, and what was noted here.
+    pub fn known(&self) -> Result<Ledger> {
+        // Meanwhile nothing is on its way from memory to the disk.
+        let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut ledger, _) = Ledger::load_at(&self.backup_dir, &self.keys, self.now_s())?;
+        self.add_notes(&sink, &mut ledger);
+        Ok(ledger)
+    }
+
     /// Adds to a ledger what is not on the disk, or not yet.
     pub fn add_to(&self, ledger: &mut Ledger) {
-        if let Sink::Memory(memory) = &*self.sink.lock().unwrap_or_else(PoisonError::into_inner) {
+        let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        self.add_notes(&sink, ledger);
+    }
+
+    fn add_notes(&self, sink: &Sink, ledger: &mut Ledger) {
+        if let Sink::Memory(memory) = sink {
             memory.records().for_each(|record| ledger.take(record));
         }
         let records = self.notes().records(self.by);
@@ -220,7 +236,7 @@ impl LedgerWriter {
             crate::os::lock::exclusive(&file)?;
             file.write_all(&header.encode(&self.keys))?;
             crate::os::file::sync_dir(&self.dir)?;
-            let cipher = self.keys.segment_cipher(header.id, &header.salt);
+            let cipher = Box::new(self.keys.segment_cipher(header.id, &header.salt));
             io::Result::Ok(Sink::Segment { file, cipher, next_batch: 0 })
         })();
         made.map_err(|error| Error::io("write to", &self.dir, &error))
