@@ -4,8 +4,10 @@
 //! random choice comes from a seed that is printed; `ASSAY_TEST_SEED=N` repeats it.
 
 mod atomicity;
+mod attributes;
 mod cli;
 mod concurrency;
+mod coverage;
 mod damage;
 mod fidelity;
 mod index_damage;

@@ -25,6 +25,7 @@ use crate::arc::VerifiedBlock;
 use crate::catalog::{Child, DirState, Node};
 use crate::error::{Error, Exit, Result};
 use crate::ids::{BlockId, Dirno, Logid};
+use crate::ledger::Extent;
 use crate::monitor::Monitor;
 use crate::tree::Piece;
 pub use spare::{Spare, Why};
@@ -50,6 +51,8 @@ pub trait Source {
     fn block(&self, block: BlockId, len: u32, file: Logid) -> Result<Arc<VerifiedBlock>>;
     /// Tells which pieces will be read next, if they are all of one file of which; a hint.
     fn prefetch(&self, _pieces: &[Piece], _file: Option<Logid>) {}
+    /// A file's content was read to this extent.
+    fn file_read(&self, _file: Logid, _extent: Extent) {}
 }
 
 /// Where the files go.

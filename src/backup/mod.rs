@@ -31,6 +31,7 @@ use crate::catalog::{Commit, VersionInfo};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, FrameNo, Logid, Version};
 use crate::index::{ApplyReport, DedupTable, Index, VersionRow};
+use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor};
 use crate::vfs::LATEST_LIFETIME;
 use assemble::Assembler;
@@ -202,6 +203,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let appeared = Instant::now();
     drop(index);
     writer.checkpoint()?;
+    merge_ledger(dir, monitor);
     drop(lock);
     std::thread::sleep(LATEST_LIFETIME.saturating_sub(appeared.elapsed()));
     let own = || commit.arcs.iter().filter(|arc| arc.name.version == run);
@@ -215,6 +217,19 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
 fn tell(report: &ApplyReport, monitor: &dyn Monitor) -> u64 {
     let errors = report.lost.iter().map(|lost| &lost.error).chain(report.unknown_arcs.iter().map(|(_, error)| error));
     errors.map(|error| monitor.event(Event::Failure { path: b"", error })).count() as u64
+}
+
+/// What mounts and selftests have noted becomes one segment. The version is there whatever comes of it.
+fn merge_ledger(dir: &BackupDir, monitor: &dyn Monitor) {
+    let warn = |what: String| monitor.event(Event::Warning { path: b"", what });
+    match Ledger::merge(dir.path(), dir.keys(), crate::ledger::now_s()) {
+        Ok(refused) => {
+            refused
+                .iter()
+                .for_each(|refused| warn(format!("{}: not believed: {}", refused.path.display(), refused.what)));
+        }
+        Err(error) => warn(format!("the ledger was not merged: {error}")),
+    }
 }
 
 /// Runs walk, workers and assembler until all steps are taken.

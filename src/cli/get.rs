@@ -10,8 +10,9 @@ use super::ui::Ui;
 use super::{Context, open_index, paths, print, print_json, show};
 use crate::backup::walk;
 use crate::error::{Exit, Result};
+use crate::ledger::{By, LedgerWriter};
 use crate::restore::{self, Decision, Extra, Options, Report, Source, Spare, Target, VersionSource};
-use crate::store::Store;
+use crate::store::{Store, StoreOptions};
 use crate::tree::{Tree, View};
 
 /// Restore files and directories with all their attributes
@@ -60,7 +61,9 @@ const CACHE_BYTES: u64 = 64 << 20;
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
     let index = Arc::new(open_index(&dir)?);
-    let store = Arc::new(Store::new(dir.path(), dir.keys().clone(), index.clone(), CACHE_BYTES));
+    let ledger = Arc::new(LedgerWriter::new(dir.path(), dir.keys().clone(), By::Get));
+    let options = StoreOptions { cache_bytes: CACHE_BYTES, ledger: Some(ledger.clone()), ..StoreOptions::default() };
+    let store = Arc::new(Store::with_options(dir.path(), dir.keys().clone(), index.clone(), options));
     let tree = Arc::new(Tree::new(index, View::Whole));
     let versions = if args.delete { tree.versions()? } else { Vec::new() };
     let row = tree.version(args.rev.as_deref().unwrap_or("latest"))?;
@@ -85,6 +88,8 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let mut confirm = |path: &Path| if args.yes { Decision::All } else { ask(&ui, path) };
     let done = restore::run(&source, &options, &ui, &mut confirm);
     ui.finish();
+    // It has said so itself, and what was restored is restored.
+    let _ = ledger.flush();
     let report = done?;
     let healed = store.tally().summary().healed;
     if args.json {

@@ -5,6 +5,7 @@
 
 mod backup;
 mod completions;
+mod coverage;
 mod get;
 mod init;
 mod ls;
@@ -54,6 +55,7 @@ enum Command {
     Ls(ls::LsArgs),
     Versions(versions::VersionsArgs),
     Stats(stats::StatsArgs),
+    Coverage(coverage::CoverageArgs),
     Recover(recover::RecoverArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -87,6 +89,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Ls(args) => ls::run(&context, args),
         Command::Versions(args) => versions::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),
+        Command::Coverage(args) => coverage::run(&context, args),
         Command::Recover(args) => recover::run(&context, args),
         Command::Completions(args) => completions::run(args),
     };

@@ -200,6 +200,11 @@ impl Index {
         })
     }
 
+    /// True if any block is read from another place than where it was stored first.
+    pub fn has_moved_blocks(&self) -> Result<bool> {
+        self.ask(|c| Ok(c.prepare_cached("SELECT 1 FROM relocations LIMIT 1")?.exists([])?))
+    }
+
     /// A committed block with this hash.
     pub fn find_block(&self, hash: &BlockHash) -> Result<Option<BlockId>> {
         self.ask(|c| rows::find_block(c, hash))

@@ -12,6 +12,7 @@ use crate::backup::walk;
 use crate::catalog::{Attr, Kind, Node};
 use crate::error::{Error, Result};
 use crate::ids::Logid;
+use crate::ledger::Extent;
 use crate::monitor::{Event, Progress};
 use crate::os::{DirFd, Stat, stat, xattr};
 
@@ -127,6 +128,9 @@ impl Restore<'_> {
             monitor.interrupted()
         };
         let bad = ContentWriter::new(self.source, node, &file, &tick).write(&self.saved_path(Some(name)));
+        if let Ok(bad) = &bad {
+            self.source.file_read(node.logid, if bad.is_none() { Extent::Hashed } else { Extent::Part });
+        }
         let made = stat::of_fd(&file).map_err(|error| Error::io("stat", &path, &error))?;
         match bad.map_err(|error| with_path(error, &path))? {
             None => {

@@ -11,6 +11,7 @@ use crate::catalog::{Child, DirState, Node};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, Dirno, Logid, Version};
 use crate::index::VersionRow;
+use crate::ledger::Extent;
 use crate::store::{Store, Wanted};
 use crate::tree::{Found, Piece, Tree};
 
@@ -107,6 +108,14 @@ impl Source for VersionSource {
             Piece::Zero { .. } => None,
         });
         self.store.prefetch(wanted, file);
+    }
+
+    fn file_read(&self, file: Logid, extent: Extent) {
+        if let Some(ledger) = self.store.ledger() {
+            ledger.file(file, extent);
+            // It has said so itself, and the restore does not depend on it.
+            let _ = ledger.flush_if_due();
+        }
     }
 }
 
