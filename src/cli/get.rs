@@ -75,7 +75,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
 }
 
 /// The path as the version has it: absolute, with the symlinks before its last name resolved if it still exists.
-fn stored_path(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn stored_path(path: &Path) -> Result<Vec<u8>> {
     use std::os::unix::ffi::OsStringExt;
     let absolute = if path.is_absolute() { path.to_path_buf() } else { walk::absolute(path)? };
     Ok(absolute.into_os_string().into_vec())

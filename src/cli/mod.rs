@@ -10,6 +10,7 @@ mod init;
 mod ls;
 mod mount;
 mod recover;
+mod selftest;
 mod show;
 mod stats;
 mod ui;
@@ -53,6 +54,7 @@ enum Command {
     Ls(ls::LsArgs),
     Versions(versions::VersionsArgs),
     Stats(stats::StatsArgs),
+    Selftest(selftest::SelftestArgs),
     Recover(recover::RecoverArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -84,6 +86,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Ls(args) => ls::run(&context, args),
         Command::Versions(args) => versions::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),
+        Command::Selftest(args) => selftest::run(&context, args),
         Command::Recover(args) => recover::run(&context, args),
         Command::Completions(args) => completions::run(args),
     };

@@ -11,11 +11,13 @@ mod apply;
 mod apply_arcs;
 mod dedup;
 mod listing;
+mod pages;
 mod pool;
 mod queries;
 mod row;
 mod rows;
 mod schema;
+mod users;
 mod writer;
 
 #[cfg(test)]
@@ -32,7 +34,9 @@ use crate::ids::{Dirno, FrameNo, Version};
 
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
 pub use dedup::DedupTable;
+pub use pages::PageFault;
 pub use pool::Index;
+pub use users::{NamedFile, Names, Places, Use, Users};
 pub use writer::IndexWriter;
 
 /// A version that can be read.

@@ -142,6 +142,11 @@ impl Index {
         }
     }
 
+    /// An index that could not be opened: each question tries, and is an error while it can't be.
+    pub fn unopened(path: &Path, key: &[u8; 48]) -> Index {
+        Index::over(path, key, Access::Read)
+    }
+
     /// An index whose file nobody else uses, opened at the first question.
     #[cfg(test)]
     pub(super) fn open_alone(path: &Path, key: &[u8; 48]) -> Index {
@@ -171,7 +176,7 @@ impl Index {
         Ok(())
     }
 
-    fn connect(&self) -> Result<Connection, Fail> {
+    pub(super) fn connect(&self) -> Result<Connection, Fail> {
         let path = match &self.copy {
             Some(dir) => dir.path().join("index.db"),
             None => self.path.clone(),

@@ -1,0 +1,298 @@
+//! Which files use a set of places in arcs, and under which names: the question that damage raises.
+//!
+//! Invariants: two passes over whole tables whatever the number of places (files and extents, then names), a
+//! batch of rows at a time, so that no transaction is long; what is kept is bounded by the number of places and the
+//! caller's limit, what is more is counted.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+
+use rusqlite::{Connection, params};
+
+use super::Index;
+use super::queries::path_of_dir;
+use super::row::{self, EntryRow, Key, Table};
+use super::rows::{self, Found, PartOf, blob};
+use crate::catalog::codec::{self, Decoder};
+use crate::catalog::{Child, Content, Segment};
+use crate::error::{Error, Result};
+use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
+
+/// Rows that one question reads.
+const BATCH_ROWS: u32 = 4096;
+
+/// Frames of arcs, in ranges that do not overlap; each range has a tag of the caller's.
+#[derive(Debug, Default)]
+pub struct Places(BTreeMap<u64, (u64, usize)>);
+
+impl Places {
+    pub fn add(&mut self, arc: ArcSerial, frames: Range<u32>, tag: usize) {
+        let start = BlockId::new(arc, FrameNo(frames.start)).0;
+        self.0.insert(start, (start + u64::from(frames.end.saturating_sub(frames.start)), tag));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn tag(&self, place: BlockId) -> Option<usize> {
+        let (_, (end, tag)) = self.0.range(..=place.0).next_back()?;
+        (place.0 < *end).then_some(*tag)
+    }
+}
+
+/// Bytes of a file that are in a place that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Use {
+    pub tag: usize,
+    pub logid: Logid,
+    pub bytes: Range<u64>,
+}
+
+/// All uses of some places.
+#[derive(Debug, Default)]
+pub struct Users {
+    /// At most as many for one tag as the caller wanted.
+    pub uses: Vec<Use>,
+    /// How many there are, by tag.
+    pub totals: HashMap<usize, u64>,
+}
+
+/// A name of a file and the first and last version that show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedFile {
+    pub path: Vec<u8>,
+    pub versions: (Version, Version),
+}
+
+/// Names by file: at most as many as the caller wanted, and how many there are.
+pub type Names = HashMap<Logid, (Vec<NamedFile>, u64)>;
+
+/// Puts neighbouring uses together, counts and bounds them.
+struct Collector {
+    users: Users,
+    max_each: u64,
+    open: Option<Use>,
+}
+
+impl Collector {
+    fn push(&mut self, tag: usize, logid: Logid, bytes: Range<u64>) {
+        match &mut self.open {
+            Some(open) if (open.tag, open.logid, open.bytes.end) == (tag, logid, bytes.start) => {
+                open.bytes.end = bytes.end;
+            }
+            _ => {
+                self.close();
+                self.open = Some(Use { tag, logid, bytes });
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        let Some(done) = self.open.take() else { return };
+        let total = self.users.totals.entry(done.tag).or_default();
+        *total += 1;
+        if *total <= self.max_each {
+            self.users.uses.push(done);
+        }
+    }
+}
+
+impl Index {
+    /// Who uses these places, relocations considered: at most `max_each` uses a tag, and how many there are.
+    ///
+    /// `stop` is asked between batches; when it says so, the answer is `INTERRUPTED`.
+    pub fn users(&self, places: &Places, max_each: usize, stop: &dyn Fn() -> bool) -> Result<Users> {
+        let moved = self.moved(places, stop)?;
+        let tag_of = |block: BlockId| match moved.get(&block) {
+            Some(tag) => *tag,
+            None => places.tag(block),
+        };
+        let mut found = Collector { users: Users::default(), max_each: max_each as u64, open: None };
+        let mut after = -1i64;
+        self.batches(stop, || {
+            let batch = self.ask(|c| nodes(c, after))?;
+            if let Some((last, _)) = batch.last() {
+                after = *last;
+            }
+            for (id, segments) in &batch {
+                segments_used(Logid(*id as u64), 0, segments, &tag_of, &mut found);
+            }
+            Ok(batch.len())
+        })?;
+        found.close();
+        let mut after = (-1i64, -1i64);
+        self.batches(stop, || {
+            let batch = self.ask(|c| extents(c, after))?;
+            if let Some((logid, start, _)) = batch.last() {
+                after = (*logid, *start);
+            }
+            for (logid, start, segments) in &batch {
+                segments_used(Logid(*logid as u64), *start as u64, segments, &tag_of, &mut found);
+            }
+            Ok(batch.len())
+        })?;
+        found.close();
+        Ok(found.users)
+    }
+
+    /// The names under which versions that are left show these files; at most `max_each` a file, and how many.
+    pub fn names(&self, logids: &HashSet<Logid>, max_each: usize, stop: &dyn Fn() -> bool) -> Result<Names> {
+        let versions: Vec<Version> = self.versions()?.into_iter().map(|row| row.version).collect();
+        let shown = |since: Version, to: Option<Version>| {
+            let first = versions.get(versions.partition_point(|v| *v < since))?;
+            let end = to.map_or(versions.len(), |to| versions.partition_point(|v| *v < to));
+            let last = versions.get(end.checked_sub(1)?)?;
+            (first <= last).then_some((*first, *last))
+        };
+        let mut names = Names::new();
+        let mut after = (-1i64, Vec::new(), -1i64);
+        self.batches(stop, || {
+            let (rows, last) = self.ask(|c| entries(c, &after, logids))?;
+            let Some((read, last)) = last else { return Ok(0) };
+            after = last;
+            for (parent, name, since, row) in rows {
+                let Child::Node(logid) = row.child else { continue };
+                let Some(versions) = shown(since, row.v_to) else { continue };
+                let (kept, total) = names.entry(logid).or_default();
+                *total += 1;
+                if kept.len() < max_each {
+                    let mut path = self.ask(|c| path_of_dir(c, versions.1, parent)).unwrap_or_else(|_| b"...".to_vec());
+                    if path.last() != Some(&b'/') {
+                        path.push(b'/');
+                    }
+                    path.extend_from_slice(&name);
+                    kept.push(NamedFile { path, versions });
+                }
+            }
+            Ok(read)
+        })?;
+        Ok(names)
+    }
+
+    /// Calls `batch` until it answers fewer rows than a whole batch has.
+    fn batches(&self, stop: &dyn Fn() -> bool, mut batch: impl FnMut() -> Result<usize>) -> Result<()> {
+        loop {
+            if stop() {
+                return Err(Error::Interrupted);
+            }
+            if batch()? < BATCH_ROWS as usize {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Blocks that are read elsewhere than where their name says, as far as `places` are concerned.
+    fn moved(&self, places: &Places, stop: &dyn Fn() -> bool) -> Result<HashMap<BlockId, Option<usize>>> {
+        let mut moved = HashMap::new();
+        let mut after = -1i64;
+        self.batches(stop, || {
+            let batch = self.ask(|c| relocations(c, after))?;
+            if let Some((last, _)) = batch.last() {
+                after = last.0 as i64;
+            }
+            for (from, to) in &batch {
+                let tag = places.tag(*to);
+                if tag.is_some() || places.tag(*from).is_some() {
+                    moved.insert(*from, tag);
+                }
+            }
+            Ok(batch.len())
+        })?;
+        Ok(moved)
+    }
+}
+
+fn segments_used(
+    logid: Logid,
+    start: u64,
+    segments: &[Segment],
+    tag_of: &impl Fn(BlockId) -> Option<usize>,
+    found: &mut Collector,
+) {
+    let mut at = start;
+    for segment in segments {
+        let end = at + segment.len();
+        if let Segment::Data { block, .. } = segment
+            && let Some(tag) = tag_of(*block)
+        {
+            found.push(tag, logid, at..end);
+        }
+        at = end;
+    }
+}
+
+/// Files and the segments that they carry themselves.
+fn nodes(c: &Connection, after: i64) -> Found<Vec<(i64, Vec<Segment>)>> {
+    let mut statement = c.prepare_cached("SELECT id, row FROM nodes WHERE id>?1 ORDER BY id LIMIT ?2")?;
+    let mut found = statement.query(params![after, BATCH_ROWS])?;
+    let mut batch = Vec::new();
+    while let Some(found) = found.next()? {
+        let id: i64 = found.get(0)?;
+        let whole = rows::whole(c, PartOf::Node, id, row::open(Table::Nodes, Key::id(id), blob(found, 1)?)?)?;
+        let mut d = Decoder::new(&whole);
+        d.uint()?;
+        let segments = match codec::decode_node(d.rest())?.content {
+            Content::Inline(segments) => segments,
+            Content::Chunked => Vec::new(),
+        };
+        batch.push((id, segments));
+    }
+    Ok(batch)
+}
+
+fn extents(c: &Connection, after: (i64, i64)) -> Found<Vec<(i64, i64, Vec<Segment>)>> {
+    let sql = "SELECT logid, start, row FROM extents WHERE (logid, start)>(?1, ?2) ORDER BY logid, start LIMIT ?3";
+    let mut statement = c.prepare_cached(sql)?;
+    let mut found = statement.query(params![after.0, after.1, BATCH_ROWS])?;
+    let mut batch = Vec::new();
+    while let Some(found) = found.next()? {
+        let (logid, start): (i64, i64) = (found.get(0)?, found.get(1)?);
+        let body = row::open(Table::Extents, Key(logid, start, &[]), blob(found, 2)?)?;
+        batch.push((logid, start, codec::decode_segments(body)?));
+    }
+    Ok(batch)
+}
+
+fn relocations(c: &Connection, after: i64) -> Found<Vec<(BlockId, BlockId)>> {
+    let mut statement = c.prepare_cached("SELECT id, row FROM relocations WHERE id>?1 ORDER BY id LIMIT ?2")?;
+    let mut found = statement.query(params![after, BATCH_ROWS])?;
+    let mut batch = Vec::new();
+    while let Some(found) = found.next()? {
+        let id: i64 = found.get(0)?;
+        let mut d = Decoder::new(row::open(Table::Relocations, Key::id(id), blob(found, 1)?)?);
+        batch.push((BlockId(id as u64), BlockId(d.uint()?)));
+        d.end()?;
+    }
+    Ok(batch)
+}
+
+type EntryKey = (i64, Vec<u8>, i64);
+type EntryFound = (Dirno, Vec<u8>, Version, EntryRow);
+
+/// Entries of a batch that stand for one of the files; how many rows were read, and the key of the last one.
+fn entries(
+    c: &Connection,
+    after: &EntryKey,
+    logids: &HashSet<Logid>,
+) -> Found<(Vec<EntryFound>, Option<(usize, EntryKey)>)> {
+    let sql = "SELECT parent, name, v_from, row FROM entries WHERE (parent, name, v_from)>(?1, ?2, ?3) \
+               ORDER BY parent, name, v_from LIMIT ?4";
+    let mut statement = c.prepare_cached(sql)?;
+    let mut found = statement.query(params![after.0, after.1, after.2, BATCH_ROWS])?;
+    let (mut batch, mut read, mut last) = (Vec::new(), 0, None);
+    while let Some(found) = found.next()? {
+        read += 1;
+        let (parent, since): (i64, u32) = (found.get(0)?, found.get(2)?);
+        let name = blob(found, 1)?;
+        let row = EntryRow::decode(Key(parent, i64::from(since), name), blob(found, 3)?)?;
+        if matches!(row.child, Child::Node(logid) if logids.contains(&logid)) {
+            batch.push((Dirno(parent as u64), name.to_vec(), Version(since), row));
+        }
+        if read == BATCH_ROWS as usize {
+            last = Some((parent, name.to_vec(), i64::from(since)));
+        }
+    }
+    let last = last.unwrap_or_default();
+    Ok((batch, (read > 0).then_some((read, last))))
+}
