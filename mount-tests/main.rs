@@ -12,6 +12,7 @@ mod index_damage;
 mod project;
 mod recover;
 mod restore;
+mod selftest;
 mod support;
 mod user;
 mod verifying;

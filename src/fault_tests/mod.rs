@@ -7,6 +7,7 @@
 
 mod flips;
 mod lab;
+mod proofs;
 mod questions;
 mod recoveries;
 mod reserved;

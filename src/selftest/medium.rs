@@ -225,3 +225,144 @@ impl Flow {
         Some(buffer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arc::{FrameKind, Packer};
+    use crate::ids::{ArcId, ArcSalt, BackupId, Version};
+    use std::io;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use zeroize::Zeroizing;
+
+    /// An arc in memory whose reads of some byte are wrong, or fail, a number of times.
+    struct Faulty {
+        bytes: Vec<u8>,
+        at: u64,
+        times: AtomicU64,
+        errno: Option<i32>,
+        forgotten: AtomicU64,
+    }
+
+    impl ArcBytes for Faulty {
+        fn len_bytes(&self) -> u64 {
+            self.bytes.len() as u64
+        }
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+            let rest = self.bytes.get(offset as usize..).unwrap_or_default();
+            let count = rest.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&rest[..count]);
+            let hit = self.at.checked_sub(offset).filter(|at| *at < count as u64);
+            if let Some(at) = hit
+                && self.times.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
+            {
+                match self.errno {
+                    Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
+                    None => buffer[at as usize] ^= 0x11,
+                }
+            }
+            Ok(count)
+        }
+        fn forget(&self, _: u64, _: u64) {
+            self.forgotten.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[derive(Default)]
+    struct Ears {
+        good: Mutex<Vec<u32>>,
+        bad: Mutex<Vec<Bad>>,
+        closed: AtomicU64,
+    }
+
+    impl Watch for Ears {
+        fn good(&self, _: &Job, no: FrameNo, _: &FrameInfo) {
+            lock(&self.good).push(no.0);
+        }
+        fn advanced(&self, _: u64) {}
+        fn stop(&self) -> bool {
+            false
+        }
+        fn close(&self, job: Job) {
+            self.closed.fetch_add(1, Relaxed);
+            lock(&self.bad).extend(job.bad.into_inner().unwrap());
+        }
+    }
+
+    fn keys() -> Keys {
+        Keys::new(&Zeroizing::new([1; 32]), BackupId([2; 16]))
+    }
+
+    /// Frames of `lens` plain bytes, with what goes wrong.
+    fn job(lens: &[usize], at: u64, times: u64, errno: Option<i32>) -> Job {
+        let keys = keys();
+        let cipher = keys.arc_cipher(ArcId([3; 16]), &ArcSalt([4; 32]));
+        let (mut bytes, mut frames) = (Vec::new(), Vec::new());
+        for (len, no) in lens.iter().zip(0..) {
+            let plain: Vec<u8> = (0..*len).map(|n| (n * 31 % 251) as u8 ^ no as u8).collect();
+            let packed = Packer::new(3).unwrap().pack(&plain).unwrap();
+            let info = FrameInfo {
+                kind: FrameKind::Block,
+                codec: packed.codec,
+                stored_len: packed.stored.len() as u32,
+                plain_len: plain.len() as u32,
+                hash: keys.block_hash(&plain),
+            };
+            frames.push((FrameNo(no), bytes.len() as u64, info));
+            bytes.extend(frame::seal(&cipher, FrameNo(no), &info, &packed.stored));
+        }
+        let times = AtomicU64::new(times);
+        let bytes = Box::new(Faulty { bytes, at, times, errno, forgotten: AtomicU64::new(0) });
+        let name = ArcName { version: Version(0), number: 1 };
+        let (bad, faults) = (Mutex::default(), Vec::new());
+        Job { name, serial: None, cipher, bytes, frames, whole: true, faults, foreign: false, other: false, bad }
+    }
+
+    fn verify(jobs: Vec<Job>) -> (Vec<u32>, Vec<(u32, &'static str, Cause)>) {
+        let (ears, count) = (Ears::default(), jobs.len() as u64);
+        verify_all(&keys(), jobs.into_iter(), &ears);
+        assert_eq!(ears.closed.into_inner(), count, "each arc is closed once");
+        let mut good = ears.good.into_inner().unwrap();
+        good.sort_unstable();
+        let bad = ears.bad.into_inner().unwrap();
+        (good, bad.into_iter().map(|bad| (bad.no.0, bad.damage.code(), bad.cause)).collect())
+    }
+
+    #[test]
+    fn a_second_read_tells_passing_faults_from_lasting_ones() {
+        let lens = [100, 70_000, 300, 5];
+        let in_second = 200;
+        let all = vec![0, 1, 2, 3];
+        assert_eq!(verify(vec![job(&lens, 0, 0, None)]), (all.clone(), vec![]));
+        let once = verify(vec![job(&lens, in_second, 1, None)]);
+        assert_eq!(once, (all.clone(), vec![(1, "ARC_TAG_MISMATCH", Cause::Transient)]));
+        let lasting = verify(vec![job(&lens, in_second, 99, None)]);
+        assert_eq!(lasting, (vec![0, 2, 3], vec![(1, "ARC_TAG_MISMATCH", Cause::Medium)]));
+        // A bad sector fails the read of all four: the others are read alone and are well.
+        let sector = verify(vec![job(&lens, in_second, 99, Some(libc::EIO))]);
+        assert_eq!(sector, (vec![0, 2, 3], vec![(1, "ARC_UNREADABLE", Cause::Medium)]));
+        let passing = verify(vec![job(&lens, in_second, 2, Some(libc::EIO))]);
+        assert_eq!(passing, (all.clone(), vec![(1, "ARC_UNREADABLE", Cause::Transient)]));
+        // One that is right when it is read alone was not wrong for sure: the whole read failed, not the frame.
+        assert_eq!(verify(vec![job(&lens, in_second, 1, Some(libc::EIO))]), (all, vec![]));
+    }
+
+    #[test]
+    fn who_expects_another_frame_than_an_authentic_one_is_wrong() {
+        let mut wrong = job(&[100, 200], 0, 0, None);
+        wrong.frames[1].2.hash.0[3] ^= 1;
+        assert_eq!(verify(vec![wrong]), (vec![0], vec![(1, "ARC_FRAME_WRONG", Cause::Index)]));
+    }
+
+    #[test]
+    fn large_frames_and_many_arcs_pass_through_bounded_memory() {
+        let large = 3 * PIECE_BYTES as usize;
+        let jobs: Vec<Job> = (0..40).map(|n| job(&[large, 10, 200_000 + n, 0], 0, 0, None)).collect();
+        let pieces: Vec<_> =
+            std::iter::successors(stretch(&jobs[0].frames, 0), |(frames, ..)| stretch(&jobs[0].frames, frames.end))
+                .collect();
+        assert!(pieces.iter().all(|(frames, _, len)| *len <= PIECE_BYTES || frames.len() == 1));
+        assert_eq!(pieces.iter().map(|(.., len)| len).sum::<u64>(), jobs[0].bytes.len_bytes());
+        assert_eq!(verify(jobs).0.len(), 160);
+    }
+}
