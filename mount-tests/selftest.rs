@@ -156,7 +156,7 @@ fn each_end_has_its_exit_code() {
         strace = strace.args(["-e", "inject=openat:error=EACCES"]).arg(assay_binary());
         strace.args(["selftest", "-v3", "--json", "-c"]).arg(lab.repo()).run()
     } else {
-        fs::set_permissions(&arc, fs::Permissions::from_mode(0)).expect("chmod");
+        fs::set_permissions(&arc, fs::Permissions::from_mode(0o0)).expect("chmod");
         selftest(&lab, &["-v3", "--json"])
     };
     let (findings, _) = objects(&denied.code(3));

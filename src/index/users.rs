@@ -148,10 +148,9 @@ impl Index {
         let mut names = Names::new();
         let mut after = (-1i64, Vec::new(), -1i64);
         self.batches(stop, || {
-            let (rows, last) = self.ask(|c| entries(c, &after, logids))?;
-            let Some((read, last)) = last else { return Ok(0) };
-            after = last;
-            for (parent, name, since, row) in rows {
+            let batch = self.ask(|c| entries(c, &after, logids))?;
+            after = batch.last;
+            for (parent, name, since, row) in batch.found {
                 let Child::Node(logid) = row.child else { continue };
                 let Some(versions) = shown(since, row.v_to) else { continue };
                 let (kept, total) = names.entry(logid).or_default();
@@ -165,7 +164,7 @@ impl Index {
                     kept.push(NamedFile { path, versions });
                 }
             }
-            Ok(read)
+            Ok(batch.read)
         })?;
         Ok(names)
     }
@@ -268,31 +267,33 @@ fn relocations(c: &Connection, after: i64) -> Found<Vec<(BlockId, BlockId)>> {
 }
 
 type EntryKey = (i64, Vec<u8>, i64);
-type EntryFound = (Dirno, Vec<u8>, Version, EntryRow);
 
-/// Entries of a batch that stand for one of the files; how many rows were read, and the key of the last one.
-fn entries(
-    c: &Connection,
-    after: &EntryKey,
-    logids: &HashSet<Logid>,
-) -> Found<(Vec<EntryFound>, Option<(usize, EntryKey)>)> {
+/// What a batch of entries holds of some files.
+#[derive(Default)]
+struct EntryBatch {
+    found: Vec<(Dirno, Vec<u8>, Version, EntryRow)>,
+    /// Rows that were looked at, and the last one of a whole batch.
+    read: usize,
+    last: EntryKey,
+}
+
+fn entries(c: &Connection, after: &EntryKey, logids: &HashSet<Logid>) -> Found<EntryBatch> {
     let sql = "SELECT parent, name, v_from, row FROM entries WHERE (parent, name, v_from)>(?1, ?2, ?3) \
                ORDER BY parent, name, v_from LIMIT ?4";
     let mut statement = c.prepare_cached(sql)?;
     let mut found = statement.query(params![after.0, after.1, after.2, BATCH_ROWS])?;
-    let (mut batch, mut read, mut last) = (Vec::new(), 0, None);
+    let mut batch = EntryBatch::default();
     while let Some(found) = found.next()? {
-        read += 1;
         let (parent, since): (i64, u32) = (found.get(0)?, found.get(2)?);
         let name = blob(found, 1)?;
         let row = EntryRow::decode(Key(parent, i64::from(since), name), blob(found, 3)?)?;
         if matches!(row.child, Child::Node(logid) if logids.contains(&logid)) {
-            batch.push((Dirno(parent as u64), name.to_vec(), Version(since), row));
+            batch.found.push((Dirno(parent as u64), name.to_vec(), Version(since), row));
         }
-        if read == BATCH_ROWS as usize {
-            last = Some((parent, name.to_vec(), i64::from(since)));
+        batch.read += 1;
+        if batch.read == BATCH_ROWS as usize {
+            batch.last = (parent, name.to_vec(), i64::from(since));
         }
     }
-    let last = last.unwrap_or_default();
-    Ok((batch, (read > 0).then_some((read, last))))
+    Ok(batch)
 }
