@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use super::copies::{Copies, Local};
 use super::findings::{Cause, Finding, MAX_LISTED, Part, Spot};
@@ -29,6 +30,8 @@ use crate::store::lock;
 
 /// Frames of one finding that the ledger notes one by one.
 const MAX_NOTED: u32 = 1000;
+/// How often the ledger is written during a run.
+const FLUSH_EVERY: Duration = Duration::from_secs(60);
 
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let plan = Plan::make(exam)?;
@@ -68,7 +71,7 @@ struct Run<'a> {
     plain_bytes: AtomicU64,
     read_bytes: AtomicU64,
     expected_bytes: u64,
-    found_before: u64,
+    flushed: Mutex<Instant>,
 }
 
 impl<'a> Run<'a> {
@@ -93,7 +96,7 @@ impl<'a> Run<'a> {
             plain_bytes: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),
             expected_bytes,
-            found_before: exam.findings.count(),
+            flushed: Mutex::new(Instant::now()),
         }
     }
 
@@ -339,7 +342,7 @@ impl<'a> Run<'a> {
             bytes: self.read_bytes.load(Relaxed),
             expected_files: self.plan.arcs.len() as u64,
             expected_bytes: self.expected_bytes,
-            errors: found.max(self.found_before),
+            errors: found,
         });
     }
 
@@ -400,6 +403,7 @@ impl Watch for Run<'_> {
             return;
         }
         self.arcs.fetch_add(1, Relaxed);
+        self.flush_if_due();
         let shown = match self.copy.name() {
             "" => job.name.to_string(),
             copy => format!("{copy}: {}", job.name),
@@ -429,6 +433,15 @@ impl Watch for Run<'_> {
 }
 
 impl Run<'_> {
+    /// So that a run which is killed has not proven all for nothing. An error here comes again at the end.
+    fn flush_if_due(&self) {
+        let mut flushed = lock(&self.flushed);
+        if flushed.elapsed() >= FLUSH_EVERY {
+            let _ = self.exam.ledger.flush();
+            *flushed = Instant::now();
+        }
+    }
+
     /// Damage that was known and reads right again.
     fn mended(&self, serial: ArcSerial, frames: &[Placed], whole: bool, bad: &[Bad]) {
         for known in self.known.get(&serial).into_iter().flatten() {

@@ -1,7 +1,7 @@
 //! What a selftest found: each thing once, with its place, cause, the files that it hits and the remedy.
 //!
-//! Invariants: two findings never have the same code and the same place (the one that names more files stays); what
-//! is kept is bounded, what is more is counted.
+//! Invariants: two findings about arcs never have the same code and the same place (the one that names more files
+//! stays); what is kept is bounded, what is more is counted.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -152,9 +152,10 @@ impl Finding {
         }
     }
 
-    /// What two findings about the same thing have in common.
+    /// What two findings about the same part of an arc have in common. Those of v5 are about files.
     fn subject(&self) -> Option<(&'static str, ArcName, Option<FrameNo>)> {
-        self.place.as_ref().map(|place| (self.error.code(), place.arc, place.frame))
+        let place = self.place.as_ref().filter(|_| self.level != Level::Files)?;
+        Some((self.error.code(), place.arc, place.frame))
     }
 }
 
