@@ -297,3 +297,58 @@ fn entries(c: &Connection, after: &EntryKey, logids: &HashSet<Logid>) -> Found<E
     }
     Ok(batch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{Built, Item, Model, node};
+    use super::*;
+    use crate::catalog::Record;
+    use crate::catalog::codec::encode_record;
+
+    #[test]
+    fn uses_join_follow_relocations_and_are_counted_beyond_the_limit() {
+        let block = |arc, frame| BlockId::new(ArcSerial(arc), FrameNo(frame));
+        let data = |frame| Segment::Data { block: block(0, frame), len: 1000 };
+        let mut file = node(100_001, 1, 0);
+        file.content = Content::Inline(vec![data(1), data(2), Segment::Hole { len: 4096 }, data(130), data(2)]);
+        (file.attr.size, file.data_bytes) = (8096, 4000);
+        let long = node(100_004, 4, 0);
+        assert_eq!(long.content, Content::Chunked, "its first kilobyte is frame 1");
+        let mut model = Model::new(1);
+        model.root.children = [(b"a", &file), (b"b", &file), (b"c", &long)]
+            .into_iter()
+            .map(|(name, node)| (name.to_vec(), Item::File(Box::new(node.clone()))))
+            .collect();
+        model.commit(0, true);
+        let mut bytes = Vec::new();
+        encode_record(&mut bytes, &Record::Relocate { from: block(0, 130), to: block(2, 5) });
+        model.push(Version(50), vec![(bytes, vec![])], false);
+        let built = Built::of(&model);
+        let index = built.index();
+
+        let mut places = Places::default();
+        places.add(ArcSerial(0), 1..3, 0);
+        places.add(ArcSerial(2), 5..6, 1);
+        places.add(ArcSerial(0), 130..131, 2);
+        let used = |tag, logid, bytes| Use { tag, logid: Logid(logid), bytes };
+        let wanted = [
+            used(0, 100_001, 0..2000),
+            used(1, 100_001, 6096..7096),
+            used(0, 100_001, 7096..8096),
+            used(0, 100_004, 0..1000),
+        ];
+        let go_on = || false;
+        let found = index.users(&places, 10, &go_on).unwrap();
+        assert_eq!((&found.uses[..], &found.totals), (&wanted[..], &HashMap::from([(0, 3), (1, 1)])));
+        let few = index.users(&places, 1, &go_on).unwrap();
+        assert_eq!((&few.uses[..], &few.totals), (&wanted[..2], &found.totals));
+
+        let v = index.versions().unwrap()[0].version;
+        let named = |path: &[u8]| NamedFile { path: path.to_vec(), versions: (v, v) };
+        let names = index.names(&HashSet::from([Logid(100_001), Logid(7)]), 10, &go_on).unwrap();
+        assert_eq!(names, HashMap::from([(Logid(100_001), (vec![named(b"/a"), named(b"/b")], 2))]));
+        let one = index.names(&HashSet::from([Logid(100_001)]), 1, &go_on).unwrap();
+        assert_eq!(one[&Logid(100_001)], (vec![named(b"/a")], 2));
+        assert!(matches!(index.users(&places, 1, &|| true), Err(Error::Interrupted)));
+    }
+}
