@@ -16,6 +16,7 @@ mod recover;
 mod repair;
 mod replaced;
 mod restore;
+mod selftest;
 mod support;
 mod user;
 mod verifying;

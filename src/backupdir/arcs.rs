@@ -98,15 +98,7 @@ impl ArcFile {
     /// stand in a row from the first one, which may be fewer than the arc had.
     pub fn frame_table(&self, keys: &Keys) -> Result<Vec<FrameInfo>> {
         let from_footer = self.footer.ok_or(Damage::BadTrailer).and_then(|(at, len, frames)| {
-            let bytes = self.bytes(at, u64::from(len)).map_err(damage_of)?;
-            let header =
-                bytes.first_chunk().ok_or(Damage::Truncated { wanted_bytes: u64::from(len), found_bytes: 0 })?;
-            let (no, info) = FrameInfo::from_header(header).ok_or(Damage::WrongFrame)?;
-            if info.kind != FrameKind::Footer || no != crate::arc::writer::FOOTER_NO {
-                return Err(Damage::WrongFrame);
-            }
-            let table = decode_frame_table(&frame::open(keys, &self.cipher, no, &info, &bytes)?)?;
-            if table.len() == frames as usize { Ok(table) } else { Err(Damage::BadRecord("frame table")) }
+            open_footer(keys, &self.cipher, frames, &self.bytes(at, u64::from(len)).map_err(damage_of)?)
         });
         from_footer.or_else(|damage| {
             let table = self.walk_headers();
@@ -163,6 +155,19 @@ impl ArcFile {
         }
         read_at(&self.file, self.name, offset, len)
     }
+}
+
+/// Verifies a footer frame and reads the frame table in it, which must have so many frames.
+pub fn open_footer(keys: &Keys, cipher: &ArcCipher, frames: u32, bytes: &[u8]) -> Result<Vec<FrameInfo>, Damage> {
+    let header = bytes
+        .first_chunk()
+        .ok_or(Damage::Truncated { wanted_bytes: FRAME_OVERHEAD as u64, found_bytes: bytes.len() as u64 })?;
+    let (no, info) = FrameInfo::from_header(header).ok_or(Damage::WrongFrame)?;
+    if info.kind != FrameKind::Footer || no != crate::arc::writer::FOOTER_NO {
+        return Err(Damage::WrongFrame);
+    }
+    let table = decode_frame_table(&frame::open(keys, cipher, no, &info, bytes)?)?;
+    if table.len() == frames as usize { Ok(table) } else { Err(Damage::BadRecord("frame table")) }
 }
 
 /// Number of a run's commit arc: `arc.V.0` exists if and only if run V was committed.

@@ -12,6 +12,7 @@ mod ls;
 mod mount;
 mod paths;
 mod recover;
+mod selftest;
 mod show;
 mod stats;
 mod ui;
@@ -56,6 +57,7 @@ enum Command {
     Versions(versions::VersionsArgs),
     Stats(stats::StatsArgs),
     Coverage(coverage::CoverageArgs),
+    Selftest(selftest::SelftestArgs),
     Recover(recover::RecoverArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -90,6 +92,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Versions(args) => versions::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),
         Command::Coverage(args) => coverage::run(&context, args),
+        Command::Selftest(args) => selftest::run(&context, args),
         Command::Recover(args) => recover::run(&context, args),
         Command::Completions(args) => completions::run(args),
     };

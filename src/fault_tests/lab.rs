@@ -301,13 +301,13 @@ impl Copy {
         BackupDir::open(self.dir.path(), &|_| None).unwrap()
     }
 
-    /// All files but the lock.
+    /// All files but the lock and what is in directories (the ledger grows by itself).
     pub fn files(&self) -> Files {
         let mut files = Files::new();
         for entry in fs::read_dir(self.dir.path()).unwrap() {
             let entry = entry.unwrap();
             let name = entry.file_name().into_string().unwrap();
-            if name != "lock" && !name.ends_with("-shm") {
+            if name != "lock" && !name.ends_with("-shm") && entry.path().is_file() {
                 files.insert(name, fs::read(entry.path()).unwrap());
             }
         }

@@ -10,6 +10,7 @@ mod flips;
 mod hazards;
 mod lab;
 mod losses;
+mod proofs;
 mod questions;
 mod recoveries;
 mod reserved;

@@ -9,8 +9,10 @@
 
 mod apply;
 mod apply_arcs;
+mod block_uses;
 mod dedup;
 mod listing;
+mod pages;
 mod pool;
 mod queries;
 mod row;
@@ -35,9 +37,11 @@ use crate::error::Result;
 use crate::ids::{Dirno, FrameNo, Version};
 
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
+pub use block_uses::BlockUse;
 pub use dedup::DedupTable;
+pub use pages::PageFault;
 pub use pool::Index;
-pub use users::Use;
+pub use users::{NamedFile, Names, Places, Use, Users};
 pub use writer::IndexWriter;
 
 /// A version that can be read.

@@ -159,6 +159,11 @@ impl Index {
         }
     }
 
+    /// An index that could not be opened: each question tries, and is an error while it can't be.
+    pub fn unopened(path: &Path, key: &[u8; 48]) -> Index {
+        Index::over(path, key, true, View::live(path))
+    }
+
     /// An index whose file nobody else uses, opened at the first question.
     #[cfg(test)]
     pub(super) fn open_alone(path: &Path, key: &[u8; 48]) -> Index {
@@ -173,6 +178,12 @@ impl Index {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A connection of the caller's own.
+    pub(super) fn connect(&self) -> Result<Connection, Fail> {
+        let view = self.lock().view.clone();
+        view.connect(&self.key)
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {

@@ -276,7 +276,7 @@ fn shown_in(c: &Connection, since: Version, entry: &EntryRow) -> Found<Option<Ve
     Ok(None)
 }
 
-fn path_of_dir(c: &Connection, v: Version, dir: Dirno) -> Found<Vec<u8>> {
+pub(super) fn path_of_dir(c: &Connection, v: Version, dir: Dirno) -> Found<Vec<u8>> {
     let mut names = Vec::new();
     let mut at = dir;
     while at != Dirno::ROOT {

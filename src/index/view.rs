@@ -108,6 +108,11 @@ impl View {
         }
     }
 
+    /// The index as others use it; whether it can be opened shows when it is.
+    pub(super) fn live(path: &Path) -> View {
+        View { real: path.to_path_buf(), files: Files::of(path, &wal_path(path)), mode: Mode::Live }
+    }
+
     /// The index as it is, nobody else using it.
     #[cfg(test)]
     pub(super) fn immutable(path: &Path) -> View {
