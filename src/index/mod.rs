@@ -15,6 +15,7 @@ mod pool;
 mod queries;
 mod row;
 mod rows;
+mod scan;
 mod schema;
 mod writer;
 
@@ -33,6 +34,9 @@ use crate::ids::{Dirno, FrameNo, Version};
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
 pub use dedup::DedupTable;
 pub use pool::Index;
+pub use row::ArcValue;
+pub use rows::{DirValue, hash_key};
+pub use scan::{Cursor, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
 pub use writer::IndexWriter;
 
 /// A version that can be read.

@@ -171,7 +171,7 @@ impl Index {
         Ok(())
     }
 
-    fn connect(&self) -> Result<Connection, Fail> {
+    pub(super) fn connect(&self) -> Result<Connection, Fail> {
         let path = match &self.copy {
             Some(dir) => dir.path().join("index.db"),
             None => self.path.clone(),
