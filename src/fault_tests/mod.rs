@@ -10,7 +10,9 @@ mod lab;
 mod questions;
 mod recoveries;
 mod reserved;
+mod restored;
 mod runs;
+mod structures;
 mod swaps;
 
 /// Random numbers from a seed that failures name (xorshift64*).

@@ -25,6 +25,8 @@ mod damage_tests;
 pub(crate) mod model;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+pub(crate) mod vandal;
 
 use crate::arc::FrameInfo;
 use crate::catalog::{ArcEntry, Attr, Child, DirState, Kind, VersionInfo};
@@ -36,6 +38,7 @@ pub use dedup::DedupTable;
 pub use pool::Index;
 pub use row::ArcValue;
 pub use rows::{DirValue, hash_key};
+pub use schema::FRAMES_PER_ROW;
 pub use scan::{Cursor, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
 pub use writer::IndexWriter;
 

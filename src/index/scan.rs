@@ -370,6 +370,10 @@ impl<'i> Snapshot<'i> {
         self.ask(|c| rows::frames(c, place.arc(), place.frame()))
     }
 
+    pub fn arc(&self, serial: ArcSerial) -> Result<Option<ArcValue>> {
+        self.ask(|c| rows::arc(c, serial))
+    }
+
     pub fn location(&self, block: BlockId) -> Result<BlockId> {
         self.ask(|c| rows::location(c, block))
     }

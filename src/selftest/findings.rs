@@ -81,6 +81,11 @@ impl Findings {
         all.0.len() as u64 + all.1
     }
 
+    /// Counts findings that are not listed.
+    pub fn add_unlisted(&self, count: u64) {
+        lock(&self.0).1 += count;
+    }
+
     /// All of them, and how many more there were.
     pub fn take(&self) -> (Vec<Finding>, u64) {
         std::mem::take(&mut *lock(&self.0))

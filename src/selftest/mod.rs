@@ -19,6 +19,7 @@ use crate::index::Index;
 use crate::ledger::{By, Ledger, LedgerWriter};
 use crate::monitor::Monitor;
 
+pub use structure::Fixed;
 pub use findings::{Cause, Finding, Findings, Hit};
 
 /// What a selftest proves; each level includes those before it, but v5 reads files where v3 and v4 read arcs.
@@ -128,6 +129,9 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         Level::Opens | Level::Pages | Level::Structure => {}
         Level::LocalBlocks | Level::AllCopies => blocks::check(&exam, &mut report)?,
         Level::Files => files::check(&exam, &mut report)?,
+    }
+    if options.fix == Fix::Correct && options.level >= Level::Structure {
+        structure::fix(&exam)?;
     }
     (report.findings, report.unlisted) = exam.findings.take();
     if monitor.interrupted() {
