@@ -203,9 +203,10 @@ impl<'a> Rebuild<'a> {
         &self.recovered.lost_arcs
     }
 
-    /// Moves what was applied into the file, for readers of it.
-    pub fn checkpoint(&mut self) -> Result<()> {
-        self.writer.checkpoint()
+    /// Moves what was applied into the file, for readers of it, and gives memory back.
+    pub fn rest(&mut self) -> Result<()> {
+        self.writer.checkpoint()?;
+        self.writer.release_memory()
     }
 
     /// Ends it: the next run goes on without what could not be applied.

@@ -11,6 +11,7 @@ mod questions;
 mod recoveries;
 mod reserved;
 mod restored;
+mod rules;
 mod runs;
 mod structures;
 mod swaps;

@@ -18,7 +18,7 @@ use crate::index::{IndexWriter, State};
 use crate::vfs::{Ino, Vfs, VfsOptions};
 
 /// Commits a run without a version: blocks that are copied, and records that are made from their new names.
-fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[BlockId]) -> Vec<Record>) -> Version {
+pub fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[BlockId]) -> Vec<Record>) -> Version {
     let _lock = dir.lock().unwrap();
     let index = dir.open_index().unwrap();
     let State { next_serial, next_logid, next_dirno, next_run: run, last_commit, .. } = index.state().unwrap();

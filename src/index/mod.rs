@@ -36,10 +36,13 @@ use crate::ids::{Dirno, FrameNo, Version};
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
 pub use dedup::DedupTable;
 pub use pool::Index;
+pub use queries::Ascent;
 pub use row::ArcValue;
+#[cfg(test)]
+pub(crate) use row::EntryRow;
 pub use rows::{DirValue, hash_key};
-pub use schema::FRAMES_PER_ROW;
 pub use scan::{Cursor, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
+pub use schema::FRAMES_PER_ROW;
 pub use writer::IndexWriter;
 
 /// A version that can be read.

@@ -187,8 +187,7 @@ pub struct Snapshot<'i> {
 impl Index {
     /// Holds the present state of the index for scans. The write-ahead log can't be emptied before it is dropped.
     pub fn snapshot(&self) -> Result<Snapshot<'_>> {
-        let snapshot =
-            Snapshot { index: self, connection: RefCell::new(None), commit: None, moved: Cell::new(false) };
+        let snapshot = Snapshot { index: self, connection: RefCell::new(None), commit: None, moved: Cell::new(false) };
         let state = snapshot.ask(rows::state)?;
         Ok(Snapshot { commit: state.last_commit, ..snapshot })
     }

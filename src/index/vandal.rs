@@ -1,6 +1,6 @@
 //! Changes rows of an index so that each has a right seal and is wrong all the same (tests only).
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use rusqlite::{Connection, params};
 
@@ -8,21 +8,18 @@ use super::row::{self, ArcValue, EntryRow, Key, Main, Table, seal, split};
 use super::rows::{self, DirValue};
 use super::schema::{Access, connect};
 use super::{FrameChunk, State};
-use crate::backupdir::BackupDir;
 use crate::catalog::codec::{self, Decoder, Encoder};
 use crate::catalog::{Node, Segment, VersionInfo};
 use crate::ids::{ArcSerial, BlockId, Dirno, Logid, Version};
 
-/// A writing connection to the index of a backup dir.
+/// A writing connection to an index.
 pub struct Vandal {
     c: Connection,
-    pub path: PathBuf,
 }
 
 impl Vandal {
-    pub fn of(dir: &BackupDir) -> Vandal {
-        let path = dir.index_path();
-        Vandal { c: connect(&path, &dir.keys().index_key(), Access::Write).unwrap(), path }
+    pub fn of(path: &Path, key: &[u8; 48]) -> Vandal {
+        Vandal { c: connect(path, key, Access::Write).unwrap() }
     }
 
     /// Runs SQL and returns how many rows it changed.

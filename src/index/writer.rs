@@ -98,10 +98,13 @@ impl IndexWriter {
 
     /// For an index that is thrown away soon: nothing is made durable.
     pub fn without_sync(self) -> Result<IndexWriter> {
-        self.connection
-            .execute_batch("PRAGMA synchronous=OFF")
-            .map_err(|error| Fail::Sql(error).at(&self.path))?;
+        self.connection.execute_batch("PRAGMA synchronous=OFF").map_err(|error| Fail::Sql(error).at(&self.path))?;
         Ok(self)
+    }
+
+    /// Gives back the memory of the page cache.
+    pub fn release_memory(&self) -> Result<()> {
+        self.connection.execute_batch("PRAGMA shrink_memory").map_err(|error| Fail::Sql(error).at(&self.path))
     }
 
     /// Moves the WAL into the file and empties it, unless a reader is in the way (then the next one does).

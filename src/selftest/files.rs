@@ -392,7 +392,8 @@ impl Reading<'_> {
                         bad.add(error.clone(), Some(cause), offset..offset + u64::from(len));
                         again.ok_or(error)
                     });
-                    let part = |bytes: &[u8]| bytes.get(start as usize..start as usize + len as usize).map(<[u8]>::to_vec);
+                    let part =
+                        |bytes: &[u8]| bytes.get(start as usize..start as usize + len as usize).map(<[u8]>::to_vec);
                     if let Some(bytes) = found.ok().and_then(|found| part(&found)) {
                         hasher.update(&bytes);
                     }
@@ -437,7 +438,8 @@ impl Reading<'_> {
             all.insert(file.logid, damaged);
         } else {
             drop(all);
-            let hit = Hit { logid: file.logid, path: damaged.path, versions: (file.version, file.version), bytes: 0..0 };
+            let hit =
+                Hit { logid: file.logid, path: damaged.path, versions: (file.version, file.version), bytes: 0..0 };
             tell(self.exam, damaged.error, damaged.cause, vec![hit]);
         }
     }

@@ -19,8 +19,8 @@ use crate::index::Index;
 use crate::ledger::{By, Ledger, LedgerWriter};
 use crate::monitor::Monitor;
 
-pub use structure::Fixed;
 pub use findings::{Cause, Finding, Findings, Hit};
+pub use structure::Fixed;
 
 /// What a selftest proves; each level includes those before it, but v5 reads files where v3 and v4 read arcs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -13,10 +13,7 @@ use super::{Cause, Check, Ground, Hit, REBUILD, Subject, TRY_AGAIN};
 use crate::catalog::Child;
 use crate::error::Result;
 use crate::ids::{ArcSerial, BlockId, Dirno, Logid, Version};
-use crate::index::{ArcValue, DirValue, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
-
-/// Directories nest no deeper than this.
-const MAX_DEPTH: usize = 1 << 20;
+use crate::index::{ArcValue, Ascent, DirValue, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
 
 /// True if some directory's listing is or was lost by the index.
 pub fn any_lost(rows: &Snapshot<'_>) -> bool {
@@ -62,7 +59,7 @@ pub fn compare(check: &Check<'_>, ground: &Ground<'_, '_>, shadow: &Shadow<'_>, 
         both: applied.difference(&given_up).copied().collect(),
         applied: applied.clone(),
         given_up,
-        dim: dim_arcs(shadow, &ground.arcs),
+        dim: dim_arcs(shadow, rows),
         turns: BTreeSet::new(),
         done: None,
         names_differ: None,
@@ -318,9 +315,10 @@ impl Comparison<'_, '_, '_> {
             (Some(own), Some(told)) if own.table == ScanTable::Nodes => {
                 let told = self.shadow.open_node(told)?.1;
                 // Which version proved it unchanged, and where it was met first, depends on what could be read.
-                self.ground.rows.open_node(own).map_or(true, |(_, own)| {
-                    crate::catalog::Node { racy: told.racy, ..own } != told
-                })
+                self.ground
+                    .rows
+                    .open_node(own)
+                    .map_or(true, |(_, own)| crate::catalog::Node { racy: told.racy, ..own } != told)
             }
             _ => true,
         })
@@ -365,7 +363,8 @@ impl Comparison<'_, '_, '_> {
     fn doubtful(&self, dirno: Dirno, v: Version) -> bool {
         let lost = |side: &Snapshot<'_>| {
             let mut at = dirno;
-            for _ in 0..MAX_DEPTH {
+            let mut ascent = Ascent::from(dirno);
+            loop {
                 if side.lost_since(at, v).map_or(true, |since| since.is_some()) {
                     return true;
                 }
@@ -377,8 +376,10 @@ impl Comparison<'_, '_, '_> {
                     Ok(None) => return false,
                     Err(_) => return true,
                 }
+                if !ascent.step(at) {
+                    return true;
+                }
             }
-            true
         };
         lost(self.shadow) || (self.ground.any_lost && lost(self.ground.rows))
     }

@@ -1,6 +1,6 @@
 //! Rules of file states: content tiles the size, each block has a frame of its length.
 //!
-//! Invariant: at most `MAX_FACTS` file states are remembered at a time, for the rules of names in `tree`.
+//! Invariant: at most `WINDOW` file states are remembered at a time, for the rules of names in `tree`.
 
 use std::num::NonZeroUsize;
 use std::rc::Rc;
@@ -14,8 +14,10 @@ use crate::error::Result;
 use crate::ids::{ArcSerial, BlockId, Logid};
 use crate::index::{Cursor, FrameChunk, ScanTable, Scanned};
 
-/// File states whose names are checked in one pass over the entries, 32 bytes each.
-pub const MAX_FACTS: usize = if cfg!(test) { 32 } else { 3 << 20 };
+/// File states whose names are checked in one pass over the entries, 24 bytes each.
+const MAX_FACTS: usize = 3 << 20;
+/// The same; in unit tests there are few files, and several passes all the same.
+pub const WINDOW: usize = if cfg!(test) { 32 } else { MAX_FACTS };
 /// Pieces of frame tables that are kept, about 5 KiB each.
 const MAX_CHUNKS: usize = 2048;
 
@@ -53,10 +55,10 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
         }
     }
 
-    /// Checks the next file states, and gives what is needed of them; fewer than `MAX_FACTS` at the end.
+    /// Checks the next file states, and gives what is needed of them; fewer than `WINDOW` at the end.
     pub fn window(&mut self) -> Result<Vec<Fact>> {
         let mut facts = Vec::new();
-        while facts.len() < MAX_FACTS {
+        while facts.len() < WINDOW {
             match self.nodes.take() {
                 None => {
                     self.extents_below(Logid(u64::MAX))?;

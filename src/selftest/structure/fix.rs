@@ -10,7 +10,7 @@ use super::super::{Cause, Exam, Findings, Fix, Level, Options, Report, Scope};
 use super::Hush;
 use crate::backupdir::{BackupDir, remove_if_there};
 use crate::error::{Error, Result};
-use crate::index::{Index, ScanTable, Scanned};
+use crate::index::{Index, ScanRow, ScanTable, Scanned};
 use crate::ledger::{Ledger, LedgerWriter};
 use crate::monitor::Monitor;
 use crate::recover;
@@ -73,12 +73,7 @@ fn make_base_due(dir: &BackupDir) -> Result<()> {
 }
 
 /// Makes the index anew. It need not open for that.
-pub fn rebuild(
-    dir: &BackupDir,
-    options: &Options,
-    monitor: &dyn Monitor,
-    ledger: &Arc<LedgerWriter>,
-) -> Result<Fixed> {
+pub fn rebuild(dir: &BackupDir, options: &Options, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Fixed> {
     let _lock = dir.lock()?;
     let new_path = dir.path().join(NEW_INDEX);
     if let Err(error) = recover::build(dir, &new_path, &Hush(monitor)) {
@@ -121,24 +116,30 @@ fn with_log(path: &Path) -> std::path::PathBuf {
     name.into()
 }
 
-/// How many versions and file states an index can show, as far as its rows can be read.
-fn readable(index: &Index) -> Result<(u64, u64, u64)> {
+/// What an index can show, as far as its rows can be read.
+#[derive(Debug, Default)]
+struct Readable {
+    versions: u64,
+    file_states: u64,
+    /// Times at which some directory's listing is lost.
+    lost_listings: u64,
+}
+
+fn readable(index: &Index) -> Result<Readable> {
     let rows = index.snapshot()?;
-    let mut count = [0u64; 3];
-    for (table, count) in [ScanTable::Versions, ScanTable::Nodes, ScanTable::Dirs].into_iter().zip(&mut count) {
+    let count = |table: ScanTable, good: &dyn Fn(&ScanRow) -> bool| {
         let mut cursor = rows.cursor(table);
+        let mut count = 0;
         while let Some(scanned) = cursor.take() {
-            let Scanned::Row(row) = scanned else { continue };
-            let good = match table {
-                ScanTable::Versions => rows.open_version(&row).is_ok_and(|(_, removed)| !removed),
-                ScanTable::Nodes => rows.open_node(&row).is_ok(),
-                _ => rows.open_dir(&row).is_ok_and(|value| value.gone || value.state.is_some()),
-            };
-            *count += u64::from(good);
+            count += u64::from(matches!(&scanned, Scanned::Row(row) if good(row)));
         }
-    }
-    let [versions, nodes, dirs] = count;
-    Ok((versions, nodes, dirs))
+        count
+    };
+    Ok(Readable {
+        versions: count(ScanTable::Versions, &|row| rows.open_version(row).is_ok_and(|(_, removed)| !removed)),
+        file_states: count(ScanTable::Nodes, &|row| rows.open_node(row).is_ok()),
+        lost_listings: count(ScanTable::Lost, &|_| true),
+    })
 }
 
 /// Why the new index would make fewer versions, files or directories readable; None if it does not.
@@ -147,15 +148,21 @@ fn makes_less(dir: &BackupDir, new_path: &Path) -> Result<Option<String>> {
     // An index that can't be read at all has nothing to lose.
     let old = match dir.open_index().and_then(|index| readable(&index)) {
         Ok(old) => old,
-        Err(error) if error.is_damage() => (0, 0, 0),
+        Err(error) if error.is_damage() => return Ok(None),
         Err(error) => return Err(error),
     };
-    let less = new.0 < old.0 || new.1 < old.1 || new.2 < old.2;
+    let less =
+        new.versions < old.versions || new.file_states < old.file_states || new.lost_listings > old.lost_listings;
     Ok(less.then(|| {
         format!(
-            "catalogs are damaged: a new index would have {} versions, {} file states and {} directory states, this one \
+            "catalogs are damaged too: a new index would have {} versions, {} file states and {} lost listings, this one \
              has {}, {} and {}",
-            new.0, new.1, new.2, old.0, old.1, old.2
+            new.versions,
+            new.file_states,
+            new.lost_listings,
+            old.versions,
+            old.file_states,
+            old.lost_listings
         )
     }))
 }

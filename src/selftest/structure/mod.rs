@@ -4,7 +4,7 @@
 //! indexes, and both are compared row by row. `arcs`, `content`, `tree`: rules that rows of different tables obey.
 //! Invariants: all of it is about one commit (the shadow is brought to the commit of the snapshot), so that a backup
 //! beside it gives no false alarm; a thing that is wrong is told once, by the first check that meets it; memory is
-//! bounded by `content::MAX_FACTS` and two page caches; what a recovery gave up is told once and not as its
+//! bounded by `content::WINDOW` and three page caches; what a recovery gave up is told once and not as its
 //! consequences.
 
 mod arcs;
@@ -69,6 +69,7 @@ const TRY_AGAIN: &str = "make it readable, then run the selftest again";
 pub(super) struct Check<'a> {
     exam: &'a Exam<'a>,
     seen: RefCell<HashSet<Subject>>,
+    /// What was wrong with the index, folded or not.
     told: Cell<u64>,
     blind: RefCell<HashSet<ScanTable>>,
     /// Only these arcs, with `Scope::Arcs` and `Scope::Blocks`.
@@ -127,8 +128,6 @@ pub(super) struct Ground<'s, 'i> {
     pub rows: &'s Snapshot<'i>,
     pub names: Names<'s, 'i>,
     pub arcs: ArcFacts,
-    /// The last commit that the index knows.
-    pub last: Version,
     /// The index agreed with whole catalogs: what is wrong now was written so.
     pub proven: bool,
     /// A recovery from damaged catalogs could not fill in what rows speak of.
@@ -186,7 +185,6 @@ impl<'a> Check<'a> {
         let shadow_rows = shadow.map(|shadow| shadow.index.snapshot()).transpose()?;
         let last = state.last_commit.map_or(Version(0), |(run, _)| run);
         let names = Names { rows, shadow: shadow_rows.as_ref(), last };
-        let told_before = self.told.get();
         if let Some(shadow) = shadow {
             shadow::tell_losses(self, shadow, rows, &names)?;
         }
@@ -194,12 +192,12 @@ impl<'a> Check<'a> {
         if self.only_arcs.is_some() {
             return Ok(());
         }
-        let mut ground =
-            Ground { rows, names, arcs, last, proven: false, gaps: false, any_lost: compare::any_lost(rows) };
+        let any_lost = compare::any_lost(rows);
+        let mut ground = Ground { rows, names, arcs, proven: false, gaps: false, any_lost };
         if let (Some(shadow), Some(shadow_rows)) = (shadow, &shadow_rows) {
             let whole = compare::compare(self, &ground, shadow, shadow_rows)?;
             ground.gaps = !whole && state.settled_below > Version(0);
-            ground.proven = whole && self.told.get() == told_before;
+            ground.proven = whole && self.index_is_clean();
         }
         arcs::hashes(self, rows, &state)?;
         tree::check(self, &ground)
@@ -215,7 +213,9 @@ impl<'a> Check<'a> {
 
     /// Tells what is wrong with a subject, unless something was told about it already or nobody asked.
     fn report(&self, subject: Subject, error: Error, cause: Cause, hits: Vec<Hit>, remedy: &'static str) {
-        self.told.set(self.told.get() + 1);
+        if matches!(cause, Cause::Index | Cause::Unchecked) {
+            self.told.set(self.told.get() + 1);
+        }
         {
             let mut seen = self.seen.borrow_mut();
             if seen.contains(&subject) || (seen.len() < MAX_SUBJECTS && !seen.insert(subject)) {
@@ -235,14 +235,18 @@ impl<'a> Check<'a> {
         self.exam.findings.add(Finding { level, error, cause, place, hits, hits_total, remedy, fixed: None });
     }
 
+    /// v3 and v4 read the arcs themselves, and tell what is wrong with their files.
+    fn arcs_are_read_later(&self) -> bool {
+        matches!(self.exam.options.level, Level::LocalBlocks | Level::AllCopies)
+    }
+
     /// Another finding explains whatever is wrong with the subject.
     fn fold(&self, subject: Subject) {
-        self.told.set(self.told.get() + 1);
         self.seen.borrow_mut().insert(subject);
     }
 
-    /// Nothing was wrong so far.
-    fn is_clean(&self) -> bool {
+    /// Nothing was wrong with the index so far.
+    fn index_is_clean(&self) -> bool {
         self.told.get() == 0
     }
 

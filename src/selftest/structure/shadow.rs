@@ -4,7 +4,7 @@
 //! the arcs can't tell any more is told once, with the directories that it hits.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -30,7 +30,7 @@ pub struct Shadow<'a> {
 fn temporary() -> PathBuf {
     let usual = std::env::temp_dir();
     let on_disk = PathBuf::from("/var/tmp");
-    if usual == PathBuf::from("/tmp") && on_disk.is_dir() { on_disk } else { usual }
+    if usual == Path::new("/tmp") && on_disk.is_dir() { on_disk } else { usual }
 }
 
 impl<'a> Shadow<'a> {
@@ -49,7 +49,7 @@ impl<'a> Shadow<'a> {
     /// Applies all runs up to `last`.
     pub fn go_on(&mut self, last: Version, monitor: &dyn Monitor) -> Result<()> {
         self.rebuild.go_on(Some(last), monitor)?;
-        self.rebuild.checkpoint()
+        self.rebuild.rest()
     }
 }
 
@@ -109,13 +109,10 @@ fn tell_frames(check: &Check<'_>, frames: &[(Version, LostFrame)], names: &Names
     while let Some((run, frame)) = at.next() {
         let mut hits = dirs_of(frame, *run, names);
         let whole = gone(&frame.error);
-        while let Some((run, more)) =
-            at.next_if(|(_, more)| whole && more.arc == frame.arc && gone(&more.error))
-        {
+        while let Some((run, more)) = at.next_if(|(_, more)| whole && more.arc == frame.arc && gone(&more.error)) {
             hits.extend(dirs_of(more, *run, names));
         }
-        let subject =
-            if whole { Subject::ArcFile(frame.arc) } else { Subject::Catalog(frame.arc, frame.frame) };
+        let subject = if whole { Subject::ArcFile(frame.arc) } else { Subject::Catalog(frame.arc, frame.frame) };
         check.report(subject, frame.error.clone(), Cause::Catalog, hits, PUT_BACK);
     }
 }
@@ -126,7 +123,17 @@ fn dirs_of(frame: &LostFrame, run: Version, names: &Names<'_, '_>) -> Vec<Hit> {
 }
 
 /// Arcs whose frame table the shadow does not have to its end.
-pub fn dim_arcs(shadow: &Shadow<'_>, arcs: &super::ArcFacts) -> BTreeSet<ArcSerial> {
+pub fn dim_arcs(shadow: &Shadow<'_>, rows: &Snapshot<'_>) -> BTreeSet<ArcSerial> {
     let names: BTreeSet<ArcName> = shadow.rebuild.lost_arcs().iter().map(|(name, _)| *name).collect();
-    arcs.iter().filter(|(_, fact)| names.contains(&fact.name)).map(|(serial, _)| *serial).collect()
+    let mut dim = BTreeSet::new();
+    let mut arcs = rows.cursor(ScanTable::Arcs);
+    while let Some(scanned) = arcs.take() {
+        if let Scanned::Row(row) = scanned
+            && let Ok(arc) = row.arc(rows.index())
+            && names.contains(&arc.entry.name)
+        {
+            dim.insert(arc.entry.serial);
+        }
+    }
+    dim
 }

@@ -5,16 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::content::{Contents, Fact, MAX_FACTS};
-use super::names::Names;
+use super::content::{Contents, Fact, WINDOW};
 use super::{Cause, Check, Ground, REBUILD, Subject};
 use crate::catalog::{Child, Kind};
 use crate::error::Result;
 use crate::ids::{Dirno, Logid, Version};
-use crate::index::{Cursor, DirValue, ScanTable, Scanned, Span};
+use crate::index::{Ascent, Cursor, DirValue, ScanTable, Scanned, Span};
 
-/// Directories nest no deeper than this.
-const MAX_DEPTH: usize = 1 << 20;
 /// Recently met directories whose states are remembered.
 const MAX_KNOWN: usize = 256;
 
@@ -28,10 +25,18 @@ pub fn check(check: &Check<'_>, ground: &Ground<'_, '_>) -> Result<()> {
     let mut from = Logid(0);
     loop {
         let facts = contents.window()?;
-        let last = facts.len() < MAX_FACTS;
+        let last = facts.len() < WINDOW;
         let end = if last { None } else { facts.last().map(|fact| Logid(fact.logid.0 + 1)) };
-        let mut pass =
-            Pass { check, ground, first: from == Logid(0), from, end, facts, totals: &mut totals, known: HashMap::new() };
+        let mut pass = Pass {
+            check,
+            ground,
+            first: from == Logid(0),
+            from,
+            end,
+            facts,
+            totals: &mut totals,
+            known: HashMap::new(),
+        };
         pass.run()?;
         pass.too_many_names()?;
         match end {
@@ -165,7 +170,9 @@ impl Pass<'_, '_, '_> {
             return Ok(());
         }
         if first.parent >= here.dirno && self.is_below_itself(here.dirno, *since)? {
-            self.dir_broken(here.dirno, *since, "it is below itself");
+            // It has no path.
+            let what = format!("directory {} is below itself", here.dirno.0);
+            self.check.broken(self.ground, Subject::Dir(here.dirno), what, Vec::new());
             return Ok(());
         }
         let spans = match self.ground.rows.spans(first.parent, &first.name) {
@@ -173,11 +180,8 @@ impl Pass<'_, '_, '_> {
             // The row is told about where it is walked over.
             Err(_) => return Ok(()),
         };
-        let named: Vec<Interval> = spans
-            .iter()
-            .filter(|span| span.child == Child::Dir(here.dirno))
-            .map(|span| (span.from, span.to))
-            .collect();
+        let named: Vec<Interval> =
+            spans.iter().filter(|span| span.child == Child::Dir(here.dirno)).map(|span| (span.from, span.to)).collect();
         for (from, to) in here.alive() {
             if !covers(&named, from, to) && !self.check.knows(Subject::Dir(first.parent)) {
                 // What is missing is a name in the parent.
@@ -197,14 +201,17 @@ impl Pass<'_, '_, '_> {
 
     fn is_below_itself(&self, dirno: Dirno, v: Version) -> Result<bool> {
         let mut at = dirno;
-        for _ in 0..MAX_DEPTH {
+        let mut ascent = Ascent::from(dirno);
+        while at != Dirno::ROOT {
             match self.ground.rows.dir_at(at, v) {
-                Ok(Some((_, value))) if value.parent == dirno => return Ok(true),
-                Ok(Some((_, value))) if value.parent != Dirno::ROOT && value.parent != at => at = value.parent,
+                Ok(Some((_, value))) => at = value.parent,
                 _ => return Ok(false),
             }
+            if !ascent.step(at) {
+                return Ok(true);
+            }
         }
-        Ok(true)
+        Ok(false)
     }
 
     fn entry(&mut self, here: &mut Here, span: Span) -> Result<()> {
@@ -251,9 +258,11 @@ impl Pass<'_, '_, '_> {
         }
         let wrong = if span.to.is_some_and(|to| to <= span.from) {
             Some("ends before it begins")
-        } else if here.before.as_ref().is_some_and(|before| {
-            before.name == span.name && before.to.is_none_or(|to| to > span.from)
-        }) {
+        } else if here
+            .before
+            .as_ref()
+            .is_some_and(|before| before.name == span.name && before.to.is_none_or(|to| to > span.from))
+        {
             Some("stands for two things at the same time")
         } else {
             None
@@ -261,9 +270,10 @@ impl Pass<'_, '_, '_> {
         if let Some(what) = wrong {
             self.name_broken(Subject::Dir(span.parent), span, what);
         } else if !self.check.blind(ScanTable::Dirs) && !here.torn {
-            if !covers(&here.alive(), span.from, span.to) {
-                let gone = here.states.is_empty();
-                let what = if gone { "is in a directory that has no row" } else { "is in a directory that is not there" };
+            let nowhere = here.states.is_empty();
+            if !self.is_there(&here.states, span) {
+                let what =
+                    if nowhere { "is in a directory that has no row" } else { "is in a directory that is not there" };
                 self.name_broken(Subject::Dir(span.parent), span, what);
             }
             if let Child::Dir(dirno) = span.child
@@ -293,7 +303,16 @@ impl Pass<'_, '_, '_> {
             }
         };
         let here = states.iter().all(|(_, value)| value.parent == span.parent && value.name == span.name);
-        here && covers(&alive(&states), span.from, span.to)
+        here && self.is_there(&states, span)
+    }
+
+    /// A directory with these states is there all the time that a name is.
+    fn is_there(&self, states: &[(Version, DirValue)], span: &Span) -> bool {
+        let first = states.first().map(|(since, _)| *since);
+        // A recovery from damaged catalogs may know names from before it knows of the directory.
+        let from = if self.ground.gaps { first.map_or(span.from, |first| first.max(span.from)) } else { span.from };
+        let unknown = self.ground.gaps && (first.is_none() || span.to.is_some_and(|to| to <= from));
+        unknown || covers(&alive(states), from, span.to)
     }
 
     /// The number of names in each version is the one that the directory had.
@@ -343,7 +362,10 @@ impl Pass<'_, '_, '_> {
             if let Child::Node(logid) = span.child
                 && let Some((_, spans)) = suspects.get_mut(&logid)
             {
-                spans.push((span.from, span.to));
+                // A name that is known to be wrong is none too many.
+                if !self.check.knows(Subject::Dir(span.parent)) {
+                    spans.push((span.from, span.to));
+                }
             }
         }
         for (logid, (nlink, spans)) in suspects {
@@ -357,7 +379,6 @@ impl Pass<'_, '_, '_> {
     }
 
     fn dir_broken(&self, dirno: Dirno, v: Version, what: &str) {
-        let Names { .. } = self.ground.names;
         let path = String::from_utf8_lossy(&self.ground.names.dir(v, dirno)).into_owned();
         let hits = self.ground.names.dir_hit(dirno, v, None);
         self.check.broken(self.ground, Subject::Dir(dirno), format!("{path}: {what}"), hits);
@@ -472,7 +493,7 @@ fn versions(check: &Check<'_>, ground: &Ground<'_, '_>, totals: &Totals) -> Resu
         }
         let recorded = [info.files, info.dirs, info.others, info.tree_bytes].map(|n| i64::try_from(n).unwrap_or(-1));
         // Sums over rows that are wrong, or not there, say nothing of their own.
-        let sound = check.is_clean() && !ground.any_lost && !ground.gaps;
+        let sound = check.index_is_clean() && !ground.any_lost && !ground.gaps;
         if sound && recorded != sum {
             let what = format!("{v} has files, directories, others and bytes {sum:?}, and {recorded:?} by its record");
             check.broken(ground, Subject::Version(v), what, Vec::new());
