@@ -97,14 +97,24 @@ impl ArcFile {
     /// All frames, from the footer. When it is damaged, from the headers of the frames themselves: then as many as
     /// stand in a row from the first one, which may be fewer than the arc had.
     pub fn frame_table(&self, keys: &Keys) -> Result<Vec<FrameInfo>> {
+        self.footer_table(keys).or_else(|error| {
+            let table = self.walk_headers();
+            if table.is_empty() { Err(error) } else { Ok(table) }
+        })
+    }
+
+    /// All frames, from the footer and nothing else.
+    pub fn footer_table(&self, keys: &Keys) -> Result<Vec<FrameInfo>> {
         let from_footer = self.footer.ok_or(Damage::BadTrailer).and_then(|(at, len, frames)| {
             open_footer(keys, &self.cipher, frames, &self.bytes(at, u64::from(len)).map_err(damage_of)?)
         });
-        from_footer.or_else(|damage| {
-            let table = self.walk_headers();
-            let at = self.footer.map_or(self.len, |(at, ..)| at);
-            if table.is_empty() { Err(damaged(self.name, None, at, damage)) } else { Ok(table) }
-        })
+        let at = self.footer.map_or(self.len, |(at, ..)| at);
+        from_footer.map_err(|damage| damaged(self.name, None, at, damage))
+    }
+
+    /// Length of the file, bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.len
     }
 
     /// The table as the frame headers claim it, up to the first one that makes no sense or is cut off; each claim

@@ -338,6 +338,12 @@ impl Copy {
         crate::index::model::dump_with(&dir.index_path(), &dir.keys().index_key())
     }
 
+    /// Changes rows of the index.
+    pub fn vandal(&self) -> crate::index::vandal::Vandal {
+        let dir = self.open();
+        crate::index::vandal::Vandal::of(&dir.index_path(), &dir.keys().index_key())
+    }
+
     /// The next catalog will be a base, as if the deltas had grown.
     pub fn make_a_base_due(&self) {
         let dir = self.open();

@@ -14,7 +14,10 @@ mod proofs;
 mod questions;
 mod recoveries;
 mod reserved;
+mod restored;
+mod rules;
 mod runs;
+mod structures;
 mod swaps;
 
 /// Random numbers from a seed that failures name (xorshift64*).

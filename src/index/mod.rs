@@ -17,6 +17,7 @@ mod pool;
 mod queries;
 mod row;
 mod rows;
+mod scan;
 mod schema;
 mod users;
 mod view;
@@ -28,6 +29,8 @@ mod damage_tests;
 pub(crate) mod model;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+pub(crate) mod vandal;
 #[cfg(test)]
 mod view_tests;
 
@@ -41,6 +44,13 @@ pub use block_uses::BlockUse;
 pub use dedup::DedupTable;
 pub use pages::PageFault;
 pub use pool::Index;
+pub use queries::Ascent;
+pub use row::ArcValue;
+#[cfg(test)]
+pub(crate) use row::EntryRow;
+pub use rows::{DirValue, hash_key};
+pub use scan::{Cursor, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
+pub use schema::FRAMES_PER_ROW;
 pub use users::{NamedFile, Names, Places, Use, Users};
 pub use writer::IndexWriter;
 

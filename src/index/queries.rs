@@ -15,8 +15,29 @@ use crate::catalog::{Attr, Child, ExtentChunk, Node};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
 
-/// Directories nest no deeper than this; a longer chain of parents is a loop.
-const MAX_DEPTH: usize = 1 << 20;
+/// Notices a chain of parents that is a ring: the last place that was marked is met again (Brent).
+pub struct Ascent {
+    steps: u64,
+    mark: Dirno,
+}
+
+impl Ascent {
+    pub fn from(start: Dirno) -> Ascent {
+        Ascent { steps: 0, mark: start }
+    }
+
+    /// One step up, to `at`; false in a ring, at the latest after three times round it.
+    pub fn step(&mut self, at: Dirno) -> bool {
+        if at == self.mark {
+            return false;
+        }
+        self.steps += 1;
+        if self.steps.is_power_of_two() {
+            self.mark = at;
+        }
+        true
+    }
+}
 
 impl Index {
     /// All versions that were not removed, oldest first.
@@ -279,11 +300,12 @@ fn shown_in(c: &Connection, since: Version, entry: &EntryRow) -> Found<Option<Ve
 pub(super) fn path_of_dir(c: &Connection, v: Version, dir: Dirno) -> Found<Vec<u8>> {
     let mut names = Vec::new();
     let mut at = dir;
+    let mut ascent = Ascent::from(dir);
     while at != Dirno::ROOT {
         let (_, value) = rows::dir(c, at, v)?.ok_or(Fail::Row("the directory has no row"))?;
         names.push(value.name);
         at = value.parent;
-        if names.len() > MAX_DEPTH {
+        if !ascent.step(at) {
             return Err(Fail::Row("the directory is its own ancestor"));
         }
     }

@@ -28,6 +28,7 @@ use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
 use crate::monitor::{Event, Monitor};
 
 pub use findings::{Cause, Finding, Findings, Hit, Part, Spot};
+pub use structure::Fixed;
 
 /// What a selftest proves; each level includes those before it, but v5 reads files where v3 and v4 read arcs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -182,6 +183,9 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     exam.levels(opens, &mut report)?;
     if opens && !monitor.interrupted() {
         exam.uses(&mut report)?;
+    }
+    if options.fix == Fix::Correct && options.level >= Level::Structure && !monitor.interrupted() {
+        structure::fix(&exam)?;
     }
     report.interrupted = monitor.interrupted();
     (report.findings, report.unlisted) = exam.findings.take();
