@@ -17,8 +17,12 @@ fn command(command: &str, repo: &Path, args: &[&Path]) -> Vec<OsString> {
     list
 }
 
-/// Points (call, n) to try: first, last and `some` random ones of each call, at most `limit` in all.
+/// Points (call, n) to try: first, last and `some` random ones of each call, at most `limit` in all. Every one of them
+/// if ASSAY_ALL_POINTS is 1.
 fn points(counts: &Counts, rng: &mut Rng, some: u64, limit: usize) -> Vec<(String, u64)> {
+    if std::env::var_os("ASSAY_ALL_POINTS").is_some_and(|value| value == "1") {
+        return counts.0.iter().flat_map(|(call, count)| (1..=*count).map(|n| (call.clone(), n))).collect();
+    }
     let mut list = Vec::new();
     for (call, &count) in &counts.0 {
         let mut numbers = BTreeSet::from([1, count]);
@@ -218,6 +222,28 @@ fn kill_a_first_backup_and_init() {
         lab.assay_on(&repo, "backup", [lab.src()]).ok();
         assert_eq!(lab.versions_of(&repo).len(), before + 1, "{what}");
     }
+}
+
+#[test]
+fn a_commit_is_durable_before_the_index_learns_of_it() {
+    let before = Before::new(&mut Rng::from_env("unknown commit"));
+    let log = before.lab.path("strace.log");
+    before.reset();
+    let index = before.repo.join("index.db");
+    let old = fs::read(&index).expect("index.db");
+    before.lab.assay_on(&before.repo, "backup", [before.lab.src()]).ok();
+    // As after a cut between the commit's rename and the sync of the directory.
+    fs::write(&index, &old).expect("index.db");
+    strace::count(&command("backup", &before.repo, &[&before.lab.src()]), &before.lab.path("home"), &log);
+    assert_eq!(before.lab.versions_of(&before.repo), [0, 1, 2]);
+    let text = String::from_utf8_lossy(&fs::read(&log).expect("strace log")).into_owned();
+    let first = |call: &str, path: &str| {
+        let place = format!("<{}{path}>", before.repo.display());
+        let found = text.lines().position(|line| line.contains(call) && line.contains(&place));
+        found.unwrap_or_else(|| panic!("no {call} of {place}"))
+    };
+    let told = first("pwrite64(", "/index.db-wal");
+    assert!(first("fsync(", "/arc.1.0") < told && first("fsync(", "") < told, "the index was ahead of the disk");
 }
 
 /// A full or failing disk at the n-th call of one kind.

@@ -186,6 +186,29 @@ fn ls_lists_paths_versions_and_patterns() {
 }
 
 #[test]
+fn ls_takes_paths_of_any_bytes_and_a_path_before_a_pattern() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let lab = Lab::with_files(&[("dir/a[1]", b"1"), ("dir/a1", b"2"), ("dir/b*", b"3"), ("dir/bcd", b"4")]);
+    let odd = lab.src().join(OsStr::from_bytes(b"\xff\xfe"));
+    fs::create_dir(&odd).unwrap();
+    fs::write(odd.join("inside"), b"x").unwrap();
+    lab.backup();
+    let ls = |what: &OsStr| lab.assay("ls", [what]).dir(&lab.src()).run();
+    assert!(ls(odd.as_os_str()).ok().out().contains("inside"));
+    assert!(ls(OsStr::from_bytes(b"\xff\xfe/inside")).ok().out().contains("inside"));
+    ls(OsStr::from_bytes(b"\xff\xfe/absent*")).code(1);
+    let listed = |what: &str| -> Vec<String> {
+        let out = ls(what.as_ref()).ok().out();
+        out.lines().map(|line| line.rsplit('/').next().unwrap_or_default().to_string()).collect()
+    };
+    assert_eq!(listed("dir/a[1]"), ["a[1]"], "the entry of this name");
+    assert_eq!(listed("**/a[1]"), ["a1"], "a pattern");
+    assert_eq!(listed("dir/b*"), ["b*"]);
+    assert_eq!(listed("b*"), ["b*", "bcd"]);
+}
+
+#[test]
 fn a_missing_path_is_an_error_and_the_rest_is_saved() {
     let lab = Lab::new();
     lab.write("there", b"x");

@@ -4,15 +4,19 @@
 //! random choice comes from a seed that is printed; `ASSAY_TEST_SEED=N` repeats it.
 
 mod atomicity;
+mod attributes;
 mod cli;
 mod concurrency;
+mod coverage;
 mod damage;
 mod fidelity;
 mod index_damage;
 mod project;
 mod recover;
 mod repair;
+mod replaced;
 mod restore;
+mod selftest;
 mod support;
 mod user;
 mod verifying;

@@ -20,6 +20,7 @@ const ORDER: &[&str] = &[
     "vfs",
     "backup",
     "restore",
+    "coverage",
     "recover",
     "selftest",
     "fuse",

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use crate::atomicity::restored;
 use crate::support::rng::Rng;
-use crate::support::{Lab, arcfile, names_in, odd, oracle, sys};
+use crate::support::{Lab, NONE, arcfile, is_root, names_in, odd, oracle, sys, tool};
+use crate::user::Ordinary;
 
 #[track_caller]
 fn get(lab: &Lab, args: &[&str], to: &Path) -> crate::support::Out {
@@ -167,4 +168,206 @@ fn a_symlink_in_the_way_is_not_followed() {
     get(&lab, &[], &lab.out_dir()).ok();
     assert_eq!(fs::read(outside.join("file")).unwrap(), b"do not touch");
     assert_eq!(fs::read(back.join("dir/file")).unwrap(), b"inside");
+}
+
+#[test]
+fn delete_spares_the_backup_dir_that_it_reads_from() {
+    let lab = Lab::new();
+    lab.write("dir/file", b"content");
+    let repo = lab.src().join("dir/assay");
+    lab.assay_on(&repo, "init", NONE).ok();
+    let keys = lab.src().join("keys");
+    fs::create_dir(&keys).unwrap();
+    lab.assay_on(&repo, "backup", [lab.src()]).ok();
+    // The key moves to a directory that the version has, but empty.
+    fs::rename(repo.join("key.conf"), keys.join("my.key")).unwrap();
+    std::os::unix::fs::symlink(keys.join("my.key"), repo.join("key.conf")).unwrap();
+    lab.write("dir/extra", b"goes");
+    let before = names_in(&repo);
+    let out = lab.assay_on(&repo, "get", ["-y", "--orig", "--delete"]).arg(lab.src()).ok();
+    assert!(out.err().contains(repo.to_str().unwrap()) && out.err().contains("my.key"), "{}", out.text());
+    assert!(!lab.src().join("dir/extra").exists());
+    assert_eq!(names_in(&repo), before);
+    assert_eq!(names_in(&keys), [b"my.key".to_vec()]);
+    lab.assay_on(&repo, "get", ["-y", "--to"]).arg(lab.out_dir()).arg(lab.src().join("dir/file")).ok();
+    let out = lab.assay_on(&repo, "get", ["-y", "--to"]).arg(&repo).arg(lab.src().join("dir/file")).run().code(1);
+    assert!(out.err().contains("UNSUPPORTED"), "{}", out.text());
+}
+
+/// A file system mounted by a test, gone at its end.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn new(args: &[&str], point: std::path::PathBuf) -> Mounted {
+        fs::create_dir_all(&point).unwrap();
+        tool("mount").args(args).arg(&point).ok();
+        Mounted(point)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn delete_does_not_reach_into_what_is_mounted() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.write("dir/file", b"content");
+    let dir = lab.src().join("dir");
+    let source = lab.path("elsewhere");
+    fs::create_dir(&source).unwrap();
+    let other = Mounted::new(&["-t", "tmpfs", "none"], dir.join("other"));
+    let bound = Mounted::new(&["--bind", source.to_str().unwrap()], dir.join("bound"));
+    fs::write(other.0.join("inside"), b"precious").unwrap();
+    lab.init();
+    lab.backup();
+    // Bound in the tree it is on the same file system, and saved; then it holds more.
+    fs::write(bound.0.join("later"), b"precious").unwrap();
+    let late = Mounted::new(&["-t", "tmpfs", "none"], dir.join("extra/late"));
+    fs::write(late.0.join("inside"), b"precious").unwrap();
+    lab.write("dir/gone", b"not in the version");
+    let out = lab.assay("get", ["-y", "--orig", "--delete"]).arg(lab.src()).ok();
+    for place in [other.0.join("inside"), bound.0.join("later"), late.0.join("inside")] {
+        assert_eq!(fs::read(&place).expect("removed"), b"precious");
+        let point = place.parent().unwrap().to_str().unwrap().to_string();
+        assert!(out.err().contains(&point), "not told: {point}\n{}", out.text());
+    }
+    assert!(!dir.join("gone").exists());
+    // By its name too: the version has it empty because it was not entered.
+    lab.assay("get", ["-y", "--orig", "--delete"]).arg(&other.0).ok();
+    assert_eq!(fs::read(other.0.join("inside")).unwrap(), b"precious");
+    // Saved with -X it is restored, but emptied of the rest only when it is named.
+    lab.backup_with(["-X"]);
+    fs::write(other.0.join("new"), b"n").unwrap();
+    fs::remove_file(other.0.join("inside")).unwrap();
+    lab.assay("get", ["-y", "--orig", "--delete"]).arg(lab.src()).ok();
+    assert_eq!(names_in(&other.0), [b"inside".to_vec(), b"new".to_vec()]);
+    lab.assay("get", ["-y", "--orig", "--delete"]).arg(&other.0).ok();
+    assert_eq!(names_in(&other.0), [b"inside".to_vec()]);
+}
+
+#[test]
+fn delete_is_refused_when_the_backup_could_not_read_everything() {
+    let lab = Lab::new();
+    lab.write("dir/file", b"content");
+    lab.write("dir/secret/file", b"could not be read");
+    lab.write("good/file", b"content");
+    let user = Ordinary::of(&lab);
+    user.assay("init", NONE).ok();
+    let secret = lab.src().join("dir/secret");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
+    user.assay("backup", [lab.src()]).run().code(3);
+    let get =
+        |args: &[&str], what: &str| user.assay("get", ["-y", "--orig"]).args(args).arg(lab.src().join(what)).run();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o755)).unwrap();
+    lab.write("dir/extra", b"x");
+    let out = get(&["--delete"], "dir").code(1);
+    assert!(out.err().contains("DELETE_UNSAFE") && out.err().contains("--ignore-errors"), "{}", out.text());
+    assert!(secret.join("file").exists() && lab.src().join("dir/extra").exists());
+    // A later run that only takes it over changes nothing about that.
+    user.assay("backup", [lab.src().join("good")]).ok();
+    get(&["--delete"], "dir").code(1);
+    get(&["--delete"], "good").ok();
+    get(&[], "dir").ok();
+    get(&["--delete", "--ignore-errors"], "dir").ok();
+    assert!(!lab.src().join("dir/extra").exists() && !secret.join("file").exists());
+}
+
+#[test]
+fn delete_leaves_what_backups_leave_out() {
+    let lab = Lab::new();
+    lab.write("dir/file", b"content");
+    lab.init();
+    fs::write(lab.repo().join("inex.conf"), "*.iso\n").unwrap();
+    lab.write("dir/big.iso", b"excluded by inex.conf");
+    lab.write("dir/tmp/x", b"excluded by an option");
+    lab.backup_with(["--exclude", "tmp/"]);
+    lab.write("dir/extra", b"x");
+    lab.assay("get", ["-y", "--orig", "--delete", "--exclude", "tmp/"]).arg(lab.src()).ok();
+    assert_eq!(names_in(&lab.src().join("dir")), [&b"big.iso"[..], b"file", b"tmp"]);
+    lab.assay("get", ["-y", "--orig", "--delete"]).arg(lab.src()).ok();
+    assert_eq!(names_in(&lab.src().join("dir")), [&b"big.iso"[..], b"file"]);
+}
+
+#[test]
+fn setuid_goes_when_the_owner_can_not_be_set() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::with_files(&[("program", b"x")]);
+    let program = lab.src().join("program");
+    std::os::unix::fs::chown(&program, Some(1234), Some(5678)).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o6755)).unwrap();
+    lab.backup();
+    let log = lab.path("strace.log");
+    let out = tool("strace")
+        .args(["-f", "-qq", "-e", "trace=fchownat", "-e", "inject=fchownat:error=EPERM", "-o"])
+        .arg(&log)
+        .arg("--")
+        .arg(crate::support::assay_binary())
+        .args(["get", "-y", "-c"])
+        .arg(lab.repo())
+        .arg("--to")
+        .arg(lab.out_dir())
+        .arg(&program)
+        .run()
+        .code(3);
+    assert!(fs::read_to_string(&log).unwrap().contains("INJECTED"), "the fault did not fire");
+    assert!(out.err().contains("set the owner of"), "{}", out.text());
+    let mode = fs::metadata(lab.out_dir().join("program")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o755);
+}
+
+/// A command under limits of open files, as `ulimit` takes them.
+fn limited(lab: &Lab, limits: &str, args: &[&std::ffi::OsStr]) -> crate::support::Cmd {
+    tool("sh")
+        .env("HOME", lab.path("home"))
+        .args(["-c", &format!("ulimit {limits}; exec \"$@\""), "sh"])
+        .arg(crate::support::assay_binary())
+        .args(args)
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised_and_running_out_is_no_empty_directory() {
+    let lab = Lab::new();
+    let mut deep = lab.src();
+    (0..300).for_each(|_| deep.push("d"));
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join("leaf"), b"leaf").unwrap();
+    lab.init();
+    let (src, repo, out) = (lab.src(), lab.repo(), lab.out_dir());
+    let backup = ["backup".as_ref(), "-c".as_ref(), repo.as_os_str(), src.as_os_str()];
+    let failed = limited(&lab, "-n 150", &backup).run().code(1);
+    assert!(failed.err().contains("Too many open files") && failed.err().contains("ulimit -n"), "{}", failed.text());
+    assert_eq!(failed.err().lines().count(), 2, "{}", failed.text());
+    assert!(lab.versions().is_empty(), "a version without what could not be opened");
+    limited(&lab, "-S -n 150", &backup).ok();
+    let get = ["get", "-y", "-c"].map(std::ffi::OsStr::new);
+    let get: Vec<_> =
+        get.into_iter().chain([repo.as_os_str(), "--to".as_ref(), out.as_os_str(), src.as_os_str()]).collect();
+    limited(&lab, "-S -n 150", &get).ok();
+    let back = restored(&out, &src);
+    assert_eq!(fs::read(back.join(deep.strip_prefix(&src).unwrap()).join("leaf")).unwrap(), b"leaf");
+}
+
+#[test]
+fn a_path_is_found_however_it_is_written() {
+    let lab = Lab::with_files(&[("dir/sub/file", b"content"), ("dir/a[1]*?", b"odd")]);
+    std::os::unix::fs::symlink("src/dir", lab.path("link")).unwrap();
+    let get = |from: &Path, path: &Path| {
+        let _ = fs::remove_dir_all(lab.out_dir());
+        lab.assay("get", ["-y", "--to"]).arg(lab.out_dir()).arg(path).dir(from).ok();
+        fs::read(lab.out_dir().join(path.file_name().unwrap())).unwrap()
+    };
+    assert_eq!(get(&lab.root, &lab.path("link/sub/file")), b"content");
+    assert_eq!(get(&lab.root, Path::new("link/sub/file")), b"content");
+    fs::remove_dir_all(lab.src().join("dir/sub")).unwrap();
+    assert_eq!(get(&lab.root, &lab.path("link/sub/file")), b"content", "its parent is gone");
+    assert_eq!(get(&lab.src(), Path::new("dir/sub/file")), b"content", "its parent is gone");
+    assert_eq!(get(&lab.src(), Path::new("dir/a[1]*?")), b"odd");
 }

@@ -186,6 +186,11 @@ fn another_users_mount_as_root_obeys_modes() {
         return;
     }
     let lab = user_lab(&mut Rng::from_env("modes"));
+    for (name, mode, acl) in [("denied", 0o644, "u:nobody:---"), ("granted", 0o600, "u:nobody:r--")] {
+        let file = lab.write(name, b"by name");
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        tool("setfacl").args(["-m", acl]).arg(&file).ok();
+    }
     lab.init();
     lab.backup();
     fs::set_permissions(&lab.root, fs::Permissions::from_mode(0o755)).unwrap();
@@ -210,6 +215,11 @@ fn another_users_mount_as_root_obeys_modes() {
     assert!(out.err().contains("Permission denied"), "{}", out.text());
     let out = as_nobody(format!("getfattr -d -m - '{}'", shown.join("dir/text").display()));
     assert!(!out.out().contains("trusted"), "{}", out.out());
+    // An ACL decides against the mode, and for it.
+    let out = as_nobody(format!("cat '{}'", shown.join("denied").display()));
+    assert!(out.code != Some(0) && out.err().contains("Permission denied"), "{}", out.text());
+    let out = as_nobody(format!("cat '{}'", shown.join("granted").display())).ok();
+    assert_eq!(out.out(), "by name");
     mount.end().ok();
     assert!(names_in(&lab.mnt()).is_empty());
 }

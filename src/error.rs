@@ -124,6 +124,11 @@ pub enum Error {
     NoVersion(String),
     #[error("{} is not in {version}", String::from_utf8_lossy(path))]
     NoPath { path: Vec<u8>, version: Version },
+    #[error(
+        "{run} could not read {errors} of its entries, so {} in {version} may lack them: nothing was restored",
+        String::from_utf8_lossy(path)
+    )]
+    DeleteUnsafe { path: Vec<u8>, version: Version, run: Version, errors: u64 },
     #[error("{version} was removed")]
     VersionGone { version: Version },
     #[error("what was just written reads back differently: {what}")]
@@ -167,6 +172,7 @@ impl Error {
             Error::Usage(_) => "USAGE",
             Error::NoVersion(_) => "NO_VERSION",
             Error::NoPath { .. } => "NO_PATH",
+            Error::DeleteUnsafe { .. } => "DELETE_UNSAFE",
             Error::VersionGone { .. } => "VERSION_GONE",
             Error::SelfCheck { .. } => "SELF_CHECK",
             Error::Unsupported { .. } => "UNSUPPORTED",
@@ -202,6 +208,7 @@ impl Error {
             | Error::PassphraseMissing { .. }
             | Error::Config { .. }
             | Error::CommitDamaged { .. }
+            | Error::DeleteUnsafe { .. }
             | Error::SelfCheck { .. }
             | Error::Unsupported { .. }
             | Error::Mount { .. } => libc::EIO,
@@ -233,6 +240,7 @@ impl Error {
             | Error::Config { .. }
             | Error::NoVersion(_)
             | Error::NoPath { .. }
+            | Error::DeleteUnsafe { .. }
             | Error::VersionGone { .. }
             | Error::SelfCheck { .. }
             | Error::Unsupported { .. }
@@ -264,12 +272,18 @@ impl Error {
             Error::CommitDamaged { .. } => Some("put the arc back from a copy, then run `assay recover`"),
             Error::NoVersion(_) => Some("`assay versions` lists them"),
             Error::NoPath { .. } => Some("`assay ls -a` lists all versions of a path"),
+            Error::DeleteUnsafe { .. } => {
+                Some("restore without --delete, or add --ignore-errors if what was not read may be removed")
+            }
             Error::IndexTooNew { .. } => Some("use the newer assay that wrote it"),
             Error::SelfCheck { .. } => {
                 Some("suspect the memory or CPU of this machine and test it; nothing was committed")
             }
             Error::Io { errno, .. } if *errno == libc::ENOSPC => {
                 Some("free some space; committed versions are safe and the next backup cleans up")
+            }
+            Error::Io { .. } if self.is_lack_of_descriptors() => {
+                Some("raise the limit of open files: `ulimit -n`, or LimitNOFILE= in a systemd unit")
             }
             Error::Io { errno, .. } if *errno == libc::EACCES || *errno == libc::EPERM => {
                 Some("run as a user who may do this")
@@ -284,6 +298,11 @@ impl Error {
             | Error::Mount { .. }
             | Error::Interrupted => None,
         }
+    }
+
+    /// True when this process, or the machine, may open no more files: that says nothing about the file in question.
+    pub fn is_lack_of_descriptors(&self) -> bool {
+        matches!(self, Error::Io { errno: libc::EMFILE | libc::ENFILE, .. })
     }
 
     /// True for anything that means stored bytes are not what they should be (the mount then exits 4).

@@ -159,6 +159,10 @@ byte_id!(
     ArcSalt, 32
 );
 byte_id!(
+    /// Random name of a ledger segment, in the associated data of all that it holds.
+    SegmentId, 16
+);
+byte_id!(
     /// HMAC-SHA1 of a block's plain bytes under this backup dir's hash key.
     BlockHash, 20
 );

@@ -6,13 +6,14 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, error, monitor, catalog, os, crypto, arc, index, ledger, backupdir, store,
-//! tree, vfs, backup, restore, recover, selftest, fuse, mount, cli.
+//! tree, vfs, backup, restore, coverage, recover, selftest, fuse, mount, cli.
 
 pub mod arc;
 pub mod backup;
 pub mod backupdir;
 pub mod catalog;
 pub mod cli;
+pub mod coverage;
 pub mod crypto;
 pub mod error;
 pub mod fuse;

@@ -4,6 +4,7 @@
 //! a request was already answered through it; whatever ends it, no mount is left behind. No thread is started
 //! before `serve` is called, so a caller may fork until then.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
@@ -19,10 +20,11 @@ use crate::crypto::Keys;
 use crate::error::{Error, Result};
 use crate::fuse::{Access, Caching, Mounted, raise_read_ahead};
 use crate::index::Index;
+use crate::ledger::{By, FLUSH_EVERY_S, LedgerWriter, Record, Session};
 use crate::os;
 use crate::store::{Heal, Spread, Store, StoreOptions, Summary};
 use crate::tree::{Tree, View};
-use crate::vfs::{Owners, Vfs, VfsOptions};
+use crate::vfs::{Hashing, Owners, Vfs, VfsOptions, VirtualXattrs};
 
 /// How long open files keep a mount alive that was told to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -44,6 +46,8 @@ pub struct MountOptions {
     pub heal: Heal,
     /// Bound of the cache of verified blocks; 0: the default.
     pub cache_bytes: u64,
+    pub hashing: Hashing,
+    pub virtual_xattrs: VirtualXattrs,
     /// Threads that answer requests; 0: as many as there are cores, between 2 and 4.
     pub threads: usize,
 }
@@ -127,8 +131,13 @@ pub fn serve(
     let (news_tx, news) = unbounded();
     // Before the mount exists: a signal from now on ends it cleanly.
     let signals = watch_signals(news_tx.clone()).map_err(|error| failed(format!("signals: {error}")))?;
+    let ledger = Arc::new(LedgerWriter::new(dir, keys.clone(), By::Mount));
+    store_options.ledger = Some(ledger.clone());
+    let started_s = ledger.now_s();
     let store = Arc::new(Store::with_options(dir, keys, index, store_options));
-    let vfs = Arc::new(Vfs::new(tree, store.clone(), VfsOptions { owners, only, mounter }));
+    let vfs_options =
+        VfsOptions { owners, only, mounter, hashing: options.hashing, virtual_xattrs: options.virtual_xattrs };
+    let vfs = Arc::new(Vfs::new(tree, store.clone(), vfs_options));
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = match options.threads {
         0 => cores.clamp(2, 4),
@@ -148,12 +157,27 @@ pub fn serve(
     });
     let started =
         answered.map_err(|error| failed(format!("the mount does not answer: {error}"))).and_then(|()| ready());
-    let over = started.map(|()| wait_for_end(&news, || report(&vfs.summary())));
+    let told = Cell::new((0, 0, 0, 0));
+    let remember = || {
+        let summary = vfs.summary();
+        let now = (summary.dirs_listed, summary.bytes_read, summary.blocks_verified, summary.damage);
+        // A mount that nobody uses writes nothing.
+        if told.replace(now) != now {
+            remember(&ledger, started_s, &summary);
+        }
+    };
+    let over = started.map(|()| {
+        wait_for_end(&news, remember, || {
+            remember();
+            report(&vfs.summary());
+        })
+    });
     match over {
         Ok(Over::Unmounted) => mounted.forget(),
         Ok(Over::Signal) | Err(_) => end_mount(mounted, point, &news),
     }
     signals.close();
+    remember();
     over.map(|_| vfs.summary())
 }
 
@@ -164,14 +188,30 @@ enum Over {
     Signal,
 }
 
-fn wait_for_end(news: &Receiver<News>, report: impl Fn()) -> Over {
+/// Waits; meanwhile, each `FLUSH_EVERY_S`, what was verified is written down.
+fn wait_for_end(news: &Receiver<News>, remember: impl Fn(), report: impl Fn()) -> Over {
     loop {
-        match news.recv() {
+        match news.recv_timeout(Duration::from_secs(FLUSH_EVERY_S)) {
             Ok(News::Signal(SIGUSR1)) => report(),
             Ok(News::Signal(_)) => return Over::Signal,
-            Ok(News::Ended) | Err(_) => return Over::Unmounted,
+            Ok(News::Ended) | Err(RecvTimeoutError::Disconnected) => return Over::Unmounted,
+            Err(RecvTimeoutError::Timeout) => remember(),
         }
     }
+}
+
+/// Writes down what was verified since the last time, and what this mount did in all.
+fn remember(ledger: &LedgerWriter, started_s: u64, summary: &Summary) {
+    ledger.record(Record::Session(Session {
+        started_s,
+        by: By::Mount,
+        seconds: ledger.now_s().saturating_sub(started_s),
+        dirs_listed: summary.dirs_listed,
+        files_read: summary.files_read,
+        bytes_read: summary.bytes_read,
+    }));
+    // It has said so itself, and no reader depends on it.
+    let _ = ledger.flush();
 }
 
 /// Takes the mount away, also while files in it are open: their readers get a moment, then errors.

@@ -3,17 +3,15 @@
 //! Invariants: arcs are only read; the new index replaces the old one by a rename after it is complete, and the
 //! old one is kept beside it; what could not be read is named, and everything else is there.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
-use crate::backup::settle;
-use crate::backupdir::{BackupDir, arcs, remove_if_there};
+use crate::backupdir::arcs::{self, ArcSource};
+use crate::backupdir::{BackupDir, remove_if_there};
 use crate::error::{Error, Result};
 use crate::ids::{ArcName, Dirno, Version};
 use crate::index::{Index, IndexWriter, LostFrame};
 use crate::monitor::{Event, Monitor, Progress};
-
-const NEW_INDEX: &str = "index.db.new";
 
 /// What a recovery found.
 #[derive(Debug, Default)]
@@ -51,71 +49,191 @@ const MAX_PATHS: usize = 1000;
 /// When not a single version can be brought back, or the new index can't be written.
 pub fn run(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Recovered> {
     let _lock = dir.lock()?;
+    let new_path = new_index_path(dir)?;
+    let made = build(dir, &new_path, monitor);
+    let mut recovered = match made {
+        Ok(recovered) => recovered,
+        Err(e) => {
+            remove_index(&new_path)?;
+            return Err(e);
+        }
+    };
+    recovered.old_index = replace_index(dir, &new_path)?;
+    Ok(recovered)
+}
+
+/// Where a new index is made: beside the old one, which may be where a symlink leads to.
+pub fn new_index_path(dir: &BackupDir) -> Result<PathBuf> {
+    Ok(with_suffix(&Index::target(&dir.index_path())?, ".new"))
+}
+
+/// Makes a whole new index at `path`; nothing else is changed.
+pub fn build(dir: &BackupDir, path: &Path, monitor: &dyn Monitor) -> Result<Recovered> {
     if arcs::key_opens_an_arc(dir.path(), dir.keys()) == Some(false) {
         return Err(Error::KeyWrong { path: dir.key_path() });
     }
-    let new_path = dir.path().join(NEW_INDEX);
-    remove_index(&new_path)?;
-    Index::create(&new_path, &dir.keys().index_key())?;
-    let mut writer = IndexWriter::open(&new_path, &dir.keys().index_key())?;
-    let mut recovered = Recovered::default();
-    let runs = arcs::runs(dir.path())?;
-    if !runs.iter().any(|run| run.committed) && dir.index_path().exists() {
+    let mut rebuild = Rebuild::begin(dir, path)?;
+    if !arcs::runs(dir.path())?.iter().any(|run| run.committed) && Index::target(&dir.index_path())?.exists() {
         let what = "there is no committed run to recover from".into();
-        remove_index(&new_path)?;
         return Err(Error::CommitDamaged { run: Version(0), what });
     }
-    let last_commit = runs.iter().filter(|run| run.committed).map(|run| run.version).max();
-    let mut lost = Vec::new();
-    let (mut applied, mut lost_arcs) = (0, 0);
-    for (done, run) in runs.iter().enumerate() {
-        monitor.progress(Progress { files: done as u64, expected_files: runs.len() as u64, ..Progress::default() });
-        if monitor.interrupted() {
-            remove_index(&new_path)?;
-            return Err(Error::Interrupted);
+    rebuild.go_on(None, monitor)?;
+    rebuild.finish()
+}
+
+/// Gives a finished new index its place; the old one is kept beside it, and its path returned.
+pub fn replace_index(dir: &BackupDir, new_path: &Path) -> Result<Option<PathBuf>> {
+    remove_log(new_path)?;
+    let target = Index::target(&dir.index_path())?;
+    let old_index = set_aside(&target)?;
+    std::fs::rename(new_path, &target).map_err(|e| Error::io("rename", new_path, &e))?;
+    crate::backupdir::sync_dir(target.parent().unwrap_or(dir.path()))?;
+    Ok(old_index)
+}
+
+/// A new index that is being made from the arcs, run by run.
+pub struct Rebuild<'a> {
+    dir: &'a BackupDir,
+    path: PathBuf,
+    writer: IndexWriter,
+    recovered: Recovered,
+    lost: Vec<(Version, LostFrame)>,
+    /// Runs that were applied.
+    applied: BTreeSet<Version>,
+    /// Runs whose own commit record can't be read; other lost runs only follow one of them.
+    unreadable: BTreeSet<Version>,
+    /// First run that was not looked at yet.
+    next: Version,
+    lost_arcs: u64,
+}
+
+impl<'a> Rebuild<'a> {
+    /// Makes an empty index at `path`, and replaces one that is there.
+    pub fn begin(dir: &'a BackupDir, path: &Path) -> Result<Rebuild<'a>> {
+        remove_index(path)?;
+        Index::create(path, &dir.keys().index_key())?;
+        Ok(Rebuild {
+            dir,
+            path: path.to_path_buf(),
+            writer: IndexWriter::open(path, &dir.keys().index_key())?,
+            recovered: Recovered::default(),
+            lost: Vec::new(),
+            applied: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
+            next: Version(0),
+            lost_arcs: 0,
+        })
+    }
+
+    /// For an index that is thrown away soon: nothing is made durable.
+    pub fn without_sync(self) -> Result<Rebuild<'a>> {
+        Ok(Rebuild { writer: self.writer.without_sync()?, ..self })
+    }
+
+    /// Applies the runs that were not looked at yet. `last` is a run that is known to be the last committed one; None:
+    /// that is told by the arcs.
+    pub fn go_on(&mut self, last: Option<Version>, monitor: &dyn Monitor) -> Result<()> {
+        let runs = arcs::runs(self.dir.path())?;
+        let last_commit = last.or_else(|| runs.iter().filter(|run| run.committed).map(|run| run.version).max());
+        let fresh = |run: &&arcs::Run| run.version >= self.next && last.is_none_or(|last| run.version <= last);
+        let fresh: Vec<&arcs::Run> = runs.iter().filter(fresh).collect();
+        for (done, run) in fresh.iter().enumerate() {
+            monitor.progress(Progress {
+                files: done as u64,
+                expected_files: fresh.len() as u64,
+                ..Progress::default()
+            });
+            if monitor.interrupted() {
+                return Err(Error::Interrupted);
+            }
+            self.next = Version(run.version.0 + 1);
+            self.writer.reserve_run(run.version)?;
+            if !run.committed && last_commit.is_none_or(|last| run.version > last) {
+                self.recovered.uncommitted_arcs += run.arcs.len();
+                // Cut, or committed and its commit arc is lost too: nobody can tell, so nothing may be reused or removed.
+                self.lost_arcs += run.arcs.len() as u64;
+                continue;
+            }
+            self.apply(run, monitor)?;
         }
-        writer.reserve_run(run.version)?;
-        if !run.committed && last_commit.is_none_or(|last| run.version > last) {
-            recovered.uncommitted_arcs += run.arcs.len();
-            // Cut, or committed and its commit arc is lost too: nobody can tell, so nothing may be reused or removed.
-            lost_arcs += run.arcs.len() as u64;
-            continue;
+        Ok(())
+    }
+
+    /// After a lost commit record only a base, which stands alone, tells the whole tree again.
+    fn apply(&mut self, run: &arcs::Run, monitor: &dyn Monitor) -> Result<()> {
+        let read = arcs::read_commit(self.dir.path(), run.version, self.dir.keys());
+        if read.is_err() {
+            self.unreadable.insert(run.version);
         }
-        // After a lost commit record only a base, which stands alone, tells the whole tree again.
-        match settle::apply(dir, &mut writer, run.version) {
+        let applied = read.and_then(|(commit, digest)| {
+            self.writer.apply(&commit, digest, &mut ArcSource::new(self.dir.path(), self.dir.keys()))
+        });
+        match applied {
             Ok(report) => {
-                lost.extend(report.lost.into_iter().map(|frame| (run.version, frame)));
-                recovered.lost_arcs.extend(report.unknown_arcs);
-                applied += 1;
+                self.lost.extend(report.lost.into_iter().map(|frame| (run.version, frame)));
+                self.recovered.lost_arcs.extend(report.unknown_arcs);
+                self.applied.insert(run.version);
+                Ok(())
             }
             Err(e @ (Error::CommitDamaged { .. } | Error::Arc { .. })) => {
                 monitor.event(Event::Failure { path: run.version.to_string().as_bytes(), error: &e });
-                lost_arcs += run.arcs.len() as u64 + 1;
-                recovered.lost_runs.push((run.version, e));
+                self.lost_arcs += run.arcs.len() as u64 + 1;
+                self.recovered.lost_runs.push((run.version, e));
+                Ok(())
             }
-            Err(e) => return Err(e),
+            Err(e) => Err(e),
         }
     }
-    if let (0, Some((run, error))) = (applied, recovered.lost_runs.first()) {
-        let what = format!("not one version can be brought back; the first is {run}: {error}");
-        remove_index(&new_path)?;
-        return Err(Error::CommitDamaged { run: *run, what });
+
+    pub fn applied(&self) -> &BTreeSet<Version> {
+        &self.applied
     }
-    writer.leave_behind(lost_arcs)?;
-    writer.checkpoint()?;
-    drop(writer);
-    let index = Index::open(&new_path, &dir.keys().index_key())?;
-    recovered.versions = index.versions()?.into_iter().map(|row| row.version).collect();
-    // An arc that was dropped since holds nothing that could be missed.
-    let in_use: HashSet<ArcName> = index.arcs()?.into_iter().map(|row| row.entry.name).collect();
-    recovered.lost_arcs.retain(|(name, _)| in_use.contains(name));
-    recovered.lost = lost.into_iter().map(|(version, frame)| name_dirs(&index, version, frame)).collect();
-    drop(index);
-    remove_log(&new_path)?;
-    recovered.old_index = set_aside(dir)?;
-    std::fs::rename(&new_path, dir.index_path()).map_err(|e| Error::io("rename", &new_path, &e))?;
-    crate::backupdir::sync_dir(dir.path())?;
-    Ok(recovered)
+
+    /// Runs whose own commit record can't be read, and why.
+    pub fn unreadable(&self) -> impl Iterator<Item = &(Version, Error)> {
+        self.recovered.lost_runs.iter().filter(|(run, _)| self.unreadable.contains(run))
+    }
+
+    /// Runs that could not be applied.
+    pub fn lost_runs(&self) -> &[(Version, Error)] {
+        &self.recovered.lost_runs
+    }
+
+    pub fn lost_frames(&self) -> &[(Version, LostFrame)] {
+        &self.lost
+    }
+
+    pub fn lost_arcs(&self) -> &[(ArcName, Error)] {
+        &self.recovered.lost_arcs
+    }
+
+    /// Moves what was applied into the file, for readers of it, and gives memory back.
+    pub fn rest(&mut self) -> Result<()> {
+        self.writer.checkpoint()?;
+        self.writer.release_memory()
+    }
+
+    /// Ends it: the next run goes on without what could not be applied.
+    ///
+    /// # Errors
+    /// `COMMIT_DAMAGED` when not one run could be applied.
+    pub fn finish(self) -> Result<Recovered> {
+        let Rebuild { dir, path, mut writer, mut recovered, lost, applied, lost_arcs, .. } = self;
+        if let (true, Some((run, error))) = (applied.is_empty(), recovered.lost_runs.first()) {
+            let what = format!("not one version can be brought back; the first is {run}: {error}");
+            return Err(Error::CommitDamaged { run: *run, what });
+        }
+        writer.leave_behind(lost_arcs)?;
+        writer.checkpoint()?;
+        drop(writer);
+        let index = Index::open(&path, &dir.keys().index_key())?;
+        recovered.versions = index.versions()?.into_iter().map(|row| row.version).collect();
+        // An arc that was dropped since holds nothing that could be missed.
+        let in_use: HashSet<ArcName> = index.arcs()?.into_iter().map(|row| row.entry.name).collect();
+        recovered.lost_arcs.retain(|(name, _)| in_use.contains(name));
+        recovered.lost = lost.into_iter().map(|(version, frame)| name_dirs(&index, version, frame)).collect();
+        Ok(recovered)
+    }
 }
 
 fn name_dirs(index: &Index, version: Version, frame: LostFrame) -> LostDirs {
@@ -126,28 +244,30 @@ fn name_dirs(index: &Index, version: Version, frame: LostFrame) -> LostDirs {
 }
 
 /// Moves the old index out of the way, together with its write-ahead log.
-fn set_aside(dir: &BackupDir) -> Result<Option<PathBuf>> {
-    let old = dir.index_path();
+///
+/// The index goes first, though readers find none for a moment then: one that opened it after its log was moved would
+/// make a new log, which is that of the new index as soon as that has the name.
+fn set_aside(old: &Path) -> Result<Option<PathBuf>> {
     if !old.exists() {
-        remove_index(&old)?;
+        remove_index(old)?;
         return Ok(None);
     }
     let aside = (0..u32::MAX)
-        .map(|n| dir.path().join(if n == 0 { "index.db.bad".into() } else { format!("index.db.bad{n}") }))
+        .map(|n| with_suffix(old, &if n == 0 { ".bad".into() } else { format!(".bad{n}") }))
         .find(|path| !path.exists())
-        .unwrap_or_else(|| dir.path().join("index.db.bad"));
+        .unwrap_or_else(|| with_suffix(old, ".bad"));
     for suffix in ["", "-wal"] {
-        let (from, to) = (with_suffix(&old, suffix), with_suffix(&aside, suffix));
+        let (from, to) = (with_suffix(old, suffix), with_suffix(&aside, suffix));
         match std::fs::rename(&from, &to) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("rename", from, &e)),
             _ => {}
         }
     }
-    remove_index(&old)?;
+    remove_index(old)?;
     Ok(Some(aside))
 }
 
-fn remove_index(path: &Path) -> Result<()> {
+pub(crate) fn remove_index(path: &Path) -> Result<()> {
     remove_if_there(&with_suffix(path, ""))?;
     remove_log(path)
 }

@@ -2,14 +2,17 @@
 //!
 //! Invariants: what has a final name is whole and verified, block by block and by the file's SHA-1; a file with
 //! damage only ever gets a `.damaged` name. Below the target directory every entry is reached by one name
-//! relative to its opened parent, never through a symlink. Nothing that exists is replaced without a yes, unless
-//! its content was compared and is equal. Restored data is not flushed to the disk.
+//! relative to its opened parent, never through a symlink. Nothing that exists is replaced without a yes; what
+//! was compared and is equal stays as it is. A directory that exists is not replaced: it gets the saved attributes
+//! and entries unasked. Only `Extra::Delete` removes what the version does not have, unasked too. The backup dir itself is
+//! never removed, replaced or written into. Restored data is not flushed to the disk.
 
 mod attributes;
 mod content;
 mod engine;
 mod entry;
 mod remove;
+mod spare;
 #[cfg(test)]
 mod tests;
 mod version;
@@ -22,9 +25,11 @@ use crate::arc::VerifiedBlock;
 use crate::catalog::{Child, DirState, Node};
 use crate::error::{Error, Exit, Result};
 use crate::ids::{BlockId, Dirno, Logid};
+use crate::ledger::Extent;
 use crate::monitor::Monitor;
 use crate::tree::Piece;
-pub use version::VersionSource;
+pub use spare::{Spare, Why};
+pub use version::{VersionSource, refuse_delete};
 
 /// Names of a directory.
 #[derive(Debug, Default)]
@@ -46,6 +51,8 @@ pub trait Source {
     fn block(&self, block: BlockId, len: u32, file: Logid) -> Result<Arc<VerifiedBlock>>;
     /// Tells which pieces will be read next, if they are all of one file of which; a hint.
     fn prefetch(&self, _pieces: &[Piece], _file: Option<Logid>) {}
+    /// A file's content was read to this extent.
+    fn file_read(&self, _file: Logid, _extent: Extent) {}
 }
 
 /// Where the files go.
@@ -62,7 +69,8 @@ pub enum Target {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extra {
     Keep,
-    /// `--delete`. Never on another file system, never in a directory whose list in the version has damage.
+    /// `--delete`. Never on another file system, never what is excluded, never in a directory whose list in the
+    /// version has damage.
     Delete,
 }
 
@@ -83,6 +91,7 @@ pub struct Options {
     pub paths: Vec<Vec<u8>>,
     pub target: Target,
     pub extra: Extra,
+    pub spare: Spare,
 }
 
 /// A file that could not be restored whole.
@@ -99,7 +108,7 @@ pub struct DamagedFile {
     pub error: Error,
 }
 
-/// Errors and damaged files that a report lists; more are only counted.
+/// Errors, damaged and spared files that a report lists; more are only counted.
 pub const MAX_LISTED: usize = 10_000;
 
 /// What a restore did.
@@ -107,17 +116,21 @@ pub const MAX_LISTED: usize = 10_000;
 pub struct Report {
     /// Regular files written (also as links to one written before).
     pub files: u64,
+    /// Directories made, or given their attributes.
     pub dirs: u64,
     /// Symlinks, fifos, sockets and devices made.
     pub others: u64,
     /// Bytes of file content written, holes included.
     pub bytes: u64,
-    /// Entries that were there already, equal in content and attributes.
+    /// Entries that were there already, equal in content and in the attributes that this user can set.
     pub unchanged: u64,
-    /// Entries that the user wanted to keep as they were.
+    /// Entries that were to be replaced and that the user wanted to keep (nobody there to ask means that too).
     pub kept: u64,
     /// Entries removed by `--delete` (with all below counted).
     pub deleted: u64,
+    /// What `--delete` would have removed and left, with the reason.
+    pub spared: Vec<(PathBuf, Why)>,
+    pub spared_count: u64,
     pub damaged: Vec<DamagedFile>,
     pub damaged_count: u64,
     /// Paths (in the version) and what went wrong, damaged files not included.

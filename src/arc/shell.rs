@@ -21,8 +21,9 @@ pub const ARC_TRAILER_LEN: usize = 96;
 /// Version of the format that this program writes.
 pub const FORMAT: u16 = 1;
 
-const HEADER_MAGIC: &[u8; 8] = b"ASSAYARC";
-const TRAILER_MAGIC: &[u8; 8] = b"ASSAYEND";
+/// What an arc begins with, and what its trailer begins with.
+pub const HEADER_MAGIC: &[u8; 8] = b"ASSAYARC";
+pub const TRAILER_MAGIC: &[u8; 8] = b"ASSAYEND";
 
 /// First bytes of an arc.
 #[derive(Debug, Clone, PartialEq, Eq)]

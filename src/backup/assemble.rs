@@ -309,7 +309,11 @@ impl<'a> Assembler<'a> {
                 self.monitor.event(Event::Warning { path: &head.path, what });
             }
             FileError::Io(e) => {
-                self.failed(&head.path, &Error::io("read", walk::shown(&head.path), &e));
+                let error = Error::io("read", walk::shown(&head.path), &e);
+                if error.is_lack_of_descriptors() {
+                    return Err(error);
+                }
+                self.failed(&head.path, &error);
             }
         }
         self.absent(head.name, head.was)

@@ -32,6 +32,8 @@ impl Traverse<'_> {
             Child::Node(logid) if was.attr.as_ref() == Some(&attr) => Some((logid, was.entry.since)),
             _ => None,
         });
+        // A state whose content is lost is no state to keep.
+        let was_node = was_node.filter(|(logid, _)| !self.previous.has_lost_content(*logid));
         let linked = stat.nlink > 1;
         if linked && self.known_link(here, &name, &stat, was.as_ref(), path)? {
             return Ok(());

@@ -8,6 +8,7 @@
 pub mod assemble;
 pub mod catalog;
 pub mod expect;
+pub mod inventory;
 pub mod leaf;
 pub mod output;
 pub mod pipeline;
@@ -30,10 +31,12 @@ use crate::catalog::{Commit, VersionInfo};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, FrameNo, Logid, Version};
 use crate::index::{ApplyReport, DedupTable, Index, VersionRow};
+use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor};
 use crate::vfs::LATEST_LIFETIME;
 use assemble::Assembler;
 use expect::Expected;
+use inventory::Inventory;
 use output::Output;
 use pipeline::{Budget, IN_FLIGHT_STEPS, Job, Step, Totals, Worker};
 use previous::Previous;
@@ -89,8 +92,6 @@ pub const MAX_FIXED_BLOCK: u32 = 16 << 20;
 /// Whatever keeps the run from a commit. Files that can't be read don't: they are reported and counted.
 pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<Summary> {
     let started = read::now();
-    // Many directories and files are open at once; failing to raise the limit shows when it is reached.
-    let _ = crate::os::process::raise_open_file_limit();
     // A dry run only looks, so nobody has to wait for it, nor it for anybody.
     let lock = if options.dry_run { None } else { Some(dir.lock()?) };
     let excludes = Excludes::load(&dir.excludes_path(), &options.excludes)?;
@@ -108,12 +109,14 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     }
     let state = index.state()?;
     let newest = index.newest_ever()?;
-    let base = newest.is_none() || state.catalog_bytes_since_base > state.base_catalog_bytes.max(MIN_BASE_BYTES);
+    let inventory = Inventory::take(dir, &index, monitor)?;
+    let outgrown = state.catalog_bytes_since_base > state.base_catalog_bytes.max(MIN_BASE_BYTES);
+    let base = newest.is_none() || outgrown || inventory.base_due;
     let budget = Budget::default();
     let (jobs_to, jobs) = bounded(IN_FLIGHT_STEPS);
     let (steps_to, steps) = bounded(IN_FLIGHT_STEPS);
     let walk = Traverse {
-        previous: Previous::new(&index)?,
+        previous: Previous::new(&index, &inventory.lost)?,
         steps: steps_to,
         jobs: jobs_to,
         budget: &budget,
@@ -136,13 +139,13 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             let info = dry(steps, monitor);
             join(walker)?.map(|_| info)
         })?;
-        info.errors += opened.failures;
+        info.errors += opened.failures + inventory.failures;
         return Ok(Summary { version: None, info, arc_bytes: 0, arcs: 0, base });
     };
 
     writer.reserve_run(run)?;
     let written = (|| {
-        let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?;
+        let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?.without(inventory.lost.clone());
         let out = Output::new(dir.path(), dir.keys(), run, state.next_serial, dir.config().arc_size_limit)?;
         let assembler = Assembler::new(out, &index, &dedup, &budget, monitor, &expected);
         let (assembler, next) = std::thread::scope(|scope| {
@@ -200,12 +203,13 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let appeared = Instant::now();
     drop(index);
     writer.checkpoint()?;
+    merge_ledger(dir, monitor);
     drop(lock);
     std::thread::sleep(LATEST_LIFETIME.saturating_sub(appeared.elapsed()));
     let own = || commit.arcs.iter().filter(|arc| arc.name.version == run);
     let (arcs, arc_bytes) = (own().count() + 1, own().map(|arc| arc.arc_bytes).sum());
     let mut info = commit.version.unwrap_or_default();
-    info.errors += unreadable + settled_damage;
+    info.errors += unreadable + settled_damage + inventory.failures;
     Ok(Summary { version: Some(run), info, arc_bytes, arcs, base })
 }
 
@@ -213,6 +217,19 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
 fn tell(report: &ApplyReport, monitor: &dyn Monitor) -> u64 {
     let errors = report.lost.iter().map(|lost| &lost.error).chain(report.unknown_arcs.iter().map(|(_, error)| error));
     errors.map(|error| monitor.event(Event::Failure { path: b"", error })).count() as u64
+}
+
+/// What mounts and selftests have noted becomes one segment. The version is there whatever comes of it.
+fn merge_ledger(dir: &BackupDir, monitor: &dyn Monitor) {
+    let warn = |what: String| monitor.event(Event::Warning { path: b"", what });
+    match Ledger::merge(dir.path(), dir.keys(), crate::ledger::now_s()) {
+        Ok(refused) => {
+            refused
+                .iter()
+                .for_each(|refused| warn(format!("{}: not believed: {}", refused.path.display(), refused.what)));
+        }
+        Err(error) => warn(format!("the ledger was not merged: {error}")),
+    }
 }
 
 /// Runs walk, workers and assembler until all steps are taken.

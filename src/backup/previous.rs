@@ -1,11 +1,11 @@
 //! The version before, as the walk sees it: directory rows, children in order, nodes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::pipeline::{Totals, Was};
-use crate::catalog::{Attr, Child, Node, Timespec};
+use crate::catalog::{Attr, Child, Content, Node, Segment, Timespec};
 use crate::error::{Error, Result};
-use crate::ids::{Dirno, Logid, Version};
+use crate::ids::{ArcSerial, Dirno, Logid, Version};
 use crate::index::{DirRow, Entry, Index, Listed};
 
 /// Entries that are fetched at once: bounds memory in directories of any size.
@@ -17,6 +17,8 @@ pub struct Previous<'a> {
     version: Option<Version>,
     /// When each version was begun.
     started: HashMap<Version, Timespec>,
+    /// Arcs that can't be read any more.
+    lost: &'a HashSet<ArcSerial>,
 }
 
 /// An entry of the version before.
@@ -39,11 +41,12 @@ impl PrevChild {
 }
 
 impl<'a> Previous<'a> {
-    pub fn new(index: &'a Index) -> Result<Previous<'a>> {
+    pub fn new(index: &'a Index, lost: &'a HashSet<ArcSerial>) -> Result<Previous<'a>> {
         let versions = index.versions()?;
         // Deltas go on top of what the open intervals show, whether that version is still shown or not.
         Ok(Previous {
             index,
+            lost,
             version: index.newest_ever()?.map(|row| row.version),
             started: versions.iter().map(|row| (row.version, row.info.started)).collect(),
         })
@@ -65,6 +68,43 @@ impl<'a> Previous<'a> {
 
     pub fn node(&self, logid: Logid) -> Result<Node> {
         self.index.node(logid)
+    }
+
+    /// True when content of the file was in an arc that is lost (or nobody can tell): to be whole again in the next
+    /// version it must be read, and stored anew, even if it did not change.
+    pub fn has_lost_content(&self, logid: Logid) -> bool {
+        !self.lost.is_empty() && self.node(logid).and_then(|node| self.any_lost(&node)).unwrap_or(true)
+    }
+
+    fn any_lost(&self, node: &Node) -> Result<bool> {
+        let any = |segments: &[Segment]| {
+            for segment in segments {
+                if let Segment::Data { block, .. } = segment
+                    && self.lost.contains(&self.index.location(*block)?.arc())
+                {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        match &node.content {
+            Content::Inline(segments) => any(segments),
+            Content::Chunked => {
+                let mut offset = 0;
+                while offset < node.attr.size {
+                    let chunk = self.index.extents_at(node.logid, offset)?;
+                    if any(&chunk.segments)? {
+                        return Ok(true);
+                    }
+                    let end = chunk.start + chunk.segments.iter().map(Segment::len).sum::<u64>();
+                    if end <= offset {
+                        return Ok(true);
+                    }
+                    offset = end;
+                }
+                Ok(false)
+            }
+        }
     }
 
     /// True unless the ctime proves that the node can't carry the racy flag, without looking at the node.

@@ -45,6 +45,7 @@ impl PathNode {
                     let node = root.take();
                     root = Some(insert(node, found)?);
                 }
+                Err(e) if e.is_lack_of_descriptors() => return Err(e),
                 Err(e) => failures.push((path, e)),
             }
         }

@@ -46,6 +46,8 @@ pub fn settle(dir: &BackupDir, index: &Index, writer: &mut IndexWriter) -> Resul
             let what = format!("{} is missing", ArcName { version: run.version, number: arcs::COMMIT_NUMBER });
             return Err(Error::CommitDamaged { run: run.version, what });
         } else {
+            // The run that made it may have been killed before it was durable: the index must not be ahead of it.
+            arcs::sync_commit(dir.path(), run.version)?;
             let report = apply(dir, writer, run.version)?;
             settled.applied.push((run.version, report));
         }

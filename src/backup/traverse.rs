@@ -215,6 +215,7 @@ impl Traverse<'_> {
             full.push(b'/');
             full.extend_from_slice(name);
             match walk::is_fuse_mount_point(&full) {
+                Err(error) => self.failed(&full, "look at the mount table for", &error)?,
                 Ok(true) => self.warn(&full, "a FUSE mount that can't be looked into; left out")?,
                 _ => self.failed(&full, "stat", e)?,
             }
@@ -366,8 +367,13 @@ impl Traverse<'_> {
         Logid(self.next_logid - 1)
     }
 
+    /// Tells what could not be saved; the run goes on, unless the next file would fare no better.
     pub(super) fn failed(&self, path: &[u8], op: &'static str, e: &std::io::Error) -> Result<()> {
-        self.send(Step::Failed { path: path.to_vec(), error: Error::io(op, walk::shown(path), e) })
+        let error = Error::io(op, walk::shown(path), e);
+        if error.is_lack_of_descriptors() {
+            return Err(error);
+        }
+        self.send(Step::Failed { path: path.to_vec(), error })
     }
 
     pub(super) fn warn(&self, path: &[u8], what: &str) -> Result<()> {

@@ -315,8 +315,13 @@ impl Excludes {
 
     /// Whether an entry is left out. `path` is absolute; below an excluded directory nothing is asked any more.
     pub fn excludes(&self, path: &[u8], stat: &Stat) -> bool {
+        self.excludes_kind(path, stat.is_dir())
+    }
+
+    /// As `excludes`, where only this is known of the entry.
+    pub fn excludes_kind(&self, path: &[u8], is_dir: bool) -> bool {
         !self.matcher.is_empty()
-            && self.matcher.matched(Path::new(std::ffi::OsStr::from_bytes(path)), stat.is_dir()).is_ignore()
+            && self.matcher.matched(Path::new(std::ffi::OsStr::from_bytes(path)), is_dir).is_ignore()
     }
 }
 

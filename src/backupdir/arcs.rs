@@ -88,25 +88,33 @@ impl ArcFile {
         self.role
     }
 
+    /// True when trailer and length agree: it is not cut.
+    fn is_whole(&self) -> bool {
+        let end = |(at, len, _)| at + u64::from(len) + ARC_TRAILER_LEN as u64;
+        self.footer.is_some_and(|footer| end(footer) == self.len)
+    }
+
     /// All frames, from the footer. When it is damaged, from the headers of the frames themselves: then as many as
     /// stand in a row from the first one, which may be fewer than the arc had.
     pub fn frame_table(&self, keys: &Keys) -> Result<Vec<FrameInfo>> {
-        let from_footer = self.footer.ok_or(Damage::BadTrailer).and_then(|(at, len, frames)| {
-            let bytes = self.bytes(at, u64::from(len)).map_err(damage_of)?;
-            let header =
-                bytes.first_chunk().ok_or(Damage::Truncated { wanted_bytes: u64::from(len), found_bytes: 0 })?;
-            let (no, info) = FrameInfo::from_header(header).ok_or(Damage::WrongFrame)?;
-            if info.kind != FrameKind::Footer || no != crate::arc::writer::FOOTER_NO {
-                return Err(Damage::WrongFrame);
-            }
-            let table = decode_frame_table(&frame::open(keys, &self.cipher, no, &info, &bytes)?)?;
-            if table.len() == frames as usize { Ok(table) } else { Err(Damage::BadRecord("frame table")) }
-        });
-        from_footer.or_else(|damage| {
+        self.footer_table(keys).or_else(|error| {
             let table = self.walk_headers();
-            let at = self.footer.map_or(self.len, |(at, ..)| at);
-            if table.is_empty() { Err(damaged(self.name, None, at, damage)) } else { Ok(table) }
+            if table.is_empty() { Err(error) } else { Ok(table) }
         })
+    }
+
+    /// All frames, from the footer and nothing else.
+    pub fn footer_table(&self, keys: &Keys) -> Result<Vec<FrameInfo>> {
+        let from_footer = self.footer.ok_or(Damage::BadTrailer).and_then(|(at, len, frames)| {
+            open_footer(keys, &self.cipher, frames, &self.bytes(at, u64::from(len)).map_err(damage_of)?)
+        });
+        let at = self.footer.map_or(self.len, |(at, ..)| at);
+        from_footer.map_err(|damage| damaged(self.name, None, at, damage))
+    }
+
+    /// Length of the file, bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.len
     }
 
     /// The table as the frame headers claim it, up to the first one that makes no sense or is cut off; each claim
@@ -159,6 +167,19 @@ impl ArcFile {
     }
 }
 
+/// Verifies a footer frame and reads the frame table in it, which must have so many frames.
+pub fn open_footer(keys: &Keys, cipher: &ArcCipher, frames: u32, bytes: &[u8]) -> Result<Vec<FrameInfo>, Damage> {
+    let header = bytes
+        .first_chunk()
+        .ok_or(Damage::Truncated { wanted_bytes: FRAME_OVERHEAD as u64, found_bytes: bytes.len() as u64 })?;
+    let (no, info) = FrameInfo::from_header(header).ok_or(Damage::WrongFrame)?;
+    if info.kind != FrameKind::Footer || no != crate::arc::writer::FOOTER_NO {
+        return Err(Damage::WrongFrame);
+    }
+    let table = decode_frame_table(&frame::open(keys, cipher, no, &info, bytes)?)?;
+    if table.len() == frames as usize { Ok(table) } else { Err(Damage::BadRecord("frame table")) }
+}
+
 /// Number of a run's commit arc: `arc.V.0` exists if and only if run V was committed.
 pub const COMMIT_NUMBER: u32 = 0;
 
@@ -185,6 +206,24 @@ pub fn read_commit(dir: &Path, run: Version, keys: &Keys) -> Result<(Commit, [u8
         }
     }
     Err(last)
+}
+
+/// Makes a commit arc that is there under its final name durable.
+pub fn sync_commit(dir: &Path, run: Version) -> Result<()> {
+    let path = dir.join(ArcName { version: run, number: COMMIT_NUMBER }.to_string());
+    File::open(&path).and_then(|file| file.sync_all()).map_err(|e| Error::io("fsync", &path, &e))?;
+    sync_dir(dir)
+}
+
+/// Is the commit of a run there? Looks at the ends of its arc, and at the record only if they are damaged.
+///
+/// # Errors
+/// `COMMIT_DAMAGED` as `read_commit`.
+pub fn check_commit(dir: &Path, run: Version, keys: &Keys) -> Result<()> {
+    match ArcFile::open(dir, ArcName { version: run, number: COMMIT_NUMBER }, keys) {
+        Ok(arc) if arc.is_whole() => Ok(()),
+        _ => read_commit(dir, run, keys).map(|_| ()),
+    }
 }
 
 /// A run as its files show it.

@@ -5,6 +5,8 @@
 
 pub mod arcs;
 pub mod config;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -30,8 +32,8 @@ const EXCLUDE_FILE: &str = "inex.conf";
 const INDEX_FILE: &str = "index.db";
 const LOCK_FILE: &str = "lock";
 
-/// What `init` may find from an earlier `init` that was cut, and replaces.
-const INIT_LEFTOVERS: &[&str] = &[
+/// All that `init` may find: what the user has prepared, and what an `init` that was cut has left.
+const BEFORE_INIT: &[&str] = &[
     KEY_FILE_NEW,
     CONFIG_FILE,
     DEST_FILE,
@@ -60,41 +62,49 @@ pub struct BackupDir {
 impl BackupDir {
     /// Makes a backup dir in an absent or empty directory.
     ///
+    /// Settings and patterns that are there already stay, and so does a symlink `index.db`: the index is made where it
+    /// leads to.
+    ///
     /// # Errors
-    /// `NOT_EMPTY` when there is anything in it but what a cut `init` leaves.
+    /// `NOT_EMPTY` when there is anything else in it but what a cut `init` leaves; `CONFIG` when the settings that
+    /// are there make no sense, or are not those asked for.
     pub fn init(path: &Path, passphrase: Option<&str>, config: &Config) -> Result<()> {
         match DirBuilder::new().mode(0o700).recursive(false).create(path) {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             Err(e) => return Err(Error::io("create directory", path, &e)),
         }
-        for entry in fs::read_dir(path).map_err(|e| Error::io("list", path, &e))? {
-            let entry = entry.map_err(|e| Error::io("list", path, &e))?;
-            if !INIT_LEFTOVERS.iter().any(|name| entry.file_name() == *name) {
-                return Err(Error::NotEmpty { path: path.into() });
-            }
-        }
+        check_empty(path)?;
         let private = fs::Permissions::from_mode(0o700);
         fs::set_permissions(path, private).map_err(|e| Error::io("chmod", path, &e))?;
         let lock = Lock::take(path)?;
-        for name in INIT_LEFTOVERS.iter().filter(|name| **name != LOCK_FILE) {
-            remove_if_there(&path.join(name))?;
-        }
+        // Another init may have been faster.
+        check_empty(path)?;
+        let index = Index::target(&path.join(INDEX_FILE))?;
+        let kept = kept_settings(path, config)?;
+        clear_cut_init(path, &index)?;
         let random_failed = |e: std::io::Error| Error::io("get random bytes for", path, &e);
         let master: MasterKey = Zeroizing::new(crate::crypto::random().map_err(random_failed)?);
         let backup_id = BackupId(crate::crypto::random().map_err(random_failed)?);
         let keys = Keys::new(&master, backup_id);
-        write_file(&path.join(CONFIG_FILE), 0o600, config.to_text().as_bytes())?;
-        write_file(&path.join(DEST_FILE), 0o600, DEST_TEXT.as_bytes())?;
-        write_file(&path.join(EXCLUDE_FILE), 0o600, EXCLUDE_TEXT.as_bytes())?;
-        Index::create(&path.join(INDEX_FILE), &keys.index_key())?;
         let key_text = keyfile::encode(&master, backup_id, passphrase)
             .map_err(|e| key_error(e, &path.join(KEY_FILE)))
             .map(Zeroizing::new)?;
+        let texts =
+            [(CONFIG_FILE, config.to_text()), (DEST_FILE, DEST_TEXT.into()), (EXCLUDE_FILE, EXCLUDE_TEXT.into())];
+        for (name, text) in texts.iter().filter(|(name, _)| !kept.contains(name)) {
+            write_file(&path.join(name), 0o600, text.as_bytes())?;
+        }
+        // From here on an index that is there is one that a cut init has left.
         write_file(&path.join(KEY_FILE_NEW), 0o400, key_text.as_bytes())?;
+        sync_dir(path)?;
+        Index::create(&index, &keys.index_key())?;
+        if let Some(dir) = index.parent() {
+            sync_dir(dir)?;
+        }
         rename(&path.join(KEY_FILE_NEW), &path.join(KEY_FILE))?;
         sync_dir(path)?;
-        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        if let Some(parent) = std::path::absolute(path).ok().as_deref().and_then(Path::parent) {
             sync_dir(parent)?;
         }
         drop(lock);
@@ -117,15 +127,7 @@ impl BackupDir {
         let text = std::str::from_utf8(&text)
             .map_err(|_| Error::KeyDamaged { path: key_path.clone(), what: "it is not text" })?;
         let (master, backup_id) = keyfile::decode(text, || ask(&key_path)).map_err(|e| key_error(e, &key_path))?;
-        let config_path = path.join(CONFIG_FILE);
-        let config = match fs::read_to_string(&config_path) {
-            Ok(text) => Config::parse(&text).map_err(|what| Error::Config { path: config_path, what })?,
-            Err(e) if e.kind() == ErrorKind::NotFound => Config::default(),
-            Err(e) if e.kind() == ErrorKind::InvalidData => {
-                return Err(Error::Config { path: config_path, what: "it is not text".into() });
-            }
-            Err(e) => return Err(Error::io("read", config_path, &e)),
-        };
+        let config = read_config(path)?;
         let path = fs::canonicalize(path).map_err(|e| Error::io("find", path, &e))?;
         Ok(BackupDir { path, keys: Arc::new(Keys::new(&master, backup_id)), config })
     }
@@ -244,6 +246,71 @@ impl Lock {
         // Who holds it is for messages only: an error here must not stop a backup.
         let _ = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
         Ok(Lock(file))
+    }
+}
+
+/// Nothing but what the user may prepare and what a cut `init` leaves.
+fn check_empty(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).map_err(|e| Error::io("list", path, &e))? {
+        let entry = entry.map_err(|e| Error::io("list", path, &e))?;
+        if !BEFORE_INIT.iter().any(|name| entry.file_name() == *name) {
+            return Err(Error::NotEmpty { path: path.into() });
+        }
+    }
+    Ok(())
+}
+
+/// Files of settings that are there and have something in them.
+fn kept_settings(path: &Path, wanted: &Config) -> Result<Vec<&'static str>> {
+    let mut kept = Vec::new();
+    for name in [CONFIG_FILE, DEST_FILE, EXCLUDE_FILE] {
+        let file = path.join(name);
+        match fs::metadata(&file) {
+            Ok(meta) if meta.len() > 0 => kept.push(name),
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io("find", file, &e)),
+        }
+    }
+    if kept.contains(&CONFIG_FILE) {
+        let found = read_config(path)?;
+        if *wanted != Config::default() && *wanted != found {
+            let what =
+                "it is there already, with other settings than those asked for: delete it, or don't ask for others"
+                    .into();
+            return Err(Error::Config { path: path.join(CONFIG_FILE), what });
+        }
+    }
+    Ok(kept)
+}
+
+/// Removes what a cut `init` has left, its key last: that one tells that the rest is no one's.
+fn clear_cut_init(path: &Path, index: &Path) -> Result<()> {
+    let key = path.join(KEY_FILE_NEW);
+    let in_use = fs::metadata(index).is_ok_and(|meta| meta.len() > 0);
+    if in_use && !key.exists() {
+        return Err(Error::NotEmpty { path: index.into() });
+    }
+    for suffix in ["-wal", "-shm", "-journal", ""] {
+        let mut name = index.as_os_str().to_owned();
+        name.push(suffix);
+        remove_if_there(Path::new(&name))?;
+    }
+    for name in [CONFIG_FILE, DEST_FILE, EXCLUDE_FILE] {
+        if fs::symlink_metadata(path.join(name)).is_ok_and(|meta| meta.len() == 0) {
+            remove_if_there(&path.join(name))?;
+        }
+    }
+    remove_if_there(&key)
+}
+
+fn read_config(path: &Path) -> Result<Config> {
+    let path = path.join(CONFIG_FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => Config::parse(&text).map_err(|what| Error::Config { path, what }),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Config::default()),
+        Err(e) if e.kind() == ErrorKind::InvalidData => Err(Error::Config { path, what: "it is not text".into() }),
+        Err(e) => Err(Error::io("read", path, &e)),
     }
 }
 

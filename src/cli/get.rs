@@ -7,20 +7,22 @@ use clap::Args;
 use serde_json::json;
 
 use super::ui::Ui;
-use super::{Context, open_index, print, print_json, show};
+use super::{Context, open_index, paths, print, print_json, show};
 use crate::backup::walk;
 use crate::error::{Exit, Result};
-use crate::restore::{self, Decision, Extra, Options, Report, Target, VersionSource};
-use crate::store::Store;
+use crate::ledger::{By, LedgerWriter};
+use crate::restore::{self, Decision, Extra, Options, Report, Source, Spare, Target, VersionSource};
+use crate::store::{Store, StoreOptions};
 use crate::tree::{Tree, View};
 
 /// Restore files and directories with all their attributes
 ///
 /// Without --to and --orig they go into the current directory, under their last name. A file with damage is
-/// written as NAME.damaged, with holes where the bad ranges are, and the exit code is 4.
+/// written as NAME.damaged, with holes where the bad ranges are, and the exit code is 4. The backup dir itself is
+/// never replaced or written into.
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// What to restore: absolute paths as they were backed up (relative ones count from the current directory)
+    /// What to restore (relative paths count from the current directory)
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// The version, as r3, 3, or a folder name of the mount; the newest if not given
@@ -32,9 +34,19 @@ pub struct GetArgs {
     /// Put each path where it was
     #[arg(long)]
     orig: bool,
-    /// Remove what the restored directories hold and the version does not
+    /// Remove, without asking, what the restored directories hold and the version does not
+    ///
+    /// Left alone are: other file systems that are mounted in them (name a mount point as PATH to clean it), what
+    /// inex.conf or --exclude leaves out of backups, and the backup dir. If the backup could not read everything
+    /// below PATH, nothing is done: see --ignore-errors.
     #[arg(long)]
     delete: bool,
+    /// With --delete, remove also what the version may lack only because the backup could not read it
+    #[arg(long, requires = "delete")]
+    ignore_errors: bool,
+    /// With --delete, leave alone what matches, as inex.conf has it; name what the backup was given
+    #[arg(long, value_name = "PATTERN", requires = "delete")]
+    exclude: Vec<String>,
     /// Replace what exists without asking
     #[arg(short, long)]
     yes: bool,
@@ -49,8 +61,11 @@ const CACHE_BYTES: u64 = 64 << 20;
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
     let index = Arc::new(open_index(&dir)?);
-    let store = Arc::new(Store::new(dir.path(), dir.keys().clone(), index.clone(), CACHE_BYTES));
+    let ledger = Arc::new(LedgerWriter::new(dir.path(), dir.keys().clone(), By::Get));
+    let options = StoreOptions { cache_bytes: CACHE_BYTES, ledger: Some(ledger.clone()), ..StoreOptions::default() };
+    let store = Arc::new(Store::with_options(dir.path(), dir.keys().clone(), index.clone(), options));
     let tree = Arc::new(Tree::new(index, View::Whole));
+    let versions = if args.delete { tree.versions()? } else { Vec::new() };
     let row = tree.version(args.rev.as_deref().unwrap_or("latest"))?;
     let source = VersionSource::new(tree, store.clone(), row.version);
     let target = match (&args.to, args.orig) {
@@ -58,13 +73,23 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
         (Some(to), _) => Target::Below(to.clone()),
         (None, false) => Target::Below(".".into()),
     };
-    let paths: Result<Vec<Vec<u8>>> = args.paths.iter().map(|path| stored_path(path)).collect();
+    let stored = |path: &PathBuf| paths::stored(path.as_os_str(), |reading| source.find(reading).map(drop));
+    let paths = args.paths.iter().map(|path| Ok(stored(path)?.0)).collect::<Result<Vec<_>>>()?;
+    if args.delete && !args.ignore_errors {
+        for path in &paths {
+            restore::refuse_delete(&versions, row.version, path)?;
+        }
+    }
+    let excludes = walk::Excludes::load(&dir.excludes_path(), &args.exclude)?;
+    let spare = Spare::backup_dir(dir.path())?.with_excludes(excludes);
     let extra = if args.delete { Extra::Delete } else { Extra::Keep };
-    let options = Options { paths: paths?, target, extra };
+    let options = Options { paths, target, extra, spare };
     let ui = Ui::new(context.quiet, false, "Restoring");
     let mut confirm = |path: &Path| if args.yes { Decision::All } else { ask(&ui, path) };
     let done = restore::run(&source, &options, &ui, &mut confirm);
     ui.finish();
+    // It has said so itself, and what was restored is restored.
+    let _ = ledger.flush();
     let report = done?;
     let healed = store.tally().summary().healed;
     if args.json {
@@ -77,13 +102,6 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
         Exit::Ok if healed > 0 => Exit::Damage,
         exit => exit,
     })
-}
-
-/// The path as the version has it: absolute, with the symlinks before its last name resolved if it still exists.
-fn stored_path(path: &Path) -> Result<Vec<u8>> {
-    use std::os::unix::ffi::OsStringExt;
-    let absolute = if path.is_absolute() { path.to_path_buf() } else { walk::absolute(path)? };
-    Ok(absolute.into_os_string().into_vec())
 }
 
 fn ask(ui: &Ui, path: &Path) -> Decision {
@@ -107,6 +125,7 @@ fn as_text(report: &Report, healed: u64, from: &str) -> String {
         (report.unchanged, "were there already, unchanged"),
         (report.kept, "exist and were left alone (-y replaces them)"),
         (report.deleted, "were removed"),
+        (report.spared_count, "are not in the version and were left alone"),
         (report.damaged_count, "are damaged and were written as .damaged"),
         (report.error_count, "failed"),
         (healed, "damaged blocks were put right while they were read (assay selftest --fix)"),
@@ -130,6 +149,9 @@ fn as_json(report: &Report, healed: u64) -> serde_json::Value {
         "unchanged": report.unchanged,
         "kept": report.kept,
         "deleted": report.deleted,
+        "spared": report.spared.iter().map(|(path, why)| json!({
+            "path": path.display().to_string(), "why": why.to_string()
+        })).collect::<Vec<_>>(),
         "damaged": report.damaged.iter().map(|file| json!({
             "path": show::path(&file.path),
             "written": file.written.display().to_string(),

@@ -10,7 +10,8 @@ use crate::error::{Error, Exit, Result};
 /// Make a new backup dir in an absent or empty directory
 ///
 /// Makes a random 256-bit key. Without a copy of key.conf (and its passphrase, if any) nobody can read the
-/// backup, so put one in a safe place.
+/// backup, so put one in a safe place. config.toml and inex.conf may be there already. So may a symlink index.db,
+/// for a backup dir on a network file system: the index is made where it leads to, on a local disk.
 #[derive(Debug, Args)]
 pub struct InitArgs {
     /// Protect the key by a passphrase: ask for it on the terminal, or take it from ASSAY_PASSPHRASE

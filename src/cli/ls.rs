@@ -1,12 +1,13 @@
 //! `assay ls`.
 
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use clap::Args;
 use globset::{GlobBuilder, GlobMatcher};
 use serde_json::json;
 
-use super::{Context, open_index, print, print_json, show};
+use super::{Context, open_index, paths, print, print_json, show};
 use crate::catalog::{Attr, Child, Kind};
 use crate::error::{Error, Exit, Result};
 use crate::ids::{Dirno, Version};
@@ -15,8 +16,9 @@ use crate::tree::{Found, Tree, View};
 
 /// List what a version holds
 ///
-/// A directory is listed with its entries; without PATH, everything that was saved. In a pattern `*` stops at a
-/// slash, `**` does not; one without a slash matches names anywhere.
+/// A directory is listed with its entries; without PATH, everything that was saved. What is not the path of an
+/// entry and has `*`, `?` or `[` in it is a pattern: `*` stops at a slash, `**` does not; one without a slash
+/// matches names anywhere.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true)]
 pub struct LsArgs {
@@ -38,9 +40,9 @@ pub struct LsArgs {
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
-    /// A path as it was backed up, or a pattern
+    /// A path (relative ones count from the current directory), or a pattern
     #[arg(value_name = "GLOB|PATH")]
-    what: Vec<String>,
+    what: Vec<OsString>,
 }
 
 /// What is asked for.
@@ -65,7 +67,7 @@ pub fn run(context: &Context, args: &LsArgs) -> Result<Exit> {
     let rows = if args.all { tree.versions()? } else { vec![tree.version(args.rev.as_deref().unwrap_or("latest"))?] };
     let wanted: Vec<Wanted> = match args.what.as_slice() {
         [] => vec![Wanted::All],
-        some => some.iter().map(|what| wanted(what)).collect::<Result<_>>()?,
+        some => some.iter().map(|what| wanted(what, &tree, &rows)).collect::<Result<_>>()?,
     };
     let mut exit = Exit::Ok;
     for wanted in &wanted {
@@ -89,16 +91,21 @@ pub fn run(context: &Context, args: &LsArgs) -> Result<Exit> {
     Ok(exit)
 }
 
-fn wanted(text: &str) -> Result<Wanted> {
-    if !text.contains(['*', '?', '[']) {
-        let path = if text.starts_with('/') {
-            text.as_bytes().to_vec()
-        } else {
-            let absolute = crate::backup::walk::absolute(text.as_ref())?;
-            std::os::unix::ffi::OsStrExt::as_bytes(absolute.as_os_str()).to_vec()
-        };
+fn wanted(what: &OsStr, tree: &Tree, rows: &[VersionRow]) -> Result<Wanted> {
+    let find = |path: &[u8]| {
+        let mut last = Err(Error::NoPath { path: path.to_vec(), version: Version(0) });
+        for row in rows.iter().rev() {
+            last = tree.find(row.version, path).map(drop);
+            if !matches!(last, Err(Error::NoPath { .. })) {
+                break;
+            }
+        }
+        last
+    };
+    let (path, known) = paths::stored(what, find)?;
+    let Some(text) = what.to_str().filter(|text| !known && text.contains(['*', '?', '['])) else {
         return Ok(Wanted::Path(path));
-    }
+    };
     let pattern = if text.contains('/') { text.to_string() } else { format!("**/{text}") };
     GlobBuilder::new(&pattern)
         .literal_separator(true)

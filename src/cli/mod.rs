@@ -5,11 +5,14 @@
 
 mod backup;
 mod completions;
+mod coverage;
 mod get;
 mod init;
 mod ls;
 mod mount;
+mod paths;
 mod recover;
+mod selftest;
 mod show;
 mod stats;
 mod ui;
@@ -53,6 +56,8 @@ enum Command {
     Ls(ls::LsArgs),
     Versions(versions::VersionsArgs),
     Stats(stats::StatsArgs),
+    Coverage(coverage::CoverageArgs),
+    Selftest(selftest::SelftestArgs),
     Recover(recover::RecoverArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -73,6 +78,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         }
     };
     start_log();
+    // Many directories and arcs are open at once; failing to raise the limit shows when it is reached.
+    let _ = crate::os::process::raise_open_file_limit();
     // Whatever an earlier umask says, what we write is for its owner.
     crate::os::process::set_umask(0o077);
     let context = Context { dir: home_expanded(cli.dir), quiet: cli.quiet };
@@ -84,6 +91,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Ls(args) => ls::run(&context, args),
         Command::Versions(args) => versions::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),
+        Command::Coverage(args) => coverage::run(&context, args),
+        Command::Selftest(args) => selftest::run(&context, args),
         Command::Recover(args) => recover::run(&context, args),
         Command::Completions(args) => completions::run(args),
     };

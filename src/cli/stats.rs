@@ -1,19 +1,27 @@
 //! `assay stats`.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Context, open_index, print, print_json, show};
 use crate::backupdir::arcs;
+use crate::catalog::Timespec;
 use crate::error::{Exit, Result};
+use crate::index::Index;
+use crate::ledger::{Damage, Ledger, Run};
 
-/// Show sizes, counts and ratios of the whole backup
+/// Show sizes, counts and ratios of the whole backup, its last selftests and the damage that is known
 #[derive(Debug, Args)]
 pub struct StatsArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
+
+/// Damaged places that are listed.
+const MAX_LISTED: usize = 20;
 
 pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     let dir = context.open()?;
@@ -33,6 +41,13 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     let all_trees = sum(|info| info.tree_bytes);
     let (plain, stored) = (sum(|info| info.plain_bytes), sum(|info| info.stored_bytes));
     let (read, blocks) = (sum(|info| info.bytes_read), sum(|info| info.blocks_new));
+    let (ledger, refused) = Ledger::load(dir.path(), dir.keys())?;
+    for refused in &refused {
+        log::warn!("{}: not believed: {}", refused.path.display(), refused.what);
+    }
+    // The last of each level.
+    let selftests: BTreeMap<u8, &Run> = ledger.runs().iter().map(|run| (run.level, run)).collect();
+    let damage: Vec<Value> = ledger.open_damage().iter().take(MAX_LISTED).map(|found| damage(&index, found)).collect();
     if args.json {
         print_json(&json!({
             "versions": versions.len(),
@@ -46,6 +61,13 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
             "blocks": blocks,
             "plain_bytes": plain,
             "stored_bytes": stored,
+            "selftests": selftests.values().map(|run| json!({
+                "level": run.level, "when_s": run.when_s, "seconds": run.seconds, "scope": run.scope, "inc": run.inc,
+                "blocks": run.blocks, "bytes": run.bytes, "findings": run.findings, "fixed": run.fixed,
+            })).collect::<Vec<_>>(),
+            "open_damage": ledger.open_damage().len(),
+            "damage": damage,
+            "memory_suspected": ledger.same_flip_twice().is_some(),
         }))?;
         return Ok(Exit::Ok);
     }
@@ -75,5 +97,47 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
         show::ratio(plain, stored),
         show::ratio(all_trees, arc_bytes + index_bytes),
     ))?;
+    print(&health_text(&selftests, ledger.open_damage().len(), &damage, ledger.same_flip_twice().is_some()))?;
     Ok(Exit::Ok)
+}
+
+fn damage(index: &Index, found: &Damage) -> Value {
+    let arc =
+        index.arc(found.arc).map_or_else(|_| format!("arc number {}", found.arc.0), |row| row.entry.name.to_string());
+    json!({ "code": found.code, "arc": arc, "frame": found.frame.map(|no| no.0), "copy": found.copy.0,
+            "when_s": found.when_s })
+}
+
+fn health_text(selftests: &BTreeMap<u8, &Run>, open: usize, damage: &[Value], memory_suspected: bool) -> String {
+    let time = |when_s: u64| show::time(Timespec { sec: when_s as i64, nsec: 0 });
+    let mut lines = Vec::new();
+    let mut line = |title: &str, value: String| lines.push(format!("{title:<15}{value}\n"));
+    for run in selftests.values() {
+        let part = if run.scope.is_empty() { String::new() } else { format!(" of {}", run.scope) };
+        let found = match run.findings {
+            0 => "nothing found".into(),
+            count => format!("{} findings, {} fixed", show::number(count), show::number(run.fixed)),
+        };
+        line("Selftest", format!("-v{}{part} {}: {found}", run.level, time(run.when_s)));
+    }
+    if selftests.is_empty() {
+        line("Selftest", "none yet".into());
+    }
+    match open {
+        0 => line("Damage", "none known".into()),
+        count => line("Damage", format!("{} places, not seen right since", show::number(count as u64))),
+    }
+    for place in damage {
+        let text = |key: &str| place.get(key).and_then(Value::as_str).unwrap_or_default();
+        let frame = place.get("frame").and_then(Value::as_u64).map_or_else(String::new, |no| format!(" frame {no}"));
+        let when_s = place.get("when_s").and_then(Value::as_u64).unwrap_or_default();
+        line("", format!("{} {}{frame}, {}", text("code"), text("arc"), time(when_s)));
+    }
+    if damage.len() < open {
+        line("", format!("… and {} more", open - damage.len()));
+    }
+    if memory_suspected {
+        line("Memory", "the same bit was wrong twice: test the memory of this machine".into());
+    }
+    lines.concat()
 }

@@ -23,6 +23,8 @@ pub struct Ui {
     last: Mutex<Progress>,
     /// Print each path as it is handled.
     list_paths: bool,
+    /// What `Progress::files` counts.
+    noun: &'static str,
     interrupted: Arc<AtomicBool>,
     warnings: AtomicU64,
     damaged: AtomicBool,
@@ -51,10 +53,16 @@ impl Ui {
             next_draw_ms: AtomicU64::new(0),
             last: Mutex::new(Progress::default()),
             list_paths,
+            noun: "files",
             interrupted,
             warnings: AtomicU64::new(0),
             damaged: AtomicBool::new(false),
         }
+    }
+
+    /// Counts something else than files.
+    pub fn counting(self, noun: &'static str) -> Ui {
+        Ui { noun, ..self }
     }
 
     /// Takes the progress line away.
@@ -99,7 +107,7 @@ impl Ui {
     fn message(&self, progress: Progress) -> String {
         let seconds = self.started.elapsed().as_secs_f64().max(0.001);
         let rate = progress.bytes as f64 / seconds;
-        let mut text = format!("{} files, {}", show::number(progress.files), show::bytes(progress.bytes));
+        let mut text = format!("{} {}, {}", show::number(progress.files), self.noun, show::bytes(progress.bytes));
         if progress.expected_bytes > 0 {
             text += &format!(" of about {}", show::bytes(progress.expected_bytes.max(progress.bytes)));
         }

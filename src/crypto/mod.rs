@@ -17,7 +17,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::ids::{ArcId, ArcSalt, BackupId, BlockHash, FileHash};
+use crate::ids::{ArcId, ArcSalt, BackupId, BlockHash, FileHash, SegmentId};
 pub use ghash::BitAt;
 
 /// Bytes of an AES-GCM tag (NIST SP 800-38D).
@@ -79,10 +79,16 @@ impl Keys {
 
     /// The cipher for all frames of one arc.
     pub fn arc_cipher(&self, id: ArcId, salt: &ArcSalt) -> ArcCipher {
-        let mut info = b"assay arc v1".to_vec();
-        info.extend_from_slice(&id.0);
-        info.extend_from_slice(&salt.0);
-        let key = derive::<32>(&self.arcs, &info);
+        self.cipher(b"assay arc v1", id, salt)
+    }
+
+    /// The cipher for all batches of one ledger segment, whose id stands where an arc's does.
+    pub fn segment_cipher(&self, id: SegmentId, salt: &ArcSalt) -> ArcCipher {
+        self.cipher(b"assay ledger v1", ArcId(id.0), salt)
+    }
+
+    fn cipher(&self, purpose: &[u8], id: ArcId, salt: &ArcSalt) -> ArcCipher {
+        let key = derive::<32>(&self.arcs, &[purpose, &id.0, &salt.0].concat());
         let block = Aes256::new((&*key).into());
         ArcCipher { backup_id: self.backup_id, arc_id: id, aead: block.clone().into(), block }
     }
@@ -111,6 +117,10 @@ pub enum Domain {
     Header = 1,
     Footer = 2,
     Trailer = 3,
+    /// Header of a ledger segment.
+    Segment = 4,
+    /// Batch of a ledger segment.
+    Batch = 5,
 }
 
 /// AES-256-GCM under the key of one arc, bound to the backup dir and the arc by the associated data.
@@ -127,7 +137,7 @@ impl ArcCipher {
         self.arc_id
     }
 
-    /// Encrypts in place. `number` is the frame number (0 outside `Domain::Frame`).
+    /// Encrypts in place. `number` is that of the frame or batch (0 of what there is one).
     pub fn seal(&self, domain: Domain, number: u32, header: &[u8], bytes: &mut [u8]) -> [u8; TAG_LEN] {
         let sealed =
             self.aead.encrypt_inout_detached(&nonce(domain, number), &self.associated_data(header), bytes.into());

@@ -48,6 +48,7 @@ fn all_errors() -> Vec<Error> {
         Error::Usage(what.clone()),
         Error::NoVersion("r9".into()),
         Error::NoPath { path: b"/p".to_vec(), version },
+        Error::DeleteUnsafe { path: b"/p".to_vec(), version, run: version, errors: 1 },
         Error::VersionGone { version },
         Error::SelfCheck { what: what.clone() },
         Error::Unsupported { path: path(), what: what.clone() },

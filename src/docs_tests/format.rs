@@ -16,7 +16,9 @@ use crate::arc::{
 use crate::catalog::codec::{Encoder, encode_record};
 use crate::catalog::{ArcRole, Attr, Child, Content, ExtentChunk, Kind, Listing, Node, Record, Timespec};
 use crate::crypto::{Domain, Keys};
-use crate::ids::{ArcId, ArcName, ArcSalt, ArcSerial, BackupId, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{
+    ArcId, ArcName, ArcSalt, ArcSerial, BackupId, BlockHash, BlockId, Dirno, FrameNo, Logid, SegmentId, Version,
+};
 
 const MASTER: [u8; 32] = [0x5a; 32];
 const ID: BackupId = BackupId([0xb1; 16]);
@@ -137,11 +139,16 @@ fn described_key(key: &str, more: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Ciphertext ‖ tag, made as "Nonces and associated data" says.
+/// Ciphertext ‖ tag of something in an arc, made as "Nonces and associated data" says.
 fn described_seal(id: ArcId, salt: ArcSalt, what: &str, number: u64, header: &[u8], plain: &[u8]) -> Vec<u8> {
+    let key = described_key("arc", &[&id.0[..], &salt.0[..]].concat());
+    described_seal_by(&key, id, what, number, header, plain)
+}
+
+fn described_seal_by(key: &[u8], id: ArcId, what: &str, number: u64, header: &[u8], plain: &[u8]) -> Vec<u8> {
     let rows = table(&page(), "### Nonces and associated data", "| domain | what | number | header part |");
     let domain: u32 = rows.iter().find(|row| row[1] == what).unwrap()[0].parse().unwrap();
-    let key: [u8; 32] = described_key("arc", &[&id.0[..], &salt.0[..]].concat()).try_into().unwrap();
+    let key: [u8; 32] = key.try_into().unwrap();
     let nonce: [u8; 12] = [&domain.to_be_bytes()[..], &number.to_be_bytes()[..]].concat().try_into().unwrap();
     let aad = [b"assay v1", &ID.0[..], &id.0[..], header].concat();
     let mut bytes = plain.to_vec();
@@ -172,6 +179,88 @@ fn frames_are_sealed_as_described() {
         bytes.extend_from_slice(&tag);
         assert_eq!(bytes, described_seal(id, salt, what, u64::from(number), b"header", b"stored bytes"));
     }
+}
+
+#[test]
+fn a_ledger_segment_is_laid_out_and_sealed_as_described() {
+    use crate::ledger::segment::{BATCH_HEADER_LEN, SEGMENT_HEADER_LEN, SegmentHeader, seal_batches};
+    let (id, salt) = (SegmentId([0x1d; 16]), ArcSalt([0x5a; 32]));
+    let cipher = keys().segment_cipher(id, &salt);
+    let key = described_key("ledger", &[&id.0[..], &salt.0[..]].concat());
+    let bytes = SegmentHeader { id, salt }.encode(&keys());
+    let at = layout("### Segment header", SEGMENT_HEADER_LEN);
+    assert_eq!((&bytes[at("magic")], &bytes[at("format")]), (&b"ASSAYLED"[..], &[1, 0][..]));
+    assert_eq!(bytes[at("zero")], [0; 6]);
+    assert_eq!((&bytes[at("backup id")], &bytes[at("segment id")]), (&ID.0[..], &id.0[..]));
+    assert_eq!(bytes[at("salt")], salt.0);
+    let tag = at("tag");
+    let arc = ArcId(id.0);
+    assert_eq!(bytes[tag.clone()], described_seal_by(&key, arc, "segment header", 0, &bytes[..tag.start], &[]));
+
+    let records = ledger_records();
+    let mut batch = Vec::new();
+    let next = seal_batches(&cipher, 0x0102, records.iter().map(|(_, record)| record.clone()), |bytes| {
+        batch.extend_from_slice(bytes);
+        Ok(())
+    });
+    assert_eq!(next.unwrap(), 0x0103);
+    let at = layout("### Batch", BATCH_HEADER_LEN);
+    let (header, sealed) = batch.split_at(BATCH_HEADER_LEN);
+    assert_eq!((&header[at("batch number")], &header[at("number of records")]), (&[2, 1, 0, 0][..], &[6, 0, 0, 0][..]));
+    assert_eq!(header[at("sealed length")], (sealed.len() as u32 - 16).to_le_bytes());
+    // By the fields of the table: all numbers here are below 128, so a byte each.
+    let plain = [
+        &[1, 7, 0, 3, 4, 100, 2, 3][..],
+        &[2, 16, 5, 3, 100, 1],
+        &[3, 100, 9, 3, 2, b'1', b'd', 0, 10, 11, 12, 13],
+        &[4, 100, 7, 0, 4, 1, b'X', 1],
+        &[5, 100, 1, 2, 3, 1, 0],
+        &[6, 100, 2, 1, 2, 3, 4],
+    ]
+    .concat();
+    assert_eq!(sealed, described_seal_by(&key, arc, "batch", 0x0102, header, &plain));
+}
+
+fn ledger_records() -> Vec<(&'static str, crate::ledger::Record)> {
+    use crate::ledger::{By, Damage, Extent, Files, Flip, Frames, How, Proof, Record, Run, Session};
+    let (arc, copy, when_s) = (ArcSerial(7), crate::ids::CopyId(0), 100);
+    let proof = Proof { when_s, how: How::Medium, by: By::Selftest };
+    let run = Run {
+        when_s,
+        seconds: 9,
+        level: 3,
+        inc: Some("1d".into()),
+        scope: String::new(),
+        blocks: 10,
+        bytes: 11,
+        findings: 12,
+        fixed: 13,
+    };
+    let damage = Damage { when_s, arc, copy, frame: Some(FrameNo(3)), code: "X".into(), mended: true };
+    let flip = Flip { when_s, block: BlockId(1), byte: 2, bit: 3, to_one: true, again: false };
+    let session = Session { started_s: when_s, by: By::Get, seconds: 1, dirs_listed: 2, files_read: 3, bytes_read: 4 };
+    vec![
+        ("Frames", Record::Frames(Frames { arc, copy, first: FrameNo(3), count: 4, proof })),
+        ("Files", Record::Files(Files { first: Logid(16), count: 5, extent: Extent::Hashed, when_s, by: By::Mount })),
+        ("Run", Record::Run(run)),
+        ("Damage", Record::Damage(damage)),
+        ("Flip", Record::Flip(flip)),
+        ("Session", Record::Session(session)),
+    ]
+}
+
+#[test]
+fn ledger_codes_are_the_described_ones() {
+    use crate::ledger::{By, Extent, How};
+    let named_records: Vec<(u8, String)> =
+        ledger_records().iter().zip(1..).map(|((name, _), code)| (code, (*name).to_string())).collect();
+    assert_eq!(codes("### Ledger records", "| code | record | fields |"), named_records);
+    let how = [(How::Read as u8, "read"), (How::Medium as u8, "medium")];
+    assert_eq!(codes("### Ledger records", "| code | how | meaning |"), named(&how));
+    let by = [(By::Mount as u8, "mount"), (By::Get as u8, "get"), (By::Selftest as u8, "selftest")];
+    assert_eq!(codes("### Ledger records", "| code | by | meaning |"), named(&by));
+    let extents = [(Extent::Part as u8, "part"), (Extent::Whole as u8, "whole"), (Extent::Hashed as u8, "hashed")];
+    assert_eq!(codes("### Ledger records", "| code | extent | meaning |"), named(&extents));
 }
 
 /// Code → name of a table.

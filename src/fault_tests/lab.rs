@@ -301,13 +301,13 @@ impl Copy {
         BackupDir::open(self.dir.path(), &|_| None).unwrap()
     }
 
-    /// All files but the lock.
+    /// All files but the lock and what is in directories (the ledger grows by itself).
     pub fn files(&self) -> Files {
         let mut files = Files::new();
         for entry in fs::read_dir(self.dir.path()).unwrap() {
             let entry = entry.unwrap();
             let name = entry.file_name().into_string().unwrap();
-            if name != "lock" && !name.ends_with("-shm") {
+            if name != "lock" && !name.ends_with("-shm") && entry.path().is_file() {
                 files.insert(name, fs::read(entry.path()).unwrap());
             }
         }
@@ -336,6 +336,12 @@ impl Copy {
     pub fn rows(&self) -> Vec<String> {
         let dir = self.open();
         crate::index::model::dump_with(&dir.index_path(), &dir.keys().index_key())
+    }
+
+    /// Changes rows of the index.
+    pub fn vandal(&self) -> crate::index::vandal::Vandal {
+        let dir = self.open();
+        crate::index::vandal::Vandal::of(&dir.index_path(), &dir.keys().index_key())
     }
 
     /// The next catalog will be a base, as if the deltas had grown.

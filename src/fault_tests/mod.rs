@@ -9,10 +9,15 @@ mod fixes;
 mod flips;
 mod hazards;
 mod lab;
+mod losses;
+mod proofs;
 mod questions;
 mod recoveries;
 mod reserved;
+mod restored;
+mod rules;
 mod runs;
+mod structures;
 mod swaps;
 
 /// Random numbers from a seed that failures name (xorshift64*).

@@ -10,7 +10,7 @@ use crate::backup::Options;
 use crate::ids::{ArcName, Version};
 use crate::index::State;
 
-fn small_source() -> Source {
+pub fn small_source() -> Source {
     let source = Source::new();
     for n in 0..5 {
         source.write(&format!("d{n}/kept"), format!("kept {n}").as_bytes());
@@ -21,7 +21,7 @@ fn small_source() -> Source {
 }
 
 /// Three versions of a small source that stays.
-fn three_versions() -> (Source, Copy) {
+pub fn three_versions() -> (Source, Copy) {
     let source = small_source();
     let copy = Copy::init();
     for n in 0..3u64 {
@@ -97,7 +97,7 @@ fn lose(copy: &Copy, name: &str, loss: Loss) -> Vec<u8> {
 }
 
 /// Replaces a file, whatever its mode.
-fn put(copy: &Copy, name: &str, bytes: &[u8]) {
+pub fn put(copy: &Copy, name: &str, bytes: &[u8]) {
     let _ = fs::remove_file(copy.path(name));
     fs::write(copy.path(name), bytes).unwrap();
 }

@@ -15,11 +15,11 @@ use crate::ids::{Dirno, Logid, Version};
 use crate::tree::{Found, Piece};
 
 /// Long enough for a ctime to prove that nothing changed since.
-fn let_it_age() {
+pub(super) fn let_it_age() {
     std::thread::sleep(Duration::from_millis(250));
 }
 
-fn logid(r: &Reader, v: u32, path: &Path) -> Logid {
+pub(super) fn logid(r: &Reader, v: u32, path: &Path) -> Logid {
     match r.tree.find(Version(v), path.as_os_str().as_encoded_bytes()).unwrap() {
         Found::Node(logid, _) => logid,
         Found::Dir(_) => panic!("{} is a directory", path.display()),

@@ -3,6 +3,7 @@
 //! Invariants: an answer is given only when all 160 bits of the hash agree; memory stays inside the budget given:
 //! a full table stops remembering, a filter over many blocks gets less sharp, and only dedup is lost.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -10,7 +11,7 @@ use super::Index;
 use super::pool::Fail;
 use super::rows;
 use crate::error::{Error, Result};
-use crate::ids::{BlockHash, BlockId};
+use crate::ids::{ArcSerial, BlockHash, BlockId};
 
 const SHARDS: usize = 64;
 /// Hash (20) and block id + 1 (8); an id of 0 is an empty slot.
@@ -29,6 +30,8 @@ pub struct DedupTable {
     /// Slots that one shard may have.
     max_slots: usize,
     committed: u64,
+    /// Arcs whose blocks count as not stored.
+    lost: HashSet<ArcSerial>,
     misses: AtomicU64,
     filter_bytes: usize,
     filter: OnceLock<Filter>,
@@ -53,12 +56,18 @@ impl DedupTable {
             shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect(),
             max_slots: shard_bytes / SLOT_LEN,
             committed,
+            lost: HashSet::new(),
             misses: AtomicU64::new(0),
             filter_bytes,
             filter: OnceLock::new(),
             building: AtomicBool::new(false),
             trouble: Mutex::new(None),
         })
+    }
+
+    /// Takes no block for known that is in one of these arcs.
+    pub fn without(self, lost: HashSet<ArcSerial>) -> DedupTable {
+        DedupTable { lost, ..self }
     }
 
     /// The block with this hash, if one was committed or is remembered from this run.
@@ -72,7 +81,7 @@ impl DedupTable {
             return None;
         }
         match self.index.find_block(hash) {
-            Ok(Some(block)) => Some(block),
+            Ok(Some(block)) => Some(block).filter(|block| !self.is_lost(*block)),
             Ok(None) => {
                 self.count_miss();
                 None
@@ -80,6 +89,19 @@ impl DedupTable {
             Err(error) => {
                 self.note(error);
                 None
+            }
+        }
+    }
+
+    fn is_lost(&self, block: BlockId) -> bool {
+        if self.lost.is_empty() {
+            return false;
+        }
+        match self.index.location(block) {
+            Ok(place) => self.lost.contains(&place.arc()),
+            Err(error) => {
+                self.note(error);
+                true
             }
         }
     }

@@ -9,14 +9,18 @@
 
 mod apply;
 mod apply_arcs;
+mod block_uses;
 mod dedup;
 mod listing;
+mod pages;
 mod pool;
 mod queries;
 mod row;
 mod rows;
+mod scan;
 mod schema;
 mod users;
+mod view;
 mod writer;
 
 #[cfg(test)]
@@ -25,6 +29,10 @@ mod damage_tests;
 pub(crate) mod model;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+pub(crate) mod vandal;
+#[cfg(test)]
+mod view_tests;
 
 use crate::arc::FrameInfo;
 use crate::catalog::{ArcEntry, Attr, Child, DirState, Kind, VersionInfo};
@@ -32,9 +40,18 @@ use crate::error::Result;
 use crate::ids::{Dirno, FrameNo, Version};
 
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
+pub use block_uses::BlockUse;
 pub use dedup::DedupTable;
+pub use pages::PageFault;
 pub use pool::Index;
-pub use users::Use;
+pub use queries::Ascent;
+pub use row::ArcValue;
+#[cfg(test)]
+pub(crate) use row::EntryRow;
+pub use rows::{DirValue, hash_key};
+pub use scan::{Cursor, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
+pub use schema::FRAMES_PER_ROW;
+pub use users::{NamedFile, Names, Places, Use, Users};
 pub use writer::IndexWriter;
 
 /// A version that can be read.

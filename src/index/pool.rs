@@ -1,21 +1,29 @@
 //! A small pool of read connections, and the rule for errors: discard, reopen, ask once more.
 //!
-//! Invariants: at most `MAX_READERS` connections exist (their page caches bound the memory); a connection that
-//! returned an error, or a row that does not match its seal, is never used again: SQLCipher serves zeroed pages
+//! Invariants: at most `MAX_READERS` connections are kept (their page caches bound the memory), all idle ones open on
+//! one view; no answer mixes two states of the index; a connection that returned an error, or a row that does not match its seal, is never used again: SQLCipher serves zeroed pages
 //! after the first page that it refused.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
-use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 use super::row::BadRow;
 use super::rows;
-use super::schema::{self, Access, MAX_READERS};
+use super::schema::{self, MAX_READERS};
+use super::view::{self, View};
 use super::writer;
 use crate::error::{Error, Result};
+
+/// Whether the index is another one by now is looked at no later than this.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a recovery may leave the place of the index empty.
+const RENAME: Duration = Duration::from_millis(20);
+/// Times that a question is asked again because the index changed meanwhile; the last ones ask a copy.
+const MAX_FALLEN: usize = 5;
 
 /// Why a question to one connection had no answer.
 #[derive(Debug)]
@@ -79,25 +87,37 @@ impl Fail {
 ///
 /// Open it after the process has forked, not before: SQLite's locks do not survive a fork.
 pub struct Index {
+    /// As it was named: where it leads is looked at again and again.
     path: PathBuf,
     key: Zeroizing<[u8; 48]>,
-    access: Access,
-    /// Private copy of index and WAL, where the backup dir can't be written and has a WAL.
-    copy: Option<TempDir>,
+    /// False: as where the directory can't be written.
+    may_write: bool,
     pool: Mutex<Pool>,
     returned: Condvar,
+    /// Held by the thread that makes a new view; before this moment no copy is made.
+    renewal: Mutex<Instant>,
 }
 
-#[derive(Default)]
 struct Pool {
+    /// What all idle connections are open on.
+    view: Arc<View>,
     idle: Vec<Connection>,
     live: usize,
     /// Threads that wait for one: waking nobody costs a system call too.
     waiting: usize,
+    looked: Instant,
 }
 
 impl Index {
-    /// Makes an empty index with mode 0600. The caller syncs the directory.
+    /// Where the file of an index is, or would be made: a symlink, also one that leads to nothing, is followed.
+    ///
+    /// # Errors
+    /// `IO` when the directory that it leads to is not there.
+    pub fn target(path: &Path) -> Result<PathBuf> {
+        view::target_path(path)
+    }
+
+    /// Makes an empty index with mode 0600 where `path` leads to. The caller syncs the directory.
     ///
     /// # Errors
     /// `IO` if the file exists, `UNSUPPORTED` on a network file system.
@@ -108,22 +128,18 @@ impl Index {
     /// Opens an existing index.
     ///
     /// Where the directory can't be written, it is read as it is if it has no WAL, and from a private copy otherwise.
+    /// What `path` leads to is followed: a new file, or a change where nothing can be locked.
     ///
     /// # Errors
     /// `KEY_WRONG`, `INDEX_DAMAGED` (also when it is missing), `INDEX_TOO_NEW`, `INDEX_IO`, `UNSUPPORTED`.
     pub fn open(path: &Path, key: &[u8; 48]) -> Result<Index> {
-        let path = &real_path(path)?;
-        refuse_network(path)?;
-        let mut index = Index::over(path, key, Access::Read);
-        let first = match index.connect() {
-            Err(Fail::Sql(error)) if needs_writable(&error) => {
-                index.read_where_nothing_can_be_written()?;
-                index.connect()
-            }
-            other => other,
-        };
-        let connection = first.map_err(|fail| open_error(fail, path, key))?;
+        Index::open_as(path, key, true)
+    }
+
+    fn open_as(path: &Path, key: &[u8; 48], may_write: bool) -> Result<Index> {
+        let (view, connection) = View::open(path, key, may_write, true)?;
         check_format(&connection, path)?;
+        let index = Index::over(path, key, may_write, view);
         let mut pool = index.lock();
         pool.live += 1;
         pool.idle.push(connection);
@@ -131,125 +147,189 @@ impl Index {
         Ok(index)
     }
 
-    fn over(path: &Path, key: &[u8; 48], access: Access) -> Index {
+    fn over(path: &Path, key: &[u8; 48], may_write: bool, view: View) -> Index {
+        let now = Instant::now();
         Index {
             path: path.to_path_buf(),
             key: Zeroizing::new(*key),
-            access,
-            copy: None,
-            pool: Mutex::new(Pool::default()),
+            may_write,
+            renewal: Mutex::new(if view.is_copy() { now + LOOK_EVERY } else { now }),
+            pool: Mutex::new(Pool { view: Arc::new(view), idle: Vec::new(), live: 0, waiting: 0, looked: now }),
             returned: Condvar::new(),
         }
+    }
+
+    /// An index that could not be opened: each question tries, and is an error while it can't be.
+    pub fn unopened(path: &Path, key: &[u8; 48]) -> Index {
+        Index::over(path, key, true, View::live(path))
     }
 
     /// An index whose file nobody else uses, opened at the first question.
     #[cfg(test)]
     pub(super) fn open_alone(path: &Path, key: &[u8; 48]) -> Index {
-        Index::over(path, key, Access::ReadImmutable)
+        Index::over(path, key, false, View::immutable(path))
     }
 
     /// As `open` where the directory can't be written (which root never meets but on a read-only file system).
     #[cfg(test)]
     pub(super) fn open_unwritable(path: &Path, key: &[u8; 48]) -> Result<Index> {
-        let mut index = Index::over(path, key, Access::Read);
-        index.read_where_nothing_can_be_written()?;
-        Ok(index)
+        Index::open_as(path, key, false)
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    fn read_where_nothing_can_be_written(&mut self) -> Result<()> {
-        let wal = wal_path(&self.path);
-        match std::fs::metadata(&wal) {
-            Ok(meta) if meta.len() > 0 => {
-                self.copy = Some(copy_with_wal(&self.path, &wal)?);
-            }
-            _ => self.access = Access::ReadImmutable,
-        }
-        Ok(())
-    }
-
-    fn connect(&self) -> Result<Connection, Fail> {
-        let path = match &self.copy {
-            Some(dir) => dir.path().join("index.db"),
-            None => self.path.clone(),
-        };
-        Ok(schema::connect(&path, &self.key, self.access)?)
+    /// A connection of the caller's own.
+    pub(super) fn connect(&self) -> Result<Connection, Fail> {
+        let view = self.lock().view.clone();
+        view.connect(&self.key)
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pool)
     }
 
-    /// Asks a question; on damage once more on a fresh connection.
+    /// Follows `path` to what it leads to now, where connections would not see it by themselves.
+    ///
+    /// Each question does it once in a while; those about versions do it first.
+    pub(super) fn look(&self) -> Result<(), Fail> {
+        let mut pool = self.lock();
+        pool.looked = Instant::now();
+        let view = pool.view.clone();
+        drop(pool);
+        if view.is_behind(&self.path) { self.renew(&view, true) } else { Ok(()) }
+    }
+
+    fn look_if_due(&self) -> Result<(), Fail> {
+        let pool = self.lock();
+        let due = pool.view.may_fall() || pool.looked.elapsed() >= LOOK_EVERY;
+        drop(pool);
+        if due { self.look() } else { Ok(()) }
+    }
+
+    /// Puts a new view in the place of `old`, unless another thread does. While `old` stands nobody waits for it.
+    fn renew(&self, old: &Arc<View>, in_place: bool) -> Result<(), Fail> {
+        let stands = old.stands();
+        let mut not_before = match self.renewal.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::WouldBlock) if stands => return Ok(()),
+            Err(_) => lock(&self.renewal),
+        };
+        let began = Instant::now();
+        let too_early = stands && began < *not_before && old.needs_copy();
+        if too_early || !Arc::ptr_eq(old, &self.lock().view) {
+            return Ok(());
+        }
+        if !self.path.exists() {
+            std::thread::sleep(RENAME);
+        }
+        match View::open(&self.path, &self.key, self.may_write, in_place) {
+            Ok((view, connection)) => {
+                let copied = view.is_copy();
+                let mut pool = self.lock();
+                pool.view = Arc::new(view);
+                let closed = std::mem::take(&mut pool.idle);
+                pool.live -= closed.len();
+                if pool.live < MAX_READERS {
+                    pool.live += 1;
+                    pool.idle.push(connection);
+                }
+                drop(pool);
+                self.returned.notify_all();
+                if copied {
+                    *not_before = began + view::copy_lasts(began.elapsed());
+                }
+                Ok(())
+            }
+            // What is open stays right, only old.
+            Err(_) if stands => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks a question; on damage once more on a fresh connection. It is answered from one state of the index.
     pub(super) fn ask<T>(&self, question: impl Fn(&Connection) -> Result<T, Fail>) -> Result<T> {
         self.ask_raw(question).map_err(|fail| fail.at(&self.path))
     }
 
     fn ask_raw<T>(&self, question: impl Fn(&Connection) -> Result<T, Fail>) -> Result<T, Fail> {
-        let mut lease = self.lease()?;
-        match lease.put_to(&question) {
-            Err(Fail::Sql(_) | Fail::Row(_)) => {
+        self.look_if_due()?;
+        let mut lease = self.lease();
+        let mut failed = false;
+        for fallen in 0..MAX_FALLEN {
+            let answer = lease.put_to(&question);
+            if !lease.view.stands() {
                 lease.connection = None;
-                lease.connection = Some(self.connect()?);
-                let second = lease.put_to(&question);
-                if matches!(second, Err(Fail::Sql(_) | Fail::Row(_))) {
-                    lease.connection = None;
-                }
-                second
+                self.renew(&lease.view, fallen + 2 < MAX_FALLEN)?;
+                lease.view = self.lock().view.clone();
+                continue;
             }
-            other => other,
+            match answer {
+                Err(fail @ (Fail::Sql(_) | Fail::Row(_))) => {
+                    lease.connection = None;
+                    if failed {
+                        return Err(fail);
+                    }
+                    failed = true;
+                    match &fail {
+                        Fail::Sql(error) if view::needs_writable(error) => self.renew(&lease.view, true)?,
+                        _ => self.look()?,
+                    }
+                    lease.view = self.lock().view.clone();
+                }
+                other => return other,
+            }
         }
+        Err(view::restless(&self.path).into())
     }
 
-    /// A connection of one's own; waits while all are in use.
-    fn lease(&self) -> Result<Lease<'_>, Fail> {
+    /// The right to one connection; waits while all are in use.
+    fn lease(&self) -> Lease<'_> {
         let mut pool = self.lock();
         loop {
             if let Some(connection) = pool.idle.pop() {
-                return Ok(Lease { index: self, connection: Some(connection) });
+                return Lease { index: self, view: pool.view.clone(), connection: Some(connection) };
             }
             if pool.live < MAX_READERS {
                 pool.live += 1;
-                break;
+                return Lease { index: self, view: pool.view.clone(), connection: None };
             }
             pool.waiting += 1;
             pool = self.returned.wait(pool).unwrap_or_else(PoisonError::into_inner);
             pool.waiting -= 1;
         }
-        drop(pool);
-        let mut lease = Lease { index: self, connection: None };
-        lease.connection = Some(self.connect()?);
-        Ok(lease)
     }
 }
 
 impl Drop for Index {
     /// The last connection leaves no empty WAL behind. One with content stays for the next writer.
     fn drop(&mut self) {
-        let no_wal = std::fs::metadata(wal_path(&self.path)).is_ok_and(|meta| meta.len() == 0);
         let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let (true, Access::Read, Some(last)) = (no_wal, self.access, pool.idle.first()) {
-            let _ = last.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+        // SQLite removes a WAL by its name: it must not be that of an index that took this one's place.
+        if pool.view.is_live() && pool.view.has_empty_wal() && !pool.view.is_behind(&self.path) {
+            if let Some(last) = pool.idle.first() {
+                let _ = last.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+            }
             pool.idle.truncate(1);
         }
         pool.idle.clear();
     }
 }
 
-/// A connection out of the pool; goes back unless it was thrown away.
+/// A connection out of the pool, opened when it is needed; goes back unless it was thrown away.
 struct Lease<'a> {
     index: &'a Index,
+    /// What the connection is open on.
+    view: Arc<View>,
     connection: Option<Connection>,
 }
 
 impl Lease<'_> {
-    fn put_to<T>(&self, question: &impl Fn(&Connection) -> Result<T, Fail>) -> Result<T, Fail> {
-        match &self.connection {
+    fn put_to<T>(&mut self, question: &impl Fn(&Connection) -> Result<T, Fail>) -> Result<T, Fail> {
+        match &mut self.connection {
             Some(connection) => question(connection),
-            None => Err(Fail::Row("no connection")),
+            none => question(none.insert(self.view.connect(&self.index.key)?)),
         }
     }
 }
@@ -258,8 +338,8 @@ impl Drop for Lease<'_> {
     fn drop(&mut self) {
         let mut pool = self.index.lock();
         match self.connection.take() {
-            Some(connection) => pool.idle.push(connection),
-            None => pool.live -= 1,
+            Some(connection) if Arc::ptr_eq(&self.view, &pool.view) => pool.idle.push(connection),
+            _ => pool.live -= 1,
         }
         let awaited = pool.waiting > 0;
         drop(pool);
@@ -269,43 +349,8 @@ impl Drop for Lease<'_> {
     }
 }
 
-fn needs_writable(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied))
-}
-
-pub(super) fn wal_path(path: &Path) -> PathBuf {
-    let mut wal = path.as_os_str().to_owned();
-    wal.push("-wal");
-    wal.into()
-}
-
-/// The file behind `path`, symlinks followed (SQLite keeps the WAL beside that one).
-pub(super) fn real_path(path: &Path) -> Result<PathBuf> {
-    let meta = std::fs::canonicalize(path).and_then(|real| Ok((std::fs::metadata(&real)?, real)));
-    match meta {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Err(Error::IndexDamaged { path: path.to_path_buf(), what: "the file is missing".into() })
-        }
-        Err(e) => Err(Error::io("open", path, &e)),
-        Ok((meta, _)) if meta.len() == 0 => {
-            Err(Error::IndexDamaged { path: path.to_path_buf(), what: "the file is empty".into() })
-        }
-        Ok((_, real)) => Ok(real),
-    }
-}
-
-/// SQLite's WAL needs memory that all users share, which machines do not.
-pub(super) fn refuse_network(path: &Path) -> Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if crate::os::mounts::fs_is_network(dir).map_err(|e| Error::io("statfs", dir, &e))? {
-        return Err(Error::Unsupported {
-            path: path.to_path_buf(),
-            what: "the index can't be used on a network file system; \
-                   keep the backup dir on a local disk, or replace index.db by a symlink to one"
-                .into(),
-        });
-    }
-    Ok(())
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tells a wrong key from a damaged first page: the file starts with the salt that the key material came with.
@@ -330,49 +375,26 @@ pub(super) fn open_error(fail: Fail, path: &Path, key: &[u8; 48]) -> Error {
     }
 }
 
-pub(super) fn check_format(connection: &Connection, path: &Path) -> Result<()> {
+/// Is it an index, of a format that this program knows?
+pub(super) fn check_header(connection: &Connection, path: &Path) -> Result<(), Fail> {
     let damaged = |what: &str| Error::IndexDamaged { path: path.to_path_buf(), what: what.into() };
-    let pragma = |name: &str| -> Result<u32> {
-        let value: Option<i64> = connection
-            .query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
-            .optional()
-            .map_err(|error| Fail::from(error).at(path))?;
-        value.and_then(|value| u32::try_from(value).ok()).ok_or_else(|| damaged("it has no format number"))
+    let pragma = |name: &str| -> Result<u32, Fail> {
+        let value: Option<i64> = connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0)).optional()?;
+        Ok(value.and_then(|value| u32::try_from(value).ok()).ok_or_else(|| damaged("it has no format number"))?)
     };
     if pragma("application_id")? != schema::APPLICATION_ID {
-        return Err(damaged("it is no index of this program"));
+        return Err(damaged("it is no index of this program").into());
     }
     let found = pragma("user_version")?;
     if found > schema::FORMAT {
-        return Err(Error::IndexTooNew { path: path.to_path_buf(), found, known: schema::FORMAT });
+        return Err(Error::IndexTooNew { path: path.to_path_buf(), found, known: schema::FORMAT }.into());
     }
     if found < schema::FORMAT {
-        return Err(damaged("it was never finished"));
+        return Err(damaged("it was never finished").into());
     }
-    rows::state(connection).map(|_| ()).map_err(|fail| fail.at(path))
+    Ok(())
 }
 
-/// Index and WAL as they were at one moment, encrypted as they are, in a private directory.
-fn copy_with_wal(path: &Path, wal: &Path) -> Result<TempDir> {
-    let look = || -> std::io::Result<_> {
-        let (a, b) = (std::fs::metadata(path)?, std::fs::metadata(wal)?);
-        Ok((a.len(), a.modified()?, b.len(), b.modified()?))
-    };
-    let io = |e: std::io::Error| Error::io("copy", path, &e);
-    for _ in 0..5 {
-        let dir = tempfile::Builder::new().prefix("assay-index-").tempdir().map_err(io)?;
-        let before = look().map_err(io)?;
-        for (from, name) in [(path, "index.db"), (wal, "index.db-wal")] {
-            let mut source = std::fs::File::open(from).map_err(io)?;
-            let mut target = std::fs::File::create(dir.path().join(name)).map_err(io)?;
-            std::io::copy(&mut source, &mut target).map_err(io)?;
-        }
-        if look().map_err(io)? == before {
-            return Ok(dir);
-        }
-    }
-    Err(Error::IndexIo {
-        path: path.to_path_buf(),
-        what: "it changes all the time, and its directory can't be written".into(),
-    })
+pub(super) fn check_format(connection: &Connection, path: &Path) -> Result<()> {
+    check_header(connection, path).and_then(|()| rows::state(connection)).map(|_| ()).map_err(|fail| fail.at(path))
 }

@@ -15,12 +15,34 @@ use crate::catalog::{Attr, Child, ExtentChunk, Node};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
 
-/// Directories nest no deeper than this; a longer chain of parents is a loop.
-const MAX_DEPTH: usize = 1 << 20;
+/// Notices a chain of parents that is a ring: the last place that was marked is met again (Brent).
+pub struct Ascent {
+    steps: u64,
+    mark: Dirno,
+}
+
+impl Ascent {
+    pub fn from(start: Dirno) -> Ascent {
+        Ascent { steps: 0, mark: start }
+    }
+
+    /// One step up, to `at`; false in a ring, at the latest after three times round it.
+    pub fn step(&mut self, at: Dirno) -> bool {
+        if at == self.mark {
+            return false;
+        }
+        self.steps += 1;
+        if self.steps.is_power_of_two() {
+            self.mark = at;
+        }
+        true
+    }
+}
 
 impl Index {
     /// All versions that were not removed, oldest first.
     pub fn versions(&self) -> Result<Vec<VersionRow>> {
+        self.look().map_err(|fail| fail.at(self.path()))?;
         self.ask(|c| {
             let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id")?;
             let mut rows = statement.query([])?;
@@ -39,6 +61,7 @@ impl Index {
 
     /// The newest version that was not removed.
     pub fn newest(&self) -> Result<Option<VersionRow>> {
+        self.look().map_err(|fail| fail.at(self.path()))?;
         self.ask(|c| {
             let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id DESC")?;
             let mut rows = statement.query([])?;
@@ -66,8 +89,30 @@ impl Index {
         })
     }
 
+    /// The versions from the last base on, oldest first, removed ones too: without one of their commits a recovery
+    /// can't go on.
+    pub fn since_base(&self) -> Result<Vec<Version>> {
+        self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id DESC")?;
+            let mut rows = statement.query([])?;
+            let mut since = Vec::new();
+            while let Some(found) = rows.next()? {
+                let id: i64 = found.get(0)?;
+                let body = row::open(Table::Versions, Key::id(id), blob(found, 1)?)?;
+                let (version, _) = rows::version_of(c, id, body)?;
+                since.push(version.version);
+                if version.base {
+                    break;
+                }
+            }
+            since.reverse();
+            Ok(since)
+        })
+    }
+
     /// The version, unless it never was or was removed.
     pub fn version(&self, v: Version) -> Result<Option<VersionRow>> {
+        self.look().map_err(|fail| fail.at(self.path()))?;
         self.ask(|c| Ok(rows::version(c, v)?.filter(|(_, removed)| !removed).map(|(version, _)| version)))
     }
 
@@ -176,6 +221,11 @@ impl Index {
         })
     }
 
+    /// True if any block is read from another place than where it was stored first.
+    pub fn has_moved_blocks(&self) -> Result<bool> {
+        self.ask(|c| Ok(c.prepare_cached("SELECT 1 FROM relocations LIMIT 1")?.exists([])?))
+    }
+
     /// A committed block with this hash.
     pub fn find_block(&self, hash: &BlockHash) -> Result<Option<BlockId>> {
         self.ask(|c| rows::find_block(c, hash))
@@ -247,14 +297,15 @@ fn shown_in(c: &Connection, since: Version, entry: &EntryRow) -> Found<Option<Ve
     Ok(None)
 }
 
-fn path_of_dir(c: &Connection, v: Version, dir: Dirno) -> Found<Vec<u8>> {
+pub(super) fn path_of_dir(c: &Connection, v: Version, dir: Dirno) -> Found<Vec<u8>> {
     let mut names = Vec::new();
     let mut at = dir;
+    let mut ascent = Ascent::from(dir);
     while at != Dirno::ROOT {
         let (_, value) = rows::dir(c, at, v)?.ok_or(Fail::Row("the directory has no row"))?;
         names.push(value.name);
         at = value.parent;
-        if names.len() > MAX_DEPTH {
+        if !ascent.step(at) {
             return Err(Fail::Row("the directory is its own ancestor"));
         }
     }

@@ -197,7 +197,7 @@ impl DirValue {
         e.0
     }
 
-    fn decode(bytes: &[u8]) -> Result<DirValue, BadRow> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<DirValue, BadRow> {
         let mut d = Decoder::new(bytes);
         let (parent, name, gone) = (Dirno(d.uint()?), d.bytes()?.to_vec(), d.u8()? != 0);
         let rest = d.rest();

@@ -22,6 +22,8 @@ pub const APPLICATION_ID: u32 = 0x4173_6179;
 /// Page cache of one reader, and how many readers there may be at once: 64 MiB together.
 pub const READER_CACHE_KIB: u32 = 16 * 1024;
 pub const MAX_READERS: usize = 4;
+/// How long a connection waits for a lock.
+pub const BUSY_WAIT: Duration = Duration::from_secs(10);
 /// Page cache of the writer.
 const WRITER_CACHE_KIB: u32 = 96 * 1024;
 
@@ -109,7 +111,7 @@ pub fn connect(path: &Path, key: &[u8; 48], access: Access) -> rusqlite::Result<
         }
     };
     connection.set_prepared_statement_cache_capacity(64);
-    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.busy_timeout(BUSY_WAIT)?;
     give_key(&connection, key)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;

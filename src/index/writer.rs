@@ -5,14 +5,16 @@
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::State;
 use super::apply::{ApplyReport, CatalogSource, apply_commit};
-use super::pool::{Fail, check_format, open_error, real_path, refuse_network};
+use super::pool::{Fail, check_format, open_error};
 use super::rows;
 use super::schema::{self, Access};
+use super::view::{real_path, refuse_network, target_path};
 use crate::catalog::Commit;
 use crate::error::{Error, Result};
 use crate::ids::{Logid, Version};
@@ -20,6 +22,8 @@ use crate::ids::{Logid, Version};
 /// Numbers passed over for runs whose commit record is lost: more than they can have used.
 const LOST_LOGIDS: u64 = 1 << 40;
 const LOST_DIRNOS: u64 = 1 << 28;
+/// How long a checkpoint waits for readers.
+const CHECKPOINT_WAIT: Duration = Duration::from_secs(1);
 
 /// Exclusive writer of the index.
 pub struct IndexWriter {
@@ -84,11 +88,34 @@ impl IndexWriter {
         self.transaction(|c| apply_commit(c, commit, digest, source))
     }
 
+    /// The next catalog will be a base, which tells everything anew.
+    pub fn make_base_due(&mut self) -> Result<()> {
+        self.transaction(|c| {
+            let mut state = rows::state(c)?;
+            state.catalog_bytes_since_base = u64::MAX / 2;
+            rows::put_state(c, &state)
+        })
+    }
+
+    /// For an index that is thrown away soon: nothing is made durable.
+    pub fn without_sync(self) -> Result<IndexWriter> {
+        self.connection.execute_batch("PRAGMA synchronous=OFF").map_err(|error| Fail::Sql(error).at(&self.path))?;
+        Ok(self)
+    }
+
+    /// Gives back the memory of the page cache.
+    pub fn release_memory(&self) -> Result<()> {
+        self.connection.execute_batch("PRAGMA shrink_memory").map_err(|error| Fail::Sql(error).at(&self.path))
+    }
+
     /// Moves the WAL into the file and empties it, unless a reader is in the way (then the next one does).
     pub fn checkpoint(&mut self) -> Result<()> {
-        self.connection
-            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-            .map_err(|error| Fail::Sql(error).at(&self.path))
+        // Readers' transactions are short, but for a selftest's: nobody waits for that.
+        let checkpointed = self.connection.busy_timeout(CHECKPOINT_WAIT).and_then(|()| {
+            let done = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+            self.connection.busy_timeout(schema::BUSY_WAIT).and(done)
+        });
+        checkpointed.map_err(|error| Fail::Sql(error).at(&self.path))
     }
 
     fn transaction<T>(&mut self, work: impl FnOnce(&Connection) -> Result<T, Fail>) -> Result<T> {
@@ -102,8 +129,9 @@ impl IndexWriter {
     }
 }
 
-/// Makes an empty index.
+/// Makes an empty index where `path` leads to. The caller syncs the directory.
 pub(super) fn create(path: &Path, key: &[u8; 48]) -> Result<()> {
+    let path = &target_path(path)?;
     refuse_network(path)?;
     std::fs::OpenOptions::new()
         .write(true)

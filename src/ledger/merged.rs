@@ -1,36 +1,272 @@
 //! All segments of a backup dir as one answer: when was this frame, this file, last proven.
+//!
+//! Invariants: what does not authenticate is named and not believed, what stands before it in its segment is; a proof
+//! that is too old, or from a future that no clock error explains, is none; memory is bounded (`MAX_…`). Merging loses
+//! nothing at any cut: the merged segment has its name before the first of those that it replaces is removed.
 
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::ops::ControlFlow;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
-use super::{Damage, Flip, How, Proof, Run};
-use crate::crypto::Keys;
-use crate::error::Result;
-use crate::ids::{ArcSerial, CopyId, FrameNo};
+use super::segment::{BATCH_HEADER_LEN, BatchHeader, MAX_BATCH_BYTES, SEGMENT_HEADER_LEN, SegmentHeader};
+use super::segment::{open_batch, seal_batches};
+use super::spans::{Span, Spans};
+use super::{Damage, Extent, Files, Flip, Frames, How, Proof, Record, Run, Session, now_s};
+use crate::crypto::{self, Keys};
+use crate::error::{Error, Result};
+use crate::ids::{ArcSalt, ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
+use crate::os::lock;
+
+/// Directory of the segments in a backup dir.
+pub const LEDGER_DIR: &str = "ledger";
+/// A proof is worth nothing after 400 days.
+pub const PROOF_MAX_AGE_S: u64 = 400 * 86_400;
+/// A proof from further ahead than this was made by a clock that was wrong.
+const MAX_AHEAD_S: u64 = 86_400;
+/// Intervals of frames for each copy and way of reading, about 50 bytes each.
+const MAX_FRAME_SPANS: usize = 2 << 20;
+/// Intervals of files for each extent.
+const MAX_FILE_SPANS: usize = 512 << 10;
+/// Selftests, sessions and flips that are remembered, the newest; damaged places.
+const MAX_EVENTS: usize = 4096;
+const MAX_PLACES: usize = 100_000;
+/// Segments come and go while they are listed.
+const LISTINGS: usize = 4;
 
 /// A segment, or the rest of one, that is not believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     pub what: &'static str,
 }
+
+/// Where damage is.
+type DamagePlace = (ArcSerial, CopyId, Option<FrameNo>);
 
 /// What all segments say together.
 #[derive(Debug, Default)]
 pub struct Ledger {
+    now_s: u64,
+    frames: HashMap<(CopyId, How), Spans>,
+    files: BTreeMap<Extent, Spans>,
+    places: BTreeMap<DamagePlace, Damage>,
     runs: Vec<Run>,
-    damage: Vec<Damage>,
+    open: Vec<Damage>,
     flips: Vec<Flip>,
+    sessions: Vec<Session>,
+    being_written: usize,
 }
 
 impl Ledger {
     /// Reads all segments; those that don't authenticate are named and not believed.
-    pub fn load(_dir: &Path, _keys: &Keys) -> Result<(Ledger, Vec<Refused>)> {
-        Ok((Ledger::default(), Vec::new()))
+    pub fn load(dir: &Path, keys: &Keys) -> Result<(Ledger, Vec<Refused>)> {
+        Ledger::load_at(dir, keys, now_s())
+    }
+
+    /// As `load`, by another clock.
+    pub fn load_at(dir: &Path, keys: &Keys, now_s: u64) -> Result<(Ledger, Vec<Refused>)> {
+        let dir = dir.join(LEDGER_DIR);
+        // A merge may have replaced what was just listed: then the proofs are in a segment that was not.
+        for _ in 1..LISTINGS {
+            if let Some(loaded) = Ledger::load_listed(&dir, keys, now_s)? {
+                return Ok(loaded);
+            }
+        }
+        Ok(Ledger::load_listed(&dir, keys, now_s)?.unwrap_or_else(|| (Ledger::empty(now_s), Vec::new())))
+    }
+
+    /// Knows nothing yet.
+    pub fn empty(now_s: u64) -> Ledger {
+        Ledger { now_s, ..Ledger::default() }
+    }
+
+    /// None when a listed segment is gone.
+    fn load_listed(dir: &Path, keys: &Keys, now_s: u64) -> Result<Option<(Ledger, Vec<Refused>)>> {
+        let mut ledger = Ledger::empty(now_s);
+        let mut refused = Vec::new();
+        for path in list(dir)? {
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                Err(_) => {
+                    refused.push(Refused { path, what: "it cannot be opened" });
+                    continue;
+                }
+            };
+            if !lock::try_shared(&file).unwrap_or(true) {
+                ledger.being_written += 1;
+            }
+            if let Some(what) = read_segment(&file, &path, keys, |record| ledger.take(record)) {
+                refused.push(Refused { path, what });
+            }
+        }
+        ledger.settle();
+        Ok(Some((ledger, refused)))
+    }
+
+    /// Makes one segment of all that no process is writing to. Only for the holder of the writer's lock.
+    ///
+    /// What is refused is kept as `.bad`.
+    pub fn merge(dir: &Path, keys: &Keys, now_s: u64) -> Result<Vec<Refused>> {
+        let dir = dir.join(LEDGER_DIR);
+        let mut ledger = Ledger::empty(now_s);
+        let (mut merged, mut refused) = (Vec::new(), Vec::new());
+        for path in list(&dir)? {
+            let Ok(file) = File::open(&path) else { continue };
+            if !lock::try_exclusive(&file).unwrap_or(false) {
+                continue;
+            }
+            if let Some(what) = read_segment(&file, &path, keys, |record| ledger.take(record)) {
+                refused.push(Refused { path: path.clone(), what });
+            }
+            merged.push((path, file));
+        }
+        ledger.settle();
+        if merged.len() < 2 && refused.is_empty() {
+            return Ok(refused);
+        }
+        ledger.write(&dir, keys)?;
+        for (path, _locked) in merged {
+            let done = match refused.iter().any(|refused| refused.path == path) {
+                true => fs::rename(&path, path.with_extension("seg.bad")),
+                false => fs::remove_file(&path),
+            };
+            done.map_err(|error| Error::io("replace", &path, &error))?;
+        }
+        crate::os::file::sync_dir(&dir).map_err(|error| Error::io("fsync", &dir, &error))?;
+        Ok(refused)
+    }
+
+    /// Writes what is known as a new segment, durably.
+    fn write(&self, dir: &Path, keys: &Keys) -> Result<()> {
+        let temporary = dir.join("merged.tmp");
+        let failed = |error: io::Error| Error::io("write", &temporary, &error);
+        let header = new_header().map_err(failed)?;
+        let cipher = keys.segment_cipher(header.id, &header.salt);
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
+        let mut out = BufWriter::new(file.map_err(failed)?);
+        out.write_all(&header.encode(keys)).map_err(failed)?;
+        seal_batches(&cipher, 0, self.records(), |bytes| out.write_all(bytes)).map_err(failed)?;
+        out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
+        fs::rename(&temporary, segment_path(dir, header.id)).map_err(failed)?;
+        crate::os::file::sync_dir(dir).map_err(|error| Error::io("fsync", dir, &error))
+    }
+
+    /// Adds what a segment, or a writer, says; `settle` follows.
+    pub(super) fn take(&mut self, record: Record) {
+        let counts = |when_s: u64| {
+            when_s.saturating_add(PROOF_MAX_AGE_S) >= self.now_s && when_s <= self.now_s.saturating_add(MAX_AHEAD_S)
+        };
+        match record {
+            Record::Frames(frames) => {
+                if counts(frames.proof.when_s) {
+                    let start = BlockId::new(frames.arc, frames.first).0;
+                    let Proof { when_s, how, by } = frames.proof;
+                    let spans = self.frames.entry((frames.copy, how)).or_insert_with(|| Spans::new(MAX_FRAME_SPANS));
+                    spans.insert(Span { start, end: start + u64::from(frames.count), when_s, by });
+                }
+            }
+            Record::Files(Files { first, count, extent, when_s, by }) => {
+                if counts(when_s) {
+                    let spans = self.files.entry(extent).or_insert_with(|| Spans::new(MAX_FILE_SPANS));
+                    spans.insert(Span { start: first.0, end: first.0.saturating_add(count), when_s, by });
+                }
+            }
+            Record::Damage(damage) => {
+                let place = (damage.arc, damage.copy, damage.frame);
+                let known = self.places.get(&place);
+                let room = known.is_some() || self.places.len() < MAX_PLACES;
+                // Of the same second the last one counts: it is the later one of its segment.
+                if room && known.is_none_or(|known| known.when_s <= damage.when_s) {
+                    self.places.insert(place, damage);
+                }
+            }
+            Record::Run(run) => keep_newest(&mut self.runs, run, |run| run.when_s),
+            Record::Flip(flip) => keep_newest(&mut self.flips, flip, |flip| flip.when_s),
+            Record::Session(session) => {
+                // A session is told again as it goes on, and its counts only grow.
+                let done = |session: &Session| (session.bytes_read, session.dirs_listed, session.seconds);
+                let same = |known: &&mut Session| (known.started_s, known.by) == (session.started_s, session.by);
+                match self.sessions.iter_mut().find(same) {
+                    Some(known) if done(known) > done(&session) => {}
+                    Some(known) => *known = session,
+                    None => keep_newest(&mut self.sessions, session, |session| session.started_s),
+                }
+            }
+        }
+    }
+
+    /// Brings what depends on several records up to date.
+    pub(super) fn settle(&mut self) {
+        self.runs.sort_by_key(|run| run.when_s);
+        self.sessions.sort_by_key(|session| session.started_s);
+        self.flips.sort_by_key(|flip| flip.when_s);
+        let mut places = std::mem::take(&mut self.places);
+        for damage in places.values_mut().filter(|damage| !damage.mended) {
+            if let Some(proof) = self.proof_after(damage) {
+                (damage.mended, damage.when_s) = (true, proof.when_s);
+            }
+        }
+        // Kept for a while: another segment may still say that the place is damaged.
+        places.retain(|_, damage| !damage.mended || damage.when_s.saturating_add(PROOF_MAX_AGE_S) >= self.now_s);
+        self.open = places.values().filter(|damage| !damage.mended).cloned().collect();
+        self.places = places;
+    }
+
+    /// The proof that mends: of the frame, or for a missing arc of anything in it.
+    fn proof_after(&self, damage: &Damage) -> Option<Proof> {
+        let later = |proof: &Proof| proof.when_s > damage.when_s;
+        match damage.frame {
+            Some(no) => self.frame(damage.arc, damage.copy, no, How::Read).filter(later),
+            None if damage.code == "ARC_MISSING" => [How::Read, How::Medium].into_iter().find_map(|how| {
+                self.proven(damage.copy, how)
+                    .filter(|frames| frames.arc == damage.arc)
+                    .map(|frames| frames.proof)
+                    .find(later)
+            }),
+            None => None,
+        }
     }
 
     /// The newest proof of a frame that was read at least in this way.
-    pub fn frame(&self, _arc: ArcSerial, _copy: CopyId, _no: FrameNo, _how: How) -> Option<Proof> {
-        None
+    pub fn frame(&self, arc: ArcSerial, copy: CopyId, no: FrameNo, how: How) -> Option<Proof> {
+        let at = BlockId::new(arc, no).0;
+        let of = |how: How| {
+            let span = self.frames.get(&(copy, how))?.get(at)?;
+            Some(Proof { when_s: span.when_s, how, by: span.by })
+        };
+        match how {
+            How::Medium => of(How::Medium),
+            How::Read => [of(How::Medium), of(How::Read)].into_iter().flatten().max_by_key(|proof| proof.when_s),
+        }
+    }
+
+    /// All frames of a copy that were proven in exactly this way, in the order of the arcs.
+    pub fn proven(&self, copy: CopyId, how: How) -> impl Iterator<Item = Frames> {
+        let spans = self.frames.get(&(copy, how)).into_iter().flat_map(Spans::iter);
+        spans.map(move |span| {
+            let first = BlockId(span.start);
+            // A record ends within its arc, which has far fewer frames than numbers.
+            let count = (span.end - span.start) as u32;
+            let proof = Proof { when_s: span.when_s, how, by: span.by };
+            Frames { arc: first.arc(), copy, first: first.frame(), count, proof }
+        })
+    }
+
+    /// How a file was last read, the best extent first.
+    pub fn file(&self, logid: Logid) -> Option<Files> {
+        self.file_since(logid, 0)
+    }
+
+    /// As `file`, if it was not longer ago than at `since_s`.
+    pub fn file_since(&self, logid: Logid, since_s: u64) -> Option<Files> {
+        self.files.iter().rev().find_map(|(extent, spans)| {
+            let span = spans.get(logid.0).filter(|span| span.when_s >= since_s)?;
+            Some(Files { first: logid, count: 1, extent: *extent, when_s: span.when_s, by: span.by })
+        })
     }
 
     /// Selftests, oldest first.
@@ -38,12 +274,159 @@ impl Ledger {
         &self.runs
     }
 
-    /// Damage that was met and not seen mended since.
-    pub fn open_damage(&self) -> &[Damage] {
-        &self.damage
+    /// Mounts and what they did in all, oldest first.
+    pub fn sessions(&self) -> &[Session] {
+        &self.sessions
     }
 
+    /// Damage that was met and not seen mended since.
+    pub fn open_damage(&self) -> &[Damage] {
+        &self.open
+    }
+
+    /// True if this frame, or the whole arc that it is in, was found damaged and not mended since.
+    pub fn is_damaged(&self, arc: ArcSerial, copy: CopyId, no: FrameNo) -> bool {
+        let is_open = |place: DamagePlace| self.places.get(&place).filter(|damage| !damage.mended);
+        is_open((arc, copy, Some(no))).is_some()
+            || is_open((arc, copy, None)).is_some_and(|damage| damage.code == "ARC_MISSING")
+    }
+
+    /// Single flipped bits, oldest first.
     pub fn flips(&self) -> &[Flip] {
         &self.flips
     }
+
+    /// Two flips that look like one bad cell of memory: the same bit, the same way, in two blocks, or twice in one
+    /// whose stored bytes are right. (A bit that is wrong on the medium is met by each reading: that says nothing.)
+    pub fn same_flip_twice(&self) -> Option<(Flip, Flip)> {
+        let mut seen: HashMap<(u32, u8, bool), Vec<Flip>> = HashMap::new();
+        for flip in &self.flips {
+            let others = seen.entry((flip.byte, flip.bit, flip.to_one)).or_default();
+            let alike = |other: &&Flip| other.block != flip.block || !(other.again || flip.again);
+            if let Some(other) = others.iter().find(alike) {
+                return Some((*other, *flip));
+            }
+            others.push(*flip);
+        }
+        None
+    }
+
+    /// Segments that a process is writing now: what it noted in the last minute may be missing here.
+    pub fn being_written(&self) -> usize {
+        self.being_written
+    }
+
+    /// All that is known, for a new segment.
+    pub(super) fn records(&self) -> impl Iterator<Item = Record> {
+        let mut layers: Vec<(CopyId, How)> = self.frames.keys().copied().collect();
+        layers.sort_unstable();
+        let frames = layers.into_iter().flat_map(|(copy, how)| self.proven(copy, how)).map(Record::Frames);
+        let files = self.files.iter().flat_map(|(extent, spans)| {
+            spans.iter().map(|Span { start, end, when_s, by }| {
+                Record::Files(Files { first: Logid(start), count: end - start, extent: *extent, when_s, by })
+            })
+        });
+        let damage = self.places.values().cloned().map(Record::Damage);
+        let runs = self.runs.iter().cloned().map(Record::Run);
+        let sessions = self.sessions.iter().copied().map(Record::Session);
+        frames
+            .chain(files)
+            .chain(damage)
+            .chain(runs)
+            .chain(self.flips.iter().copied().map(Record::Flip))
+            .chain(sessions)
+    }
+}
+
+fn keep_newest<T>(all: &mut Vec<T>, one: T, when_s: impl Fn(&T) -> u64) {
+    all.push(one);
+    if all.len() >= 2 * MAX_EVENTS {
+        all.sort_by_key(&when_s);
+        all.drain(..all.len() - MAX_EVENTS);
+    }
+}
+
+/// Segments below `dir`, in the order of their names; none where there is no ledger yet.
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error: io::Error| Error::io("list", dir, &error);
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "seg") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+pub(super) fn segment_path(dir: &Path, id: SegmentId) -> PathBuf {
+    dir.join(format!("{id}.seg"))
+}
+
+pub(super) fn new_header() -> io::Result<SegmentHeader> {
+    Ok(SegmentHeader { id: SegmentId(crypto::random()?), salt: ArcSalt(crypto::random()?) })
+}
+
+/// Gives all records that can be believed; says why it stops before the end. A torn tail is an end.
+fn read_segment(file: &File, path: &Path, keys: &Keys, mut each: impl FnMut(Record)) -> Option<&'static str> {
+    let mut file = BufReader::new(file);
+    let mut head = [0; SEGMENT_HEADER_LEN];
+    match fill(&mut file, &mut head) {
+        ControlFlow::Continue(()) => {}
+        ControlFlow::Break(why) => return why,
+    }
+    let header = match SegmentHeader::decode(&head, keys) {
+        Ok(header) => header,
+        Err(what) => return Some(what),
+    };
+    if path.file_name() != segment_path(Path::new(""), header.id).file_name() {
+        return Some("it is a segment of another name");
+    }
+    let cipher = keys.segment_cipher(header.id, &header.salt);
+    let mut body = Vec::new();
+    for number in 0.. {
+        let mut head = [0; BATCH_HEADER_LEN];
+        match fill(&mut file, &mut head) {
+            ControlFlow::Continue(()) => {}
+            ControlFlow::Break(why) => return why,
+        }
+        let header = BatchHeader::decode(&head);
+        if header.len as usize > MAX_BATCH_BYTES {
+            return Some("a batch is too long");
+        }
+        if header.len == 0 {
+            // A power cut may leave zeros where the last batch was to be.
+            return if rest_is_zero(&head, &mut file) { None } else { Some("a batch is empty") };
+        }
+        body.clear();
+        body.resize(header.body_len(), 0);
+        match fill(&mut file, &mut body) {
+            ControlFlow::Continue(()) => {}
+            ControlFlow::Break(why) => return why,
+        }
+        match open_batch(&cipher, number, &header, &mut body) {
+            Ok(records) => records.into_iter().for_each(&mut each),
+            Err(what) => return Some(what),
+        }
+    }
+    None
+}
+
+/// Breaks without a reason when the file ends before.
+fn fill(file: &mut impl Read, target: &mut [u8]) -> ControlFlow<Option<&'static str>> {
+    match file.read_exact(target) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => ControlFlow::Break(None),
+        Err(_) => ControlFlow::Break(Some("it cannot be read")),
+    }
+}
+
+fn rest_is_zero(head: &[u8], file: &mut impl BufRead) -> bool {
+    head.iter().all(|byte| *byte == 0) && file.bytes().all(|byte| matches!(byte, Ok(0)))
 }

@@ -4,14 +4,18 @@
 //! losing the tail of a segment only means verifying again; a segment that does not authenticate is refused, never
 //! believed; nobody needs the writer's lock to append.
 
+pub(crate) mod bits;
 mod merged;
-mod segment;
+pub(crate) mod segment;
+mod spans;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid};
 
-pub use merged::{Ledger, Refused};
-pub use writer::LedgerWriter;
+pub use merged::{LEDGER_DIR, Ledger, PROOF_MAX_AGE_S, Refused};
+pub use writer::{FLUSH_EVERY_S, LedgerWriter};
 
 /// How stored bytes were read when they were verified; the discriminants are the on-disk codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,6 +121,18 @@ pub struct Flip {
     pub again: bool,
 }
 
+/// What a mount (or restore) did from its start on; told again as it goes on, the last one counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    pub started_s: u64,
+    pub by: By,
+    pub seconds: u64,
+    pub dirs_listed: u64,
+    /// Files of which at least one byte was read.
+    pub files_read: u64,
+    pub bytes_read: u64,
+}
+
 /// One thing that a segment says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -125,6 +141,7 @@ pub enum Record {
     Run(Run),
     Damage(Damage),
     Flip(Flip),
+    Session(Session),
 }
 
 /// The clock, seconds since 1970.

@@ -1,35 +1,294 @@
 //! The segment that this process appends to.
+//!
+//! Invariants: noting takes one short mutex and never the disk; what is held between two flushes is bounded, more is
+//! not noted; all notes since a flush have the time of the first of them, never a later one. A segment is locked by its
+//! process as long as that lives, and never written to after a write has failed: what was noted then stays in memory.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{DirBuilder, File};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{By, Extent, How, Record};
-use crate::crypto::Keys;
-use crate::error::Result;
-use crate::ids::{ArcSerial, CopyId, FrameNo, Logid};
+use super::bits::Bits;
+use super::merged::{LEDGER_DIR, new_header, segment_path};
+use super::segment::seal_batches;
+use super::{By, Damage, Extent, Files, Frames, How, Ledger, Proof, Record, now_s};
+use crate::crypto::{ArcCipher, Keys};
+use crate::error::{Error, Result};
+use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid};
 
-/// Takes notes from any thread; `flush` makes them durable.
+/// How often notes are written.
+pub const FLUSH_EVERY_S: u64 = 60;
+/// Bitmaps of notes between two flushes, 512 bytes each, in all at most.
+const MAX_BITMAPS: usize = 16384;
+/// Other records, and damaged places, between two flushes.
+const MAX_RECORDS: usize = 10_000;
+
+type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
+
+/// Takes notes from any thread; `flush`, each `FLUSH_EVERY_S`, makes them durable.
 pub struct LedgerWriter {
-    _dir: PathBuf,
-    _keys: Arc<Keys>,
+    backup_dir: PathBuf,
+    dir: PathBuf,
+    keys: Arc<Keys>,
+    by: By,
+    clock: Clock,
+    notes: Mutex<Notes>,
+    sink: Mutex<Sink>,
+}
+
+/// What was noted since the last flush.
+#[derive(Default)]
+struct Notes {
+    /// When the first of them was made.
+    since_s: u64,
+    frames: HashMap<(CopyId, How), Bits>,
+    files: BTreeMap<Extent, Bits>,
+    /// The last of each place.
+    damage: BTreeMap<(ArcSerial, CopyId, Option<FrameNo>), Damage>,
+    others: Vec<Record>,
+    /// Frames that were damaged when last read, over all flushes.
+    bad: HashSet<(ArcSerial, CopyId, FrameNo)>,
+}
+
+/// Where notes go.
+enum Sink {
+    /// Nothing was written yet.
+    None,
+    Segment {
+        file: File,
+        cipher: Box<ArcCipher>,
+        next_batch: u32,
+    },
+    /// Writing is not possible.
+    Memory(Box<Ledger>),
 }
 
 impl LedgerWriter {
     /// Nothing is written before the first `flush` that has something to say.
-    pub fn new(dir: &Path, keys: Arc<Keys>, _by: By) -> LedgerWriter {
-        LedgerWriter { _dir: dir.to_path_buf(), _keys: keys }
+    pub fn new(dir: &Path, keys: Arc<Keys>, by: By) -> LedgerWriter {
+        LedgerWriter::with_clock(dir, keys, by, now_s)
+    }
+
+    /// As `new`, by another clock.
+    pub fn with_clock(
+        dir: &Path,
+        keys: Arc<Keys>,
+        by: By,
+        clock: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> LedgerWriter {
+        LedgerWriter {
+            backup_dir: dir.to_path_buf(),
+            dir: dir.join(LEDGER_DIR),
+            keys,
+            by,
+            clock: Box::new(clock),
+            notes: Mutex::new(Notes::default()),
+            sink: Mutex::new(Sink::None),
+        }
+    }
+
+    /// The time by this writer's clock.
+    pub fn now_s(&self) -> u64 {
+        (self.clock)()
     }
 
     /// A frame was verified just now. Never waits for the disk.
-    pub fn frame(&self, _arc: ArcSerial, _copy: CopyId, _no: FrameNo, _how: How) {}
+    pub fn frame(&self, arc: ArcSerial, copy: CopyId, no: FrameNo, how: How) {
+        let mut notes = self.note();
+        let notes = &mut *notes;
+        let room = notes.room_for((copy, how));
+        notes.frames.entry((copy, how)).or_default().insert(BlockId::new(arc, no).0, room);
+        if !notes.bad.is_empty() && notes.bad.remove(&(arc, copy, no)) {
+            let mended = |damage: &Damage| Damage { when_s: self.now_s(), mended: true, ..damage.clone() };
+            let place = (arc, copy, Some(no));
+            let damage = match notes.damage.get(&place) {
+                Some(damage) => mended(damage),
+                None => Damage { when_s: self.now_s(), arc, copy, frame: Some(no), code: String::new(), mended: true },
+            };
+            notes.damage.insert(place, damage);
+        }
+    }
 
     /// A file was read just now, to this extent. Never waits for the disk.
-    pub fn file(&self, _logid: Logid, _extent: Extent) {}
+    pub fn file(&self, logid: Logid, extent: Extent) {
+        let mut notes = self.note();
+        let room = notes.room();
+        let bits = notes.files.entry(extent).or_default();
+        let own = bits.bitmaps();
+        bits.insert(logid.0, own + room);
+    }
 
-    pub fn record(&self, _record: Record) {}
+    pub fn record(&self, record: Record) {
+        let mut notes = self.notes();
+        match record {
+            Record::Damage(damage) => {
+                let place = (damage.arc, damage.copy, damage.frame);
+                if notes.damage.len() >= MAX_RECORDS && !notes.damage.contains_key(&place) {
+                    return;
+                }
+                if let Some(no) = damage.frame {
+                    if damage.mended {
+                        notes.bad.remove(&(damage.arc, damage.copy, no));
+                    } else if notes.bad.len() < MAX_RECORDS {
+                        notes.bad.insert((damage.arc, damage.copy, no));
+                    }
+                }
+                notes.damage.insert(place, damage);
+            }
+            other if notes.others.len() < MAX_RECORDS => notes.others.push(other),
+            _ => {}
+        }
+    }
 
     /// Appends what was noted since the last time.
+    ///
+    /// # Errors
+    /// The first write that fails, unless nobody may write here: from then on all is kept in memory, as after a
+    /// warning. It is never a reason to stop what is being noted.
     pub fn flush(&self) -> Result<()> {
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = {
+            let mut notes = self.notes();
+            let bad = std::mem::take(&mut notes.bad);
+            let taken = std::mem::replace(&mut *notes, Notes { bad, ..Notes::default() });
+            drop(notes);
+            taken.records(self.by)
+        };
+        if records.is_empty() {
+            return Ok(());
+        }
+        let error = match self.append(&mut sink, &records) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let mut memory = Box::new(Ledger::empty(self.now_s()));
+        records.into_iter().for_each(|record| memory.take(record));
+        *sink = Sink::Memory(memory);
+        log::warn!("{error}; what is verified is remembered only as long as this process runs");
+        let not_ours = |errno: i32| matches!(errno, libc::EROFS | libc::EACCES | libc::EPERM);
+        match error {
+            Error::Io { errno, .. } if not_ours(errno) => Ok(()),
+            error => Err(error),
+        }
+    }
+
+    /// Flushes if it is time; errors as `flush`. For those who have no clock that tells them.
+    pub fn flush_if_due(&self) -> Result<()> {
+        let since_s = self.notes().since_s;
+        if since_s > 0 && since_s + FLUSH_EVERY_S <= self.now_s() { self.flush() } else { Ok(()) }
+    }
+
+    /// All that is known: what all segments say, and what was noted here.
+    pub fn known(&self) -> Result<Ledger> {
+        // Meanwhile nothing is on its way from memory to the disk.
+        let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut ledger, _) = Ledger::load_at(&self.backup_dir, &self.keys, self.now_s())?;
+        self.add_notes(&sink, &mut ledger);
+        Ok(ledger)
+    }
+
+    /// Adds to a ledger what is not on the disk, or not yet.
+    pub fn add_to(&self, ledger: &mut Ledger) {
+        let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        self.add_notes(&sink, ledger);
+    }
+
+    fn add_notes(&self, sink: &Sink, ledger: &mut Ledger) {
+        if let Sink::Memory(memory) = sink {
+            memory.records().for_each(|record| ledger.take(record));
+        }
+        let records = self.notes().records(self.by);
+        records.into_iter().for_each(|record| ledger.take(record));
+        ledger.settle();
+    }
+
+    fn append(&self, sink: &mut Sink, records: &[Record]) -> Result<()> {
+        if let Sink::None = sink {
+            *sink = self.begin()?;
+        }
+        match sink {
+            Sink::Segment { file, cipher, next_batch } => {
+                let written = seal_batches(cipher, *next_batch, records.iter().cloned(), |bytes| file.write_all(bytes));
+                *next_batch = written
+                    .and_then(|next| file.sync_data().map(|()| next))
+                    .map_err(|error| Error::io("write", &self.dir, &error))?;
+            }
+            Sink::Memory(memory) => records.iter().cloned().for_each(|record| memory.take(record)),
+            Sink::None => {}
+        }
         Ok(())
+    }
+
+    /// Makes this process's segment.
+    fn begin(&self) -> Result<Sink> {
+        let made = (|| {
+            match DirBuilder::new().mode(0o700).create(&self.dir) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            let header = new_header()?;
+            let path = segment_path(&self.dir, header.id);
+            let mut file = File::options().append(true).create_new(true).mode(0o600).open(path)?;
+            // A reader that looks whether anybody writes here may hold it for a moment.
+            crate::os::lock::exclusive(&file)?;
+            file.write_all(&header.encode(&self.keys))?;
+            crate::os::file::sync_dir(&self.dir)?;
+            let cipher = Box::new(self.keys.segment_cipher(header.id, &header.salt));
+            io::Result::Ok(Sink::Segment { file, cipher, next_batch: 0 })
+        })();
+        made.map_err(|error| Error::io("write to", &self.dir, &error))
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The notes, to add one whose time counts.
+    fn note(&self) -> MutexGuard<'_, Notes> {
+        let mut notes = self.notes();
+        if notes.since_s == 0 {
+            notes.since_s = self.now_s();
+        }
+        notes
+    }
+}
+
+impl Notes {
+    /// Bitmaps that may still be made.
+    fn room(&self) -> usize {
+        let frames: usize = self.frames.values().map(Bits::bitmaps).sum();
+        let files: usize = self.files.values().map(Bits::bitmaps).sum();
+        MAX_BITMAPS.saturating_sub(frames + files)
+    }
+
+    /// Bitmaps that a set of frames may have.
+    fn room_for(&self, of: (CopyId, How)) -> usize {
+        self.frames.get(&of).map_or(0, Bits::bitmaps) + self.room()
+    }
+
+    fn records(&self, by: By) -> Vec<Record> {
+        let when_s = self.since_s;
+        let mut records = Vec::new();
+        for ((copy, how), bits) in &self.frames {
+            let proof = Proof { when_s, how: *how, by };
+            records.extend(bits.runs().into_iter().map(|run| {
+                let first = BlockId(run.start);
+                // Frames of two arcs are never neighbours, and an arc has fewer than 2^24.
+                let count = (run.end - run.start) as u32;
+                Record::Frames(Frames { arc: first.arc(), copy: *copy, first: first.frame(), count, proof })
+            }));
+        }
+        for (extent, bits) in &self.files {
+            records.extend(bits.runs().into_iter().map(|run| {
+                let (first, count) = (Logid(run.start), run.end - run.start);
+                Record::Files(Files { first, count, extent: *extent, when_s, by })
+            }));
+        }
+        records.extend(self.damage.values().cloned().map(Record::Damage));
+        records.extend(self.others.iter().cloned());
+        records
     }
 }

@@ -52,6 +52,12 @@ impl DirFd {
         Ok(DirFd { fd: open_at(self.raw(), name, flags, 0)? })
     }
 
+    /// Opens the entry `name` itself, whatever it is (a symlink too), only as a place (`O_PATH`): nothing is waited
+    /// for, and what is done through the descriptor is done to this inode, whoever renames it.
+    pub fn open_entry(&self, name: &[u8]) -> io::Result<OwnedFd> {
+        open_at(self.raw(), name, libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC, 0)
+    }
+
     /// Another descriptor of the same directory.
     pub fn try_clone(&self) -> io::Result<DirFd> {
         Ok(DirFd { fd: self.fd.try_clone()? })
@@ -201,14 +207,6 @@ impl DirFd {
             }
             other => other.map(drop),
         }
-    }
-
-    /// Sets owner and group of the entry itself. Clears setuid and setgid: set the mode afterwards.
-    pub fn chown_at(&self, name: &[u8], uid: u32, gid: u32) -> io::Result<()> {
-        let name = c_string(name)?;
-        let flags = libc::AT_SYMLINK_NOFOLLOW;
-        // SAFETY: `name` is NUL-terminated.
-        check(|| unsafe { libc::fchownat(self.raw(), name.as_ptr(), uid, gid, flags) }).map(drop)
     }
 
     /// Sets the permission bits of the entry itself; EOPNOTSUPP for a symlink, which has none.
@@ -376,7 +374,7 @@ mod tests {
             made.unwrap();
             let stat = dir.stat_at(b"c").unwrap();
             assert_eq!((stat.kind, stat.rdev_major, stat.rdev_minor), (Kind::CharDevice, 7, 300_000));
-            dir.chown_at(b"c", 1234, 5678).unwrap();
+            crate::os::file::chown(dir.open_entry(b"c").unwrap(), 1234, 5678).unwrap();
             let stat = dir.stat_at(b"c").unwrap();
             assert_eq!((stat.uid, stat.gid), (1234, 5678));
         } else {

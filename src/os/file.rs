@@ -1,14 +1,15 @@
 //! Reading and writing an open file by offset; where its data is; what the page cache should do.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::dir::times_with;
-use super::{DirFd, check};
+use super::{DirFd, c_string, check};
 use crate::catalog::Timespec;
 
 /// Fills `buffer` from `offset` on as far as the file goes; fewer bytes than asked for mean its end.
@@ -97,23 +98,45 @@ impl DataRanges<'_> {
     }
 }
 
-/// Sets the modification time of an open file (not `O_PATH`) and leaves its access time alone.
+/// Sets the modification time of what is open (`O_PATH` too) and leaves its access time alone.
 pub fn set_mtime(file: impl AsFd, mtime: Timespec) -> io::Result<()> {
     let times = times_with(mtime);
+    let fd = file.as_fd();
     // SAFETY: `times` has the two elements that the call reads.
-    check(|| unsafe { libc::futimens(file.as_fd().as_raw_fd(), times.as_ptr()) }).map(drop)
+    match check(|| unsafe { libc::futimens(fd.as_raw_fd(), times.as_ptr()) }) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
+            let link = magic_link(fd)?;
+            // SAFETY: `link` is NUL-terminated and `times` has the two elements that the call reads.
+            check(|| unsafe { libc::utimensat(libc::AT_FDCWD, link.as_ptr(), times.as_ptr(), 0) }).map(drop)
+        }
+        other => other.map(drop),
+    }
 }
 
-/// Sets owner and group of an open file. Clears setuid and setgid: set the mode afterwards.
+/// Sets owner and group of what is open (`O_PATH` too). Clears setuid and setgid: set the mode afterwards.
 pub fn chown(file: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
-    // SAFETY: no memory is involved.
-    check(|| unsafe { libc::fchown(file.as_fd().as_raw_fd(), uid, gid) }).map(drop)
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: the empty name is NUL-terminated.
+    check(|| unsafe { libc::fchownat(fd, c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) }).map(drop)
 }
 
-/// Sets the permission bits of an open file or directory (not `O_PATH`).
+/// Sets the permission bits of what is open (`O_PATH` too); a symlink has none.
 pub fn chmod(file: impl AsFd, perm: u32) -> io::Result<()> {
+    let fd = file.as_fd();
     // SAFETY: no memory is involved.
-    check(|| unsafe { libc::fchmod(file.as_fd().as_raw_fd(), perm & 0o7777) }).map(drop)
+    match check(|| unsafe { libc::fchmod(fd.as_raw_fd(), perm & 0o7777) }) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
+            let link = magic_link(fd)?;
+            // SAFETY: `link` is NUL-terminated.
+            check(|| unsafe { libc::chmod(link.as_ptr(), perm & 0o7777) }).map(drop)
+        }
+        other => other.map(drop),
+    }
+}
+
+/// The kernel's link to what is open, for calls that don't take an `O_PATH` descriptor.
+fn magic_link(fd: BorrowedFd<'_>) -> io::Result<CString> {
+    c_string(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_bytes())
 }
 
 /// Makes the entries of the directory at `path` durable (after a create, rename or unlink in it).
@@ -200,6 +223,42 @@ mod tests {
             data_ranges(&zero, 10).map(Result::unwrap).collect::<Vec<_>>(),
             Vec::from_iter([Range { start: 0, end: 10 }])
         );
+    }
+
+    #[test]
+    fn a_place_gets_attributes_whoever_takes_its_name() {
+        use crate::catalog::Kind;
+        use crate::os::xattr::{self, Subject};
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DirFd::open(temp.path()).unwrap();
+        let mtime = Timespec { sec: -5, nsec: 7 };
+        dir.mknod_at(b"fifo", Kind::Fifo, 0o600, 0, 0).unwrap();
+        dir.symlink_at(b"other", b"link").unwrap();
+        dir.create_file(b"other", 0o600).unwrap();
+        let other = dir.stat_at(b"other").unwrap();
+        for name in [&b"fifo"[..], b"link"] {
+            let place = dir.open_entry(name).unwrap();
+            dir.rename_at(name, &dir, b"moved").unwrap();
+            dir.link_at(b"other", &dir, name).unwrap();
+            let (before, root) = (stat::of_fd(&place).unwrap(), crate::os::process::geteuid() == 0);
+            set_mtime(&place, mtime).unwrap();
+            let (uid, gid) = if root { (77, 78) } else { (before.uid, before.gid) };
+            chown(&place, uid, gid).unwrap();
+            if root {
+                xattr::set(Subject::Fd(place.as_fd()), b"trusted.t", b"v").unwrap();
+                assert_eq!(xattr::get(Subject::At(&dir, b"moved"), b"trusted.t").unwrap(), b"v");
+                assert!(xattr::get(Subject::At(&dir, b"other"), b"trusted.t").is_err());
+            }
+            if before.kind == Kind::Fifo {
+                chmod(&place, 0o4751).unwrap();
+                assert_eq!(dir.stat_at(b"moved").unwrap().perm, 0o4751);
+            }
+            let moved = dir.stat_at(b"moved").unwrap();
+            assert_eq!((moved.kind, moved.mtime, moved.uid, moved.gid), (before.kind, mtime, uid, gid));
+            dir.unlink_at(name).unwrap();
+            let now = dir.stat_at(b"other").unwrap();
+            assert_eq!((now.perm, now.uid, now.mtime), (other.perm, other.uid, other.mtime));
+        }
     }
 
     #[test]

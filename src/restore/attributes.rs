@@ -5,57 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::catalog::{Attr, Kind, Xattrs};
-use crate::os::{DirFd, Stat, file, process, stat, xattr};
-
-/// What gets the attributes.
-#[derive(Debug, Clone, Copy)]
-pub enum Handle<'a> {
-    /// An open file or directory (not `O_PATH`).
-    Fd(BorrowedFd<'a>),
-    /// An entry that is not opened: a symlink, fifo, socket or device.
-    At(&'a DirFd, &'a [u8]),
-}
-
-impl<'a> Handle<'a> {
-    pub fn open(fd: &'a impl AsFd) -> Handle<'a> {
-        Handle::Fd(fd.as_fd())
-    }
-
-    fn stat(self) -> io::Result<Stat> {
-        match self {
-            Handle::Fd(fd) => stat::of_fd(fd),
-            Handle::At(dir, name) => dir.stat_at(name),
-        }
-    }
-
-    fn chown(self, uid: u32, gid: u32) -> io::Result<()> {
-        match self {
-            Handle::Fd(fd) => file::chown(fd, uid, gid),
-            Handle::At(dir, name) => dir.chown_at(name, uid, gid),
-        }
-    }
-
-    fn chmod(self, perm: u16) -> io::Result<()> {
-        match self {
-            Handle::Fd(fd) => file::chmod(fd, u32::from(perm)),
-            Handle::At(dir, name) => dir.chmod_at(name, u32::from(perm)),
-        }
-    }
-
-    fn set_mtime(self, mtime: crate::catalog::Timespec) -> io::Result<()> {
-        match self {
-            Handle::Fd(fd) => file::set_mtime(fd, mtime),
-            Handle::At(dir, name) => dir.set_mtime_at(name, mtime),
-        }
-    }
-
-    fn xattrs(self) -> xattr::Subject<'a> {
-        match self {
-            Handle::Fd(fd) => xattr::Subject::Fd(fd),
-            Handle::At(dir, name) => xattr::Subject::At(dir, name),
-        }
-    }
-}
+use crate::os::xattr::{self, Subject};
+use crate::os::{Stat, file, process, stat};
 
 /// Something that could not be set: what was tried, and the error.
 pub type Failed = (&'static str, io::Error);
@@ -63,11 +14,11 @@ pub type Failed = (&'static str, io::Error);
 /// Keeps the owner or group as it is in `chown`.
 const KEEP: u32 = u32::MAX;
 
-/// Sets all attributes; goes on after a failure and gives all of them.
+/// Sets all attributes of what is open (`O_PATH` will do); goes on after a failure and gives all of them.
 ///
 /// What an ordinary user can't do (owner, `trusted.*` and `security.*` attributes) is left without a word, as tar
-/// does; setuid and setgid are then left out too, for they would speak for the wrong owner.
-pub fn apply(handle: Handle<'_>, attr: &Attr, xattrs: &Xattrs) -> Vec<Failed> {
+/// does. setuid and setgid are left out wherever the owner is not the right one, for they would speak for another.
+pub fn apply(to: &impl AsFd, attr: &Attr, xattrs: &Xattrs) -> Vec<Failed> {
     let mut failed = Vec::new();
     let privileged = process::geteuid() == 0;
     let mut note = |what, result: io::Result<()>| {
@@ -75,37 +26,38 @@ pub fn apply(handle: Handle<'_>, attr: &Attr, xattrs: &Xattrs) -> Vec<Failed> {
             failed.push((what, error));
         }
     };
-    let now = match handle.stat() {
+    let to = to.as_fd();
+    let now = match stat::of_fd(to) {
         Ok(now) => now,
         Err(error) => return vec![("stat", error)],
     };
     let mut perm = attr.perm;
-    if (now.uid, now.gid) != (attr.uid, attr.gid) {
-        match handle.chown(attr.uid, attr.gid) {
-            Err(error) if !privileged && error.raw_os_error() == Some(libc::EPERM) => {
-                let group_set = handle.chown(KEEP, attr.gid).is_ok();
-                perm &= if now.uid == attr.uid { 0o7777 } else { !0o4000 };
-                perm &= if group_set { 0o7777 } else { !0o2000 };
-            }
-            result => note("set the owner of", result),
+    if (now.uid, now.gid) != (attr.uid, attr.gid)
+        && let Err(error) = file::chown(to, attr.uid, attr.gid)
+    {
+        let group_set = now.gid == attr.gid || file::chown(to, KEEP, attr.gid).is_ok();
+        perm &= if now.uid == attr.uid { 0o7777 } else { !0o4000 };
+        perm &= if group_set { 0o7777 } else { !0o2000 };
+        if privileged || error.raw_os_error() != Some(libc::EPERM) {
+            note("set the owner of", Err(error));
         }
     }
-    set_xattrs(handle, xattrs, privileged, &mut note);
+    set_xattrs(to, xattrs, privileged, &mut note);
     if attr.kind != Kind::Symlink {
-        note("set the mode of", handle.chmod(perm));
+        note("set the mode of", file::chmod(to, u32::from(perm)));
     }
-    note("set the time of", handle.set_mtime(attr.mtime));
+    note("set the time of", file::set_mtime(to, attr.mtime));
     failed
 }
 
 fn set_xattrs(
-    handle: Handle<'_>,
+    to: BorrowedFd<'_>,
     wanted: &Xattrs,
     privileged: bool,
     note: &mut impl FnMut(&'static str, io::Result<()>),
 ) {
     // A default ACL of the parent, or what was there before, may have left attributes that are not wanted.
-    match xattr::list(handle.xattrs()) {
+    match xattr::list(Subject::Fd(to)) {
         Ok(names) => {
             let extra = names.iter().filter(|name| {
                 !name.starts_with(b"security.")
@@ -113,7 +65,7 @@ fn set_xattrs(
                     && wanted.binary_search_by(|(known, _)| known.cmp(name)).is_err()
             });
             for name in extra {
-                note("remove an extended attribute of", xattr::remove(handle.xattrs(), name));
+                note("remove an extended attribute of", xattr::remove(Subject::Fd(to), name));
             }
         }
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
@@ -121,10 +73,10 @@ fn set_xattrs(
     }
     for (name, value) in wanted.iter().filter(|(name, _)| settable(name, privileged)) {
         // Setting what is there already can fail for want of a right that is not needed.
-        if xattr::get(handle.xattrs(), name).is_ok_and(|now| now == *value) {
+        if xattr::get(Subject::Fd(to), name).is_ok_and(|now| now == *value) {
             continue;
         }
-        note("set an extended attribute of", xattr::set(handle.xattrs(), name, value));
+        note("set an extended attribute of", xattr::set(Subject::Fd(to), name, value));
     }
 }
 

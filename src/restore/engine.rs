@@ -6,9 +6,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::attributes::{self, Failed, Handle};
-use super::remove::remove_tree;
-use super::{Decision, Extra, Options, Report, Source, Target};
+use super::attributes::{self, Failed};
+use super::{Decision, Extra, Options, Report, Source, Spare, Target, Why};
 use crate::catalog::codec::valid_name;
 use crate::catalog::{Child, DirState, Kind};
 use crate::error::{Error, Result};
@@ -41,10 +40,34 @@ struct Level {
     fresh: bool,
     /// Entries from here on whose blocks were asked for.
     ahead: usize,
+    /// Device of the file system that `--delete` may work on here and below; None where it may not.
+    deletes_on: Option<u64>,
     /// What `--delete` must not touch; None when nothing may be deleted here.
     keep: Option<HashSet<Vec<u8>>>,
     /// Its name is the last one of the place.
     named: bool,
+}
+
+/// Where a directory stands, for `--delete`: it must not empty what is mounted in the tree, which a backup saves as
+/// an empty directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Border {
+    /// A path that was asked for, or the target itself.
+    Top,
+    /// In a directory whose `deletes_on` is this.
+    Below(Option<u64>),
+}
+
+impl Border {
+    /// `deletes_on` of a directory; `empty` if the version has nothing in it.
+    fn deletes_on(self, stat: &Stat, empty: bool) -> Option<u64> {
+        let inside = match self {
+            // Asked for by name; but an empty one may be a mount point that was not entered.
+            Border::Top => !(stat.mount_root && empty),
+            Border::Below(above) => above == Some(stat.dev) && !stat.mount_root,
+        };
+        inside.then_some(stat.dev)
+    }
 }
 
 pub(super) struct Restore<'a> {
@@ -54,16 +77,18 @@ pub(super) struct Restore<'a> {
     always: bool,
     target: Target,
     pub extra: Extra,
+    pub spare: Spare,
     pub base: DirFd,
     base_path: PathBuf,
     /// Path in the version of what the base directory stands for; empty for `/`.
     prefix: Vec<u8>,
+    /// Length of the path in the version that is being restored.
+    pub asked_bytes: usize,
     /// Names from the base directory to the directory that is being restored.
     pub place: Vec<Vec<u8>>,
     pub made: HashMap<Logid, Made>,
     /// Names of damaged files that were just written.
-    pub spared: Vec<Vec<u8>>,
-    pub temp_count: u64,
+    pub new_names: Vec<Vec<u8>>,
     pub report: Report,
 }
 
@@ -76,6 +101,7 @@ impl<'a> Restore<'a> {
     ) -> Result<Restore<'a>> {
         let base_path = match &options.target {
             Target::Below(dir) => {
+                options.spare.refuse_inside(dir)?;
                 std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, &error))?;
                 dir.clone()
             }
@@ -89,13 +115,14 @@ impl<'a> Restore<'a> {
             always: false,
             target: options.target.clone(),
             extra: options.extra,
+            spare: options.spare.clone(),
             base,
             base_path,
             prefix: Vec::new(),
+            asked_bytes: 0,
             place: Vec::new(),
             made: HashMap::new(),
-            spared: Vec::new(),
-            temp_count: 0,
+            new_names: Vec::new(),
             report: Report::default(),
         })
     }
@@ -138,11 +165,12 @@ impl<'a> Restore<'a> {
 
     fn path(&mut self, path: &[u8], mut names: Vec<Vec<u8>>, child: Child) -> Result<()> {
         let base = self.base.try_clone().map_err(|error| Error::io("open", &self.base_path, &error))?;
+        self.asked_bytes = names.iter().map(|name| 1 + name.len()).sum();
         let Some(name) = names.pop() else {
             let Child::Dir(dirno) = child else { return Err(no_name(path)) };
             self.prefix.clear();
             let state = self.source.dir(dirno)?;
-            let level = self.level(base, None, dirno, Some(state))?;
+            let level = self.level(base, None, dirno, Some(state), Border::Top)?;
             return self.tree(level);
         };
         let mut made = Vec::new();
@@ -158,14 +186,14 @@ impl<'a> Restore<'a> {
         };
         let result = parent.and_then(|parent| match child {
             Child::Node(logid) => self.entry(&parent, &name, logid),
-            Child::Dir(dirno) => match self.enter(&parent, &name, dirno)? {
+            Child::Dir(dirno) => match self.enter(&parent, &name, dirno, Border::Top)? {
                 Some(level) => self.tree(level),
                 None => Ok(()),
             },
         });
         // The place now leads to the last parent that was opened.
         for (dir, state) in made.iter().rev() {
-            let failed = attributes::apply(Handle::open(dir), &state.attr, &state.xattrs);
+            let failed = attributes::apply(dir, &state.attr, &state.xattrs);
             self.note_failed(None, failed);
             self.report.dirs += 1;
             self.place.pop();
@@ -199,6 +227,8 @@ impl<'a> Restore<'a> {
                 }
                 other => other.map_err(|error| Error::io("open", &path, &error))?,
             };
+            let stat = next.stat().map_err(|error| Error::io("stat", &path, &error))?;
+            self.spare.refuse(&dir, name, Some(&stat), &path)?;
             dir = next;
             self.place.push(name.clone());
         }
@@ -236,12 +266,12 @@ impl<'a> Restore<'a> {
                 Child::Node(logid) => {
                     let result = self.entry(&level.dir, &name, logid);
                     match &mut level.keep {
-                        Some(keep) => keep.extend(self.spared.drain(..)),
-                        None => self.spared.clear(),
+                        Some(keep) => keep.extend(self.new_names.drain(..)),
+                        None => self.new_names.clear(),
                     }
                     result
                 }
-                Child::Dir(dirno) => match self.enter(&level.dir, &name, dirno) {
+                Child::Dir(dirno) => match self.enter(&level.dir, &name, dirno, Border::Below(level.deletes_on)) {
                     Ok(entered) => {
                         stack.extend(entered);
                         Ok(())
@@ -275,7 +305,7 @@ impl<'a> Restore<'a> {
     }
 
     /// Makes or opens a directory; None if the user keeps what is in its place.
-    fn enter(&mut self, parent: &DirFd, name: &[u8], dirno: Dirno) -> Result<Option<Level>> {
+    fn enter(&mut self, parent: &DirFd, name: &[u8], dirno: Dirno, border: Border) -> Result<Option<Level>> {
         check_name(name)?;
         let path = self.target_path(Some(name));
         let state = match self.source.dir(dirno) {
@@ -286,6 +316,7 @@ impl<'a> Restore<'a> {
             }
         };
         let now = existing(parent, name).map_err(|error| Error::io("stat", &path, &error))?;
+        self.spare.refuse(parent, name, now.as_ref(), &path)?;
         let make = || parent.mkdir_at(name, 0o700).map_err(|error| Error::io("make", &path, &error));
         match now {
             None => make()?,
@@ -307,10 +338,17 @@ impl<'a> Restore<'a> {
         };
         let dir = dir.map_err(|error| Error::io("open", &path, &error))?;
         let fresh = !now.is_some_and(|now| now.is_dir());
-        Ok(Some(Level { fresh, ..self.level(dir, Some(name), dirno, state)? }))
+        Ok(Some(Level { fresh, ..self.level(dir, Some(name), dirno, state, border)? }))
     }
 
-    fn level(&mut self, dir: DirFd, name: Option<&[u8]>, dirno: Dirno, state: Option<DirState>) -> Result<Level> {
+    fn level(
+        &mut self,
+        dir: DirFd,
+        name: Option<&[u8]>,
+        dirno: Dirno,
+        state: Option<DirState>,
+        border: Border,
+    ) -> Result<Level> {
         let path = self.target_path(name);
         let stat = dir.stat().map_err(|error| Error::io("stat", &path, &error))?;
         if state.is_some() && stat.perm & 0o700 != 0o700 && process::geteuid() == stat.uid && stat.uid != 0 {
@@ -320,7 +358,12 @@ impl<'a> Restore<'a> {
         if let Some(error) = &names.incomplete {
             self.fail(self.saved_path(name), error);
         }
-        let keep = (self.extra == Extra::Delete && names.incomplete.is_none())
+        let deletes = self.extra == Extra::Delete;
+        let deletes_on = border.deletes_on(&stat, names.entries.is_empty());
+        if deletes && deletes_on.is_none() && border != Border::Below(None) {
+            self.note_spared(path, Why::OtherFileSystem);
+        }
+        let keep = (deletes && deletes_on.is_some() && names.incomplete.is_none())
             .then(|| names.entries.iter().map(|(name, _)| name.clone()).collect());
         self.place.extend(name.map(<[u8]>::to_vec));
         Ok(Level {
@@ -330,6 +373,7 @@ impl<'a> Restore<'a> {
             entries: names.entries.into_iter(),
             fresh: false,
             ahead: 0,
+            deletes_on,
             keep,
             named: name.is_some(),
         })
@@ -340,33 +384,12 @@ impl<'a> Restore<'a> {
             self.delete_extra(&level.dir, &level.stat, keep);
         }
         if let Some(state) = &level.state {
-            let failed = attributes::apply(Handle::open(&level.dir), &state.attr, &state.xattrs);
+            let failed = attributes::apply(&level.dir, &state.attr, &state.xattrs);
             self.note_failed(None, failed);
         }
         self.report.dirs += 1;
         if level.named {
             self.place.pop();
-        }
-    }
-
-    fn delete_extra(&mut self, dir: &DirFd, stat: &Stat, keep: &HashSet<Vec<u8>>) {
-        let mut names = match dir.read_names() {
-            Ok(names) => names,
-            Err(error) => {
-                let error = Error::io("list", self.target_path(None), &error);
-                return self.fail(self.saved_path(None), &error);
-            }
-        };
-        names.sort_unstable();
-        for name in names.iter().filter(|name| !keep.contains(*name)) {
-            let (removed, left) = remove_tree(dir, stat, name);
-            self.report.deleted += removed;
-            for (names, error) in left {
-                let mut path = self.target_path(None);
-                path.extend(names.iter().map(|name| OsStr::from_bytes(name)));
-                let error = Error::io("remove", path, &error);
-                self.fail(self.saved_path(Some(name)), &error);
-            }
         }
     }
 

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use super::DamagedFile;
 use super::Extra;
-use super::attributes::{self, Handle};
+use super::attributes;
 use super::content::{Bad, ContentWriter, hash_existing};
 use super::engine::{Made, Restore, check_name, existing};
-use super::remove::remove_tree;
 use crate::backup::walk;
 use crate::catalog::{Attr, Kind, Node};
 use crate::error::{Error, Result};
 use crate::ids::Logid;
+use crate::ledger::Extent;
 use crate::monitor::{Event, Progress};
 use crate::os::{DirFd, Stat, stat, xattr};
 
@@ -62,9 +62,10 @@ impl Restore<'_> {
                 self.remember(name, &node, *now, false);
                 return Ok(());
             }
-            if !self.may_replace(&path)? {
-                return Ok(());
-            }
+        }
+        self.spare.refuse(parent, name, now.as_ref(), &path)?;
+        if now.is_some() && !self.may_replace(&path)? {
+            return Ok(());
         }
         if let Some(made) = made
             && self.link(parent, name, now, &made)?
@@ -127,10 +128,13 @@ impl Restore<'_> {
             monitor.interrupted()
         };
         let bad = ContentWriter::new(self.source, node, &file, &tick).write(&self.saved_path(Some(name)));
+        if let Ok(bad) = &bad {
+            self.source.file_read(node.logid, if bad.is_none() { Extent::Hashed } else { Extent::Part });
+        }
         let made = stat::of_fd(&file).map_err(|error| Error::io("stat", &path, &error))?;
         match bad.map_err(|error| with_path(error, &path))? {
             None => {
-                let failed = attributes::apply(Handle::open(&file), &node.attr, &node.xattrs);
+                let failed = attributes::apply(&file, &node.attr, &node.xattrs);
                 self.rename(temp, parent, name, now)?;
                 self.note_failed(Some(name), failed);
                 self.remember(name, node, made, false);
@@ -142,7 +146,7 @@ impl Restore<'_> {
                 let attr = Attr { perm: node.attr.perm & 0o1777, ..node.attr.clone() };
                 let mut xattrs = node.xattrs.clone();
                 xattrs.retain(|(name, _)| name != b"security.capability");
-                let failed = attributes::apply(Handle::open(&file), &attr, &xattrs);
+                let failed = attributes::apply(&file, &attr, &xattrs);
                 self.note_failed(Some(name), failed);
                 let written = self.damaged_name(name, |new| parent.rename_new_at(&temp.name, parent, new))?;
                 temp.renamed();
@@ -159,13 +163,19 @@ impl Restore<'_> {
             Kind::Symlink => parent.symlink_at(&node.target, temp),
             kind => parent.mknod_at(temp, kind, 0o600, attr.rdev_major, attr.rdev_minor),
         })?;
-        let failed = attributes::apply(Handle::At(parent, &temp.name), attr, &node.xattrs);
-        let made = parent.stat_at(&temp.name);
+        // Nobody but us knows the name; still, what is changed is an inode that was looked at, and only this one.
+        let place = self.target_path(Some(name));
+        let fail = |error| Error::io("open", &place, &error);
+        let opened = parent.open_entry(&temp.name).map_err(fail)?;
+        let made = stat::of_fd(&opened).map_err(fail)?;
+        let device = (made.rdev_major, made.rdev_minor) == (attr.rdev_major, attr.rdev_minor);
+        if made.kind != attr.kind || made.nlink != 1 || !device {
+            return Err(Error::Unsupported { path: place, what: "something else came in its place".into() });
+        }
+        let failed = attributes::apply(&opened, attr, &node.xattrs);
         self.rename(temp, parent, name, now)?;
         self.note_failed(Some(name), failed);
-        if let Ok(made) = made {
-            self.remember(name, node, made, false);
-        }
+        self.remember(name, node, made, false);
         self.count(attr.kind, 0);
         Ok(())
     }
@@ -225,20 +235,22 @@ impl Restore<'_> {
             };
             self.report.damaged.push(file);
         }
-        self.spared.push(written);
+        self.new_names.push(written);
         self.show_progress();
     }
 
     /// Makes something under a free temporary name in the directory of its final name.
     fn make_temp<'d, T>(
-        &mut self,
+        &self,
         dir: &'d DirFd,
         name: &[u8],
         make: impl Fn(&[u8]) -> io::Result<T>,
     ) -> Result<(Temp<'d>, T)> {
         loop {
-            self.temp_count += 1;
-            let temp = format!(".assay-tmp-{}-{}", std::process::id(), self.temp_count).into_bytes();
+            // Who can foresee the name can have something there.
+            let random =
+                crate::crypto::random().map_err(|e| Error::io("get random bytes for", self.target_path(None), &e))?;
+            let temp = format!(".assay-tmp-{:032x}", u128::from_ne_bytes(random)).into_bytes();
             match make(&temp) {
                 Ok(made) => return Ok((Temp { dir, name: temp }, made)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -254,10 +266,15 @@ impl Restore<'_> {
         match now {
             Some(now) if now.is_dir() && self.extra == Extra::Delete => {
                 let parent_stat = parent.stat().map_err(|error| Error::io("stat", &path, &error))?;
-                let (removed, left) = remove_tree(parent, &parent_stat, name);
-                self.report.deleted += removed;
-                if let Some((_, error)) = left.into_iter().next() {
+                let removal = self.remove_tree(parent, &parent_stat, name);
+                self.report.deleted += removal.removed;
+                if let Some((_, error)) = removal.left.into_iter().next() {
                     return fail("remove", error);
+                }
+                if let Some((names, why)) = removal.spared.into_iter().next() {
+                    let place = self.below(&names);
+                    let what = format!("the directory in its place can't go: {}: {why}", place.display());
+                    return Err(Error::Unsupported { path, what });
                 }
             }
             Some(now) if now.is_dir() => {

@@ -1,11 +1,29 @@
-//! `--delete`: removing a tree without following symlinks or leaving its file system.
+//! `--delete`: removing a tree without following symlinks, leaving its file system, or taking what is spared.
 
+use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
+use super::engine::Restore;
+use super::{Spare, Why};
+use crate::error::Error;
+use crate::monitor::Event;
 use crate::os::{DirFd, Stat};
 
-/// What could not be removed: names from the starting directory down, and why.
-pub type Left = (Vec<Vec<u8>>, io::Error);
+/// Trail from the starting directory down.
+pub type Trail = Vec<Vec<u8>>;
+
+/// What became of a tree.
+#[derive(Debug, Default)]
+pub struct Removal {
+    /// Entries that went.
+    pub removed: u64,
+    pub spared: Vec<(Trail, Why)>,
+    /// What could not be removed.
+    pub left: Vec<(Trail, io::Error)>,
+}
 
 struct Level {
     dir: DirFd,
@@ -15,27 +33,42 @@ struct Level {
     stays: bool,
 }
 
-/// Removes the entry `name` of `parent` with all below it; gives how many entries went, and what is left.
+enum Step {
+    Removed,
+    Spared(Why),
+    Entered(DirFd, Vec<Vec<u8>>),
+}
+
+/// What a removal has to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits<'a> {
+    pub spare: &'a Spare,
+    /// Path of the parent in the version.
+    pub saved: &'a [u8],
+    /// As in [`Spare::excludes`].
+    pub asked_bytes: usize,
+}
+
+/// Removes the entry `name` of `parent` with all below it.
 ///
-/// A mount point, and all above it, stays.
-pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8]) -> (u64, Vec<Left>) {
-    let (mut removed, mut left) = (0, Vec::new());
+/// What is spared and a mount point stay, and all directories above them.
+pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8], limits: Limits<'_>) -> Removal {
+    let mut removal = Removal::default();
     let mut stack: Vec<Level> = Vec::new();
     let mut next = Some(name.to_vec());
     loop {
         if let Some(name) = next.take() {
             let at = stack.last().map_or(parent, |level| &level.dir);
-            match remove_or_enter(at, parent_stat, &name) {
-                Ok(None) => removed += 1,
-                Ok(Some((dir, rest))) => stack.push(Level { dir, name, rest, stays: false }),
-                Err(error) => {
-                    let names = stack.iter().map(|level| level.name.clone()).chain([name]).collect();
-                    left.push((names, error));
-                    stack.iter_mut().for_each(|level| level.stays = true);
-                }
+            let above = stack.iter().map(|level| level.name.as_slice());
+            let path = above.chain([name.as_slice()]).fold(limits.saved.to_vec(), join);
+            match remove_or_enter(at, parent_stat, &name, &path, limits) {
+                Ok(Step::Removed) => removal.removed += 1,
+                Ok(Step::Entered(dir, rest)) => stack.push(Level { dir, name, rest, stays: false }),
+                Ok(Step::Spared(why)) => removal.spared.push((stays(&mut stack, name), why)),
+                Err(error) => removal.left.push((stays(&mut stack, name), error)),
             }
         }
-        let Some(level) = stack.last_mut() else { return (removed, left) };
+        let Some(level) = stack.last_mut() else { return removal };
         next = level.rest.pop();
         if next.is_some() {
             continue;
@@ -43,37 +76,109 @@ pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8]) -> (u64, Vec
         let Some(Level { name, stays: false, .. }) = stack.pop() else { continue };
         let at = stack.last().map_or(parent, |level| &level.dir);
         match at.rmdir_at(&name) {
-            Ok(()) => removed += 1,
-            Err(error) => {
-                let names = stack.iter().map(|level| level.name.clone()).chain([name]).collect();
-                left.push((names, error));
-                stack.iter_mut().for_each(|level| level.stays = true);
-            }
+            Ok(()) => removal.removed += 1,
+            Err(error) => removal.left.push((stays(&mut stack, name), error)),
         }
     }
 }
 
+fn join(mut dir: Vec<u8>, name: &[u8]) -> Vec<u8> {
+    if dir.last() != Some(&b'/') {
+        dir.push(b'/');
+    }
+    dir.extend_from_slice(name);
+    dir
+}
+
+/// Notes that `name` stays, and so all above it; gives where it is.
+fn stays(stack: &mut [Level], name: Vec<u8>) -> Trail {
+    stack.iter_mut().for_each(|level| level.stays = true);
+    stack.iter().map(|level| level.name.clone()).chain([name]).collect()
+}
+
 /// Removes anything but a directory; opens a directory and lists it.
-fn remove_or_enter(at: &DirFd, start: &Stat, name: &[u8]) -> io::Result<Option<(DirFd, Vec<Vec<u8>>)>> {
+fn remove_or_enter(at: &DirFd, start: &Stat, name: &[u8], path: &[u8], limits: Limits<'_>) -> io::Result<Step> {
     let stat = at.stat_at(name)?;
+    if let Some(why) = limits.spare.entry(at, name, Some(&stat)) {
+        return Ok(Step::Spared(why));
+    }
     if stat.dev != start.dev || stat.mount_root {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        return Ok(Step::Spared(Why::OtherFileSystem));
+    }
+    if limits.spare.excludes(path, stat.is_dir(), limits.asked_bytes) {
+        return Ok(Step::Spared(Why::Excluded));
     }
     if !stat.is_dir() {
-        return at.unlink_at(name).map(|()| None);
+        return at.unlink_at(name).map(|()| Step::Removed);
     }
     let dir = at.open_dir(name)?;
     let opened = dir.stat()?;
-    if opened.dev != start.dev {
+    // Another may have come in its place.
+    if !opened.same_file(&stat) || opened.mount_root {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     let names = dir.read_names()?;
-    Ok(Some((dir, names)))
+    Ok(Step::Entered(dir, names))
+}
+
+impl Restore<'_> {
+    /// Removes the entries of the current directory that the version does not have.
+    pub(super) fn delete_extra(&mut self, dir: &DirFd, stat: &Stat, keep: &HashSet<Vec<u8>>) {
+        let mut names = match dir.read_names() {
+            Ok(names) => names,
+            Err(error) => {
+                let error = Error::io("list", self.target_path(None), &error);
+                return self.fail(self.saved_path(None), &error);
+            }
+        };
+        names.sort_unstable();
+        for name in names.iter().filter(|name| !keep.contains(*name)) {
+            let removal = self.remove_tree(dir, stat, name);
+            self.report.deleted += removal.removed;
+            for (names, why) in removal.spared {
+                self.note_spared(self.below(&names), why);
+            }
+            for (names, error) in removal.left {
+                let error = Error::io("remove", self.below(&names), &error);
+                self.fail(self.saved_path(Some(name)), &error);
+            }
+        }
+    }
+
+    pub(super) fn remove_tree(&self, dir: &DirFd, stat: &Stat, name: &[u8]) -> Removal {
+        let saved = self.saved_path(None);
+        let limits = Limits { spare: &self.spare, saved: &saved, asked_bytes: self.asked_bytes };
+        remove_tree(dir, stat, name, limits)
+    }
+
+    /// Path on disk of what is below the current directory.
+    pub(super) fn below(&self, names: &Trail) -> PathBuf {
+        let mut path = self.target_path(None);
+        path.extend(names.iter().map(|name| OsStr::from_bytes(name)));
+        path
+    }
+
+    pub(super) fn note_spared(&mut self, path: PathBuf, why: Why) {
+        // There may be many of those, and the user named them.
+        if why != Why::Excluded {
+            let what = format!("nothing removed here: {why}");
+            self.monitor.event(Event::Warning { path: path.as_os_str().as_bytes(), what });
+        }
+        self.report.spared_count += 1;
+        if self.report.spared.len() < super::MAX_LISTED {
+            self.report.spared.push((path, why));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn none() -> Limits<'static> {
+        let spare = Box::leak(Box::new(Spare::default()));
+        Limits { spare, saved: b"/", asked_bytes: 0 }
+    }
 
     #[test]
     fn a_tree_goes_but_not_what_its_symlinks_lead_to() {
@@ -85,8 +190,8 @@ mod tests {
         std::fs::write(temp.path().join("in/a/b/f"), "f").unwrap();
         std::os::unix::fs::symlink(temp.path().join("outside"), temp.path().join("in/a/link")).unwrap();
         let dir = DirFd::open(temp.path()).unwrap();
-        let (removed, left) = remove_tree(&dir, &dir.stat().unwrap(), b"in");
-        assert_eq!((removed, left.len()), (7, 0));
+        let done = remove_tree(&dir, &dir.stat().unwrap(), b"in", none());
+        assert_eq!((done.removed, done.left.len(), done.spared.len()), (7, 0, 0));
         assert_eq!(std::fs::read(temp.path().join("outside/precious")).unwrap(), b"p");
         assert!(!temp.path().join("in").exists());
     }
@@ -94,17 +199,17 @@ mod tests {
     #[test]
     fn another_file_system_is_not_touched() {
         let root = DirFd::open(std::path::Path::new("/")).unwrap();
-        let (removed, left) = remove_tree(&root, &root.stat().unwrap(), b"proc");
-        assert_eq!((removed, left.len()), (0, 1));
-        assert_eq!(left[0].1.raw_os_error(), Some(libc::EBUSY));
+        let done = remove_tree(&root, &root.stat().unwrap(), b"proc", none());
+        assert_eq!((done.removed, done.left.len()), (0, 0));
+        assert_eq!(done.spared, [(vec![b"proc".to_vec()], Why::OtherFileSystem)]);
     }
 
     #[test]
     fn what_is_missing_is_named_with_its_whole_path() {
         let temp = tempfile::tempdir().unwrap();
         let dir = DirFd::open(temp.path()).unwrap();
-        let (removed, left) = remove_tree(&dir, &dir.stat().unwrap(), b"none");
-        assert_eq!(removed, 0);
-        assert_eq!(left[0].0, [b"none".to_vec()]);
+        let done = remove_tree(&dir, &dir.stat().unwrap(), b"none", none());
+        assert_eq!(done.removed, 0);
+        assert_eq!(done.left[0].0, [b"none".to_vec()]);
     }
 }

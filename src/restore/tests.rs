@@ -1,5 +1,6 @@
 //! Restores from a version in memory, compared through the standard library.
 
+mod delete;
 mod fake;
 
 use std::cell::RefCell;
@@ -402,6 +403,7 @@ fn a_restore_that_is_cut_leaves_nothing_half_under_a_final_name() {
         paths: vec![b"/d".to_vec()],
         target: Target::Below(target.into()),
         extra: Extra::Delete,
+        spare: Spare::default(),
     };
     let mut cut = 0;
     for polls in 0..100 {

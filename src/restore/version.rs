@@ -1,12 +1,17 @@
 //! A version of a backup dir as the source of a restore: the tree and the store of verified blocks.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{Names, Source};
 use crate::arc::VerifiedBlock;
 use crate::catalog::{Child, DirState, Node};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{BlockId, Dirno, Logid, Version};
+use crate::index::VersionRow;
+use crate::ledger::Extent;
 use crate::store::{Store, Wanted};
 use crate::tree::{Found, Piece, Tree};
 
@@ -23,6 +28,26 @@ impl VersionSource {
     pub fn new(tree: Arc<Tree>, store: Arc<Store>, version: Version) -> VersionSource {
         VersionSource { tree, store, version }
     }
+}
+
+/// Refuses `--delete` for a path of `version` that may lack what a backup could not read: as rsync does, which
+/// deletes nothing after an I/O error.
+///
+/// A run that was given other paths only took this one over, so the runs before it are asked too.
+pub fn refuse_delete(versions: &[VersionRow], version: Version, path: &[u8]) -> Result<()> {
+    let asked = Path::new(OsStr::from_bytes(path));
+    for row in versions.iter().rev().filter(|row| row.version <= version) {
+        let saved = || row.info.paths.iter().map(|saved| Path::new(OsStr::from_bytes(saved)));
+        let whole = saved().any(|saved| asked.starts_with(saved));
+        if row.info.errors > 0 && (whole || saved().any(|saved| saved.starts_with(asked))) {
+            let (run, errors) = (row.version, row.info.errors);
+            return Err(Error::DeleteUnsafe { path: path.to_vec(), version, run, errors });
+        }
+        if whole {
+            break;
+        }
+    }
+    Ok(())
 }
 
 impl Source for VersionSource {
@@ -83,5 +108,52 @@ impl Source for VersionSource {
             Piece::Zero { .. } => None,
         });
         self.store.prefetch(wanted, file);
+    }
+
+    fn file_read(&self, file: Logid, extent: Extent) {
+        if let Some(ledger) = self.store.ledger() {
+            ledger.file(file, extent);
+            // It has said so itself, and the restore does not depend on it.
+            let _ = ledger.flush_if_due();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::VersionInfo;
+
+    #[test]
+    fn delete_is_refused_where_a_run_may_have_missed_something() {
+        // Runs as (paths, errors), the version asked, the path, and the run that is to blame.
+        type Run<'a> = (&'a [&'a str], u64);
+        let blamed = |runs: &[Run<'_>], version: u32, path: &str| {
+            let row = |(number, (paths, errors)): (usize, &Run<'_>)| VersionRow {
+                version: Version(number as u32),
+                info: VersionInfo {
+                    paths: paths.iter().map(|path| path.as_bytes().to_vec()).collect(),
+                    errors: *errors,
+                    ..VersionInfo::default()
+                },
+                base: false,
+            };
+            let rows: Vec<VersionRow> = runs.iter().enumerate().map(row).collect();
+            match refuse_delete(&rows, Version(version), path.as_bytes()) {
+                Ok(()) => None,
+                Err(Error::DeleteUnsafe { run, .. }) => Some(run.0),
+                Err(other) => panic!("{other}"),
+            }
+        };
+        let runs: &[Run<'_>] = &[(&["/a"], 1), (&["/b"], 0), (&["/a/x"], 0), (&["/a"], 0), (&["/b"], 2)];
+        assert_eq!(blamed(runs, 0, "/a"), Some(0));
+        assert_eq!(blamed(runs, 1, "/a/x/deep"), Some(0), "taken over");
+        assert_eq!(blamed(runs, 2, "/a"), Some(0), "saved again only in part");
+        assert_eq!(blamed(runs, 2, "/a/x/deep"), None);
+        assert_eq!(blamed(runs, 2, "/b"), None);
+        assert_eq!(blamed(runs, 3, "/a"), None, "read whole since");
+        assert_eq!(blamed(runs, 4, "/a"), None, "errors elsewhere");
+        assert_eq!(blamed(runs, 4, "/"), Some(4));
+        assert_eq!(blamed(runs, 4, "/bb"), None);
     }
 }

@@ -1,8 +1,500 @@
 //! v3 and v4: each block of the arcs, in the order of the medium.
+//!
+//! Every byte of an arc is authenticated in its place: header, all frames, footer, trailer, and the length. So an arc
+//! without a finding is, byte for byte, the one whose SHA-256 is recorded; it is not hashed once more
+//! (docs/decisions.md).
+//! Invariants: neighbouring frames with the same damage are one finding, and so is an arc that is missing, cut, or
+//! another one; damage, and what reads right again, is noted in the ledger.
 
-use super::{Exam, Report};
-use crate::error::Result;
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
-pub(super) fn check(_exam: &Exam<'_>, _report: &mut Report) -> Result<()> {
+use super::copies::{Copies, Local};
+use super::findings::{Cause, Finding, MAX_LISTED, Part, Spot};
+use super::hits;
+use super::medium::{self, Bad, Job, Placed, Watch};
+use super::plan::{Plan, commit_arc};
+use super::shell::{Fault, Shell};
+use super::{Exam, Level, Report};
+use crate::arc::{ARC_HEADER_LEN, FrameInfo};
+use crate::backupdir::arcs::{self, ArcFile};
+use crate::catalog::ArcEntry;
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
+use crate::index::Places;
+use crate::ledger::{self, How, Record};
+use crate::monitor::{Event, Progress};
+use crate::store::lock;
+
+/// Frames of one finding that the ledger notes one by one.
+const MAX_NOTED: u32 = 1000;
+/// How often the ledger is written during a run.
+const FLUSH_EVERY: Duration = Duration::from_secs(60);
+
+pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
+    let plan = Plan::make(exam)?;
+    report.notes.extend(plan.notes.iter().cloned());
+    let copies: [&dyn Copies; 1] = [&Local::new(exam.dir.path())];
+    if exam.options.level == Level::AllCopies {
+        report.notes.push("there are no destinations: -v4 did what -v3 does".into());
+    }
+    for copy in copies {
+        let run = Run::new(exam, copy, &plan);
+        medium::verify_all(exam.dir.keys(), run.jobs(), &run);
+        run.end(report);
+    }
     Ok(())
+}
+
+/// Something wrong, before it is known which files it hits.
+struct Wrong {
+    error: Error,
+    cause: Cause,
+    spot: Spot,
+    /// Frames of a data arc that can't be read.
+    frames: Option<(ArcSerial, u32, u32)>,
+}
+
+/// One copy being checked.
+struct Run<'a> {
+    exam: &'a Exam<'a>,
+    copy: &'a dyn Copies,
+    plan: &'a Plan,
+    /// Frames that were known to be damaged, by arc.
+    known: HashMap<ArcSerial, Vec<ledger::Damage>>,
+    wrong: Mutex<Vec<Wrong>>,
+    unlisted: AtomicU64,
+    arcs: AtomicU64,
+    blocks: AtomicU64,
+    plain_bytes: AtomicU64,
+    read_bytes: AtomicU64,
+    expected_bytes: u64,
+    flushed: Mutex<Instant>,
+}
+
+impl<'a> Run<'a> {
+    fn new(exam: &'a Exam<'a>, copy: &'a dyn Copies, plan: &'a Plan) -> Run<'a> {
+        let mut known: HashMap<ArcSerial, Vec<ledger::Damage>> = HashMap::new();
+        for damage in exam.known.open_damage().iter().filter(|damage| damage.copy == copy.id()) {
+            known.entry(damage.arc).or_default().push(damage.clone());
+        }
+        let expected_bytes = match exam.options.sample {
+            None => plan.arcs.iter().map(|entry| entry.arc_bytes).sum(),
+            Some(_) => 0,
+        };
+        Run {
+            exam,
+            copy,
+            plan,
+            known,
+            wrong: Mutex::default(),
+            unlisted: AtomicU64::new(0),
+            arcs: AtomicU64::new(0),
+            blocks: AtomicU64::new(0),
+            plain_bytes: AtomicU64::new(0),
+            read_bytes: AtomicU64::new(0),
+            expected_bytes,
+            flushed: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// All arcs, each opened when its turn comes.
+    fn jobs(&self) -> impl Iterator<Item = Job> {
+        let go_on = |_: &&ArcEntry| !self.stop();
+        let arcs = self.plan.arcs.iter().take_while(go_on).filter_map(|entry| self.arc(entry));
+        let commits = self.plan.commits.iter().take_while(|_| !self.stop()).filter_map(|run| self.commit(*run));
+        let orphans = self.plan.orphans.iter().take_while(|_| !self.stop()).filter_map(|name| self.orphan(*name));
+        arcs.chain(commits).chain(orphans)
+    }
+
+    /// An arc that a commit record describes.
+    fn arc(&self, entry: &ArcEntry) -> Option<Job> {
+        let bytes = match self.copy.open(entry.name) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.whole(entry.name, Some(entry), error);
+                return None;
+            }
+        };
+        let keys = self.exam.dir.keys();
+        let whole = self.exam.options.sample.is_none();
+        let cut = bytes.len_bytes() < entry.arc_bytes;
+        let shell = match whole && !cut {
+            true => Shell::read(bytes.as_ref(), entry.name, Some(entry), keys),
+            false => Shell::default(),
+        };
+        let Some(mut frames) = self.frames(entry, &shell) else {
+            let error = self.index_error(format!("the frame table of {} is lost, in the arc too", entry.name));
+            self.note(Finding::new(Level::LocalBlocks, Cause::Unchecked, error));
+            shell.faults.iter().for_each(|fault| self.fault(entry.name, Some(entry), fault));
+            return None;
+        };
+        if cut {
+            self.cut(entry, bytes.len_bytes(), &mut frames);
+        }
+        if let Some(count) = self.exam.options.sample {
+            frames = sample(frames, count);
+        }
+        Some(Job {
+            name: entry.name,
+            serial: Some(entry.serial),
+            cipher: keys.arc_cipher(entry.id, &entry.salt),
+            bytes,
+            frames,
+            whole: whole && !cut,
+            faults: shell.faults,
+            foreign: shell.foreign,
+            other: shell.other,
+            bad: Mutex::default(),
+        })
+    }
+
+    /// The frames as the index has them; when it does not, as the arc itself does.
+    fn frames(&self, entry: &ArcEntry, shell: &Shell) -> Option<Vec<Placed>> {
+        if self.plan.indexed {
+            match self.indexed_frames(entry) {
+                Ok(frames) => return Some(frames),
+                // The checks of the index have told it already.
+                Err(_) if self.exam.findings.any(Cause::Index) => {}
+                Err(error) => {
+                    let cause = if error.is_damage() { Cause::Index } else { Cause::Unchecked };
+                    self.note(Finding::new(Level::LocalBlocks, cause, error));
+                }
+            }
+        }
+        let table = shell.table.clone().or_else(|| {
+            let arc = ArcFile::open_known(self.exam.dir.path(), entry, self.exam.dir.keys()).ok()?;
+            arc.frame_table(self.exam.dir.keys()).ok()
+        })?;
+        Some(placed(table))
+    }
+
+    fn indexed_frames(&self, entry: &ArcEntry) -> Result<Vec<Placed>> {
+        let mut frames = Vec::with_capacity(entry.frames as usize);
+        while frames.len() < entry.frames as usize {
+            let chunk = self.exam.index.frame_chunk(entry.serial, FrameNo(frames.len() as u32))?;
+            let mut offset = chunk.offset;
+            for (info, no) in chunk.frames.iter().zip(chunk.first.0..) {
+                frames.push((FrameNo(no), offset, *info));
+                offset += info.frame_len();
+            }
+        }
+        Ok(frames)
+    }
+
+    /// A cut arc is one finding, from its first frame that is not all there on.
+    fn cut(&self, entry: &ArcEntry, len_bytes: u64, frames: &mut Vec<Placed>) {
+        let there = frames.partition_point(|(_, offset, info)| offset + info.frame_len() <= len_bytes);
+        let gone = frames.split_off(there);
+        let damage = Damage::Truncated { wanted_bytes: entry.arc_bytes, found_bytes: len_bytes };
+        let (part, offset) = match gone.first() {
+            Some((first, offset, _)) => (Part::Frames { first: *first, count: gone.len() as u32 }, *offset),
+            None if len_bytes < entry.footer_offset + u64::from(entry.footer_len) => {
+                (Part::Footer, entry.footer_offset)
+            }
+            None => (Part::Trailer, entry.footer_offset + u64::from(entry.footer_len)),
+        };
+        self.fault(entry.name, Some(entry), &Fault { part, offset, damage, cause: Cause::Missing });
+    }
+
+    /// A commit arc: both copies of the record, and what surrounds them.
+    fn commit(&self, run: Version) -> Option<Job> {
+        let name = commit_arc(run);
+        let (dir, keys) = (self.exam.dir.path(), self.exam.dir.keys());
+        let spot = Spot { copy: self.copy.id(), serial: None, part: Part::Whole };
+        let damaged = |cause, error: Error| {
+            let place = Some(Place { arc: name, frame: None, block: None, offset: 0 });
+            self.note(Finding { place, spot: Some(spot), ..Finding::new(Level::LocalBlocks, cause, error) });
+        };
+        let bytes = match self.copy.open(name) {
+            Ok(bytes) => bytes,
+            Err(Error::Arc { damage: Damage::Missing, .. }) => {
+                let what = format!("{name} is missing");
+                damaged(Cause::Missing, Error::CommitDamaged { run, what });
+                return None;
+            }
+            Err(error) => {
+                self.whole(name, None, error);
+                return None;
+            }
+        };
+        if let Err(error) = arcs::read_commit(dir, run, keys) {
+            damaged(Cause::Catalog, error);
+            return None;
+        }
+        self.unlisted_arc(name, bytes)
+    }
+
+    /// An arc whose commit record can't be read.
+    fn orphan(&self, name: ArcName) -> Option<Job> {
+        match self.copy.open(name) {
+            Ok(bytes) => self.unlisted_arc(name, bytes),
+            Err(error) => {
+                self.whole(name, None, error);
+                None
+            }
+        }
+    }
+
+    /// An arc that is described by nothing but itself.
+    fn unlisted_arc(&self, name: ArcName, bytes: Box<dyn super::copies::ArcBytes>) -> Option<Job> {
+        let keys = self.exam.dir.keys();
+        let shell = Shell::read(bytes.as_ref(), name, None, keys);
+        let walked = || ArcFile::open(self.exam.dir.path(), name, keys).ok()?.frame_table(keys).ok();
+        let table = shell.table.clone().or_else(walked);
+        let (Some((id, salt, _)), Some(table)) = (shell.identity, table) else {
+            let cause = if shell.foreign { Cause::Key } else { Cause::Medium };
+            let damage = if shell.other { Damage::WrongFrame } else { Damage::BadHeader };
+            self.fault(name, None, &Fault { part: Part::Whole, offset: 0, damage, cause });
+            return None;
+        };
+        Some(Job {
+            name,
+            serial: None,
+            cipher: keys.arc_cipher(id, &salt),
+            bytes,
+            frames: placed(table),
+            whole: true,
+            faults: shell.faults,
+            foreign: shell.foreign,
+            other: shell.other,
+            bad: Mutex::default(),
+        })
+    }
+
+    /// The arc as a whole can't be read.
+    fn whole(&self, name: ArcName, entry: Option<&ArcEntry>, error: Error) {
+        match error {
+            Error::Arc { damage, .. } => {
+                let cause = if damage == Damage::Missing { Cause::Missing } else { Cause::Medium };
+                self.fault(name, entry, &Fault { part: Part::Whole, offset: 0, damage, cause });
+            }
+            other => self.note(Finding::new(Level::LocalBlocks, Cause::Unchecked, other)),
+        }
+    }
+
+    fn fault(&self, name: ArcName, entry: Option<&ArcEntry>, fault: &Fault) {
+        let serial = entry.map(|entry| entry.serial);
+        let frames = match (fault.part, entry) {
+            (Part::Whole, Some(entry)) => Some((0, entry.frames)),
+            (Part::Frames { first, count }, _) => Some((first.0, count)),
+            _ => None,
+        };
+        self.add(name, serial, fault, frames);
+    }
+
+    /// Lists it for the end, and notes it in the ledger.
+    fn add(&self, name: ArcName, serial: Option<ArcSerial>, fault: &Fault, frames: Option<(u32, u32)>) {
+        let frame = match fault.part {
+            Part::Frames { first, .. } => Some(first),
+            _ => None,
+        };
+        let block = serial.zip(frame).map(|(serial, no)| BlockId::new(serial, no));
+        let place = Place { arc: name, frame, block, offset: fault.offset };
+        let error = match fault.cause {
+            Cause::Index => self.index_error(format!("it has another frame than {place}, which is authentic")),
+            _ => Error::Arc { place, damage: fault.damage.clone() },
+        };
+        if let (Some(serial), true) = (serial, fault.cause != Cause::Index) {
+            let note = |frame| self.damage(serial, frame, error.code(), fault.cause == Cause::Transient);
+            match fault.part {
+                Part::Frames { first, count } if count <= MAX_NOTED => {
+                    (first.0..first.0 + count).for_each(|no| note(Some(FrameNo(no))));
+                }
+                _ => note(None),
+            }
+        }
+        let spot = Spot { copy: self.copy.id(), serial, part: fault.part };
+        let frames = serial.zip(frames).map(|(serial, (first, count))| (serial, first, first + count));
+        let mut wrong = lock(&self.wrong);
+        if wrong.len() < MAX_LISTED {
+            wrong.push(Wrong { error, cause: fault.cause, spot, frames });
+        } else {
+            self.unlisted.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn damage(&self, arc: ArcSerial, frame: Option<FrameNo>, code: &str, mended: bool) {
+        self.exam.ledger.record(Record::Damage(ledger::Damage {
+            when_s: ledger::now_s(),
+            arc,
+            copy: self.copy.id(),
+            frame,
+            code: code.to_string(),
+            mended,
+        }));
+    }
+
+    fn note(&self, finding: Finding) {
+        self.exam.findings.add(finding);
+    }
+
+    fn index_error(&self, what: String) -> Error {
+        Error::IndexRow { path: self.exam.index.path().to_path_buf(), what }
+    }
+
+    fn show_progress(&self) {
+        let found = self.exam.findings.count() + lock(&self.wrong).len() as u64 + self.unlisted.load(Relaxed);
+        self.exam.monitor.progress(Progress {
+            files: self.arcs.load(Relaxed),
+            bytes: self.read_bytes.load(Relaxed),
+            expected_files: self.plan.arcs.len() as u64,
+            expected_bytes: self.expected_bytes,
+            errors: found,
+        });
+    }
+
+    /// Finds out which files are hit, and hands over what was found.
+    fn end(self, report: &mut Report) {
+        report.arcs += self.arcs.into_inner();
+        report.blocks += self.blocks.into_inner();
+        report.bytes += self.plain_bytes.into_inner();
+        let wrong = self.wrong.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut places = Places::default();
+        for (tag, wrong) in wrong.iter().enumerate() {
+            if let Some((serial, first, end)) = wrong.frames {
+                places.add(serial, first..end, tag);
+            }
+        }
+        let stop = || self.exam.monitor.interrupted();
+        let mut hits = match hits::find(&self.exam.index, &places, wrong.len(), &stop) {
+            Ok(hits) => hits,
+            Err(Error::Interrupted) => Vec::new(),
+            Err(error) => {
+                let what = format!("which files use what is damaged can't be told: {error}");
+                let error = Error::IndexRow { path: self.exam.index.path().to_path_buf(), what };
+                self.exam.findings.add(Finding::new(Level::LocalBlocks, Cause::Unchecked, error));
+                Vec::new()
+            }
+        }
+        .into_iter();
+        for Wrong { error, cause, spot, .. } in wrong {
+            let (hits, hits_total) = hits.next().unwrap_or_default();
+            let finding = Finding::new(Level::LocalBlocks, cause, error);
+            self.exam.findings.add(Finding { spot: Some(spot), hits, hits_total, ..finding });
+        }
+        self.exam.findings.add_unlisted(self.unlisted.into_inner());
+    }
+}
+
+impl Watch for Run<'_> {
+    fn good(&self, job: &Job, no: FrameNo, info: &FrameInfo) {
+        if let Some(serial) = job.serial {
+            self.exam.ledger.frame(serial, self.copy.id(), no, How::Medium);
+        }
+        self.blocks.fetch_add(1, Relaxed);
+        self.plain_bytes.fetch_add(u64::from(info.plain_len), Relaxed);
+    }
+
+    fn advanced(&self, bytes: u64) {
+        self.read_bytes.fetch_add(bytes, Relaxed);
+        self.show_progress();
+    }
+
+    fn stop(&self) -> bool {
+        self.exam.monitor.interrupted()
+    }
+
+    fn close(&self, job: Job) {
+        if self.stop() {
+            // Not all of it was judged.
+            return;
+        }
+        self.arcs.fetch_add(1, Relaxed);
+        self.flush_if_due();
+        let shown = match self.copy.name() {
+            "" => job.name.to_string(),
+            copy => format!("{copy}: {}", job.name),
+        };
+        self.exam.monitor.event(Event::Path(shown.as_bytes()));
+        let Job { name, serial, frames, whole, faults, foreign, other, bad, .. } = job;
+        let mut bad = bad.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        bad.sort_by_key(|bad| bad.no);
+        if let Some(serial) = serial {
+            self.mended(serial, &frames, whole && faults.is_empty(), &bad);
+        }
+        let nothing_opens = bad.len() == frames.len() && bad.iter().all(|bad| bad.cause == Cause::Medium);
+        if (foreign || other) && nothing_opens {
+            // Another backup dir's, or another arc of this one, under this name.
+            let (damage, cause) =
+                if foreign { (Damage::BadHeader, Cause::Key) } else { (Damage::WrongFrame, Cause::Missing) };
+            let fault = Fault { part: Part::Whole, offset: 0, damage, cause };
+            self.add(name, serial, &fault, Some((0, frames.len() as u32)));
+            return;
+        }
+        faults.iter().for_each(|fault| self.add(name, serial, fault, None));
+        for fault in folded(bad) {
+            let Part::Frames { first, count } = fault.part else { continue };
+            self.add(name, serial, &fault, Some((first.0, count)));
+        }
+    }
+}
+
+impl Run<'_> {
+    /// So that a run which is killed has not proven all for nothing. An error here comes again at the end.
+    fn flush_if_due(&self) {
+        let mut flushed = lock(&self.flushed);
+        if flushed.elapsed() >= FLUSH_EVERY {
+            let _ = self.exam.ledger.flush();
+            *flushed = Instant::now();
+        }
+    }
+
+    /// Damage that was known and reads right again.
+    fn mended(&self, serial: ArcSerial, frames: &[Placed], whole: bool, bad: &[Bad]) {
+        for known in self.known.get(&serial).into_iter().flatten() {
+            let right = match known.frame {
+                None => whole && bad.is_empty(),
+                Some(no) => {
+                    frames.binary_search_by_key(&no, |(no, ..)| *no).is_ok()
+                        && bad.binary_search_by_key(&no, |bad| bad.no).is_err()
+                }
+            };
+            if right {
+                self.damage(serial, known.frame, &known.code, true);
+            }
+        }
+    }
+}
+
+/// Neighbouring frames with the same damage become one.
+fn folded(bad: Vec<Bad>) -> Vec<Fault> {
+    let mut faults: Vec<Fault> = Vec::new();
+    for Bad { no, offset, damage, cause } in bad {
+        if let Some(Fault { part: Part::Frames { first, count }, damage: before, cause: same, .. }) = faults.last_mut()
+            && first.0 + *count == no.0
+            && (before.code(), *same) == (damage.code(), cause)
+        {
+            *count += 1;
+            continue;
+        }
+        faults.push(Fault { part: Part::Frames { first: no, count: 1 }, offset, damage, cause });
+    }
+    faults
+}
+
+fn placed(table: Vec<FrameInfo>) -> Vec<Placed> {
+    let mut offset = ARC_HEADER_LEN as u64;
+    let at = |(info, no): (FrameInfo, u32)| {
+        let start = offset;
+        offset += info.frame_len();
+        (FrameNo(no), start, info)
+    };
+    table.into_iter().zip(0..).map(at).collect()
+}
+
+/// `count` frames at random; from two on the last one always, so that a cut arc shows.
+fn sample(mut frames: Vec<Placed>, count: u32) -> Vec<Placed> {
+    let mut chosen = Vec::new();
+    if count >= 2 {
+        chosen.extend(frames.pop());
+    }
+    while chosen.len() < count as usize && !frames.is_empty() {
+        let random = u64::from_le_bytes(crate::crypto::random().unwrap_or_default());
+        chosen.push(frames.swap_remove((random % frames.len() as u64) as usize));
+    }
+    chosen.sort_by_key(|(no, ..)| *no);
+    chosen
 }

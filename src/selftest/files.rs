@@ -1,8 +1,536 @@
-//! v5: every file rebuilt, its whole-file hash compared.
+//! v5: a restore of everything that keeps nothing. Every file state is rebuilt through tree and store, and its whole-file
+//! hash compared; directories are listed to their end, link targets and attributes decoded.
+//!
+//! Invariants: each state is read once, however many versions and names show it; batches of `BATCH_FILES` are read in the
+//! order of their first blocks; memory is bounded by one batch, the cache and 4 KiB for each run of 32,768 states.
 
-use super::{Exam, Report};
-use crate::error::Result;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-pub(super) fn check(_exam: &Exam<'_>, _report: &mut Report) -> Result<()> {
-    Ok(())
+use super::findings::MAX_HITS;
+use super::{Cause, Exam, Finding, Hit, Level, Report, Scope};
+use crate::catalog::{Child, Kind, Node};
+use crate::crypto::FileHasher;
+use crate::error::{Damage, Error, Result};
+use crate::ids::{BlockId, Dirno, Logid, Version};
+use crate::index::{ScanTable, Scanned};
+use crate::ledger::Extent;
+use crate::monitor::{Event, Progress};
+use crate::store::{Heal, Store, StoreOptions, Wanted, lock};
+use crate::tree::{Found, Piece, Tree, View};
+
+/// Verified blocks that are kept for files that share them.
+pub const CACHE_BYTES: u64 = 128 << 20;
+/// File states that are sorted by their first block, about 200 bytes each.
+const BATCH_FILES: usize = 1 << 16;
+/// Asked for in one go; the next one is decoded meanwhile.
+const WINDOW_BYTES: u64 = 4 << 20;
+/// Where the list of blocks has a hole, it is narrowed down to pieces of this size.
+const GRAIN_BYTES: u64 = 64 << 10;
+/// Damaged files that are looked up by name at the end.
+const MAX_DAMAGED: usize = 10_000;
+
+/// A file state that waits to be read.
+struct Waiting {
+    /// Orders the reads; files without blocks come first.
+    first_block: BlockId,
+    logid: Logid,
+    path: Vec<u8>,
+    version: Version,
+}
+
+/// A file state that is not what was backed up.
+struct Damaged {
+    path: Vec<u8>,
+    version: Version,
+    error: Error,
+    cause: Cause,
+    ranges: Vec<Range<u64>>,
+}
+
+struct Reading<'a> {
+    exam: &'a Exam<'a>,
+    tree: Tree,
+    store: Store,
+    /// By logid / 32,768: which states were met.
+    met: HashMap<u64, Box<[u8; 4096]>>,
+    lost_dirs: HashSet<Dirno>,
+    waiting: Vec<Waiting>,
+    damaged: Mutex<BTreeMap<Logid, Damaged>>,
+    files: AtomicU64,
+    bytes: AtomicU64,
+    expected: Progress,
+    failed: Mutex<Option<Error>>,
+}
+
+pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
+    let tree = Tree::new(exam.index.clone(), View::Whole);
+    let versions: Vec<Version> = match &exam.options.rev {
+        Some(rev) => vec![tree.version(rev)?.version],
+        None => match tree.versions() {
+            Ok(rows) => rows.into_iter().map(|row| row.version).collect(),
+            Err(error) => {
+                tell(exam, error, Cause::Index, Vec::new());
+                return Ok(());
+            }
+        },
+    };
+    let expected = if exam.monitor.wants_totals() { expected(exam) } else { Progress::default() };
+    let store = open_store(exam, Heal::Off, CACHE_BYTES);
+    let mut reading = Reading {
+        exam,
+        tree,
+        store,
+        met: HashMap::new(),
+        lost_dirs: HashSet::new(),
+        waiting: Vec::new(),
+        damaged: Mutex::default(),
+        files: AtomicU64::new(0),
+        bytes: AtomicU64::new(0),
+        expected,
+        failed: Mutex::default(),
+    };
+    let roots = match &exam.options.scope {
+        Scope::Paths(paths) => paths.clone(),
+        _ => vec![b"/".to_vec()],
+    };
+    for root in &roots {
+        let mut found = false;
+        let mut before = None;
+        for v in &versions {
+            found |= reading.version(*v, before, root)?;
+            before = Some(*v);
+        }
+        if let (false, Some(newest)) = (found, versions.last()) {
+            return Err(Error::NoPath { path: root.clone(), version: *newest });
+        }
+    }
+    reading.read_waiting()?;
+    report.files += reading.files.load(Relaxed);
+    report.bytes += reading.bytes.load(Relaxed);
+    report.blocks += reading.store.tally().summary().blocks_verified;
+    reading.tell_damage()
+}
+
+fn open_store(exam: &Exam<'_>, heal: Heal, cache_bytes: u64) -> Store {
+    let options = StoreOptions { cache_bytes, heal, ..StoreOptions::default() };
+    Store::with_options(exam.dir.path(), exam.dir.keys().clone(), exam.index.clone(), options)
+}
+
+/// Files and bytes of all states, those of removed versions included.
+fn expected(exam: &Exam<'_>) -> Progress {
+    let mut sum = Progress::default();
+    if let Ok(rows) = exam.index.snapshot() {
+        let mut nodes = rows.cursor(ScanTable::Nodes);
+        while let Some(scanned) = nodes.take() {
+            if let Scanned::Row(row) = scanned
+                && let Ok((_, node)) = rows.open_node(&row)
+            {
+                sum.expected_files += 1;
+                sum.expected_bytes += if node.attr.kind == Kind::File { node.attr.size } else { 0 };
+            }
+        }
+    }
+    sum
+}
+
+fn tell(exam: &Exam<'_>, error: Error, cause: Cause, hits: Vec<Hit>) {
+    let place = match &error {
+        Error::Arc { place, .. } => Some(place.clone()),
+        _ => None,
+    };
+    let remedy = match cause {
+        Cause::Transient => "test memory, cable and controller: the medium has the right bytes",
+        Cause::Index => "`assay selftest -v2 --fix` makes the index anew from the catalogs",
+        Cause::Unchecked => "make it readable, then run the selftest again",
+        _ => "put the arc back from a copy of the backup dir, or run `assay selftest -v3 --fix`",
+    };
+    let hits_total = hits.len() as u64;
+    let hits = hits.into_iter().take(MAX_HITS).collect();
+    exam.findings.add(Finding {
+        level: Level::Files,
+        error,
+        cause,
+        place,
+        hits,
+        hits_total,
+        remedy,
+        spot: None,
+        fixed: None,
+    });
+}
+
+fn cause_of(error: &Error) -> Cause {
+    match error {
+        Error::Arc { damage: Damage::Missing | Damage::Truncated { .. }, .. } => Cause::Missing,
+        Error::Arc { damage: Damage::HashMismatch { .. } | Damage::BadCompression, .. } => Cause::Memory,
+        Error::Arc { .. } => Cause::Medium,
+        Error::DirectoryLost { .. } | Error::ExtentsLost { .. } => Cause::Catalog,
+        Error::IndexDamaged { .. } | Error::IndexRow { .. } | Error::FileHashMismatch { .. } => Cause::Index,
+        _ => Cause::Unchecked,
+    }
+}
+
+impl Reading<'_> {
+    /// Collects what is at and below a path in a version and was not so in the version looked at before. False if the
+    /// path is not there.
+    fn version(&mut self, v: Version, before: Option<Version>, root: &[u8]) -> Result<bool> {
+        let top = match self.tree.find(v, root) {
+            Ok(top) => top,
+            Err(Error::NoPath { .. }) => return Ok(false),
+            Err(error) => {
+                let hit = Hit { logid: Logid(0), path: root.to_vec(), versions: (v, v), bytes: 0..0 };
+                tell(self.exam, error.clone(), cause_of(&error), vec![hit]);
+                return Ok(true);
+            }
+        };
+        match top {
+            Found::Node(logid, _) => self.meet(v, logid, root.to_vec())?,
+            Found::Dir(dirno) => {
+                let path = if root == b"/" { Vec::new() } else { root.to_vec() };
+                self.below(v, before, dirno, path)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn below(&mut self, v: Version, before: Option<Version>, dirno: Dirno, path: Vec<u8>) -> Result<()> {
+        let mut open = vec![(dirno, path)];
+        while let Some((dirno, path)) = open.pop() {
+            if self.exam.monitor.interrupted() {
+                return Err(Error::Interrupted);
+            }
+            if let Err(error) = self.directory(v, before, dirno, &path, &mut open) {
+                if matches!(error, Error::Interrupted) {
+                    return Err(error);
+                }
+                if self.lost_dirs.insert(dirno) {
+                    let shown = if path.is_empty() { b"/".to_vec() } else { path };
+                    let hit = Hit { logid: Logid(0), path: shown, versions: (v, v), bytes: 0..0 };
+                    tell(self.exam, error.clone(), cause_of(&error), vec![hit]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn directory(
+        &mut self,
+        v: Version,
+        before: Option<Version>,
+        dirno: Dirno,
+        path: &[u8],
+        open: &mut Vec<(Dirno, Vec<u8>)>,
+    ) -> Result<()> {
+        let mut listing = self.tree.list(v, dirno)?;
+        loop {
+            let page = listing.next_page(&self.tree)?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            for listed in page {
+                let entry = listed.entry;
+                let path = [path, b"/", &entry.name].concat();
+                let fresh = before.is_none_or(|before| entry.since > before);
+                match entry.child {
+                    Child::Node(logid) if fresh => self.meet(v, logid, path)?,
+                    Child::Node(_) => {}
+                    Child::Dir(child) => {
+                        if fresh || self.changed(child, before, v)? {
+                            open.push((child, path));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Something in or below the directory changed after one version, up to another.
+    fn changed(&self, dirno: Dirno, before: Option<Version>, v: Version) -> Result<bool> {
+        let Some(before) = before else { return Ok(true) };
+        for run in before.0 + 1..=v.0 {
+            if self.tree.index().changed_in(Version(run), dirno)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn meet(&mut self, version: Version, logid: Logid, path: Vec<u8>) -> Result<()> {
+        let part = self.met.entry(logid.0 >> 15).or_insert_with(|| Box::new([0; 4096]));
+        let at = logid.0 & 0x7fff;
+        let Some(byte) = part.get_mut((at >> 3) as usize) else { return Ok(()) };
+        if *byte & 1 << (at & 7) != 0 {
+            return Ok(());
+        }
+        *byte |= 1 << (at & 7);
+        let first_block = match self.tree.index().node(logid) {
+            Ok(node) => self.first_block(&node),
+            // It is told about where it is read.
+            Err(_) => BlockId(0),
+        };
+        self.waiting.push(Waiting { first_block, logid, path, version });
+        if self.waiting.len() >= BATCH_FILES { self.read_waiting() } else { Ok(()) }
+    }
+
+    fn first_block(&self, node: &Node) -> BlockId {
+        let pieces = self.tree.segments(node, 0, 1 << 20).unwrap_or_default();
+        let first = pieces.iter().find_map(|piece| match piece {
+            Piece::Data { block, .. } => Some(*block),
+            Piece::Zero { .. } => None,
+        });
+        first.map_or(BlockId(0), |block| self.tree.index().location(block).unwrap_or(block))
+    }
+
+    /// Reads a batch, on all cores.
+    fn read_waiting(&mut self) -> Result<()> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.sort_unstable_by_key(|file| (file.first_block, file.logid));
+        let next = AtomicUsize::new(0);
+        let stop = AtomicBool::new(false);
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        let this = &*self;
+        let work = || {
+            while let Some(file) = waiting.get(next.fetch_add(1, Relaxed)) {
+                if stop.load(Relaxed) || this.exam.monitor.interrupted() {
+                    return;
+                }
+                if let Err(error) = this.file(file) {
+                    lock(&this.failed).get_or_insert(error);
+                    stop.store(true, Relaxed);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            (1..threads).for_each(|_| drop(scope.spawn(work)));
+            work();
+        });
+        let failed = lock(&self.failed).take();
+        match failed {
+            Some(error) => Err(error),
+            None if self.exam.monitor.interrupted() => Err(Error::Interrupted),
+            None => Ok(()),
+        }
+    }
+
+    fn file(&self, file: &Waiting) -> Result<()> {
+        self.exam.monitor.event(Event::Path(&[format!("{} ", file.logid.0).as_bytes(), &file.path].concat()));
+        let node = match self.tree.node(file.logid) {
+            Ok(node) => node,
+            Err(error) => {
+                self.damaged(file, error, None, Vec::new());
+                return Ok(());
+            }
+        };
+        if node.attr.kind == Kind::File {
+            self.content(file, &node)?;
+        } else if node.attr.kind == Kind::Symlink && node.target.len() as u64 != node.attr.size {
+            let what = format!("the target of link {} does not have its length", file.logid.0);
+            let error = Error::IndexRow { path: self.exam.index.path().to_path_buf(), what };
+            self.damaged(file, error, None, Vec::new());
+        }
+        self.files.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Reads a file from its start to its end, past what is damaged.
+    fn content(&self, file: &Waiting, node: &Node) -> Result<()> {
+        let size = node.attr.size;
+        let mut bad = Bad::default();
+        let mut hasher = FileHasher::default();
+        let mut at = 0;
+        while at < size {
+            if self.exam.monitor.interrupted() {
+                return Err(Error::Interrupted);
+            }
+            let len = WINDOW_BYTES.min(size - at);
+            if at + len < size
+                && let Ok(ahead) = self.tree.segments(node, at + len, WINDOW_BYTES.min(size - at - len))
+            {
+                self.store.prefetch(wanted(&ahead), Some(node.logid));
+            }
+            self.window(node, at, len, &mut hasher, &mut bad);
+            at += len;
+            self.progress(len);
+        }
+        match bad.error {
+            Some(error) => self.damaged(file, error, bad.cause, bad.ranges),
+            None => {
+                let found = hasher.finish();
+                match node.sha1 {
+                    Some(expected) if expected != found => {
+                        let error = Error::FileHashMismatch { path: file.path.clone(), expected, found };
+                        self.damaged(file, error, None, std::iter::once(0..size).collect());
+                    }
+                    Some(_) => self.exam.ledger.file(node.logid, Extent::Hashed),
+                    None => self.exam.ledger.file(node.logid, Extent::Whole),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn window(&self, node: &Node, at: u64, len: u64, hasher: &mut FileHasher, bad: &mut Bad) {
+        let pieces = match self.tree.segments(node, at, len) {
+            Ok(pieces) => pieces,
+            Err(error) if len <= GRAIN_BYTES => return bad.add(error, None, at..at + len),
+            Err(_) => {
+                let mut from = at;
+                while from < at + len {
+                    let part = GRAIN_BYTES.min(at + len - from);
+                    self.window(node, from, part, hasher, bad);
+                    from += part;
+                }
+                return;
+            }
+        };
+        let all = self.store.blocks(&wanted(&pieces).collect::<Vec<_>>(), Some(node.logid));
+        let mut blocks = all.unwrap_or_default().into_iter();
+        let mut offset = at;
+        for piece in &pieces {
+            match *piece {
+                Piece::Zero { len } => zeros(hasher, len),
+                Piece::Data { block, block_len, start, len } => {
+                    let found = match blocks.next() {
+                        Some(found) => Ok(found),
+                        None => self.store.block(block, block_len, Some(node.logid)),
+                    };
+                    let found = found.or_else(|error| {
+                        let (again, cause) = self.second_look(block, block_len, &error);
+                        bad.add(error.clone(), Some(cause), offset..offset + u64::from(len));
+                        again.ok_or(error)
+                    });
+                    let part =
+                        |bytes: &[u8]| bytes.get(start as usize..start as usize + len as usize).map(<[u8]>::to_vec);
+                    if let Some(bytes) = found.ok().and_then(|found| part(&found)) {
+                        hasher.update(&bytes);
+                    }
+                }
+            }
+            offset += piece.len();
+        }
+    }
+
+    /// Reads a damaged block past the page cache: was it the medium, or only the way from it?
+    fn second_look(
+        &self,
+        block: BlockId,
+        len: u32,
+        error: &Error,
+    ) -> (Option<std::sync::Arc<crate::arc::VerifiedBlock>>, Cause) {
+        if !error.is_damage() {
+            return (None, cause_of(error));
+        }
+        let small = |heal| {
+            let options = StoreOptions { cache_bytes: 0, heal, threads: 0, ..StoreOptions::default() };
+            Store::with_options(self.exam.dir.path(), self.exam.dir.keys().clone(), self.exam.index.clone(), options)
+        };
+        let healed = small(Heal::On).block(block, len, None).ok();
+        // The healing read made the kernel forget the range, so this one comes from the medium.
+        let bare = small(Heal::Off).block(block, len, None);
+        let cause = if healed.is_some() && bare.is_ok() { Cause::Transient } else { cause_of(error) };
+        (healed, cause)
+    }
+
+    fn progress(&self, bytes: u64) {
+        let bytes = self.bytes.fetch_add(bytes, Relaxed) + bytes;
+        let (files, errors) = (self.files.load(Relaxed), lock(&self.damaged).len() as u64);
+        self.exam.monitor.progress(Progress { files, bytes, errors, ..self.expected });
+    }
+
+    fn damaged(&self, file: &Waiting, error: Error, cause: Option<Cause>, ranges: Vec<Range<u64>>) {
+        let cause = cause.unwrap_or_else(|| cause_of(&error));
+        let damaged = Damaged { path: file.path.clone(), version: file.version, error, cause, ranges };
+        let mut all = lock(&self.damaged);
+        if all.len() < MAX_DAMAGED {
+            all.insert(file.logid, damaged);
+        } else {
+            drop(all);
+            let hit =
+                Hit { logid: file.logid, path: damaged.path, versions: (file.version, file.version), bytes: 0..0 };
+            tell(self.exam, damaged.error, damaged.cause, vec![hit]);
+        }
+    }
+
+    /// Tells each damaged file once, with all its names and versions: one pass over the entries finds them.
+    fn tell_damage(&self) -> Result<()> {
+        let damaged = std::mem::take(&mut *lock(&self.damaged));
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let mut hits: HashMap<Logid, Vec<Hit>> = HashMap::new();
+        let shown: Vec<Version> = match &self.exam.options.rev {
+            Some(rev) => self.tree.version(rev).into_iter().map(|row| row.version).collect(),
+            None => self.tree.versions().unwrap_or_default().into_iter().map(|row| row.version).collect(),
+        };
+        let rows = self.exam.index.snapshot()?;
+        let mut entries = rows.cursor(ScanTable::Entries);
+        while let Some(scanned) = entries.take() {
+            let Scanned::Row(row) = scanned else { continue };
+            let Ok(span) = row.span(rows.index()) else { continue };
+            let Child::Node(logid) = span.child else { continue };
+            let Some(file) = damaged.get(&logid) else { continue };
+            let mut seen = shown.iter().filter(|v| span.covers(**v));
+            let Some(first) = seen.next() else { continue };
+            let last = seen.next_back().unwrap_or(first);
+            let Ok(mut path) = self.tree.index().path_of_dir(*first, span.parent) else { continue };
+            if path.last() != Some(&b'/') {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&span.name);
+            let of = hits.entry(logid).or_default();
+            let hit = |bytes| Hit { logid, path: path.clone(), versions: (*first, *last), bytes };
+            of.extend(file.ranges.iter().cloned().map(hit));
+            if file.ranges.is_empty() {
+                of.push(hit(0..0));
+            }
+        }
+        for (logid, file) in damaged {
+            let hits = hits.remove(&logid).unwrap_or_else(|| {
+                vec![Hit { logid, path: file.path, versions: (file.version, file.version), bytes: 0..0 }]
+            });
+            tell(self.exam, file.error, file.cause, hits);
+        }
+        Ok(())
+    }
+}
+
+/// Where a file is bad: ranges in order, not touching each other.
+#[derive(Default)]
+struct Bad {
+    ranges: Vec<Range<u64>>,
+    error: Option<Error>,
+    cause: Option<Cause>,
+}
+
+impl Bad {
+    fn add(&mut self, error: Error, cause: Option<Cause>, range: Range<u64>) {
+        match self.ranges.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.ranges.push(range),
+        }
+        // What a second read mends must not hide what it does not.
+        if self.error.is_none() || (self.cause == Some(Cause::Transient) && cause != Some(Cause::Transient)) {
+            (self.error, self.cause) = (Some(error), cause);
+        }
+    }
+}
+
+fn wanted(pieces: &[Piece]) -> impl Iterator<Item = Wanted> + '_ {
+    pieces.iter().filter_map(|piece| match *piece {
+        Piece::Data { block, block_len, .. } => Some(Wanted { block, len_bytes: block_len }),
+        Piece::Zero { .. } => None,
+    })
+}
+
+fn zeros(hasher: &mut FileHasher, len: u64) {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let mut left = len;
+    while left > 0 {
+        let part = left.min(ZEROS.len() as u64);
+        hasher.update(ZEROS.get(..part as usize).unwrap_or_default());
+        left -= part;
+    }
 }

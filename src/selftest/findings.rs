@@ -1,11 +1,14 @@
 //! What a selftest found: each thing once, with its place, cause, the files that it hits and the remedy.
+//!
+//! Invariants: two findings about arcs never have the same code and the same place (the one that names more files
+//! stays); what is kept is bounded, what is more is counted.
 
 use std::ops::Range;
 use std::sync::Mutex;
 
 use super::Level;
-use crate::error::{Error, Place};
-use crate::ids::{Logid, Version};
+use crate::error::{Error, Exit, Place};
+use crate::ids::{ArcName, ArcSerial, CopyId, FrameNo, Logid, Version};
 use crate::store::lock;
 
 /// Why something is wrong, as far as can be told.
@@ -29,6 +32,53 @@ pub enum Cause {
     Unchecked,
 }
 
+impl Cause {
+    /// One word, for output that programs read.
+    pub fn word(self) -> &'static str {
+        match self {
+            Cause::Transient => "transient",
+            Cause::Medium => "medium",
+            Cause::Memory => "memory",
+            Cause::Missing => "missing",
+            Cause::Index => "index",
+            Cause::Catalog => "catalog",
+            Cause::Key => "key",
+            Cause::Unchecked => "unchecked",
+        }
+    }
+
+    /// What it means, for people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Cause::Transient => "a second read, past the page cache, was right: memory, cable or controller",
+            Cause::Medium => "the stored bytes are not those that were written, on a second read too",
+            Cause::Memory => "the stored bytes are authentic but wrong: they were wrong before they were sealed",
+            Cause::Missing => "it is not there, or not to its end",
+            Cause::Index => "the index is damaged, or says something else than the arcs",
+            Cause::Catalog => {
+                "the catalog or commit record in an arc is damaged; the index may still know what it says"
+            }
+            Cause::Key => "another key made it: it belongs to another backup dir, or key.conf does",
+            Cause::Unchecked => "it could not be checked",
+        }
+    }
+
+    fn remedy(self) -> &'static str {
+        match self {
+            Cause::Transient => "nothing is lost; test the memory, cables and controller of this machine",
+            Cause::Medium => {
+                "`assay selftest --fix` tries to repair it; else put the arc back from a copy of the backup dir"
+            }
+            Cause::Memory => "test the memory of this machine; `assay selftest --fix` looks for a flipped bit",
+            Cause::Missing => "put the arc back from a copy of the backup dir",
+            Cause::Index => "`assay selftest -v2 --fix`, or `assay recover`, makes the index anew from the arcs",
+            Cause::Catalog => "put the arc back from a copy of the backup dir; do not lose the index before",
+            Cause::Key => "put the right file back from a copy of this backup dir",
+            Cause::Unchecked => "make it readable, then run the selftest again",
+        }
+    }
+}
+
 /// A file that uses what is damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hit {
@@ -40,14 +90,39 @@ pub struct Hit {
     pub bytes: Range<u64>,
 }
 
+/// What part of an arc.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// All of it: it is not there, or is another arc.
+    Whole,
+    Header,
+    /// Neighbouring frames.
+    Frames {
+        first: FrameNo,
+        count: u32,
+    },
+    Footer,
+    Trailer,
+}
+
+/// Stored bytes that are wrong, as whoever repairs them must know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Spot {
+    pub copy: CopyId,
+    /// None: a commit arc, or one whose commit record is lost.
+    pub serial: Option<ArcSerial>,
+    pub part: Part,
+}
+
 /// Something that is wrong.
 #[derive(Debug, Clone)]
 pub struct Finding {
     pub level: Level,
     pub error: Error,
     pub cause: Cause,
-    /// Where in an arc, if it is there.
+    /// Where in an arc, if it is there; of neighbouring frames the first one.
     pub place: Option<Place>,
+    pub spot: Option<Spot>,
     /// At most `MAX_HITS`.
     pub hits: Vec<Hit>,
     pub hits_total: u64,
@@ -55,6 +130,33 @@ pub struct Finding {
     pub remedy: &'static str,
     /// What was done about it.
     pub fixed: Option<String>,
+}
+
+impl Finding {
+    /// With the place that the error names, the usual remedy for the cause, and no files.
+    pub fn new(level: Level, cause: Cause, error: Error) -> Finding {
+        let place = match &error {
+            Error::Arc { place, .. } => Some(place.clone()),
+            _ => None,
+        };
+        let remedy = cause.remedy();
+        Finding { level, error, cause, place, spot: None, hits: Vec::new(), hits_total: 0, remedy, fixed: None }
+    }
+
+    /// How a run that found nothing else ends.
+    pub fn exit(&self) -> Exit {
+        match (self.cause, self.error.exit_code()) {
+            (_, Exit::WrongKey) => Exit::WrongKey,
+            (Cause::Unchecked, _) => Exit::FinishedWithErrors,
+            _ => Exit::Damage,
+        }
+    }
+
+    /// What two findings about the same part of an arc have in common. Those of v5 are about files.
+    fn subject(&self) -> Option<(&'static str, ArcName, Option<FrameNo>)> {
+        let place = self.place.as_ref().filter(|_| self.level != Level::Files)?;
+        Some((self.error.code(), place.arc, place.frame))
+    }
 }
 
 /// Findings that are listed; more are counted.
@@ -69,11 +171,22 @@ pub struct Findings(Mutex<(Vec<Finding>, u64)>);
 impl Findings {
     pub fn add(&self, finding: Finding) {
         let mut all = lock(&self.0);
-        if all.0.len() < MAX_LISTED {
+        let subject = finding.subject();
+        let same = |known: &&mut Finding| subject.is_some() && known.subject() == subject;
+        if let Some(known) = all.0.iter_mut().find(same) {
+            if known.hits_total < finding.hits_total {
+                *known = finding;
+            }
+        } else if all.0.len() < MAX_LISTED {
             all.0.push(finding);
         } else {
             all.1 += 1;
         }
+    }
+
+    /// Counts findings that are not listed.
+    pub fn add_unlisted(&self, count: u64) {
+        lock(&self.0).1 += count;
     }
 
     pub fn count(&self) -> u64 {
@@ -81,8 +194,41 @@ impl Findings {
         all.0.len() as u64 + all.1
     }
 
+    /// True if one with this cause is listed.
+    pub fn any(&self, cause: Cause) -> bool {
+        lock(&self.0).0.iter().any(|finding| finding.cause == cause)
+    }
+
     /// All of them, and how many more there were.
     pub fn take(&self) -> (Vec<Finding>, u64) {
         std::mem::take(&mut *lock(&self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Damage;
+
+    fn finding(frame: u32, hits_total: u64) -> Finding {
+        let arc = ArcName { version: Version(1), number: 2 };
+        let place = Place { arc, frame: Some(FrameNo(frame)), block: None, offset: 0 };
+        let error = Error::Arc { place, damage: Damage::BadTag };
+        Finding { hits_total, ..Finding::new(Level::LocalBlocks, Cause::Medium, error) }
+    }
+
+    #[test]
+    fn the_same_thing_is_listed_once_and_too_many_are_counted() {
+        let findings = Findings::default();
+        [finding(1, 0), finding(1, 5), finding(1, 2), finding(2, 0)].into_iter().for_each(|f| findings.add(f));
+        assert_eq!(findings.count(), 2);
+        let (listed, more) = findings.take();
+        assert_eq!((listed.iter().map(|f| f.hits_total).collect::<Vec<_>>(), more), (vec![5, 0], 0));
+        let index = || Error::IndexDamaged { path: "index.db".into(), what: "page 7".into() };
+        for _ in 0..MAX_LISTED + 7 {
+            findings.add(Finding::new(Level::Pages, Cause::Index, index()));
+        }
+        assert_eq!((findings.count(), findings.any(Cause::Index), findings.any(Cause::Key)), (10_007, true, false));
+        assert_eq!(findings.take().1, 7);
     }
 }

@@ -5,22 +5,30 @@
 //! could not be made is a finding too, never silence. Levels are cumulative but for v5, which reads what files need.
 
 mod blocks;
+mod copies;
 mod files;
 mod findings;
 pub mod fix;
+mod hits;
+mod medium;
+mod options;
 mod pages;
+mod plan;
+mod shell;
 mod structure;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::backupdir::BackupDir;
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Place, Result};
 use crate::ids::{ArcName, BlockHash, BlockId};
-use crate::index::Index;
-use crate::ledger::{By, Ledger, LedgerWriter};
-use crate::monitor::Monitor;
+use crate::index::{Index, Places};
+use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
+use crate::monitor::{Event, Monitor};
 
-pub use findings::{Cause, Finding, Findings, Hit};
+pub use findings::{Cause, Finding, Findings, Hit, Part, Spot};
+pub use structure::Fixed;
 
 /// What a selftest proves; each level includes those before it, but v5 reads files where v3 and v4 read arcs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,16 +97,38 @@ pub struct Report {
     /// Findings beyond those listed.
     pub unlisted: u64,
     pub arcs: u64,
+    /// Frames that were verified.
     pub blocks: u64,
     /// Plain bytes of these blocks.
     pub bytes: u64,
     pub files: u64,
+    /// Worth knowing, but no damage.
+    pub notes: Vec<String>,
+    /// Who uses the blocks that were named.
+    pub uses: Vec<BlockUse>,
     pub interrupted: bool,
+}
+
+impl Report {
+    pub fn found(&self) -> u64 {
+        self.findings.len() as u64 + self.unlisted
+    }
+}
+
+/// Who uses a block that was named.
+#[derive(Debug, Clone)]
+pub struct BlockUse {
+    pub block: BlockId,
+    /// Where it is read from.
+    pub place: Place,
+    pub hits: Vec<Hit>,
+    pub hits_total: u64,
 }
 
 /// What all levels share while they run.
 pub(crate) struct Exam<'a> {
     pub dir: &'a BackupDir,
+    /// Where it does not open, each question to it is an error.
     pub index: Arc<Index>,
     pub options: &'a Options,
     pub monitor: &'a dyn Monitor,
@@ -111,28 +141,180 @@ pub(crate) struct Exam<'a> {
 /// Runs a selftest.
 ///
 /// # Errors
-/// Only what keeps it from starting: not a backup dir, a wrong key, a combination of options that makes no sense.
-/// Whatever is wrong with the backup is a finding.
+/// Only what keeps it from starting: a combination of options, or a version, path, arc or block, that makes no sense.
+/// Whatever is wrong with the backup is a finding, also an index that does not open.
 pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<Report> {
-    let index = Arc::new(dir.open_index()?);
-    let (known, _) = Ledger::load(dir.path(), dir.keys())?;
-    let ledger = Arc::new(LedgerWriter::new(dir.path(), dir.keys().clone(), By::Selftest));
-    let exam = Exam { dir, index, options, monitor, ledger, known, findings: Findings::default() };
+    options.check()?;
+    let started = Instant::now();
+    let findings = Findings::default();
     let mut report = Report::default();
-    if options.level >= Level::Pages {
-        pages::check(&exam, &mut report)?;
+    let (index, opens) = match dir.open_index() {
+        Ok(index) => (index, true),
+        Err(error) => {
+            let wrong_key = error.exit_code() == Exit::WrongKey;
+            findings.add(does_not_open(error));
+            if wrong_key {
+                // Nothing can be checked with it.
+                (report.findings, report.unlisted) = findings.take();
+                return Ok(report);
+            }
+            (Index::unopened(&dir.index_path(), &dir.keys().index_key()), false)
+        }
+    };
+    let known = match Ledger::load(dir.path(), dir.keys()) {
+        Ok((known, refused)) => {
+            for refused in refused {
+                let what = format!("this part of the ledger is not believed: {}", refused.what);
+                monitor.event(Event::Warning { path: refused.path.as_os_str().as_encoded_bytes(), what });
+            }
+            known
+        }
+        Err(error) => {
+            monitor.event(Event::Warning { path: b"", what: format!("the ledger can't be read: {error}") });
+            Ledger::default()
+        }
+    };
+    let ledger = Arc::new(LedgerWriter::new(dir.path(), dir.keys().clone(), By::Selftest));
+    let exam = Exam { dir, index: Arc::new(index), options, monitor, ledger, known, findings };
+    exam.known_names(opens)?;
+    if opens {
+        exam.reads();
     }
-    if options.level >= Level::Structure {
-        structure::check(&exam, &mut report)?;
+    exam.levels(opens, &mut report)?;
+    if opens && !monitor.interrupted() {
+        exam.uses(&mut report)?;
     }
-    match options.level {
-        Level::Opens | Level::Pages | Level::Structure => {}
-        Level::LocalBlocks | Level::AllCopies => blocks::check(&exam, &mut report)?,
-        Level::Files => files::check(&exam, &mut report)?,
+    if options.fix == Fix::Correct && options.level >= Level::Structure && !monitor.interrupted() {
+        structure::fix(&exam)?;
     }
+    report.interrupted = monitor.interrupted();
     (report.findings, report.unlisted) = exam.findings.take();
-    if monitor.interrupted() {
-        return Err(Error::Interrupted);
+    if !report.interrupted {
+        exam.ledger.record(Record::Run(ledger::Run {
+            when_s: ledger::now_s(),
+            seconds: started.elapsed().as_secs(),
+            level: options.level as u8,
+            inc: None,
+            scope: options.scope_text(),
+            blocks: report.blocks,
+            bytes: report.bytes,
+            findings: report.found(),
+            fixed: report.findings.iter().filter(|finding| finding.fixed.is_some()).count() as u64,
+        }));
+    }
+    if let Err(error) = exam.ledger.flush() {
+        monitor.event(Event::Warning { path: b"", what: format!("what was proven can't be remembered: {error}") });
     }
     Ok(report)
+}
+
+fn does_not_open(error: Error) -> Finding {
+    let cause = match &error {
+        Error::KeyWrong { .. } => Cause::Key,
+        error if error.is_damage() => Cause::Index,
+        _ => Cause::Unchecked,
+    };
+    Finding::new(Level::Opens, cause, error)
+}
+
+impl Exam<'_> {
+    /// v0: the index answers.
+    fn reads(&self) {
+        let index = &self.index;
+        let asked = [index.state().map(drop), index.versions().map(drop), index.arcs().map(drop)];
+        for error in asked.into_iter().filter_map(Result::err) {
+            self.findings.add(does_not_open(error));
+        }
+    }
+
+    fn levels(&self, opens: bool, report: &mut Report) -> Result<()> {
+        let level = self.options.level;
+        let go_on = || !self.monitor.interrupted();
+        if opens {
+            if level >= Level::Pages {
+                pages::check(self, report)?;
+            }
+            if level >= Level::Structure && go_on() {
+                structure::check(self, report)?;
+            }
+        } else if level >= Level::Pages {
+            let what = match level {
+                Level::Files => "pages, structure and files were not checked: that needs the index",
+                _ => "pages and structure were not checked: that needs the index",
+            };
+            let error = Error::IndexDamaged { path: self.index.path().to_path_buf(), what: what.into() };
+            self.findings.add(Finding::new(level, Cause::Unchecked, error));
+        }
+        match level {
+            Level::LocalBlocks | Level::AllCopies if go_on() => blocks::check(self, report),
+            Level::Files if opens && go_on() => files::check(self, report),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses arcs and blocks that are not there: a typing error must not look like a clean run.
+    fn known_names(&self, opens: bool) -> Result<()> {
+        match &self.options.scope {
+            Scope::Everything | Scope::Paths(_) => Ok(()),
+            Scope::Arcs(names) => {
+                let known = self.index.arcs().unwrap_or_default();
+                let is_there = |name: &ArcName| {
+                    known.iter().any(|row| row.entry.name == *name)
+                        || self.dir.path().join(name.to_string()).symlink_metadata().is_ok()
+                };
+                match names.iter().find(|name| !is_there(name)) {
+                    Some(name) => Err(Error::Usage(format!("there is no {name} in this backup dir"))),
+                    None => Ok(()),
+                }
+            }
+            Scope::Blocks(_) if !opens => Ok(()),
+            Scope::Blocks(blocks) => blocks.iter().try_for_each(|block| match block {
+                BlockRef::Hash(hash) if self.index.find_block(hash)?.is_none() => {
+                    Err(Error::Usage(format!("no block has the hash {hash}")))
+                }
+                BlockRef::Id(id) => {
+                    let place = self.index.location(*id).unwrap_or(*id);
+                    match self.index.frame_chunk(place.arc(), place.frame()) {
+                        Err(Error::IndexRow { .. }) => Err(Error::Usage(format!("there is no block {id}"))),
+                        _ => Ok(()),
+                    }
+                }
+                BlockRef::Hash(_) => Ok(()),
+            }),
+        }
+    }
+
+    /// Which files use the blocks that were named, good or not.
+    fn uses(&self, report: &mut Report) -> Result<()> {
+        let Scope::Blocks(blocks) = &self.options.scope else { return Ok(()) };
+        let mut places = Places::default();
+        let mut uses: Vec<BlockUse> = Vec::new();
+        for block in blocks {
+            let Some(located) = plan::place_of(self, block) else { continue };
+            let id = match block {
+                BlockRef::Id(id) => *id,
+                BlockRef::Hash(hash) => self.index.find_block(hash)?.unwrap_or(located),
+            };
+            if uses.iter().any(|known| known.block == id) {
+                continue;
+            }
+            let Ok(chunk) = self.index.frame_chunk(located.arc(), located.frame()) else { continue };
+            let offset = chunk.locate(located.frame()).map_or(0, |(offset, _)| offset);
+            let arc = self.index.arc(located.arc())?.entry.name;
+            places.add(located.arc(), located.frame().0..located.frame().0 + 1, uses.len());
+            let place = Place { arc, frame: Some(located.frame()), block: Some(id), offset };
+            uses.push(BlockUse { block: id, place, hits: Vec::new(), hits_total: 0 });
+        }
+        match hits::find(&self.index, &places, uses.len(), &|| self.monitor.interrupted()) {
+            Ok(found) => {
+                for (used, (hits, hits_total)) in uses.iter_mut().zip(found) {
+                    (used.hits, used.hits_total) = (hits, hits_total);
+                }
+            }
+            Err(Error::Interrupted) => {}
+            Err(error) => self.findings.add(Finding::new(self.options.level, Cause::Unchecked, error)),
+        }
+        report.uses = uses;
+        Ok(())
+    }
 }

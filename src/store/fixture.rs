@@ -68,7 +68,7 @@ pub fn node(logid: u64, segments: &[Segment], xattrs: Xattrs) -> Node {
         attr: attr(Kind::File, size),
         data_bytes: data.map(Segment::len).sum(),
         racy: false,
-        sha1: Some(crate::crypto::FileHasher::default().finish()),
+        sha1: segments.is_empty().then(|| crate::crypto::FileHasher::default().finish()),
         target: Vec::new(),
         xattrs,
         content: Content::Inline(segments.to_vec()),

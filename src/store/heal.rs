@@ -13,7 +13,7 @@ use crate::arc::VerifiedBlock;
 use crate::arc::repair::{BitFlip, flips, repair};
 use crate::error::{Damage, Error};
 use crate::ids::{BlockId, Logid};
-use crate::ledger::{Flip, Record, now_s};
+use crate::ledger::{Flip, How, Record, now_s};
 
 /// A frame that was refused.
 pub(super) struct Bad {
@@ -54,7 +54,7 @@ impl Inner {
         if let Some(how) = end.how() {
             more += &format!("; {how}");
         }
-        self.note_once(want.block.0, &error, &more, end, || self.index.path_of_node(file?).ok());
+        self.note_once(want.block.0, Some(located.serial), &error, &more, end, || self.index.path_of_node(file?).ok());
         block.map(Arc::new).ok_or(error)
     }
 
@@ -67,8 +67,9 @@ impl Inner {
         let place = BlockId::new(located.serial, located.no);
         let second = arc.with_bytes(located.offset, located.info.frame_len() as usize, |bytes| {
             let bytes = bytes.map_err(|error| Bad::unreadable(&error))?;
-            let verified =
-                self.verify(&arc, &located, bytes).map_err(|damage| Bad { damage, bytes: bytes.to_vec() })?;
+            let verified = self
+                .verify(&arc, &located, How::Medium, bytes)
+                .map_err(|damage| Bad { damage, bytes: bytes.to_vec() })?;
             if place == BlockId::new(was.serial, was.no) && first.bytes.len() == bytes.len() {
                 self.note_flips(place, &flips(&first.bytes, bytes), false);
             }

@@ -24,9 +24,9 @@ use crossbeam::channel::{Receiver, Sender, select_biased, unbounded};
 use crate::arc::{FrameKind, VerifiedBlock, frame};
 use crate::crypto::Keys;
 use crate::error::{Damage, Error, Place, Result};
-use crate::ids::{BlockId, Logid, Version};
+use crate::ids::{ArcSerial, BlockId, CopyId, Logid, Version};
 use crate::index::Index;
-use crate::ledger::LedgerWriter;
+use crate::ledger::{self, How, LedgerWriter};
 use arcs::{Arcs, Located, OpenArc};
 use heal::Bad;
 pub(crate) use shelf::lock;
@@ -168,6 +168,19 @@ impl Store {
         &self.inner.tally
     }
 
+    /// Where it is noted what was verified.
+    pub fn ledger(&self) -> Option<&Arc<LedgerWriter>> {
+        self.inner.ledger.as_ref()
+    }
+
+    /// Bytes `start..end` of a file of `size_bytes` were given to a reader.
+    pub fn file_read(&self, logid: Logid, start: u64, end: u64, size_bytes: u64) {
+        let extent = self.tally().file_read(logid, start, end, size_bytes);
+        if let (Some(extent), Some(ledger)) = (extent, self.ledger()) {
+            ledger.file(logid, extent);
+        }
+    }
+
     /// One block, verified. `file` names the reader in messages about damage.
     ///
     /// Errors: `Arc` for damage (with its place), index errors, `IndexRow` if the block has another length.
@@ -265,7 +278,7 @@ impl Store {
     /// Notes damage that was met outside of blocks (index rows, lost directories): counted and logged once for
     /// each `key`. `path` says what it was met at, and is only asked the first time.
     pub fn note_damage(&self, key: u64, error: &Error, path: impl FnOnce() -> Option<(Version, Vec<u8>)>) {
-        self.inner.note_once(key, error, "", End::Lost, path);
+        self.inner.note_once(key, None, error, "", End::Lost, path);
     }
 }
 
@@ -362,7 +375,7 @@ impl Inner {
             let located = match self.arcs.locate(want.block) {
                 Ok(located) => located,
                 Err(error) => {
-                    self.note(want.block.0, job.file, &error, "");
+                    self.note(want.block.0, None, job.file, &error, "");
                     deliver.outcome(slot, Err(error));
                     continue;
                 }
@@ -409,7 +422,7 @@ impl Inner {
                         other => other,
                     };
                     let more = format!("expected hash {}", located.info.hash);
-                    self.note(want.block.0, deliver.job.file, &error, &more);
+                    self.note(want.block.0, Some(first.serial), deliver.job.file, &error, &more);
                     deliver.outcome(*slot, Err(error));
                 }
                 return;
@@ -424,7 +437,8 @@ impl Inner {
                         let start = (located.offset - first_offset) as usize;
                         let end = (start + located.info.frame_len() as usize).min(bytes.len());
                         let bytes = bytes.get(start..end).unwrap_or_default();
-                        self.verify(&arc, located, bytes).map_err(|damage| Bad { damage, bytes: bytes.to_vec() })
+                        let verified = self.verify(&arc, located, How::Read, bytes);
+                        verified.map_err(|damage| Bad { damage, bytes: bytes.to_vec() })
                     }
                     Err(error) => Err(Bad::unreadable(error)),
                 };
@@ -438,7 +452,7 @@ impl Inner {
         for (slot, located, bad) in failed {
             let Some(want) = deliver.job.wanted.get(slot) else { continue };
             // A read error of one sector failed the whole run: its other frames may be well.
-            let alone = if one_by_one { self.read_one(&arc, located) } else { Err(bad) };
+            let alone = if one_by_one { self.read_one(&arc, located, How::Read) } else { Err(bad) };
             let outcome = match alone {
                 Ok(verified) => Ok(Arc::new(verified)),
                 Err(bad) => self.second_source(&arc, located, want, deliver.job.file, &bad),
@@ -447,9 +461,9 @@ impl Inner {
         }
     }
 
-    fn read_one(&self, arc: &OpenArc, located: &Located) -> std::result::Result<VerifiedBlock, Bad> {
+    fn read_one(&self, arc: &OpenArc, located: &Located, how: How) -> std::result::Result<VerifiedBlock, Bad> {
         arc.with_bytes(located.offset, located.info.frame_len() as usize, |bytes| match bytes {
-            Ok(bytes) => self.verify(arc, located, bytes).map_err(|damage| Bad { damage, bytes: bytes.to_vec() }),
+            Ok(bytes) => self.verify(arc, located, how, bytes).map_err(|damage| Bad { damage, bytes: bytes.to_vec() }),
             Err(error) => Err(Bad::unreadable(&error)),
         })
     }
@@ -458,13 +472,14 @@ impl Inner {
     fn relocated_since(&self, block: BlockId, was: &Located) -> Option<VerifiedBlock> {
         self.arcs.forget_place(block);
         let located = self.arcs.locate(block).ok().filter(|now| (now.serial, now.no) != (was.serial, was.no))?;
-        self.read_one(&*self.arcs.open(located.serial).ok()?, &located).ok()
+        self.read_one(&*self.arcs.open(located.serial).ok()?, &located, How::Read).ok()
     }
 
     fn verify(
         &self,
         arc: &OpenArc,
         located: &Located,
+        how: How,
         frame_bytes: &[u8],
     ) -> std::result::Result<VerifiedBlock, Damage> {
         if located.info.kind != FrameKind::Block {
@@ -472,6 +487,9 @@ impl Inner {
         }
         let verified = frame::open(&self.keys, &arc.cipher, located.no, &located.info, frame_bytes)?;
         self.tally.block_verified(verified.len() as u64);
+        if let Some(ledger) = &self.ledger {
+            ledger.frame(located.serial, CopyId::LOCAL, located.no, how);
+        }
         Ok(verified)
     }
 
@@ -480,18 +498,19 @@ impl Inner {
             path: self.index.path().to_path_buf(),
             what: format!("block {} has {found} bytes, a file expects {}", want.block, want.len_bytes),
         };
-        self.note(want.block.0, None, &error, "");
+        self.note(want.block.0, None, None, &error, "");
         error
     }
 
-    fn note(&self, key: u64, file: Option<Logid>, error: &Error, more: &str) {
-        self.note_once(key, error, more, End::Lost, || self.index.path_of_node(file?).ok());
+    fn note(&self, key: u64, arc: Option<ArcSerial>, file: Option<Logid>, error: &Error, more: &str) {
+        self.note_once(key, arc, error, more, End::Lost, || self.index.path_of_node(file?).ok());
     }
 
     /// Lists and logs damage, once a place: path, version, arc, frame, block, expected and found hash, source.
     fn note_once(
         &self,
         key: u64,
+        arc: Option<ArcSerial>,
         error: &Error,
         more: &str,
         end: End,
@@ -511,6 +530,23 @@ impl Inner {
             let path = if met.path.is_empty() { "(path unknown)" } else { &met.path };
             let separator = if more.is_empty() { "" } else { ", " };
             log::error!("{}: {path}{version}: {}{separator}{more}", met.code, met.what);
+            self.remember(arc, error, end);
+        }
+    }
+
+    /// Damage of an arc goes to the ledger too.
+    fn remember(&self, arc: Option<ArcSerial>, error: &Error, end: End) {
+        if let (Some(ledger), Some(arc), Error::Arc { place, damage }) = (&self.ledger, arc, error) {
+            // A missing arc is one place, however many blocks were looked for in it.
+            let frame = place.frame.filter(|_| *damage != Damage::Missing);
+            ledger.record(ledger::Record::Damage(ledger::Damage {
+                when_s: ledger.now_s(),
+                arc,
+                copy: CopyId::LOCAL,
+                frame,
+                code: error.code().to_string(),
+                mended: end == End::ReadAgain,
+            }));
         }
     }
 }

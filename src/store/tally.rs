@@ -3,7 +3,7 @@
 //! Invariants: memory is bounded whatever is read; a count that the bounds make inexact is a lower bound and
 //! says so; each damaged place is listed and logged once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,17 +12,19 @@ use lru::LruCache;
 
 use super::shelf::lock;
 use crate::ids::{Logid, Version};
+use crate::ledger::Extent;
+use crate::ledger::bits::{Bits, Insert};
 
 /// Damaged places that are listed; more are only counted.
 pub const MAX_LISTED: usize = 1000;
-/// Places that are told apart; beyond, a place may be counted again.
+/// Places that are told apart; more are neither counted nor logged, and the summary says so.
 const MAX_TOLD_APART: usize = 100_000;
 /// Files that are partly read at a time before the longest untouched one is forgotten.
 const MAX_PARTIAL: usize = 4096;
 /// Separate stretches remembered of one partly read file.
 const MAX_STRETCHES: usize = 64;
-/// 4 KiB bitmaps, each for 32,768 logids: at most 8 MiB for each of the two sets.
-const MAX_BITMAPS: usize = 2048;
+/// Bitmaps of 4,096 logids each: at most 8 MiB for each of the two sets.
+const MAX_BITMAPS: usize = 16384;
 
 /// One damaged place, once.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -75,11 +77,15 @@ pub struct Summary {
     pub files_inexact: bool,
     /// Bytes given to readers, holes included.
     pub bytes_read: u64,
+    /// Directories whose names were asked for, each time.
+    pub dirs_listed: u64,
     pub blocks_verified: u64,
     pub bytes_verified: u64,
     pub cache_hits: u64,
     /// Damaged places met, healed or not.
     pub damage: u64,
+    /// More places than could be told apart: the counts are lower bounds.
+    pub damage_inexact: bool,
     /// Of these, those where the right bytes were served all the same.
     pub healed: u64,
     /// Of these, those that were repaired in memory: the arc still has the damage.
@@ -93,13 +99,14 @@ struct Damage {
     told_apart: HashSet<(u64, &'static str)>,
     count: u64,
     healed: u64,
+    inexact: bool,
     repaired: u64,
     places: Vec<Met>,
 }
 
 struct Files {
-    read: LogidSet,
-    whole: LogidSet,
+    read: Bits,
+    whole: Bits,
     partial: LruCache<Logid, Vec<(u64, u64)>>,
     inexact: bool,
 }
@@ -110,6 +117,7 @@ pub struct Tally {
     bytes_verified: AtomicU64,
     cache_hits: AtomicU64,
     bytes_read: AtomicU64,
+    dirs_listed: AtomicU64,
     files: Mutex<Files>,
     damage: Mutex<Damage>,
 }
@@ -121,9 +129,10 @@ impl Default for Tally {
             bytes_verified: AtomicU64::new(0),
             cache_hits: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
+            dirs_listed: AtomicU64::new(0),
             files: Mutex::new(Files {
-                read: LogidSet::default(),
-                whole: LogidSet::default(),
+                read: Bits::default(),
+                whole: Bits::default(),
                 partial: LruCache::new(NonZeroUsize::new(MAX_PARTIAL).unwrap_or(NonZeroUsize::MIN)),
                 inexact: false,
             }),
@@ -142,45 +151,57 @@ impl Tally {
         self.cache_hits.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Bytes `start..end` of a file of `size_bytes` were given to a reader.
-    pub fn file_read(&self, logid: Logid, start: u64, end: u64, size_bytes: u64) {
+    /// Bytes `start..end` of a file of `size_bytes` were given to a reader; tells how much of it was by then. A
+    /// file that was wholly read is so again only when each byte was given once more.
+    pub fn file_read(&self, logid: Logid, start: u64, end: u64, size_bytes: u64) -> Option<Extent> {
         if start >= end {
-            return;
+            return None;
         }
         self.bytes_read.fetch_add(end - start, Ordering::Relaxed);
         let mut files = lock(&self.files);
         let files = &mut *files;
-        files.inexact |= !files.read.insert(logid);
-        if files.whole.contains(logid) {
-            return;
-        }
+        files.inexact |= files.read.insert(logid.0, MAX_BITMAPS) == Insert::Full;
+        let known = files.whole.contains(logid.0);
         let whole = if start == 0 && end >= size_bytes {
             files.partial.pop(&logid);
             true
         } else {
             if files.partial.len() == MAX_PARTIAL && !files.partial.contains(&logid) {
-                files.inexact = true;
+                files.inexact |= !known;
             }
             let stretches = files.partial.get_or_insert_mut(logid, Vec::new);
-            files.inexact |= !add_stretch(stretches, start, end);
+            files.inexact |= !add_stretch(stretches, start, end) && !known;
             let whole = stretches.first().is_some_and(|(from, to)| *from == 0 && *to >= size_bytes);
             if whole {
                 files.partial.pop(&logid);
             }
             whole
         };
-        if whole {
-            files.inexact |= !files.whole.insert(logid);
+        if whole && !known {
+            files.inexact |= files.whole.insert(logid.0, MAX_BITMAPS) == Insert::Full;
         }
+        Some(if whole { Extent::Whole } else { Extent::Part })
     }
 
-    /// Notes damage; true when this place (told apart by `key` and code) was not met before.
+    /// A directory's names were read.
+    pub fn dir_listed(&self) {
+        self.dirs_listed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes damage; what is to be logged when this place (told apart by `key` and code) was not met before.
     pub(super) fn damage(&self, key: u64, met: impl FnOnce() -> Met, code: &'static str, end: &End) -> Option<Met> {
         {
             let mut damage = lock(&self.damage);
-            if damage.told_apart.len() >= MAX_TOLD_APART || !damage.told_apart.insert((key, code)) {
+            if damage.told_apart.contains(&(key, code)) {
                 return None;
             }
+            if damage.told_apart.len() >= MAX_TOLD_APART {
+                if !std::mem::replace(&mut damage.inexact, true) {
+                    log::error!("{code}: more than {MAX_TOLD_APART} places are damaged: further ones are not logged");
+                }
+                return None;
+            }
+            damage.told_apart.insert((key, code));
             damage.count += 1;
             damage.healed += u64::from(*end != End::Lost);
             damage.repaired += u64::from(matches!(end, End::Repaired(_)));
@@ -198,14 +219,16 @@ impl Tally {
         let files = lock(&self.files);
         let damage = lock(&self.damage);
         Summary {
-            files_read: files.read.count,
-            files_wholly_read: files.whole.count,
+            files_read: files.read.len(),
+            files_wholly_read: files.whole.len(),
             files_inexact: files.inexact,
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
+            dirs_listed: self.dirs_listed.load(Ordering::Relaxed),
             blocks_verified: self.blocks_verified.load(Ordering::Relaxed),
             bytes_verified: self.bytes_verified.load(Ordering::Relaxed),
             cache_hits: self.cache_hits.load(Ordering::Relaxed),
             damage: damage.count,
+            damage_inexact: damage.inexact,
             healed: damage.healed,
             repaired: damage.repaired,
             places: damage.places.clone(),
@@ -235,40 +258,6 @@ fn add_stretch(stretches: &mut Vec<(u64, u64)>, start: u64, end: u64) -> bool {
     true
 }
 
-/// A set of dense numbers in little memory.
-#[derive(Default)]
-struct LogidSet {
-    bitmaps: HashMap<u64, Box<[u64; 512]>>,
-    count: u64,
-}
-
-impl LogidSet {
-    fn place(logid: Logid) -> (u64, usize, u64) {
-        (logid.0 >> 15, (logid.0 >> 6) as usize & 511, 1 << (logid.0 & 63))
-    }
-
-    fn contains(&self, logid: Logid) -> bool {
-        let (bitmap, word, bit) = Self::place(logid);
-        self.bitmaps.get(&bitmap).and_then(|words| words.get(word)).is_some_and(|word| word & bit != 0)
-    }
-
-    /// False when there was no room to remember it (it is then not counted).
-    fn insert(&mut self, logid: Logid) -> bool {
-        let (bitmap, word, bit) = Self::place(logid);
-        if self.bitmaps.len() >= MAX_BITMAPS && !self.bitmaps.contains_key(&bitmap) {
-            return false;
-        }
-        let words = self.bitmaps.entry(bitmap).or_insert_with(|| Box::new([0; 512]));
-        if let Some(word) = words.get_mut(word)
-            && *word & bit == 0
-        {
-            *word |= bit;
-            self.count += 1;
-        }
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,6 +283,16 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_wholly_read_anew_when_each_byte_was_given_once_more() {
+        let tally = Tally::default();
+        let read = |start, end| tally.file_read(Logid(99), start, end, 60);
+        assert_eq!((read(0, 30), read(30, 60)), (Some(Extent::Part), Some(Extent::Whole)));
+        assert_eq!((read(0, 30), read(0, 30)), (Some(Extent::Part), Some(Extent::Part)));
+        assert_eq!((read(30, 60), read(0, 60)), (Some(Extent::Whole), Some(Extent::Whole)));
+        assert_eq!((read(60, 60), tally.summary().files_wholly_read), (None, 1));
+    }
+
+    #[test]
     fn too_many_parts_make_the_counts_say_that_they_are_lower_bounds() {
         let tally = Tally::default();
         for part in 0..200 {
@@ -312,6 +311,20 @@ mod tests {
         assert!(tally.damage(9, met, "X", &End::Repaired("bit".into())).is_some());
         let summary = tally.summary();
         assert_eq!((summary.damage, summary.healed, summary.repaired, summary.places.len()), (3, 2, 1, 3));
+    }
+
+    #[test]
+    fn more_damage_than_can_be_told_apart_makes_the_count_a_lower_bound() {
+        let tally = Tally::default();
+        let all = MAX_TOLD_APART as u64;
+        for key in 0..all {
+            assert!(tally.damage(key, met, "X", &End::Lost).is_some());
+        }
+        assert!(tally.damage(7, met, "X", &End::Lost).is_none());
+        assert!(!tally.summary().damage_inexact, "known places are no more than there were");
+        assert!(tally.damage(all, met, "X", &End::Lost).is_none());
+        let summary = tally.summary();
+        assert_eq!((summary.damage, summary.damage_inexact, summary.places.len()), (all, true, MAX_LISTED));
     }
 
     proptest::proptest! {

@@ -219,3 +219,34 @@ fn the_arc_of_another_backup_is_refused() {
         assert!(store.block(want.block, want.len_bytes, None).unwrap_err().is_damage());
     }
 }
+
+#[test]
+fn what_is_verified_goes_to_the_ledger_and_so_does_damage_until_it_is_mended() {
+    let (fixture, _, wanted) = with_blocks(4, 3_000);
+    let serial = wanted[0].block.arc();
+    let path = fixture.arc_path(serial);
+    let whole = std::fs::read(&path).unwrap();
+    fixture.spoil_frame(serial, FrameNo(2));
+    let writer = Arc::new(LedgerWriter::new(fixture.dir.path(), fixture.keys.clone(), ledger::By::Mount));
+    let store = fixture.store(StoreOptions { ledger: Some(writer.clone()), heal: Heal::Off, ..options(1 << 20, 1) });
+    let known = || {
+        writer.flush().unwrap();
+        let (ledger, refused) = ledger::Ledger::load(fixture.dir.path(), &fixture.keys).unwrap();
+        assert_eq!(refused, []);
+        let proof = |no| ledger.frame(serial, CopyId::LOCAL, FrameNo(no), How::Read);
+        let open: Vec<_> = ledger.open_damage().iter().map(|damage| (damage.frame, damage.code.clone())).collect();
+        ((0..4).map(|no| proof(no).is_some()).collect::<Vec<_>>(), open)
+    };
+    assert_eq!(known(), (vec![false; 4], vec![]));
+    for want in &wanted {
+        assert_eq!(store.block(want.block, want.len_bytes, None).is_err(), want.block.frame().0 == 2);
+    }
+    let bad = vec![(Some(FrameNo(2)), "ARC_TAG_MISMATCH".to_string())];
+    assert_eq!(known(), (vec![true, true, false, true], bad));
+    std::fs::write(&path, whole).unwrap();
+    std::thread::sleep(shelf::VERDICT_TTL + Duration::from_millis(20));
+    store.block(wanted[2].block, wanted[2].len_bytes, None).unwrap();
+    assert_eq!(known(), (vec![true; 4], vec![]));
+    let medium = ledger::Ledger::load(fixture.dir.path(), &fixture.keys).unwrap().0;
+    assert_eq!(medium.frame(serial, CopyId::LOCAL, FrameNo(0), How::Medium), None);
+}

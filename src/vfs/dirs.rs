@@ -46,6 +46,7 @@ impl Vfs {
             Place::Root => (Ino::ROOT, None, Lifetime::Never),
             Place::Dir(version, dir) => {
                 let listing = self.list(version, dir)?;
+                self.store.tally().dir_listed();
                 let parent = if dir == Dirno::ROOT { Ino::ROOT } else { Ino::of_dir(version, listing.dir.parent) };
                 (parent, Some(listing), Lifetime::Forever)
             }

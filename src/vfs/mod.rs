@@ -6,10 +6,12 @@
 
 mod ahead;
 mod dirs;
+mod hashing;
 mod ino;
 mod read;
 #[cfg(test)]
 mod tests;
+mod virtual_xattrs;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -28,9 +30,12 @@ use crate::tree::{SeekTo, Tree};
 use ahead::Ahead;
 pub use dirs::DirItem;
 use dirs::OpenDir;
+use hashing::Hashes;
+pub use hashing::Hashing;
 pub use ino::{Ino, Place};
 pub use read::Bytes;
 use read::Streams;
+use virtual_xattrs::Known;
 
 /// Files whose readers are watched for sequential reading.
 const MAX_STREAMS: usize = 256;
@@ -47,6 +52,14 @@ pub enum Owners {
     All { uid: u32, gid: u32 },
 }
 
+/// Whether `user.assay.…` attributes are listed; by name they are there always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VirtualXattrs {
+    #[default]
+    Unlisted,
+    Listed,
+}
+
 /// How a mount shows the backup.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct VfsOptions {
@@ -55,6 +68,8 @@ pub struct VfsOptions {
     pub only: Option<Version>,
     /// Owner of the mount's root and of `latest`.
     pub mounter: (u32, u32),
+    pub hashing: Hashing,
+    pub virtual_xattrs: VirtualXattrs,
 }
 
 /// What `stat` gives.
@@ -113,6 +128,9 @@ pub struct Vfs {
     next_handle: AtomicU64,
     streams: Mutex<LruCache<Logid, Streams>>,
     ahead: Ahead,
+    hashes: Hashes,
+    /// What the ledger said when it was last asked.
+    known: Mutex<Option<Known>>,
 }
 
 impl Vfs {
@@ -126,6 +144,8 @@ impl Vfs {
             dirs: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
             streams: Mutex::new(LruCache::new(NonZeroUsize::new(MAX_STREAMS).unwrap_or(NonZeroUsize::MIN))),
+            hashes: Hashes::new(),
+            known: Mutex::new(None),
         }
     }
 
@@ -203,15 +223,25 @@ impl Vfs {
 
     /// Value of an extended attribute; None if there is none of that name (ENODATA).
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.with_xattrs(ino, |xattrs| xattrs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone()))
+        let saved = |xattrs: &Xattrs| xattrs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+        match self.with_xattrs(ino, saved)? {
+            None => self.virtual_xattr(ino, name),
+            saved => Ok(saved),
+        }
     }
 
     /// Names of the extended attributes, each ended by NUL. `trusted.*` is shown to root only, as on ext4.
     pub fn listxattr(&self, ino: Ino, caller_uid: u32) -> Result<Vec<u8>> {
-        self.with_xattrs(ino, |xattrs| {
+        let saved = self.with_xattrs(ino, |xattrs| {
             let shown = xattrs.iter().filter(|(name, _)| caller_uid == 0 || !name.starts_with(b"trusted."));
-            shown.flat_map(|(name, _)| name.iter().copied().chain([0])).collect()
-        })
+            shown.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        })?;
+        let mut names: Vec<u8> = saved.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
+        if self.options.virtual_xattrs == VirtualXattrs::Listed {
+            let more = self.virtual_xattr_names(ino)?.into_iter().filter(|name| !saved.contains(name));
+            names.extend(more.flat_map(|name| name.into_iter().chain([0])));
+        }
+        Ok(names)
     }
 
     fn with_xattrs<T>(&self, ino: Ino, look: impl FnOnce(&Xattrs) -> T) -> Result<T> {

@@ -118,6 +118,9 @@ impl Vfs {
         if node.attr.kind != Kind::File {
             return Err(Error::Usage(format!("inode {} is no regular file", ino.0)));
         }
+        if let Some(error) = self.hash_is_wrong(logid) {
+            return Err(error);
+        }
         let pieces = self.tree.segments(&node, offset, u64::from(len))?;
         let total: u64 = pieces.iter().map(Piece::len).sum();
         if node.attr.size >= MIN_STREAM_BYTES && total > 0 {
@@ -131,7 +134,8 @@ impl Vfs {
         if bytes.len() as u64 != total {
             return Err(Error::ExtentsLost { logid, offset });
         }
-        self.store.tally().file_read(logid, offset, offset + total, node.attr.size);
+        self.hash_on_the_way(&node, offset, &bytes)?;
+        self.store.file_read(logid, offset, offset + total, node.attr.size);
         Ok(bytes)
     }
 

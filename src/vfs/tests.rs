@@ -1,5 +1,5 @@
 use super::*;
-use crate::catalog::Segment;
+use crate::catalog::{Node, Segment};
 use crate::ids::{BlockId, FrameNo};
 use crate::store::StoreOptions;
 use crate::store::fixture::{Fixture, dir_record, node, put, put_dir, some_bytes};
@@ -196,4 +196,48 @@ fn what_is_not_there_is_an_error_and_not_a_panic() {
     let gone = vfs.opendir(folder(9)).err().unwrap();
     assert_eq!(vfs.errno(folder(9), &gone), libc::ESTALE);
     assert_eq!(vfs.errno(folder(0), &vfs.read(folder(0), 0, 1).err().unwrap()), libc::EISDIR);
+}
+
+#[test]
+fn a_file_whose_sha1_is_another_is_refused_and_stays_so() {
+    let mut fixture = Fixture::new();
+    let serial = fixture.next_data_serial();
+    let blocks: Vec<_> = (0..3).map(|seed| some_bytes(seed, BLOCK)).collect();
+    let data = |no| Segment::Data { block: BlockId::new(serial, FrameNo(no)), len: BLOCK as u32 };
+    let hash = |parts: &[&[u8]]| {
+        let mut hasher = crate::crypto::FileHasher::default();
+        parts.iter().for_each(|part| hasher.update(part));
+        Some(hasher.finish())
+    };
+    let all = [data(0), data(1), data(2)];
+    let right = Node { sha1: hash(&[&blocks[0], &blocks[1], &blocks[2]]), ..node(20, &all, vec![]) };
+    // As if the index had the blocks in another order.
+    let wrong = Node { sha1: hash(&[&blocks[1], &blocks[0], &blocks[2]]), ..node(21, &all, vec![]) };
+    let records = [dir_record(Dirno::ROOT, Dirno::ROOT, b"", 2), put(b"right", right), put(b"wrong", wrong)];
+    fixture.commit(&blocks, &records);
+    let size = 3 * BLOCK as u32;
+    let (right, wrong) = (Ino::of_node(Logid(20)), Ino::of_node(Logid(21)));
+    for hashing in [Hashing::Small, Hashing::All] {
+        let new = || vfs(&fixture, VfsOptions { hashing, ..VfsOptions::default() });
+        let one = new();
+        assert_eq!(one.read(right, 0, size).unwrap().len(), size as usize);
+        let error = one.read(wrong, 0, size).err().unwrap();
+        assert_eq!((error.code(), one.errno(wrong, &error)), ("FILE_HASH_MISMATCH", libc::EIO));
+        // A part of it, too, and it is damage that counts once.
+        let again = one.read(wrong, 0, 10).err().unwrap();
+        assert_eq!((again.code(), one.errno(wrong, &again)), ("FILE_HASH_MISMATCH", libc::EIO));
+        let summary = one.summary();
+        assert_eq!((summary.damage, summary.places[0].path.as_str(), summary.files_wholly_read), (1, "/wrong", 1));
+        assert_eq!(one.getxattr(wrong, b"user.assay.health").unwrap().unwrap(), b"damaged");
+        assert_eq!(one.getxattr(wrong, b"user.assay.damage").unwrap().unwrap(), b"0-12000");
+        // In several requests, slightly out of order.
+        let several = new();
+        let parts = [(0, 4000), (8000, 4000), (4000, 4000)];
+        let read = |ino, (offset, len)| several.read(ino, offset, len).map(|bytes| bytes.len());
+        assert!(parts.iter().all(|part| read(right, *part).is_ok()));
+        assert_eq!(parts.iter().all(|part| read(wrong, *part).is_ok()), hashing == Hashing::Small);
+        // Not in sequence: nothing is said.
+        let random = new();
+        assert!([(4000, 4000), (0, 3000)].iter().all(|(at, len)| random.read(wrong, *at, *len).is_ok()));
+    }
 }

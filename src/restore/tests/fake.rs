@@ -14,7 +14,7 @@ use crate::error::{Error, Place, Result};
 use crate::ids::{ArcId, ArcName, ArcSalt, BackupId, BlockId, Dirno, FrameNo, Logid, Version};
 use crate::monitor::Silent;
 use crate::os::process::{getegid, geteuid};
-use crate::restore::{Decision, Extra, Names, Options, Report, Source, Target, run};
+use crate::restore::{Decision, Extra, Names, Options, Report, Source, Spare, Target, run};
 use crate::tree::Piece;
 
 pub const BLOCK: usize = 5_000;
@@ -32,6 +32,7 @@ pub struct Fake {
     pub unlistable: HashSet<Dirno>,
     /// Part of a file whose block list is lost.
     pub lost: HashMap<Logid, Range<u64>>,
+    pub spare: Spare,
 }
 
 pub fn attr(kind: Kind, perm: u16) -> Attr {
@@ -64,6 +65,7 @@ impl Fake {
             blocks: Vec::new(),
             unlistable: HashSet::new(),
             lost: HashMap::new(),
+            spare: Spare::default(),
         }
     }
 
@@ -144,8 +146,12 @@ impl Fake {
 
     /// As `get`, but nothing can be done.
     pub fn get_fails(&self, path: &str, target: &Path) -> Error {
-        let options =
-            Options { paths: vec![path.as_bytes().to_vec()], target: Target::Below(target.into()), extra: Extra::Keep };
+        let options = Options {
+            paths: vec![path.as_bytes().to_vec()],
+            target: Target::Below(target.into()),
+            extra: Extra::Keep,
+            spare: self.spare.clone(),
+        };
         run(self, &options, &Silent, &mut |_| Decision::All).unwrap_err()
     }
 
@@ -157,7 +163,7 @@ impl Fake {
         confirm: &mut dyn FnMut(&Path) -> Decision,
     ) -> Report {
         let paths = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
-        run(self, &Options { paths, target, extra }, &Silent, confirm).unwrap()
+        run(self, &Options { paths, target, extra, spare: self.spare.clone() }, &Silent, confirm).unwrap()
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use crate::error::Result;
 use crate::ids::{BlockId, Version};
-use crate::index::Use;
+use crate::index::BlockUse;
 use crate::tree::Tree;
 
 /// Files that are named for one block; the newest ones.
@@ -34,7 +34,7 @@ pub struct Original {
 pub fn originals(tree: &Tree, blocks: &HashSet<BlockId>) -> Result<HashMap<BlockId, Vec<Original>>> {
     let index = tree.index();
     let mut found: HashMap<BlockId, Vec<Original>> = HashMap::new();
-    index.uses(blocks, |Use { block, logid, offset, len }| {
+    index.uses(blocks, |BlockUse { block, logid, offset, len }| {
         let originals = found.entry(block).or_default();
         // A file that no version shows any more has no path.
         if originals.len() < MAX_ORIGINALS

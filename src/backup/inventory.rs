@@ -1,0 +1,73 @@
+//! What the index counts on, and whether it is still there: looked at before a run builds on it.
+//!
+//! Invariants: only names, lengths and the ends of a few commit arcs are looked at, never data; what is missing is told
+//! once a run, and nothing in it is taken for stored.
+
+use std::collections::HashSet;
+use std::io::ErrorKind;
+
+use crate::backupdir::{BackupDir, arcs};
+use crate::catalog::{ArcEntry, ArcRole};
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::ArcSerial;
+use crate::index::Index;
+use crate::monitor::{Event, Monitor};
+
+/// Arcs and commits that are named one by one.
+const MAX_TOLD: u64 = 100;
+
+/// What a run can't count on.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// Arcs that are missing or cut short: their blocks are stored anew.
+    pub lost: HashSet<ArcSerial>,
+    /// A recovery could not get past what is missing: the next catalog must stand alone.
+    pub base_due: bool,
+    pub failures: u64,
+}
+
+impl Inventory {
+    /// Compares the arcs that the index knows with the files.
+    ///
+    /// # Errors
+    /// Those of the index. What is wrong with arcs is told to the monitor.
+    pub fn take(dir: &BackupDir, index: &Index, monitor: &dyn Monitor) -> Result<Inventory> {
+        let mut found = Inventory::default();
+        let since_base = index.since_base()?;
+        for row in index.arcs()? {
+            let Some(error) = what_is_wrong(dir, &row.entry) else { continue };
+            found.lost.insert(row.entry.serial);
+            let needed = since_base.first().is_none_or(|base| row.run >= *base);
+            found.base_due |= row.entry.role == ArcRole::Catalog && needed;
+            found.tell(&error, monitor);
+        }
+        for run in since_base {
+            if let Err(error) = arcs::check_commit(dir.path(), run, dir.keys()) {
+                found.base_due = true;
+                found.tell(&error, monitor);
+            }
+        }
+        if found.failures > MAX_TOLD {
+            let what = format!("{} more arcs are missing or cut short", found.failures - MAX_TOLD);
+            monitor.event(Event::Warning { path: b"", what });
+        }
+        Ok(found)
+    }
+
+    fn tell(&mut self, error: &Error, monitor: &dyn Monitor) {
+        self.failures += 1;
+        if self.failures <= MAX_TOLD {
+            monitor.event(Event::Failure { path: b"", error });
+        }
+    }
+}
+
+fn what_is_wrong(dir: &BackupDir, arc: &ArcEntry) -> Option<Error> {
+    let damage = match std::fs::metadata(dir.path().join(arc.name.to_string())) {
+        Ok(meta) if meta.len() >= arc.arc_bytes => return None,
+        Ok(meta) => Damage::Truncated { wanted_bytes: arc.arc_bytes, found_bytes: meta.len() },
+        Err(e) if e.kind() == ErrorKind::NotFound => Damage::Missing,
+        Err(e) => Damage::Unreadable(e.raw_os_error().unwrap_or(libc::EIO)),
+    };
+    Some(Error::Arc { place: Place { arc: arc.name, frame: None, block: None, offset: 0 }, damage })
+}

@@ -1,0 +1,125 @@
+//! Making a backup dir: what is there already, what a cut `init` leaves, an index that lies elsewhere.
+
+use std::os::unix::fs::symlink;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::monitor::Silent;
+use crate::os::mounts::PRETENDED;
+
+fn init(path: &Path) -> Result<()> {
+    BackupDir::init(path, None, &Config::default())
+}
+
+fn open(path: &Path) -> BackupDir {
+    BackupDir::open(path, &|_| None).unwrap()
+}
+
+/// A directory that counts as one on a network file system (its backup dir is `backup`), and one that doesn't.
+fn network_and_local() -> (TempDir, TempDir) {
+    let (network, local) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::create_dir(network.path().join("backup")).unwrap();
+    (network, local)
+}
+
+#[test]
+fn settings_that_were_prepared_stay_and_empty_ones_are_leftovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at(CONFIG_FILE), "block-size = \"128KiB\"\n").unwrap();
+    fs::write(at(EXCLUDE_FILE), "*.o\n").unwrap();
+    fs::write(at(DEST_FILE), "").unwrap();
+    let other = Config { block_size: 32 << 10, ..Config::default() };
+    assert_eq!(BackupDir::init(dir.path(), None, &other).unwrap_err().code(), "CONFIG");
+    init(dir.path()).unwrap();
+    assert_eq!(open(dir.path()).config().block_size, 128 << 10);
+    assert_eq!(fs::read_to_string(at(EXCLUDE_FILE)).unwrap(), "*.o\n");
+    assert_eq!(fs::read_to_string(at(DEST_FILE)).unwrap(), DEST_TEXT);
+
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(CONFIG_FILE), "block-size = 5\n").unwrap();
+    assert_eq!(init(dir.path()).unwrap_err().code(), "CONFIG");
+    assert_eq!(fs::read_to_string(dir.path().join(CONFIG_FILE)).unwrap(), "block-size = 5\n");
+    assert!(!dir.path().join(KEY_FILE).exists());
+}
+
+#[test]
+fn of_many_inits_at_once_one_makes_the_key() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let done = std::sync::Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    if init(dir.path()).is_ok() {
+                        done.lock().unwrap().push(fs::read(dir.path().join(KEY_FILE)).unwrap());
+                    }
+                });
+            }
+        });
+        let done = done.into_inner().unwrap();
+        assert_eq!(done.len(), 1, "a second one replaced the key of the first");
+        assert_eq!(fs::read(dir.path().join(KEY_FILE)).unwrap(), done[0]);
+        open(dir.path()).open_index().unwrap();
+    }
+}
+
+#[test]
+fn an_index_lies_where_its_symlink_leads() {
+    let (network, local) = network_and_local();
+    let backup = network.path().join("backup");
+    let target = local.path().join("elsewhere.db");
+    fs::write(backup.join(PRETENDED), "").unwrap();
+    // The name that pretends is in the way of init itself, which comes before it is a network file system.
+    let refused = Index::create(&backup.join(INDEX_FILE), &[1; 48]).unwrap_err();
+    assert_eq!(refused.code(), "UNSUPPORTED");
+    assert!(refused.to_string().contains("symlink"), "{refused}");
+    fs::remove_file(backup.join(PRETENDED)).unwrap();
+
+    symlink(&target, backup.join(INDEX_FILE)).unwrap();
+    init(&backup).unwrap();
+    fs::write(backup.join(PRETENDED), "").unwrap();
+    assert!(fs::symlink_metadata(backup.join(INDEX_FILE)).unwrap().is_symlink());
+    open(&backup).open_index().unwrap();
+    let save = || {
+        let options = crate::backup::Options { paths: vec![local.path().join("source")], ..Default::default() };
+        crate::backup::run(&open(&backup), &options, &Silent).unwrap()
+    };
+    fs::create_dir(local.path().join("source")).unwrap();
+    fs::write(local.path().join("source/file"), "content").unwrap();
+    save();
+    // With the old index, which is kept beside the new one, and with none.
+    for kept in [true, false] {
+        if !kept {
+            fs::remove_file(&target).unwrap();
+        }
+        let found = crate::recover::run(&open(&backup), &Silent).unwrap();
+        assert_eq!(found.versions, [Version(0)]);
+        assert_eq!(found.old_index, kept.then(|| local.path().canonicalize().unwrap().join("elsewhere.db.bad")));
+        assert!(fs::symlink_metadata(backup.join(INDEX_FILE)).unwrap().is_symlink());
+        assert_eq!(open(&backup).open_index().unwrap().versions().unwrap().len(), 1);
+    }
+    save();
+    assert_eq!(open(&backup).open_index().unwrap().versions().unwrap().len(), 2);
+    let names: Vec<String> =
+        fs::read_dir(&backup).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.iter().all(|name| name == INDEX_FILE || !name.starts_with("index")), "{names:?}");
+}
+
+#[test]
+fn an_index_that_is_in_use_elsewhere_is_not_taken() {
+    let (backup, local) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    init(local.path()).unwrap();
+    let before = fs::read(local.path().join(INDEX_FILE)).unwrap();
+    symlink(local.path().join(INDEX_FILE), backup.path().join(INDEX_FILE)).unwrap();
+    assert_eq!(init(backup.path()).unwrap_err().code(), "NOT_EMPTY");
+    assert_eq!(fs::read(local.path().join(INDEX_FILE)).unwrap(), before);
+    // But what a cut init has left is.
+    fs::remove_file(backup.path().join(INDEX_FILE)).unwrap();
+    symlink(local.path().join("new.db"), backup.path().join(INDEX_FILE)).unwrap();
+    fs::write(local.path().join("new.db"), "half an index").unwrap();
+    fs::write(backup.path().join(KEY_FILE_NEW), "").unwrap();
+    init(backup.path()).unwrap();
+    open(backup.path()).open_index().unwrap();
+}

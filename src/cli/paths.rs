@@ -1,0 +1,99 @@
+//! What a path that the user gives is called in a version.
+//!
+//! Versions hold paths as they really are: absolute, with the symlinks before the last name resolved. The user may
+//! write it otherwise, and what the path leads through may be gone or changed by now: each reading is tried.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+use crate::backup::walk;
+use crate::error::{Error, Result};
+
+/// The first reading of a path that `find` knows, or the first of all if none is known. `true` if it is known.
+///
+/// A reading that `find` can't judge (for damage, say) counts as known: using it tells what is wrong.
+pub fn stored(given: &OsStr, mut find: impl FnMut(&[u8]) -> Result<()>) -> Result<(Vec<u8>, bool)> {
+    let readings = readings(Path::new(given));
+    let known = readings.iter().find(|path| !matches!(find(path), Err(Error::NoPath { .. })));
+    match (known, readings.first()) {
+        (Some(path), _) => Ok((path.clone(), true)),
+        (None, Some(first)) => Ok((first.clone(), false)),
+        (None, None) => Err(Error::Usage("an empty path can't be found".into())),
+    }
+}
+
+/// All readings, the most literal first.
+fn readings(given: &Path) -> Vec<Vec<u8>> {
+    // Fails for an empty path, and for a relative one when the current directory is gone.
+    let Ok(absolute) = std::path::absolute(given) else { return Vec::new() };
+    let climbs = absolute.components().any(|part| part == Component::ParentDir);
+    let lexical = without_climbing(&absolute);
+    let literal = (given.is_absolute() && !climbs).then(|| lexical.clone());
+    let resolved = walk::absolute(given).ok();
+    let resolved_in_part = resolved_in_part(&lexical);
+    let mut found: Vec<Vec<u8>> = Vec::new();
+    for path in literal.into_iter().chain(resolved).chain([lexical, resolved_in_part]) {
+        let path = path.into_os_string().into_vec();
+        if !found.contains(&path) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// `a/b/../c` is `a/c`, whatever `b` is or was.
+fn without_climbing(path: &Path) -> PathBuf {
+    let mut out = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(out.pop()),
+            Component::Normal(name) => out.push(name),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// Resolves the symlinks in as many parents as there still are.
+fn resolved_in_part(path: &Path) -> PathBuf {
+    for above in path.ancestors().skip(1) {
+        if let (Ok(real), Ok(rest)) = (above.canonicalize(), path.strip_prefix(above)) {
+            return real.join(rest);
+        }
+    }
+    PathBuf::from(OsStr::from_bytes(b"/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(given: &Path, known: &Path) -> Option<PathBuf> {
+        let no_path = || Error::NoPath { path: Vec::new(), version: crate::ids::Version(0) };
+        let find = |path: &[u8]| if path == known.as_os_str().as_bytes() { Ok(()) } else { Err(no_path()) };
+        let (path, found) = stored(given.as_os_str(), find).unwrap();
+        found.then(|| PathBuf::from(OsStr::from_bytes(&path)))
+    }
+
+    #[test]
+    fn each_reading_of_a_path_is_found() {
+        let temp = tempfile::tempdir().unwrap();
+        let base = temp.path().canonicalize().unwrap();
+        std::fs::create_dir_all(base.join("real/sub")).unwrap();
+        std::os::unix::fs::symlink("real", base.join("link")).unwrap();
+        let real = base.join("real/sub/f");
+        for given in ["real/sub/f", "link/sub/f", "link/sub/../sub/f", "real/sub//./f", "link/sub/f/"] {
+            assert_eq!(chosen(&base.join(given), &real), Some(real.clone()), "{given}");
+        }
+        // The link was a directory when it was saved; parents are gone.
+        assert_eq!(chosen(&base.join("link/x"), &base.join("link/x")), Some(base.join("link/x")));
+        assert_eq!(chosen(&base.join("link/gone/x"), &base.join("real/gone/x")), Some(base.join("real/gone/x")));
+        assert_eq!(chosen(&base.join("gone/../real/x"), &base.join("real/x")), Some(base.join("real/x")));
+        assert_eq!(chosen(&base.join("other"), &real), None);
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(chosen(Path::new("gone/deep/x"), &here.join("gone/deep/x")), Some(here.join("gone/deep/x")));
+        assert_eq!(chosen(Path::new("/"), Path::new("/")), Some(PathBuf::from("/")));
+        assert!(matches!(stored(OsStr::new(""), |_| Ok(())), Err(Error::Usage(_))));
+    }
+}

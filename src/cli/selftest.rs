@@ -1,0 +1,283 @@
+//! `assay selftest`.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::ui::Ui;
+use super::{Context, paths as stored_paths, print, print_json, show};
+use crate::error::{Error, Exit, Result};
+use crate::ids::ArcName;
+use crate::selftest::{self, BlockRef, BlockUse, Finding, Fix, Hit, Level, Options, Part, Report, Scope};
+
+/// Prove the backup, level by level
+///
+/// -v0: the index opens with this key and can be read. -v1: and its pages are authentic, its B-trees sound. -v2: and all
+/// structures agree: entries, versions, extents, blocks, arcs, catalogs; no data is read. -v3: and each block of the
+/// arcs is right, read from the medium, not from the page cache. -v4: the same of every copy at every destination.
+/// -v5: as -v2, and every file of every version is rebuilt and its SHA-1 compared.
+///
+/// Nothing in the backup dir changes (but the ledger, which remembers what was proven) unless --fix is given. Exit
+/// code 0: nothing is wrong, 4: damage was found, 3: something could not be checked, 12: the key is wrong.
+#[derive(Debug, Args)]
+pub struct SelftestArgs {
+    /// Only these: arcs (arc.3.1) or blocks (b12.34, or a block hash) with -v2 to -v4; files or directories, as
+    /// absolute paths, with -v2 or -v5. A block is tested with the arc that holds it, and its files are listed
+    #[arg(value_name = "PATH|ARC|BLOCK")]
+    targets: Vec<OsString>,
+    /// How much is proven, 0 to 5
+    #[arg(short = 'v', long, value_name = "LEVEL", default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=5))]
+    level: u8,
+    /// Only this version, with -v2 or -v5: r3, 3, latest or a folder name of the mount
+    #[arg(short, long, value_name = "REV")]
+    rev: Option<String>,
+    /// Test only N random blocks of each arc, with -v3 or -v4; from 2 on the last one always
+    #[arg(long, value_name = "N")]
+    sample: Option<u32>,
+    /// Print each arc, or logid and path of each file, as it is verified
+    #[arg(long)]
+    debug: bool,
+    /// Correct what can be corrected, and say so
+    #[arg(long)]
+    fix: bool,
+    /// Print one JSON object a finding, and a summary, one a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Files that are printed for one finding; `--json` has all that the selftest lists.
+const MAX_SHOWN_HITS: usize = 10;
+
+pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
+    let level = Level::from_number(args.level).ok_or_else(|| Error::Usage("levels are 0 to 5".into()))?;
+    let options = Options {
+        level,
+        scope: scope(&args.targets)?,
+        rev: args.rev.clone(),
+        sample: args.sample,
+        fix: if args.fix { Fix::Correct } else { Fix::Report },
+    };
+    let dir = context.open()?;
+    let noun = if level == Level::Files { "files" } else { "arcs" };
+    let ui = Ui::new(context.quiet || args.debug, args.debug, "Testing").counting(noun);
+    let done = selftest::run(&dir, &options, &ui);
+    ui.finish();
+    let report = done?;
+    let exit = exit(&report);
+    if args.json {
+        report.findings.iter().try_for_each(|finding| print_json(&finding_json(finding)))?;
+        report.uses.iter().try_for_each(|used| print_json(&use_json(used)))?;
+        print_json(&summary_json(&report, level, ui.elapsed(), exit))?;
+        return Ok(exit);
+    }
+    for finding in &report.findings {
+        print(&finding_text(finding))?;
+    }
+    for used in &report.uses {
+        print(&use_text(used))?;
+    }
+    if !context.quiet {
+        print(&summary_text(&report, level, ui.elapsed()))?;
+    }
+    Ok(exit)
+}
+
+/// All targets must be of one sort: they ask for different levels.
+fn scope(targets: &[OsString]) -> Result<Scope> {
+    let (mut arcs, mut blocks, mut paths) = (Vec::new(), Vec::new(), Vec::new());
+    for target in targets {
+        let text = target.to_str().unwrap_or_default();
+        if let Some(name) = ArcName::parse(text) {
+            arcs.push(name);
+        } else if let Ok(block) = text.parse::<BlockRef>() {
+            blocks.push(block);
+        } else {
+            paths.push(stored_paths::stored(target, |_| Ok(()))?.0);
+        }
+    }
+    match (arcs.is_empty(), blocks.is_empty(), paths.is_empty()) {
+        (true, true, true) => Ok(Scope::Everything),
+        (false, true, true) => Ok(Scope::Arcs(arcs)),
+        (true, false, true) => Ok(Scope::Blocks(blocks)),
+        (true, true, false) => Ok(Scope::Paths(paths)),
+        _ => Err(Error::Usage("arcs, blocks and paths are tested one sort at a time".into())),
+    }
+}
+
+fn exit(report: &Report) -> Exit {
+    if report.interrupted {
+        return Exit::Interrupted;
+    }
+    let has = |exit| report.findings.iter().any(|finding| finding.exit() == exit);
+    [Exit::WrongKey, Exit::Damage, Exit::FinishedWithErrors].into_iter().find(|exit| has(*exit)).unwrap_or(Exit::Ok)
+}
+
+fn level_text(level: Level) -> &'static str {
+    match level {
+        Level::Opens => "-v0: the index opens",
+        Level::Pages => "-v1: pages of the index",
+        Level::Structure => "-v2: structure, no data",
+        Level::LocalBlocks => "-v3: every block of the arcs, from the medium",
+        Level::AllCopies => "-v4: every block of every copy, from the medium",
+        Level::Files => "-v5: every file rebuilt and hashed",
+    }
+}
+
+/// More than one frame, or a part that has no number.
+fn extent_text(finding: &Finding) -> String {
+    match finding.spot.map(|spot| spot.part) {
+        Some(Part::Frames { first, count }) if count > 1 => {
+            format!(" ({count} frames, to {})", first.0.saturating_add(count - 1))
+        }
+        Some(Part::Footer) => " (footer)".into(),
+        _ => String::new(),
+    }
+}
+
+fn finding_text(finding: &Finding) -> String {
+    let mut text = format!("{}: {}{}\n", finding.error.code(), finding.error, extent_text(finding));
+    text += &format!("  why: {}\n", finding.cause.text());
+    text += &hits_text(&finding.hits, finding.hits_total);
+    text += &match &finding.fixed {
+        Some(fixed) => format!("  fixed: {fixed}\n"),
+        None => format!("  do: {}\n", finding.remedy),
+    };
+    text
+}
+
+fn use_text(used: &BlockUse) -> String {
+    let unused = if used.hits.is_empty() { ": no file that a version shows uses it" } else { " is used by" };
+    format!("{}{unused}\n{}", used.place, hits_text(&used.hits, used.hits_total))
+}
+
+fn hits_text(hits: &[Hit], total: u64) -> String {
+    let mut text = String::new();
+    for hit in hits.iter().take(MAX_SHOWN_HITS) {
+        let (first, last) = hit.versions;
+        let versions = if first == last { first.to_string() } else { format!("{first} to {last}") };
+        let path = show::path(&hit.path);
+        text += &format!("  hits: {path} in {versions}, bytes {}-{}\n", hit.bytes.start, hit.bytes.end);
+    }
+    let more = total.saturating_sub(hits.len().min(MAX_SHOWN_HITS) as u64);
+    if more > 0 {
+        text += &format!("  hits: and {} more\n", show::number(more));
+    }
+    text
+}
+
+fn summary_text(report: &Report, level: Level, elapsed: Duration) -> String {
+    let mut text = String::new();
+    for note in &report.notes {
+        text += &format!("Note      {note}\n");
+    }
+    text += &format!("Level     {}\n", level_text(level));
+    let counts = [(report.arcs, "arcs"), (report.blocks, "blocks"), (report.files, "files")];
+    let mut checked: Vec<String> = counts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{} {what}", show::number(*count)))
+        .collect();
+    if report.bytes > 0 {
+        checked.push(show::bytes(report.bytes));
+    }
+    if !checked.is_empty() {
+        text += &format!("Checked   {}\n", checked.join(", "));
+    }
+    let mut time = show::duration(elapsed);
+    if report.bytes > 0 {
+        time += &format!(", {}/s", show::bytes((report.bytes as f64 / elapsed.as_secs_f64().max(0.001)) as u64));
+    }
+    text += &format!("Time      {time}\n");
+    let fixed = report.findings.iter().filter(|finding| finding.fixed.is_some()).count();
+    let mut verdict = match report.found() {
+        0 => "nothing is wrong".to_string(),
+        1 => "1 finding".to_string(),
+        found => format!("{} findings", show::number(found)),
+    };
+    if report.unlisted > 0 {
+        verdict += &format!(", {} of them not listed", show::number(report.unlisted));
+    }
+    if fixed > 0 {
+        verdict += &format!(", {fixed} of them fixed");
+    }
+    if report.interrupted {
+        verdict += "; interrupted: the rest was not checked";
+    }
+    text + &format!("Result    {verdict}\n")
+}
+
+fn finding_json(finding: &Finding) -> serde_json::Value {
+    let place = finding.place.as_ref();
+    let (part, frames) = match finding.spot.map(|spot| spot.part) {
+        Some(Part::Whole) => (Some("whole"), None),
+        Some(Part::Header) => (Some("header"), None),
+        Some(Part::Footer) => (Some("footer"), None),
+        Some(Part::Trailer) => (Some("trailer"), None),
+        Some(Part::Frames { count, .. }) => (Some("frames"), Some(count)),
+        None => (None, None),
+    };
+    json!({
+        "type": "finding",
+        "level": finding.level as u8,
+        "code": finding.error.code(),
+        "cause": finding.cause.word(),
+        "what": finding.error.to_string(),
+        "copy": finding.spot.map(|spot| spot.copy.0),
+        "arc": place.map(|place| place.arc.to_string()),
+        "part": part,
+        "frame": place.and_then(|place| place.frame).map(|no| no.0),
+        "frames": frames,
+        "block": place.and_then(|place| place.block).map(|block| block.to_string()),
+        "offset": place.map(|place| place.offset),
+        "hits": hits_json(&finding.hits),
+        "hits_total": finding.hits_total,
+        "remedy": finding.remedy,
+        "fixed": finding.fixed,
+    })
+}
+
+fn use_json(used: &BlockUse) -> serde_json::Value {
+    json!({
+        "type": "block",
+        "block": used.block.to_string(),
+        "arc": used.place.arc.to_string(),
+        "frame": used.place.frame.map(|no| no.0),
+        "offset": used.place.offset,
+        "hits": hits_json(&used.hits),
+        "hits_total": used.hits_total,
+    })
+}
+
+fn hits_json(hits: &[Hit]) -> Vec<serde_json::Value> {
+    let one = |hit: &Hit| {
+        json!({
+            "logid": hit.logid.0,
+            "path": show::path(&hit.path),
+            "first_version": hit.versions.0.0,
+            "last_version": hit.versions.1.0,
+            "start": hit.bytes.start,
+            "end": hit.bytes.end,
+        })
+    };
+    hits.iter().map(one).collect()
+}
+
+fn summary_json(report: &Report, level: Level, elapsed: Duration, exit: Exit) -> serde_json::Value {
+    json!({
+        "type": "summary",
+        "level": level as u8,
+        "arcs": report.arcs,
+        "blocks": report.blocks,
+        "bytes": report.bytes,
+        "files": report.files,
+        "seconds": elapsed.as_secs_f64(),
+        "findings": report.found(),
+        "unlisted": report.unlisted,
+        "fixed": report.findings.iter().filter(|finding| finding.fixed.is_some()).count(),
+        "notes": report.notes,
+        "interrupted": report.interrupted,
+        "exit": exit as u8,
+    })
+}

@@ -1,0 +1,491 @@
+//! The ledger from note to answer: against a naive model, and against every kind of damage of a segment.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use proptest::prelude::*;
+use zeroize::Zeroizing;
+
+use super::segment::{BATCH_HEADER_LEN, BatchHeader, SEGMENT_HEADER_LEN};
+use super::*;
+use crate::crypto::Keys;
+use crate::ids::BackupId;
+
+const NOW_S: u64 = 2_000_000_000;
+const ARC: ArcSerial = ArcSerial(7);
+
+struct Lab {
+    dir: tempfile::TempDir,
+    keys: Arc<Keys>,
+    clock: Arc<AtomicU64>,
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let keys = Arc::new(Keys::new(&Zeroizing::new([3; 32]), BackupId([4; 16])));
+        Lab { dir: tempfile::tempdir().unwrap(), keys, clock: Arc::new(AtomicU64::new(NOW_S)) }
+    }
+    fn writer(&self, by: By) -> LedgerWriter {
+        let clock = self.clock.clone();
+        LedgerWriter::with_clock(self.dir.path(), self.keys.clone(), by, move || clock.load(Ordering::Relaxed))
+    }
+    fn later(&self, seconds: u64) {
+        self.clock.fetch_add(seconds, Ordering::Relaxed);
+    }
+    fn now_s(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+    fn load(&self) -> (Ledger, Vec<Refused>) {
+        Ledger::load_at(self.dir.path(), &self.keys, self.now_s()).unwrap()
+    }
+    /// What there is, when nothing may be refused.
+    fn ledger(&self) -> Ledger {
+        let (ledger, refused) = self.load();
+        assert_eq!(refused, []);
+        ledger
+    }
+    fn merge(&self) -> Vec<Refused> {
+        Ledger::merge(self.dir.path(), &self.keys, self.now_s()).unwrap()
+    }
+    fn segments(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = fs::read_dir(self.dir.path().join(LEDGER_DIR))
+            .map(|entries| entries.map(|entry| entry.unwrap().path()).collect())
+            .unwrap_or_default();
+        paths.sort();
+        paths
+    }
+    /// The only segment.
+    fn segment(&self) -> PathBuf {
+        let [path] = self.segments().try_into().unwrap();
+        path
+    }
+}
+
+fn frames(ledger: &Ledger, how: How) -> Vec<u32> {
+    (0..64).filter(|no| ledger.frame(ARC, CopyId::LOCAL, FrameNo(*no), how).is_some()).collect()
+}
+
+fn damage(when_s: u64, no: u32) -> Damage {
+    let (code, frame) = ("ARC_TAG_MISMATCH".to_string(), Some(FrameNo(no)));
+    Damage { when_s, arc: ARC, copy: CopyId::LOCAL, frame, code, mended: false }
+}
+
+fn run(when_s: u64) -> Run {
+    Run {
+        when_s,
+        seconds: 60,
+        level: 3,
+        inc: Some("1d/30d".into()),
+        scope: String::new(),
+        blocks: 1000,
+        bytes: 1 << 40,
+        findings: 2,
+        fixed: 1,
+    }
+}
+
+/// Three batches of all kinds of records.
+fn written(lab: &Lab) {
+    let writer = lab.writer(By::Selftest);
+    for batch in 0..3u32 {
+        (0..4).for_each(|no| writer.frame(ARC, CopyId::LOCAL, FrameNo(batch * 10 + no), How::Medium));
+        writer.file(Logid(100 + u64::from(batch)), Extent::Hashed);
+        writer.record(Record::Run(run(lab.now_s())));
+        writer.record(Record::Damage(damage(lab.now_s(), 60 + batch)));
+        let flip = Flip {
+            when_s: lab.now_s(),
+            block: BlockId::new(ARC, FrameNo(batch)),
+            byte: batch,
+            bit: 3,
+            to_one: true,
+            again: false,
+        };
+        writer.record(Record::Flip(flip));
+        let session = Session {
+            started_s: NOW_S,
+            by: By::Mount,
+            seconds: u64::from(batch),
+            dirs_listed: 5,
+            files_read: 6,
+            bytes_read: 7,
+        };
+        writer.record(Record::Session(session));
+        writer.flush().unwrap();
+        lab.later(61);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Frame(u64, u16, u32, bool),
+    File(u64, u8),
+    Later(u64),
+    Flush,
+    Merge,
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => (0u64..3, 0u16..2, 0u32..20, any::<bool>()).prop_map(|(a, c, f, m)| Step::Frame(a, c, f, m)),
+        6 => (16u64..30, 1u8..4).prop_map(|(logid, extent)| Step::File(logid, extent)),
+        4 => prop_oneof![0u64..200, Just(40_000), Just(30 * 86_400)].prop_map(Step::Later),
+        3 => Just(Step::Flush),
+        1 => Just(Step::Merge),
+        1 => Just(Step::Restart),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn the_ledger_knows_what_a_naive_model_knows(steps in prop::collection::vec(step(), 1..80)) {
+        let lab = Lab::new();
+        let by = [By::Mount, By::Get, By::Selftest];
+        let mut writer = lab.writer(by[0]);
+        let (mut naive, mut naive_files) = (HashMap::new(), HashMap::new());
+        // All notes between two flushes have the time of the first.
+        let mut since_s = None;
+        for (at, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Frame(arc, copy, no, medium) => {
+                    let since_s = *since_s.get_or_insert(lab.now_s());
+                    writer.frame(ArcSerial(arc), CopyId(copy), FrameNo(no), if medium { How::Medium } else { How::Read });
+                    naive.insert((arc, copy, no, medium), since_s);
+                }
+                Step::File(logid, code) => {
+                    let since_s = *since_s.get_or_insert(lab.now_s());
+                    writer.file(Logid(logid), [Extent::Part, Extent::Whole, Extent::Hashed][code as usize - 1]);
+                    naive_files.insert((logid, code), since_s);
+                }
+                Step::Later(seconds) => lab.later(seconds),
+                Step::Flush => {
+                    writer.flush().unwrap();
+                    since_s = None;
+                }
+                Step::Merge => assert_eq!(lab.merge(), []),
+                Step::Restart => {
+                    writer.flush().unwrap();
+                    since_s = None;
+                    writer = lab.writer(by[at % 3]);
+                }
+            }
+        }
+        let mut ledger = lab.ledger();
+        writer.add_to(&mut ledger);
+        let counts = |when_s: &u64| when_s + PROOF_MAX_AGE_S >= lab.now_s();
+        for (arc, copy, no) in (0..3).flat_map(|a| (0..2).flat_map(move |c| (0..21).map(move |no| (a, c, no)))) {
+            let of = |medium| naive.get(&(arc, copy, no, medium)).copied().filter(counts);
+            let found = |how| ledger.frame(ArcSerial(arc), CopyId(copy), FrameNo(no), how).map(|proof| proof.when_s);
+            prop_assert_eq!(found(How::Medium), of(true));
+            prop_assert_eq!(found(How::Read), of(true).max(of(false)));
+        }
+        for logid in 16..31 {
+            let of = |code| naive_files.get(&(logid, code)).copied().filter(counts);
+            let best = (1u8..=3).rev().find_map(|code| Some((code, of(code)?)));
+            let found = ledger.file(Logid(logid));
+            prop_assert_eq!(found.map(|files| (files.extent as u8, files.when_s)), best);
+        }
+    }
+}
+
+#[test]
+fn everything_that_is_noted_comes_back() {
+    let lab = Lab::new();
+    written(&lab);
+    for merged in [false, true] {
+        let ledger = lab.ledger();
+        assert_eq!(frames(&ledger, How::Medium), [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23]);
+        assert_eq!(frames(&ledger, How::Read).len(), 12);
+        assert_eq!(ledger.proven(CopyId::LOCAL, How::Medium).map(|run| run.count).collect::<Vec<_>>(), [4, 4, 4]);
+        assert_eq!(ledger.runs(), [run(NOW_S), run(NOW_S + 61), run(NOW_S + 122)]);
+        let damaged: Vec<Damage> = (0..3).map(|n| damage(NOW_S + u64::from(n) * 61, 60 + n)).collect();
+        assert_eq!(ledger.open_damage(), damaged);
+        assert_eq!((ledger.flips().len(), ledger.same_flip_twice()), (3, None));
+        assert_eq!(ledger.sessions().iter().map(|session| session.seconds).collect::<Vec<_>>(), [2]);
+        let file = Files { first: Logid(101), count: 1, extent: Extent::Hashed, when_s: NOW_S + 61, by: By::Selftest };
+        assert_eq!(ledger.file(Logid(101)), Some(file));
+        assert_eq!((ledger.file_since(Logid(101), NOW_S + 62), ledger.file(Logid(103))), (None, None));
+        if !merged {
+            let writer = lab.writer(By::Get);
+            writer.frame(ARC, CopyId(1), FrameNo(0), How::Read);
+            writer.flush().unwrap();
+            drop(writer);
+            assert_eq!(lab.segments().len(), 2);
+            assert_eq!(lab.merge(), []);
+            lab.segment();
+        }
+    }
+}
+
+/// Nothing that was not noted, whatever happened to the segment.
+fn nothing_false(lab: &Lab, whole: &Ledger) -> bool {
+    let (found, refused) = lab.load();
+    let believed = |no: u32, how| {
+        let proof = found.frame(ARC, CopyId::LOCAL, FrameNo(no), how);
+        proof.is_none() || proof == whole.frame(ARC, CopyId::LOCAL, FrameNo(no), how)
+    };
+    assert!((0..64).all(|no| believed(no, How::Medium) && believed(no, How::Read)));
+    assert!(found.open_damage().iter().all(|damage| whole.open_damage().contains(damage)));
+    assert!(found.runs().iter().all(|run| whole.runs().contains(run)));
+    assert!((0..200).all(|n| found.file(Logid(n)).is_none_or(|file| Some(file) == whole.file(Logid(n)))));
+    !refused.is_empty()
+}
+
+#[test]
+fn a_flip_of_any_byte_is_refused_and_what_stands_before_it_believed() {
+    let lab = Lab::new();
+    written(&lab);
+    let whole = lab.ledger();
+    let path = lab.segment();
+    let bytes = fs::read(&path).unwrap();
+    let first = BatchHeader::decode(bytes[SEGMENT_HEADER_LEN..][..BATCH_HEADER_LEN].try_into().unwrap());
+    let second_at = SEGMENT_HEADER_LEN + BATCH_HEADER_LEN + first.body_len();
+    for at in 0..bytes.len() {
+        let mut bad = bytes.clone();
+        bad[at] ^= 0x40;
+        fs::write(&path, bad).unwrap();
+        let refused = nothing_false(&lab, &whole);
+        // A length that now reaches past the end of the file looks like a torn tail: nothing of it is believed.
+        assert!(refused || lab.ledger().runs().len() < 3, "byte {at}");
+        if at >= second_at {
+            assert_eq!(frames(&lab.load().0, How::Medium)[..4], [0, 1, 2, 3], "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn a_torn_tail_is_the_end_and_no_complaint() {
+    let lab = Lab::new();
+    written(&lab);
+    let whole = lab.ledger();
+    let path = lab.segment();
+    let bytes = fs::read(&path).unwrap();
+    for len in 0..bytes.len() {
+        fs::write(&path, &bytes[..len]).unwrap();
+        assert!(!nothing_false(&lab, &whole), "{len} bytes");
+    }
+    let zeros = [&bytes[..], &[0; 5000]].concat();
+    fs::write(&path, zeros).unwrap();
+    assert_eq!(lab.ledger().runs().len(), 3);
+}
+
+#[test]
+fn batches_that_were_moved_copied_or_taken_from_elsewhere_are_refused() {
+    let lab = Lab::new();
+    written(&lab);
+    let path = lab.segment();
+    let bytes = fs::read(&path).unwrap();
+    let mut batches = Vec::new();
+    let mut rest = &bytes[SEGMENT_HEADER_LEN..];
+    while !rest.is_empty() {
+        let header = BatchHeader::decode(rest[..BATCH_HEADER_LEN].try_into().unwrap());
+        let (batch, after) = rest.split_at(BATCH_HEADER_LEN + header.body_len());
+        batches.push(batch);
+        rest = after;
+    }
+    let head = &bytes[..SEGMENT_HEADER_LEN];
+    let cases: [(&[&[u8]], usize); 4] = [
+        (&[batches[1], batches[0]], 0),
+        (&[batches[0], batches[0]], 1),
+        (&[batches[0], batches[2]], 1),
+        (&[batches[0], batches[1], batches[2], batches[0]], 3),
+    ];
+    for (order, believed) in cases {
+        fs::write(&path, [head, &order.concat()].concat()).unwrap();
+        let (ledger, refused) = lab.load();
+        assert_eq!((ledger.runs().len(), refused.len()), (believed, 1), "{refused:?}");
+    }
+    // The same in a segment of its own name.
+    fs::write(&path, &bytes).unwrap();
+    fs::copy(&path, path.with_file_name(format!("{}.seg", "ab".repeat(16)))).unwrap();
+    let (ledger, refused) = lab.load();
+    assert_eq!((ledger.runs().len(), refused.len()), (3, 1));
+    assert_eq!(refused[0].what, "it is a segment of another name");
+    // A batch of another segment under this header.
+    let other = Lab::new();
+    written(&other);
+    let theirs = fs::read(other.segment()).unwrap();
+    fs::write(&path, [head, &theirs[SEGMENT_HEADER_LEN..]].concat()).unwrap();
+    assert_eq!(lab.load().0.runs().len(), 0);
+    // A whole segment of another backup dir.
+    let mut foreign = Lab::new();
+    foreign.keys = Arc::new(Keys::new(&Zeroizing::new([3; 32]), BackupId([5; 16])));
+    written(&foreign);
+    let theirs = foreign.segment();
+    fs::remove_file(&path).unwrap();
+    fs::copy(&theirs, path.with_file_name(theirs.file_name().unwrap())).unwrap();
+    let (ledger, refused) = lab.load();
+    assert_eq!(ledger.runs().len(), 0);
+    assert!(refused.iter().any(|refused| refused.what == "it belongs to another backup dir"), "{refused:?}");
+}
+
+#[test]
+fn merging_leaves_what_is_being_written_and_keeps_what_is_refused() {
+    let lab = Lab::new();
+    written(&lab);
+    let damaged = lab.segment();
+    let mut bytes = fs::read(&damaged).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&damaged, bytes).unwrap();
+    written(&lab);
+    let live = lab.writer(By::Mount);
+    live.frame(ARC, CopyId::LOCAL, FrameNo(50), How::Read);
+    live.flush().unwrap();
+    assert_eq!((lab.load().0.being_written(), lab.segments().len()), (1, 3));
+    let before = frames(&lab.load().0, How::Read);
+    assert_eq!(lab.merge().len(), 1);
+    assert_eq!(frames(&lab.ledger(), How::Read), before);
+    let names: Vec<String> =
+        lab.segments().iter().map(|path| path.file_name().unwrap().to_str().unwrap().into()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert!(damaged.with_extension("seg.bad").exists() && !damaged.exists());
+    // It goes on in its segment, which the next merge takes.
+    live.frame(ARC, CopyId::LOCAL, FrameNo(51), How::Read);
+    live.flush().unwrap();
+    drop(live);
+    assert_eq!(lab.merge(), []);
+    assert_eq!(lab.segments().iter().filter(|path| path.extension().unwrap() == "seg").count(), 1);
+    let ledger = lab.ledger();
+    assert_eq!((frames(&ledger, How::Read).last(), ledger.being_written()), (Some(&51), 0));
+}
+
+#[test]
+fn a_merge_that_was_cut_only_leaves_things_twice() {
+    let lab = Lab::new();
+    written(&lab);
+    lab.later(600);
+    written(&lab);
+    let before = lab.ledger();
+    let old: Vec<(PathBuf, Vec<u8>)> =
+        lab.segments().into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+    assert_eq!(lab.merge(), []);
+    old.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+    fs::write(lab.dir.path().join(LEDGER_DIR).join("merged.tmp"), b"cut").unwrap();
+    let answer = |ledger: &Ledger| {
+        (
+            frames(ledger, How::Medium),
+            ledger.open_damage().to_vec(),
+            ledger.file(Logid(100)),
+            ledger.sessions().to_vec(),
+        )
+    };
+    assert_eq!(answer(&lab.ledger()), answer(&before));
+    assert_eq!(lab.merge(), []);
+    assert_eq!(answer(&lab.ledger()), answer(&before));
+    lab.segment();
+}
+
+#[test]
+fn old_proofs_and_those_of_a_wrong_clock_count_for_nothing() {
+    let lab = Lab::new();
+    let note = |no| {
+        let writer = lab.writer(By::Mount);
+        writer.frame(ARC, CopyId::LOCAL, FrameNo(no), How::Read);
+        writer.file(Logid(u64::from(no) + 16), Extent::Whole);
+        writer.flush().unwrap();
+    };
+    note(0);
+    lab.later(PROOF_MAX_AGE_S - 10);
+    note(1);
+    assert_eq!(frames(&lab.ledger(), How::Read), [0, 1]);
+    lab.later(11);
+    assert_eq!(frames(&lab.ledger(), How::Read), [1]);
+    assert_eq!((lab.ledger().file(Logid(16)), lab.ledger().file(Logid(17)).is_some()), (None, true));
+    assert_eq!(lab.merge(), []);
+    // The clock was two days ahead, and is put right.
+    lab.later(2 * 86_400);
+    note(2);
+    lab.clock.fetch_sub(2 * 86_400, Ordering::Relaxed);
+    assert_eq!(frames(&lab.ledger(), How::Read), [1]);
+    lab.later(86_400);
+    assert_eq!(frames(&lab.ledger(), How::Read), [1, 2]);
+}
+
+#[test]
+fn damage_is_open_until_it_reads_right_again() {
+    let lab = Lab::new();
+    let writer = lab.writer(By::Mount);
+    writer.frame(ARC, CopyId::LOCAL, FrameNo(1), How::Read);
+    (1..4).for_each(|no| writer.record(Record::Damage(damage(lab.now_s(), no))));
+    let missing = Damage { frame: None, code: "ARC_MISSING".into(), ..damage(lab.now_s(), 0) };
+    let header = Damage { arc: ArcSerial(8), frame: None, code: "ARC_HEADER_BAD".into(), ..damage(lab.now_s(), 0) };
+    writer.record(Record::Damage(missing));
+    writer.record(Record::Damage(header.clone()));
+    writer.flush().unwrap();
+    assert_eq!(lab.ledger().open_damage().len(), 5, "a proof from before mends nothing");
+    // The same process reads one right, in the same second; it goes bad again, and right again.
+    writer.frame(ARC, CopyId::LOCAL, FrameNo(1), How::Read);
+    writer.record(Record::Damage(damage(lab.now_s(), 2)));
+    writer.frame(ARC, CopyId::LOCAL, FrameNo(2), How::Medium);
+    writer.flush().unwrap();
+    let open = |lab: &Lab| lab.ledger().open_damage().iter().map(|d| d.frame.map(|no| no.0)).collect::<Vec<_>>();
+    assert_eq!(open(&lab), [None, Some(3), None]);
+    // Another one reads the last, later; a frame of the arc proves that it is there.
+    lab.later(5);
+    let other = lab.writer(By::Selftest);
+    other.frame(ARC, CopyId::LOCAL, FrameNo(3), How::Medium);
+    other.frame(ArcSerial(8), CopyId::LOCAL, FrameNo(3), How::Medium);
+    other.flush().unwrap();
+    assert_eq!(lab.ledger().open_damage(), [header]);
+    drop((writer, other));
+    assert_eq!(lab.merge(), []);
+    assert_eq!(open(&lab), [None]);
+}
+
+#[test]
+fn the_same_flip_twice_is_told_and_one_bad_bit_met_twice_is_not() {
+    let flip = |block: u64, again| Flip { when_s: NOW_S, block: BlockId(block), byte: 9, bit: 2, to_one: true, again };
+    let suspect = |flips: &[Flip]| {
+        let mut ledger = Ledger::empty(NOW_S);
+        flips.iter().for_each(|flip| ledger.take(Record::Flip(*flip)));
+        ledger.same_flip_twice().is_some()
+    };
+    assert!(!suspect(&[flip(1, true), flip(1, true)]));
+    assert!(suspect(&[flip(1, false), flip(1, false)]));
+    assert!(suspect(&[flip(1, true), flip(2, true)]));
+    assert!(!suspect(&[flip(1, false), Flip { to_one: false, ..flip(2, false) }, Flip { bit: 3, ..flip(3, false) }]));
+}
+
+#[test]
+fn where_nothing_can_be_written_memory_serves_and_is_asked() {
+    let lab = Lab::new();
+    // A file in the way fails for root too.
+    fs::write(lab.dir.path().join(LEDGER_DIR), b"").unwrap();
+    let writer = lab.writer(By::Mount);
+    writer.flush().unwrap();
+    for no in 0..3 {
+        writer.frame(ARC, CopyId::LOCAL, FrameNo(no), How::Read);
+        writer.file(Logid(16), Extent::Whole);
+        assert_eq!(writer.flush().is_err(), no == 0, "the first failure is told, once");
+    }
+    let mut ledger = Ledger::empty(lab.now_s());
+    writer.add_to(&mut ledger);
+    assert_eq!((frames(&ledger, How::Read), ledger.file(Logid(16)).is_some()), (vec![0, 1, 2], true));
+}
+
+#[test]
+fn notes_are_bounded_and_cheap() {
+    let lab = Lab::new();
+    let writer = lab.writer(By::Mount);
+    let started = std::time::Instant::now();
+    const NOTES: u32 = 200_000;
+    (0..NOTES).for_each(|n| writer.frame(ArcSerial(u64::from(n) % 100_000), CopyId::LOCAL, FrameNo(n), How::Read));
+    let each = started.elapsed() / NOTES;
+    assert!(each < std::time::Duration::from_micros(5), "{each:?} a note");
+    writer.flush().unwrap();
+    assert!(lab.ledger().proven(CopyId::LOCAL, How::Read).count() <= 2 * 16_384);
+}
+
+#[test]
+fn files_and_directory_are_the_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = Lab::new();
+    written(&lab);
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode(lab.dir.path().join(LEDGER_DIR)), mode(lab.segment())), (0o700, 0o600));
+    assert_eq!(lab.merge(), []);
+    assert_eq!(mode(lab.segment()), 0o600);
+}

@@ -1,0 +1,368 @@
+//! Frames on their way from the medium to all cores: one thread reads in the order of the medium, all others verify.
+//!
+//! Invariants: at most `IN_FLIGHT_BYTES` of sealed bytes are in memory (or one frame, if it is larger); a frame counts
+//! as good only when `arc::frame::open` accepted it; a frame that fails is read once more, by itself and past the page
+//! cache, before it is judged; each arc is closed exactly once, after its last frame.
+
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use crossbeam::channel::{Receiver, bounded};
+
+use super::copies::ArcBytes;
+use super::findings::Cause;
+use super::shell::{Fault, cause_of, unreadable};
+use crate::arc::{FRAME_HEADER_LEN, FrameInfo, frame};
+use crate::crypto::{ArcCipher, Keys};
+use crate::error::Damage;
+use crate::ids::{ArcName, ArcSerial, FrameNo};
+use crate::store::lock;
+
+/// What one read asks for: neighbouring frames up to this many bytes.
+const PIECE_BYTES: u64 = 1 << 20;
+/// Sealed bytes that were read and not yet verified.
+const IN_FLIGHT_BYTES: u64 = 48 << 20;
+const MAX_THREADS: usize = 64;
+
+/// A frame to verify: its number, where it starts, what must be there.
+pub(super) type Placed = (FrameNo, u64, FrameInfo);
+
+/// An arc whose frames are verified.
+pub(super) struct Job {
+    pub name: ArcName,
+    /// None: a commit arc, or one whose commit record is lost.
+    pub serial: Option<ArcSerial>,
+    pub cipher: ArcCipher,
+    pub bytes: Box<dyn ArcBytes>,
+    /// In the order of the medium.
+    pub frames: Vec<Placed>,
+    /// All frames of the arc are in `frames`, and what surrounds them was checked.
+    pub whole: bool,
+    /// What is wrong around the frames.
+    pub faults: Vec<Fault>,
+    pub foreign: bool,
+    pub other: bool,
+    pub bad: Mutex<Vec<Bad>>,
+}
+
+/// A frame that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bad {
+    pub no: FrameNo,
+    pub offset: u64,
+    pub damage: Damage,
+    pub cause: Cause,
+}
+
+/// Learns what happens, from all threads.
+pub(super) trait Watch: Sync {
+    fn good(&self, job: &Job, no: FrameNo, info: &FrameInfo);
+    /// So many more bytes were read and judged.
+    fn advanced(&self, bytes: u64);
+    fn stop(&self) -> bool;
+    /// All frames of the arc were judged (or it was stopped).
+    fn close(&self, job: Job);
+}
+
+struct Piece {
+    job: Arc<Job>,
+    /// In `job.frames`.
+    frames: Range<usize>,
+    start: u64,
+    len: u64,
+    /// None: it could not be read as one.
+    bytes: Option<Vec<u8>>,
+}
+
+/// Verifies all frames of all jobs.
+pub(super) fn verify_all(keys: &Keys, jobs: impl Iterator<Item = Job>, watch: &dyn Watch) {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_THREADS);
+    let flow = Flow::default();
+    let (pieces, queue) = bounded::<Piece>(2 * threads);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (queue, flow) = (queue.clone(), &flow);
+            scope.spawn(move || serve(keys, &queue, flow, watch));
+        }
+        drop(queue);
+        for job in jobs {
+            let job = Arc::new(job);
+            let mut next = 0;
+            while let Some((frames, start, len)) = stretch(&job.frames, next) {
+                if watch.stop() {
+                    break;
+                }
+                next = frames.end;
+                flow.enter(len);
+                let bytes = flow.read(job.bytes.as_ref(), start, len);
+                // Dropped again at once: a selftest must not take the page cache from those who need it.
+                job.bytes.forget(start, len);
+                let _ = pieces.send(Piece { job: job.clone(), frames, start, len, bytes });
+            }
+            finish(job, watch);
+        }
+        drop(pieces);
+    });
+}
+
+/// The next frames that lie together, with the range that they take.
+fn stretch(frames: &[Placed], from: usize) -> Option<(Range<usize>, u64, u64)> {
+    let (_, start, _) = frames.get(from)?;
+    let (mut len, mut end) = (0, from);
+    for (_, offset, info) in frames.iter().skip(from) {
+        let more = info.frame_len();
+        if end > from && (*offset != start + len || len + more > PIECE_BYTES) {
+            break;
+        }
+        len += more;
+        end += 1;
+    }
+    Some((from..end, *start, len))
+}
+
+fn finish(job: Arc<Job>, watch: &dyn Watch) {
+    if let Some(job) = Arc::into_inner(job) {
+        watch.close(job);
+    }
+}
+
+fn serve(keys: &Keys, queue: &Receiver<Piece>, flow: &Flow, watch: &dyn Watch) {
+    for piece in queue {
+        let job = &piece.job;
+        for (no, offset, info) in job.frames.get(piece.frames.clone()).unwrap_or_default() {
+            if watch.stop() {
+                break;
+            }
+            let first = match &piece.bytes {
+                Some(bytes) => {
+                    let start = ((offset - piece.start) as usize).min(bytes.len());
+                    let end = (start + info.frame_len() as usize).min(bytes.len());
+                    frame::open(keys, &job.cipher, *no, info, bytes.get(start..end).unwrap_or_default())
+                }
+                // One bad sector failed the whole piece: its other frames may be well.
+                None => alone(job, *offset, info).and_then(|bytes| frame::open(keys, &job.cipher, *no, info, &bytes)),
+            };
+            match first {
+                Ok(_) => watch.good(job, *no, info),
+                Err(damage) => {
+                    let bad = second_look(keys, job, (*no, *offset, *info), damage);
+                    if bad.cause == Cause::Transient {
+                        watch.good(job, *no, info);
+                    }
+                    lock(&job.bad).push(bad);
+                }
+            }
+        }
+        watch.advanced(piece.len);
+        flow.leave(piece.len, piece.bytes);
+        finish(piece.job, watch);
+    }
+}
+
+fn alone(job: &Job, offset: u64, info: &FrameInfo) -> Result<Vec<u8>, Damage> {
+    let mut bytes = vec![0; info.frame_len() as usize];
+    let found = job.bytes.read(offset, &mut bytes).map_err(unreadable)?;
+    bytes.truncate(found);
+    Ok(bytes)
+}
+
+/// Reads a frame that failed by itself and past the page cache, and says what is wrong with it.
+fn second_look(keys: &Keys, job: &Job, (no, offset, info): Placed, first: Damage) -> Bad {
+    job.bytes.forget(offset, info.frame_len());
+    let open = |info: &FrameInfo, bytes: &[u8]| frame::open(keys, &job.cipher, no, info, bytes).map(drop);
+    let (damage, cause) = match alone(job, offset, &info) {
+        Err(damage) => (damage, Cause::Medium),
+        Ok(bytes) => match open(&info, &bytes) {
+            Ok(()) => (first, Cause::Transient),
+            Err(Damage::WrongFrame) => {
+                // An authentic frame that is not the one expected: who expects it is wrong.
+                let claim = bytes.first_chunk::<FRAME_HEADER_LEN>().and_then(FrameInfo::from_header);
+                let authentic = claim.filter(|(claimed, _)| *claimed == no).is_some_and(|(_, claim)| {
+                    alone(job, offset, &claim).is_ok_and(|bytes| open(&claim, &bytes).is_ok())
+                });
+                (Damage::WrongFrame, if authentic { Cause::Index } else { Cause::Medium })
+            }
+            Err(damage) => {
+                let cause = cause_of(&damage);
+                (damage, cause)
+            }
+        },
+    };
+    Bad { no, offset, damage, cause }
+}
+
+/// Bounds the bytes on their way, and keeps their buffers.
+#[derive(Default)]
+struct Flow {
+    bytes: Mutex<u64>,
+    left: Condvar,
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Flow {
+    fn enter(&self, len: u64) {
+        let mut bytes = lock(&self.bytes);
+        while *bytes > 0 && *bytes + len > IN_FLIGHT_BYTES {
+            bytes = self.left.wait(bytes).unwrap_or_else(PoisonError::into_inner);
+        }
+        *bytes += len;
+    }
+
+    fn leave(&self, len: u64, buffer: Option<Vec<u8>>) {
+        if let Some(buffer) = buffer.filter(|buffer| buffer.capacity() as u64 <= 2 * PIECE_BYTES) {
+            lock(&self.buffers).push(buffer);
+        }
+        *lock(&self.bytes) -= len;
+        self.left.notify_one();
+    }
+
+    /// None when it can't be read as one; shorter where the arc ends.
+    fn read(&self, arc: &dyn ArcBytes, start: u64, len: u64) -> Option<Vec<u8>> {
+        let mut buffer = lock(&self.buffers).pop().unwrap_or_default();
+        buffer.resize(len as usize, 0);
+        let found = arc.read(start, &mut buffer).ok()?;
+        buffer.truncate(found);
+        Some(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arc::{FrameKind, Packer};
+    use crate::ids::{ArcId, ArcSalt, BackupId, Version};
+    use std::io;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use zeroize::Zeroizing;
+
+    /// An arc in memory whose reads of some byte are wrong, or fail, a number of times.
+    struct Faulty {
+        bytes: Vec<u8>,
+        at: u64,
+        times: AtomicU64,
+        errno: Option<i32>,
+        forgotten: AtomicU64,
+    }
+
+    impl ArcBytes for Faulty {
+        fn len_bytes(&self) -> u64 {
+            self.bytes.len() as u64
+        }
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+            let rest = self.bytes.get(offset as usize..).unwrap_or_default();
+            let count = rest.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&rest[..count]);
+            let hit = self.at.checked_sub(offset).filter(|at| *at < count as u64);
+            if let Some(at) = hit
+                && self.times.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
+            {
+                match self.errno {
+                    Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
+                    None => buffer[at as usize] ^= 0x11,
+                }
+            }
+            Ok(count)
+        }
+        fn forget(&self, _: u64, _: u64) {
+            self.forgotten.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[derive(Default)]
+    struct Ears {
+        good: Mutex<Vec<u32>>,
+        bad: Mutex<Vec<Bad>>,
+        closed: AtomicU64,
+    }
+
+    impl Watch for Ears {
+        fn good(&self, _: &Job, no: FrameNo, _: &FrameInfo) {
+            lock(&self.good).push(no.0);
+        }
+        fn advanced(&self, _: u64) {}
+        fn stop(&self) -> bool {
+            false
+        }
+        fn close(&self, job: Job) {
+            self.closed.fetch_add(1, Relaxed);
+            lock(&self.bad).extend(job.bad.into_inner().unwrap());
+        }
+    }
+
+    fn keys() -> Keys {
+        Keys::new(&Zeroizing::new([1; 32]), BackupId([2; 16]))
+    }
+
+    /// Frames of `lens` plain bytes, with what goes wrong.
+    fn job(lens: &[usize], at: u64, times: u64, errno: Option<i32>) -> Job {
+        let keys = keys();
+        let cipher = keys.arc_cipher(ArcId([3; 16]), &ArcSalt([4; 32]));
+        let (mut bytes, mut frames) = (Vec::new(), Vec::new());
+        for (len, no) in lens.iter().zip(0..) {
+            let plain: Vec<u8> = (0..*len).map(|n| (n * 31 % 251) as u8 ^ no as u8).collect();
+            let packed = Packer::new(3).unwrap().pack(&plain).unwrap();
+            let info = FrameInfo {
+                kind: FrameKind::Block,
+                codec: packed.codec,
+                stored_len: packed.stored.len() as u32,
+                plain_len: plain.len() as u32,
+                hash: keys.block_hash(&plain),
+            };
+            frames.push((FrameNo(no), bytes.len() as u64, info));
+            bytes.extend(frame::seal(&cipher, FrameNo(no), &info, &packed.stored));
+        }
+        let times = AtomicU64::new(times);
+        let bytes = Box::new(Faulty { bytes, at, times, errno, forgotten: AtomicU64::new(0) });
+        let name = ArcName { version: Version(0), number: 1 };
+        let (bad, faults) = (Mutex::default(), Vec::new());
+        Job { name, serial: None, cipher, bytes, frames, whole: true, faults, foreign: false, other: false, bad }
+    }
+
+    fn verify(jobs: Vec<Job>) -> (Vec<u32>, Vec<(u32, &'static str, Cause)>) {
+        let (ears, count) = (Ears::default(), jobs.len() as u64);
+        verify_all(&keys(), jobs.into_iter(), &ears);
+        assert_eq!(ears.closed.into_inner(), count, "each arc is closed once");
+        let mut good = ears.good.into_inner().unwrap();
+        good.sort_unstable();
+        let bad = ears.bad.into_inner().unwrap();
+        (good, bad.into_iter().map(|bad| (bad.no.0, bad.damage.code(), bad.cause)).collect())
+    }
+
+    #[test]
+    fn a_second_read_tells_passing_faults_from_lasting_ones() {
+        let lens = [100, 70_000, 300, 5];
+        let in_second = 200;
+        let all = vec![0, 1, 2, 3];
+        assert_eq!(verify(vec![job(&lens, 0, 0, None)]), (all.clone(), vec![]));
+        let once = verify(vec![job(&lens, in_second, 1, None)]);
+        assert_eq!(once, (all.clone(), vec![(1, "ARC_TAG_MISMATCH", Cause::Transient)]));
+        let lasting = verify(vec![job(&lens, in_second, 99, None)]);
+        assert_eq!(lasting, (vec![0, 2, 3], vec![(1, "ARC_TAG_MISMATCH", Cause::Medium)]));
+        // A bad sector fails the read of all four: the others are read alone and are well.
+        let sector = verify(vec![job(&lens, in_second, 99, Some(libc::EIO))]);
+        assert_eq!(sector, (vec![0, 2, 3], vec![(1, "ARC_UNREADABLE", Cause::Medium)]));
+        let passing = verify(vec![job(&lens, in_second, 2, Some(libc::EIO))]);
+        assert_eq!(passing, (all.clone(), vec![(1, "ARC_UNREADABLE", Cause::Transient)]));
+        // One that is right when it is read alone was not wrong for sure: the whole read failed, not the frame.
+        assert_eq!(verify(vec![job(&lens, in_second, 1, Some(libc::EIO))]), (all, vec![]));
+    }
+
+    #[test]
+    fn who_expects_another_frame_than_an_authentic_one_is_wrong() {
+        let mut wrong = job(&[100, 200], 0, 0, None);
+        wrong.frames[1].2.hash.0[3] ^= 1;
+        assert_eq!(verify(vec![wrong]), (vec![0], vec![(1, "ARC_FRAME_WRONG", Cause::Index)]));
+    }
+
+    #[test]
+    fn large_frames_and_many_arcs_pass_through_bounded_memory() {
+        let large = 3 * PIECE_BYTES as usize;
+        let jobs: Vec<Job> = (0..40).map(|n| job(&[large, 10, 200_000 + n, 0], 0, 0, None)).collect();
+        let pieces: Vec<_> =
+            std::iter::successors(stretch(&jobs[0].frames, 0), |(frames, ..)| stretch(&jobs[0].frames, frames.end))
+                .collect();
+        assert!(pieces.iter().all(|(frames, _, len)| *len <= PIECE_BYTES || frames.len() == 1));
+        assert_eq!(pieces.iter().map(|(.., len)| len).sum::<u64>(), jobs[0].bytes.len_bytes());
+        assert_eq!(verify(jobs).0.len(), 160);
+    }
+}

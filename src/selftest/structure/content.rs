@@ -1,0 +1,218 @@
+//! Rules of file states: content tiles the size, each block has a frame of its length.
+//!
+//! Invariant: at most `WINDOW` file states are remembered at a time, for the rules of names in `tree`.
+
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+
+use lru::LruCache;
+
+use super::{Cause, Check, Ground, REBUILD, Subject};
+use crate::arc::FrameKind;
+use crate::catalog::{Content, Kind, Node, Segment};
+use crate::error::Result;
+use crate::ids::{ArcSerial, BlockId, Logid};
+use crate::index::{Cursor, FrameChunk, ScanTable, Scanned};
+
+/// File states whose names are checked in one pass over the entries, 24 bytes each.
+const MAX_FACTS: usize = 3 << 20;
+/// The same; in unit tests there are few files, and several passes all the same.
+pub const WINDOW: usize = if cfg!(test) { 32 } else { MAX_FACTS };
+/// Pieces of frame tables that are kept, about 5 KiB each.
+const MAX_CHUNKS: usize = 2048;
+
+/// What the rules of names need to know of a file state.
+#[derive(Debug, Clone, Copy)]
+pub struct Fact {
+    pub logid: Logid,
+    pub size: u64,
+    pub nlink: u32,
+    pub kind: Kind,
+    /// Rows in entries that name it, up to this many.
+    pub named: u16,
+}
+
+/// Walks nodes and extents side by side.
+pub struct Contents<'c, 's, 'i> {
+    check: &'c Check<'c>,
+    ground: &'c Ground<'s, 'i>,
+    nodes: Cursor<'s, 'i>,
+    extents: Cursor<'s, 'i>,
+    chunks: LruCache<(ArcSerial, u32), Rc<Option<FrameChunk>>>,
+    any_moved: bool,
+}
+
+impl<'c, 's, 'i> Contents<'c, 's, 'i> {
+    pub fn new(check: &'c Check<'c>, ground: &'c Ground<'s, 'i>) -> Contents<'c, 's, 'i> {
+        let rows = ground.rows;
+        Contents {
+            check,
+            ground,
+            nodes: rows.cursor(ScanTable::Nodes),
+            extents: rows.cursor(ScanTable::Extents),
+            chunks: LruCache::new(NonZeroUsize::new(MAX_CHUNKS).unwrap_or(NonZeroUsize::MIN)),
+            any_moved: rows.cursor(ScanTable::Relocations).take().is_some(),
+        }
+    }
+
+    /// Checks the next file states, and gives what is needed of them; fewer than `WINDOW` at the end.
+    pub fn window(&mut self) -> Result<Vec<Fact>> {
+        let mut facts = Vec::new();
+        while facts.len() < WINDOW {
+            match self.nodes.take() {
+                None => {
+                    self.extents_below(Logid(u64::MAX))?;
+                    break;
+                }
+                Some(Scanned::Bad { after, before, error }) => {
+                    self.check.unreadable(ScanTable::Nodes, &after, before.as_ref(), error, None);
+                }
+                Some(Scanned::Row(row)) => {
+                    let logid = Logid(row.key.first as u64);
+                    self.extents_below(logid)?;
+                    match self.ground.rows.open_node(&row) {
+                        Ok((_, node)) => {
+                            let Node { attr, .. } = &node;
+                            let (size, nlink, kind) = (attr.size, attr.nlink, attr.kind);
+                            facts.push(Fact { logid, size, nlink, kind, named: 0 });
+                            self.content(&node)?;
+                        }
+                        Err(error) => {
+                            let hits = self.ground.names.file(logid);
+                            self.check.report(Subject::File(logid), error, Cause::Index, hits, REBUILD);
+                        }
+                    }
+                }
+            }
+            if facts.len() % 4096 == 0 {
+                self.check.interrupted()?;
+            }
+        }
+        Ok(facts)
+    }
+
+    fn content(&mut self, node: &Node) -> Result<()> {
+        let mut sum = Sum::default();
+        match &node.content {
+            Content::Inline(segments) => self.add(&mut sum, 0, segments)?,
+            Content::Chunked => {
+                while let Some((start, segments)) = self.extents_of(node.logid) {
+                    self.add(&mut sum, start, &segments)?;
+                }
+            }
+        }
+        if self.check.blind(ScanTable::Extents) && matches!(node.content, Content::Chunked) {
+            return Ok(());
+        }
+        let size = if node.attr.kind == Kind::File { node.attr.size } else { 0 };
+        let what = if let Some((offset, block)) = sum.no_block {
+            // An arc that is told about already explains it.
+            if self.check.knows(Subject::Arc(block.arc())) {
+                return Ok(());
+            }
+            format!("block {block} at offset {offset} is not there, or has another length")
+        } else if sum.torn || sum.end != size {
+            // A recovery could not read the frame that told it.
+            if self.ground.gaps {
+                return Ok(());
+            }
+            format!("its content does not tile its {size} bytes: it ends, or is torn, at {}", sum.end)
+        } else if sum.data_bytes != node.data_bytes {
+            format!("{} bytes in data ranges are recorded, {} are there", node.data_bytes, sum.data_bytes)
+        } else {
+            return Ok(());
+        };
+        if self.check.knows(Subject::File(node.logid)) {
+            return Ok(());
+        }
+        self.check.file_broken(self.ground, node.logid, &what);
+        Ok(())
+    }
+
+    fn add(&mut self, sum: &mut Sum, start: u64, segments: &[Segment]) -> Result<()> {
+        sum.torn |= start != sum.end;
+        for segment in segments {
+            if let Segment::Data { block, len } = segment {
+                sum.data_bytes = sum.data_bytes.saturating_add(u64::from(*len));
+                if sum.no_block.is_none() && !self.block_is(*block, *len)? {
+                    sum.no_block = Some((sum.end, *block));
+                }
+            }
+            if !sum.torn {
+                sum.end = sum.end.saturating_add(segment.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// The block is read from a frame of kind block with this plain length.
+    fn block_is(&mut self, block: BlockId, len: u32) -> Result<bool> {
+        if self.check.blind(ScanTable::Frames) || self.check.blind(ScanTable::Relocations) {
+            return Ok(true);
+        }
+        let place = if self.any_moved { self.ground.rows.location(block)? } else { block };
+        let key = (place.arc(), place.frame().0 / crate::index::FRAMES_PER_ROW);
+        let chunk = match self.chunks.get(&key) {
+            Some(chunk) => chunk.clone(),
+            None => {
+                let chunk = Rc::new(self.ground.rows.chunk_of(place).unwrap_or(None));
+                self.chunks.put(key, chunk.clone());
+                chunk
+            }
+        };
+        let info = chunk.as_ref().as_ref().and_then(|chunk| chunk.locate(place.frame()));
+        Ok(info.is_some_and(|(_, info)| info.kind == FrameKind::Block && info.plain_len == len))
+    }
+
+    /// The next stretch of a file, if it has one more.
+    fn extents_of(&mut self, logid: Logid) -> Option<(u64, Vec<Segment>)> {
+        loop {
+            match self.extents.peek()? {
+                Scanned::Row(row) if row.key.first == logid.0 as i64 => {}
+                Scanned::Row(_) => return None,
+                Scanned::Bad { .. } => {}
+            }
+            match self.extents.take()? {
+                Scanned::Row(row) => match row.extents(self.ground.rows.index()) {
+                    Ok((_, start, segments)) => return Some((start, segments)),
+                    Err(error) => {
+                        let hits = self.ground.names.file(logid);
+                        self.check.report(Subject::File(logid), error, Cause::Index, hits, REBUILD);
+                    }
+                },
+                Scanned::Bad { after, before, error } => {
+                    self.check.unreadable(ScanTable::Extents, &after, before.as_ref(), error, None);
+                }
+            }
+        }
+    }
+
+    /// Stretches of files that have no row, or one that is not long.
+    fn extents_below(&mut self, logid: Logid) -> Result<()> {
+        loop {
+            let owner = match self.extents.peek() {
+                Some(Scanned::Row(row)) if (row.key.first as u64) < logid.0 => Logid(row.key.first as u64),
+                Some(Scanned::Bad { .. }) => {
+                    if let Some(Scanned::Bad { after, before, error }) = self.extents.take() {
+                        self.check.unreadable(ScanTable::Extents, &after, before.as_ref(), error, None);
+                    }
+                    continue;
+                }
+                _ => return Ok(()),
+            };
+            while self.extents_of(owner).is_some() {}
+            let explained = self.ground.gaps || self.check.blind(ScanTable::Nodes) || self.ground.any_lost;
+            if !explained && !self.check.knows(Subject::File(owner)) {
+                self.check.file_broken(self.ground, owner, "it has a list of extents, and no row that needs one");
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Sum {
+    end: u64,
+    data_bytes: u64,
+    torn: bool,
+    no_block: Option<(u64, BlockId)>,
+}

@@ -1,0 +1,190 @@
+//! `-v2 --fix`: the index made anew from the catalogs, if that loses nothing.
+//!
+//! Invariants: it happens under the writer's lock; the old index is kept as index.db.bad until v2 finds nothing wrong
+//! with the new one, and put back if it does; fewer versions or files than before are never the result.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::{Cause, Exam, Findings, Fix, Level, Options, Report, Scope};
+use super::Hush;
+use crate::backupdir::{BackupDir, remove_if_there};
+use crate::error::{Error, Result};
+use crate::index::{Index, ScanRow, ScanTable, Scanned};
+use crate::ledger::{Ledger, LedgerWriter};
+use crate::monitor::Monitor;
+use crate::recover;
+
+/// What was done about findings of v0 to v2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fixed {
+    /// Nothing of it can be corrected, or nothing has to be.
+    Nothing,
+    /// The index was made anew and is right.
+    Rebuilt,
+    /// The next backup writes a base catalog, which does not need the damaged frames.
+    BaseIsDue,
+    /// Why the index was left as it is.
+    Refused(String),
+}
+
+/// Corrects what the findings so far say is wrong with the index or the catalogs, and notes it in them.
+pub fn fix(exam: &Exam<'_>) -> Result<Vec<Fixed>> {
+    let (mut findings, unlisted) = exam.findings.take();
+    let below = |level: Level| level <= Level::Structure;
+    let of = |cause: Cause| findings.iter().any(|finding| finding.cause == cause && below(finding.level));
+    let mut acts = Vec::new();
+    if of(Cause::Index) {
+        acts.push(rebuild(exam.dir, exam.options, exam.monitor, &exam.ledger)?);
+    }
+    if of(Cause::Catalog) {
+        make_base_due(exam.dir)?;
+        acts.push(Fixed::BaseIsDue);
+    }
+    for finding in findings.iter_mut().filter(|finding| below(finding.level)) {
+        let done = match finding.cause {
+            Cause::Index if acts.contains(&Fixed::Rebuilt) => Some("the index was made anew from the catalogs".into()),
+            Cause::Index => acts.iter().find_map(|act| match act {
+                Fixed::Refused(why) => Some(format!("not fixed: {why}")),
+                _ => None,
+            }),
+            Cause::Catalog if acts.contains(&Fixed::BaseIsDue) => {
+                Some("the next backup writes a base catalog, which does not need what is damaged".into())
+            }
+            _ => None,
+        };
+        finding.fixed = finding.fixed.take().or(done);
+    }
+    findings.into_iter().for_each(|finding| exam.findings.add(finding));
+    exam.findings.add_unlisted(unlisted);
+    if acts.is_empty() {
+        acts.push(Fixed::Nothing);
+    }
+    Ok(acts)
+}
+
+fn make_base_due(dir: &BackupDir) -> Result<()> {
+    let lock = dir.lock()?;
+    let mut writer = dir.open_index_writer(&lock)?;
+    writer.make_base_due()?;
+    writer.checkpoint()
+}
+
+/// Makes the index anew. It need not open for that.
+pub fn rebuild(dir: &BackupDir, options: &Options, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Fixed> {
+    let _lock = dir.lock()?;
+    let new_path = recover::new_index_path(dir)?;
+    if let Err(error) = recover::build(dir, &new_path, &Hush(monitor)) {
+        recover::remove_index(&new_path)?;
+        return match error {
+            Error::CommitDamaged { .. } => Ok(Fixed::Refused(error.to_string())),
+            other => Err(other),
+        };
+    }
+    if let Some(why) = makes_less(dir, &new_path)? {
+        recover::remove_index(&new_path)?;
+        return Ok(Fixed::Refused(why));
+    }
+    let old = recover::replace_index(dir, &new_path)?;
+    let wrong = proof(dir, options, monitor, ledger)?;
+    match (wrong, old) {
+        (None, Some(old)) => {
+            remove_if_there(&with_log(&old))?;
+            remove_if_there(&old)?;
+            Ok(Fixed::Rebuilt)
+        }
+        (None, None) => Ok(Fixed::Rebuilt),
+        (Some(why), Some(old)) => {
+            recover::remove_index(&dir.index_path())?;
+            for (from, to) in [(with_log(&old), with_log(&dir.index_path())), (old, dir.index_path())] {
+                if from.exists() {
+                    std::fs::rename(&from, &to).map_err(|e| Error::io("rename", from, &e))?;
+                }
+            }
+            crate::backupdir::sync_dir(dir.path())?;
+            Ok(Fixed::Refused(format!("the new index is not right either: {why}")))
+        }
+        (Some(why), None) => Ok(Fixed::Refused(format!("the new index is not right: {why}"))),
+    }
+}
+
+fn with_log(path: &Path) -> std::path::PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
+/// What an index can show, as far as its rows can be read.
+#[derive(Debug, Default)]
+struct Readable {
+    versions: u64,
+    file_states: u64,
+    /// Times at which some directory's listing is lost.
+    lost_listings: u64,
+}
+
+fn readable(index: &Index) -> Result<Readable> {
+    let rows = index.snapshot()?;
+    let count = |table: ScanTable, good: &dyn Fn(&ScanRow) -> bool| {
+        let mut cursor = rows.cursor(table);
+        let mut count = 0;
+        while let Some(scanned) = cursor.take() {
+            count += u64::from(matches!(&scanned, Scanned::Row(row) if good(row)));
+        }
+        count
+    };
+    Ok(Readable {
+        versions: count(ScanTable::Versions, &|row| rows.open_version(row).is_ok_and(|(_, removed)| !removed)),
+        file_states: count(ScanTable::Nodes, &|row| rows.open_node(row).is_ok()),
+        lost_listings: count(ScanTable::Lost, &|_| true),
+    })
+}
+
+/// Why the new index would make fewer versions, files or directories readable; None if it does not.
+fn makes_less(dir: &BackupDir, new_path: &Path) -> Result<Option<String>> {
+    let new = readable(&Index::open(new_path, &dir.keys().index_key())?)?;
+    // An index that can't be read at all has nothing to lose.
+    let old = match dir.open_index().and_then(|index| readable(&index)) {
+        Ok(old) => old,
+        Err(error) if error.is_damage() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let less =
+        new.versions < old.versions || new.file_states < old.file_states || new.lost_listings > old.lost_listings;
+    Ok(less.then(|| {
+        format!(
+            "catalogs are damaged too: a new index would have {} versions, {} file states and {} lost listings, this one \
+             has {}, {} and {}",
+            new.versions,
+            new.file_states,
+            new.lost_listings,
+            old.versions,
+            old.file_states,
+            old.lost_listings
+        )
+    }))
+}
+
+/// What v2 still finds wrong with the index that is in place now.
+fn proof(
+    dir: &BackupDir,
+    options: &Options,
+    monitor: &dyn Monitor,
+    ledger: &Arc<LedgerWriter>,
+) -> Result<Option<String>> {
+    let options =
+        Options { level: Level::Structure, scope: Scope::Everything, rev: None, fix: Fix::Report, ..options.clone() };
+    let again = Exam {
+        dir,
+        index: Arc::new(dir.open_index()?),
+        options: &options,
+        monitor: &Hush(monitor),
+        ledger: ledger.clone(),
+        known: Ledger::default(),
+        findings: Findings::default(),
+    };
+    super::check(&again, &mut Report::default())?;
+    let (findings, _) = again.findings.take();
+    let wrong = findings.iter().find(|finding| matches!(finding.cause, Cause::Index | Cause::Unchecked));
+    Ok(wrong.map(|finding| finding.error.to_string()))
+}

@@ -1,0 +1,377 @@
+//! v2: the index agrees with the catalogs in the arcs, and all of it with itself. No block is read.
+//!
+//! Two kinds of check. `compare`: a shadow index is made from commit and catalog frames by the one function that makes
+//! indexes, and both are compared row by row. `arcs`, `content`, `tree`: rules that rows of different tables obey.
+//! Invariants: all of it is about one commit (the shadow is brought to the commit of the snapshot), so that a backup
+//! beside it gives no false alarm; a thing that is wrong is told once, by the first check that meets it; memory is
+//! bounded by `content::WINDOW` and three page caches; what a recovery gave up is told once and not as its
+//! consequences.
+
+mod arcs;
+mod compare;
+mod content;
+mod fix;
+mod names;
+mod shadow;
+mod tree;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+
+use super::findings::MAX_HITS;
+use super::{BlockRef, Cause, Exam, Finding, Hit, Level, Report, Scope};
+use crate::error::{Error, Result};
+use crate::ids::{ArcName, ArcSerial, Dirno, FrameNo, Logid, Version};
+use crate::index::{RowKey, ScanTable, Snapshot};
+use crate::monitor::{Event, Monitor, Progress};
+use arcs::ArcFacts;
+use names::Names;
+use shadow::Shadow;
+
+pub use fix::Fixed;
+pub(super) use fix::fix;
+
+/// What a finding is about: the second finding about the same thing is not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Subject {
+    Counters,
+    Version(Version),
+    /// Its commit record.
+    Commit(Version),
+    /// What the index says of an arc, its frames and blocks.
+    Arc(ArcSerial),
+    /// The file itself.
+    ArcFile(ArcName),
+    /// A catalog frame.
+    Catalog(ArcName, FrameNo),
+    Dir(Dirno),
+    File(Logid),
+    /// Rows that can't be read, from this one on.
+    Rows(ScanTable, i64),
+    /// What a recovery gave up.
+    GivenUp,
+    /// The comparison itself.
+    Shadow,
+}
+
+/// Subjects that are remembered; beyond them a thing may be told twice.
+const MAX_SUBJECTS: usize = 1 << 20;
+/// Attempts to check while damage and backups change what is seen.
+const MAX_ATTEMPTS: usize = 3;
+
+const REBUILD: &str = "`assay selftest -v2 --fix` makes the index anew from the catalogs";
+const PUT_BACK: &str = "put the arc back from a copy of the backup dir; `assay selftest -v2 --fix` has the next backup \
+                        write a base catalog, which does not need this one";
+const NO_REMEDY: &str = "the catalogs say so too: it was written so; keep the originals and save them again";
+const TRY_AGAIN: &str = "make it readable, then run the selftest again";
+
+/// What all checks share.
+pub(super) struct Check<'a> {
+    exam: &'a Exam<'a>,
+    seen: RefCell<HashSet<Subject>>,
+    /// What was wrong with the index, folded or not.
+    told: Cell<u64>,
+    blind: RefCell<HashSet<ScanTable>>,
+    /// Only these arcs, with `Scope::Arcs` and `Scope::Blocks`.
+    only_arcs: Option<HashSet<ArcSerial>>,
+    only_version: Option<Version>,
+}
+
+pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
+    let only_version = match &exam.options.rev {
+        Some(rev) => Some(crate::tree::Tree::new(exam.index.clone(), crate::tree::View::Whole).version(rev)?.version),
+        None => None,
+    };
+    let check = Check {
+        exam,
+        seen: RefCell::default(),
+        told: Cell::new(0),
+        blind: RefCell::default(),
+        only_arcs: only_arcs(exam)?,
+        only_version,
+    };
+    match check.run(report) {
+        Err(error @ (Error::IndexDamaged { .. } | Error::IndexRow { .. })) => {
+            check.report(Subject::Counters, error, Cause::Index, Vec::new(), REBUILD);
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn only_arcs(exam: &Exam<'_>) -> Result<Option<HashSet<ArcSerial>>> {
+    match &exam.options.scope {
+        Scope::Everything | Scope::Paths(_) => Ok(None),
+        Scope::Arcs(names) => {
+            let rows = exam.index.arcs()?;
+            let named = rows.iter().filter(|row| names.contains(&row.entry.name)).map(|row| row.entry.serial);
+            Ok(Some(named.collect()))
+        }
+        Scope::Blocks(blocks) => {
+            let mut arcs = HashSet::new();
+            for block in blocks {
+                let id = match block {
+                    BlockRef::Id(id) => Some(*id),
+                    BlockRef::Hash(hash) => exam.index.find_block(hash)?,
+                };
+                if let Some(id) = id {
+                    arcs.insert(exam.index.location(id)?.arc());
+                }
+            }
+            Ok(Some(arcs))
+        }
+    }
+}
+
+/// What is known when the rules are checked.
+pub(super) struct Ground<'s, 'i> {
+    pub rows: &'s Snapshot<'i>,
+    pub names: Names<'s, 'i>,
+    pub arcs: ArcFacts,
+    /// The index agreed with whole catalogs: what is wrong now was written so.
+    pub proven: bool,
+    /// A recovery from damaged catalogs could not fill in what rows speak of.
+    pub gaps: bool,
+    /// Some directory's listing is, or was, lost.
+    pub any_lost: bool,
+}
+
+impl<'a> Check<'a> {
+    fn run(&self, report: &mut Report) -> Result<()> {
+        let mut shadow = match self.only_arcs {
+            Some(_) => None,
+            None => self.try_shadow(Shadow::begin(self.exam))?,
+        };
+        for _ in 0..MAX_ATTEMPTS {
+            let snapshot = self.agree(&mut shadow)?;
+            self.one_state(&snapshot, shadow.as_ref(), report)?;
+            if !snapshot.moved() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Without a shadow the rules are still checked, and it is told that the comparison was not made.
+    fn try_shadow<T>(&self, made: Result<T>) -> Result<Option<T>> {
+        match made {
+            Ok(made) => Ok(Some(made)),
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            Err(error) => {
+                self.report(Subject::Shadow, error, Cause::Unchecked, Vec::new(), TRY_AGAIN);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Brings the shadow and a snapshot to the same commit: backups may go on meanwhile.
+    fn agree(&self, shadow: &mut Option<Shadow<'a>>) -> Result<Snapshot<'a>> {
+        loop {
+            let last = self.exam.index.state()?.last_commit;
+            if let (Some(made), Some((run, _))) = (shadow.as_mut(), last)
+                && self.try_shadow(made.go_on(run, &Hush(self.exam.monitor)))?.is_none()
+            {
+                *shadow = None;
+            }
+            let snapshot = self.exam.index.snapshot()?;
+            if snapshot.state()?.last_commit == last {
+                return Ok(snapshot);
+            }
+        }
+    }
+
+    fn one_state(&self, rows: &Snapshot<'a>, shadow: Option<&Shadow<'a>>, report: &mut Report) -> Result<()> {
+        let state = rows.state()?;
+        let shadow_rows = shadow.map(|shadow| shadow.index.snapshot()).transpose()?;
+        let last = state.last_commit.map_or(Version(0), |(run, _)| run);
+        let names = Names { rows, shadow: shadow_rows.as_ref(), last };
+        if let Some(shadow) = shadow {
+            shadow::tell_losses(self, shadow, rows, &names)?;
+        }
+        let arcs = arcs::check(self, rows, shadow_rows.as_ref(), report)?;
+        if self.only_arcs.is_some() {
+            return Ok(());
+        }
+        let any_lost = compare::any_lost(rows);
+        let mut ground = Ground { rows, names, arcs, proven: false, gaps: false, any_lost };
+        if let (Some(shadow), Some(shadow_rows)) = (shadow, &shadow_rows) {
+            let whole = compare::compare(self, &ground, shadow, shadow_rows)?;
+            ground.gaps = !whole && state.settled_below > Version(0);
+            ground.proven = whole && self.index_is_clean();
+        }
+        arcs::hashes(self, rows, &state)?;
+        tree::check(self, &ground)
+    }
+
+    fn interrupted(&self) -> Result<()> {
+        if self.exam.monitor.interrupted() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    fn knows(&self, subject: Subject) -> bool {
+        self.seen.borrow().contains(&subject)
+    }
+
+    /// Tells what is wrong with a subject, unless something was told about it already or nobody asked.
+    fn report(&self, subject: Subject, error: Error, cause: Cause, hits: Vec<Hit>, remedy: &'static str) {
+        if matches!(cause, Cause::Index | Cause::Unchecked) {
+            self.told.set(self.told.get() + 1);
+        }
+        {
+            let mut seen = self.seen.borrow_mut();
+            if seen.contains(&subject) || (seen.len() < MAX_SUBJECTS && !seen.insert(subject)) {
+                return;
+            }
+        }
+        if !self.concerns(subject, &hits) {
+            return;
+        }
+        let place = match &error {
+            Error::Arc { place, .. } => Some(place.clone()),
+            _ => None,
+        };
+        let hits_total = hits.len() as u64;
+        let hits = hits.into_iter().take(MAX_HITS).collect();
+        let level = Level::Structure;
+        self.exam.findings.add(Finding {
+            level,
+            error,
+            cause,
+            place,
+            hits,
+            hits_total,
+            remedy,
+            spot: None,
+            fixed: None,
+        });
+    }
+
+    /// v3 and v4 read the arcs themselves, and tell what is wrong with their files.
+    fn arcs_are_read_later(&self) -> bool {
+        matches!(self.exam.options.level, Level::LocalBlocks | Level::AllCopies)
+    }
+
+    /// Another finding explains whatever is wrong with the subject.
+    fn fold(&self, subject: Subject) {
+        self.seen.borrow_mut().insert(subject);
+    }
+
+    /// Nothing was wrong with the index so far.
+    fn index_is_clean(&self) -> bool {
+        self.told.get() == 0
+    }
+
+    /// A part of the table can't be read: rules that need its rows wait until that is mended.
+    fn blind(&self, table: ScanTable) -> bool {
+        self.blind.borrow().contains(&table)
+    }
+
+    /// The index contradicts the arcs.
+    fn index_wrong(&self, subject: Subject, what: String) {
+        self.report(subject, self.row_error(what), Cause::Index, Vec::new(), REBUILD);
+    }
+
+    fn file_broken(&self, ground: &Ground<'_, '_>, logid: Logid, what: &str) {
+        let hits = ground.names.file(logid);
+        let path = hits.first().map(|hit| String::from_utf8_lossy(&hit.path).into_owned());
+        let what = format!("{}: {what}", path.unwrap_or_else(|| format!("file {}", logid.0)));
+        self.broken(ground, Subject::File(logid), what, hits);
+    }
+
+    /// A rule is broken by rows of the index.
+    fn broken(&self, ground: &Ground<'_, '_>, subject: Subject, what: String, hits: Vec<Hit>) {
+        let (cause, remedy) = if ground.proven { (Cause::Catalog, NO_REMEDY) } else { (Cause::Index, REBUILD) };
+        self.report(subject, self.row_error(what), cause, hits, remedy);
+    }
+
+    fn row_error(&self, what: String) -> Error {
+        Error::IndexRow { path: self.exam.index.path().to_path_buf(), what }
+    }
+
+    /// A range of rows that can't be read.
+    fn unreadable(
+        &self,
+        table: ScanTable,
+        after: &RowKey,
+        before: Option<&RowKey>,
+        error: Error,
+        names: Option<&Names<'_, '_>>,
+    ) {
+        let place = |key: &RowKey| match table {
+            ScanTable::Entries => format!("directory {} name {}", key.first, String::from_utf8_lossy(&key.name)),
+            ScanTable::Extents => format!("file {} offset {}", key.first, key.second),
+            ScanTable::Dirs | ScanTable::Lost => format!("directory {} in {}", key.dirno().0, key.version()),
+            ScanTable::Parts => format!("{} {} {}", key.first, key.second, key.third),
+            _ => key.first.to_string(),
+        };
+        let from = if after.first == i64::MIN { "the start".into() } else { place(after) };
+        let to = before.map_or_else(|| "the end".into(), place);
+        let what = format!("table {}, after {from}, before {to}: {error}", table.name());
+        let (cause, remedy) = match &error {
+            Error::IndexIo { .. } | Error::Io { .. } => (Cause::Unchecked, TRY_AGAIN),
+            _ => (Cause::Index, REBUILD),
+        };
+        let error = match error {
+            Error::IndexDamaged { path, .. } => Error::IndexDamaged { path, what },
+            Error::IndexIo { path, .. } => Error::IndexIo { path, what },
+            _ => self.row_error(what),
+        };
+        self.blind.borrow_mut().insert(table);
+        let hits = names.map(|names| names.of_range(table, after, before)).unwrap_or_default();
+        self.report(Subject::Rows(table, after.first), error, cause, hits, remedy);
+    }
+
+    /// True if the finding is about what was asked for.
+    fn concerns(&self, subject: Subject, hits: &[Hit]) -> bool {
+        if let Some(arcs) = &self.only_arcs {
+            return match subject {
+                Subject::Arc(serial) => arcs.contains(&serial),
+                Subject::ArcFile(_) | Subject::Rows(..) => true,
+                _ => false,
+            };
+        }
+        if let Some(v) = self.only_version {
+            let concerned = match subject {
+                Subject::Version(version) => version == v,
+                Subject::Commit(run) => run <= v,
+                Subject::Counters => false,
+                Subject::Dir(_) | Subject::File(_) | Subject::Catalog(..) => {
+                    hits.is_empty() || hits.iter().any(|hit| hit.versions.0 <= v && v <= hit.versions.1)
+                }
+                Subject::Arc(_) | Subject::ArcFile(_) | Subject::Rows(..) | Subject::GivenUp | Subject::Shadow => true,
+            };
+            if !concerned {
+                return false;
+            }
+        }
+        match &self.exam.options.scope {
+            Scope::Paths(asked) => match subject {
+                Subject::Dir(_) | Subject::File(_) | Subject::Catalog(..) | Subject::Rows(..) => {
+                    hits.iter().any(|hit| asked.iter().any(|path| touches(&hit.path, path)))
+                }
+                _ => false,
+            },
+            _ => true,
+        }
+    }
+}
+
+/// One path is the other, or a directory above it.
+fn touches(one: &[u8], other: &[u8]) -> bool {
+    let names = |path: &[u8]| -> Vec<Vec<u8>> {
+        path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
+    };
+    names(one).iter().zip(names(other)).all(|(a, b)| *a == b)
+}
+
+/// Passes on only progress and the wish to stop: what a rebuild meets is told as findings.
+struct Hush<'a>(&'a dyn Monitor);
+
+impl Monitor for Hush<'_> {
+    fn progress(&self, progress: Progress) {
+        self.0.progress(progress);
+    }
+    fn event(&self, _: Event<'_>) {}
+    fn interrupted(&self) -> bool {
+        self.0.interrupted()
+    }
+}
