@@ -57,7 +57,7 @@ impl std::fmt::Display for BitFlip {
 }
 
 /// Finds the frame as it was written: the header is known, and if the tag does not match, the way in which it does not
-/// tells which bit of ciphertext or tag was flipped. Takes about a millisecond for 1 MiB, whether it succeeds or not.
+/// tells which bit of ciphertext or tag was flipped. Takes a few milliseconds for 1 MiB, whether it succeeds or not.
 ///
 /// None if no single bit explains the damage, and if the bytes were wrong before they were sealed.
 pub fn repair(keys: &Keys, cipher: &ArcCipher, no: FrameNo, expected: &FrameInfo, damaged: &[u8]) -> Option<Repaired> {

@@ -5,7 +5,7 @@
 //! becomes the single bit x^j after k steps.
 //!
 //! Invariants: bytes are read as GCM does, the highest bit of the first byte is x^0; nothing here decides that bytes
-//! are right. Lookups depend on secret values, so this is only for frames that failed to open.
+//! are right. All arithmetic is that of the crate `ghash`, in constant time.
 
 use ::ghash::universal_hash::UniversalHash;
 use ::ghash::{Block, GHash};
@@ -13,8 +13,6 @@ use zeroize::Zeroizing;
 
 /// x^0.
 const ONE: u128 = 1 << 127;
-/// x^128 = x^7 + x^2 + x + 1.
-const REDUCED: u128 = 0xe1 << 120;
 
 /// A bit of some bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +29,7 @@ pub(super) fn ghash(hash_key: &[u8; 16], associated_data: &[u8], ciphertext: &[u
     hash.update_padded(ciphertext);
     let lengths = (associated_data.len() as u128 * 8) << 64 | ciphertext.len() as u128 * 8;
     hash.update(&[Block::from(lengths.to_be_bytes())]);
-    u128::from_be_bytes(hash.finalize().into())
+    value(hash)
 }
 
 /// The bit of ciphertext ‖ tag whose flip makes this `difference` between the tag that is there and the right one.
@@ -43,12 +41,13 @@ pub(super) fn flipped_bit(hash_key: &[u8; 16], difference: u128, ciphertext_len:
     if let Some(BitAt { byte, bit }) = single(difference) {
         return Some(BitAt { byte: ciphertext_len + byte, bit });
     }
-    let divide = Times::new(inverse(u128::from_be_bytes(*hash_key)));
+    let inverse = Zeroizing::new(inverse(u128::from_be_bytes(*hash_key)));
+    let mut change = GHash::new(&inverse.to_be_bytes().into());
     // The last block is that of the lengths.
-    let mut change = divide.of(difference);
+    change.update(&[Block::from(difference.to_be_bytes())]);
     for block in (0..ciphertext_len.div_ceil(16)).rev() {
-        change = divide.of(change);
-        if let Some(BitAt { byte, bit }) = single(change) {
+        change.update(&[Block::default()]);
+        if let Some(BitAt { byte, bit }) = single(value(change.clone())) {
             let byte = block * 16 + byte;
             return (byte < ciphertext_len).then_some(BitAt { byte, bit });
         }
@@ -56,45 +55,15 @@ pub(super) fn flipped_bit(hash_key: &[u8; 16], difference: u128, ciphertext_len:
     None
 }
 
-/// Multiplies by one fixed element: by position and value of each half byte of the other.
-struct Times(Zeroizing<[[u128; 16]; 32]>);
-
-impl Times {
-    fn new(element: u128) -> Times {
-        let mut table = Zeroizing::new([[0; 16]; 32]);
-        let mut power = element;
-        for row in table.iter_mut() {
-            for bit in [8, 4, 2, 1] {
-                for (value, product) in row.iter_mut().enumerate() {
-                    if value & bit != 0 {
-                        *product ^= power;
-                    }
-                }
-                power = times_x(power);
-            }
-        }
-        Times(table)
-    }
-
-    fn of(&self, other: u128) -> u128 {
-        let half_byte = |place: usize| (other >> (124 - 4 * place)) as usize & 15;
-        self.0.iter().enumerate().fold(0, |sum, (place, row)| sum ^ row[half_byte(place)])
-    }
+fn value(hash: GHash) -> u128 {
+    u128::from_be_bytes(hash.finalize().into())
 }
 
-fn times_x(value: u128) -> u128 {
-    value >> 1 ^ if value & 1 != 0 { REDUCED } else { 0 }
-}
-
+/// GHASH of one block is its product with the key.
 fn product(a: u128, b: u128) -> u128 {
-    let (mut sum, mut power) = (0, a);
-    for place in (0..128).rev() {
-        if b >> place & 1 != 0 {
-            sum ^= power;
-        }
-        power = times_x(power);
-    }
-    sum
+    let mut hash = GHash::new(&a.to_be_bytes().into());
+    hash.update(&[Block::from(b.to_be_bytes())]);
+    value(hash)
 }
 
 /// a^(2^128 − 2), which is 1/a: the product of a^2, a^4, a^8, … (0 for 0).
@@ -126,7 +95,6 @@ mod tests {
         fn dividing_undoes_multiplying(a: u128, b: u128, c: u128) {
             proptest::prop_assert_eq!(product(a, b), product(b, a));
             proptest::prop_assert_eq!(product(a, b ^ c), product(a, b) ^ product(a, c));
-            proptest::prop_assert_eq!(Times::new(a).of(b), product(a, b));
             let back = if a == 0 { 0 } else { b };
             proptest::prop_assert_eq!(product(product(a, b), inverse(a)), back);
         }
