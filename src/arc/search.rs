@@ -3,6 +3,7 @@
 //! Invariants: plain bytes come out only with the recorded block hash; the work is bounded by the length of the block,
 //! reported, and can be stopped; memory is three times the block a core at most.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -36,6 +37,16 @@ pub struct SealedFlip {
     pub bit: u8,
     /// It should be 0 and was sealed as 1.
     pub to_one: bool,
+}
+
+impl fmt::Display for SealedFlip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let within = match self.within {
+            Within::Plain => "block",
+            Within::Stored => "compressed block",
+        };
+        write!(f, "bit {} of byte {} of the {within}", self.bit, self.byte)
+    }
 }
 
 /// A block that was found.

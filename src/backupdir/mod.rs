@@ -132,6 +132,11 @@ impl BackupDir {
         Ok(BackupDir { path, keys: Arc::new(Keys::new(&master, backup_id)), config })
     }
 
+    /// The same backup dir, its files under another path: for overlays.
+    pub fn elsewhere(&self, path: &Path) -> BackupDir {
+        BackupDir { path: path.to_path_buf(), keys: self.keys.clone(), config: self.config.clone() }
+    }
+
     /// Absolute path without symlinks.
     pub fn path(&self) -> &Path {
         &self.path

@@ -2,11 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use tempfile::TempDir;
-
 use super::*;
-use crate::monitor::Silent;
-use crate::os::mounts::PRETENDED;
 
 fn init(path: &Path) -> Result<()> {
     BackupDir::init(path, None, &Config::default())
@@ -14,13 +10,6 @@ fn init(path: &Path) -> Result<()> {
 
 fn open(path: &Path) -> BackupDir {
     BackupDir::open(path, &|_| None).unwrap()
-}
-
-/// A directory that counts as one on a network file system (its backup dir is `backup`), and one that doesn't.
-fn network_and_local() -> (TempDir, TempDir) {
-    let (network, local) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    fs::create_dir(network.path().join("backup")).unwrap();
-    (network, local)
 }
 
 #[test]
@@ -63,48 +52,6 @@ fn of_many_inits_at_once_one_makes_the_key() {
         assert_eq!(fs::read(dir.path().join(KEY_FILE)).unwrap(), done[0]);
         open(dir.path()).open_index().unwrap();
     }
-}
-
-#[test]
-fn an_index_lies_where_its_symlink_leads() {
-    let (network, local) = network_and_local();
-    let backup = network.path().join("backup");
-    let target = local.path().join("elsewhere.db");
-    fs::write(backup.join(PRETENDED), "").unwrap();
-    // The name that pretends is in the way of init itself, which comes before it is a network file system.
-    let refused = Index::create(&backup.join(INDEX_FILE), &[1; 48]).unwrap_err();
-    assert_eq!(refused.code(), "UNSUPPORTED");
-    assert!(refused.to_string().contains("symlink"), "{refused}");
-    fs::remove_file(backup.join(PRETENDED)).unwrap();
-
-    symlink(&target, backup.join(INDEX_FILE)).unwrap();
-    init(&backup).unwrap();
-    fs::write(backup.join(PRETENDED), "").unwrap();
-    assert!(fs::symlink_metadata(backup.join(INDEX_FILE)).unwrap().is_symlink());
-    open(&backup).open_index().unwrap();
-    let save = || {
-        let options = crate::backup::Options { paths: vec![local.path().join("source")], ..Default::default() };
-        crate::backup::run(&open(&backup), &options, &Silent).unwrap()
-    };
-    fs::create_dir(local.path().join("source")).unwrap();
-    fs::write(local.path().join("source/file"), "content").unwrap();
-    save();
-    // With the old index, which is kept beside the new one, and with none.
-    for kept in [true, false] {
-        if !kept {
-            fs::remove_file(&target).unwrap();
-        }
-        let found = crate::recover::run(&open(&backup), &Silent).unwrap();
-        assert_eq!(found.versions, [Version(0)]);
-        assert_eq!(found.old_index, kept.then(|| local.path().canonicalize().unwrap().join("elsewhere.db.bad")));
-        assert!(fs::symlink_metadata(backup.join(INDEX_FILE)).unwrap().is_symlink());
-        assert_eq!(open(&backup).open_index().unwrap().versions().unwrap().len(), 1);
-    }
-    save();
-    assert_eq!(open(&backup).open_index().unwrap().versions().unwrap().len(), 2);
-    let names: Vec<String> =
-        fs::read_dir(&backup).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    assert!(names.iter().all(|name| name == INDEX_FILE || !name.starts_with("index")), "{names:?}");
 }
 
 #[test]

@@ -1,16 +1,21 @@
 //! `assay selftest`.
 
 use std::ffi::OsString;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 
 use super::ui::Ui;
-use super::{Context, paths as stored_paths, print, print_json, show};
+use super::{Context, paths, print, print_json, show};
+use crate::backupdir::BackupDir;
 use crate::error::{Error, Exit, Result};
 use crate::ids::ArcName;
-use crate::selftest::{self, BlockRef, BlockUse, Finding, Fix, Hit, Level, Options, Part, Report, Scope};
+use crate::selftest::{
+    self, BlockRef, BlockUse, Drilled, Finding, Fix, Hit, Level, Options, Part, Report, Schedule, Scope,
+};
+use crate::tree::{Tree, View};
 
 /// Prove the backup, level by level
 ///
@@ -36,6 +41,16 @@ pub struct SelftestArgs {
     /// Test only N random blocks of each arc, with -v3 or -v4; from 2 on the last one always
     #[arg(long, value_name = "N")]
     sample: Option<u32>,
+    /// Prove, in each run, what is due, so that everything is proven once a period: 1d/30d (runs come daily, all in 30
+    /// days) or 1d/30d,500MB (and no run reads more). With -v3 to -v5
+    #[arg(long, value_name = "SPEC")]
+    inc: Option<Schedule>,
+    /// Damage N random things in copies, never in the real files, and show that each is found and put right
+    #[arg(long, value_name = "N", conflicts_with_all = ["level", "rev", "sample", "inc", "fix", "targets"])]
+    drill: Option<u32>,
+    /// Repeat the damage of an earlier drill
+    #[arg(long, value_name = "SEED", requires = "drill")]
+    seed: Option<u64>,
     /// Print each arc, or logid and path of each file, as it is verified
     #[arg(long)]
     debug: bool,
@@ -52,14 +67,18 @@ const MAX_SHOWN_HITS: usize = 10;
 
 pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
     let level = Level::from_number(args.level).ok_or_else(|| Error::Usage("levels are 0 to 5".into()))?;
+    let dir = context.open()?;
+    if let Some(count) = args.drill {
+        return drill(context, &dir, args, count);
+    }
     let options = Options {
         level,
-        scope: scope(&args.targets)?,
+        scope: scope(&dir, args)?,
         rev: args.rev.clone(),
         sample: args.sample,
+        inc: args.inc,
         fix: if args.fix { Fix::Correct } else { Fix::Report },
     };
-    let dir = context.open()?;
     let noun = if level == Level::Files { "files" } else { "arcs" };
     let ui = Ui::new(context.quiet || args.debug, args.debug, "Testing").counting(noun);
     let done = selftest::run(&dir, &options, &ui);
@@ -84,26 +103,101 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
     Ok(exit)
 }
 
+/// Trust by trial: damage that is known to be there must be found.
+fn drill(context: &Context, dir: &BackupDir, args: &SelftestArgs, count: u32) -> Result<Exit> {
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => {
+            u64::from_le_bytes(crate::crypto::random().map_err(|e| Error::io("get random bytes for", dir.path(), &e))?)
+        }
+    };
+    let ui = Ui::new(context.quiet || args.debug, args.debug, "Drilling").counting("drills");
+    let done = selftest::drill::run(dir, count, seed, &ui);
+    ui.finish();
+    let report = done?;
+    let exit = match (report.interrupted, report.passed()) {
+        (true, _) => Exit::Interrupted,
+        (false, true) => Exit::Ok,
+        (false, false) => Exit::Failed,
+    };
+    let outcome = |one: &Drilled| match (one.found, one.healed) {
+        (None, _) => "NOT FOUND".to_string(),
+        (Some(code), None) => format!("{code} there"),
+        (Some(code), Some(true)) => format!("{code} there; repaired, reads right"),
+        (Some(code), Some(false)) => format!("{code} there, but NOT REPAIRED"),
+    };
+    if args.json {
+        for one in &report.drilled {
+            print_json(&json!({"type": "drill", "what": one.what, "found": one.found, "healed": one.healed}))?;
+        }
+        print_json(&json!({
+            "type": "summary", "seed": report.seed, "drills": report.drilled.len(), "passed": report.passed(),
+            "found_elsewhere": report.elsewhere, "interrupted": report.interrupted, "exit": exit as u8,
+        }))?;
+        return Ok(exit);
+    }
+    for one in &report.drilled {
+        print(&format!("{}\n  {}\n", one.what, outcome(one)))?;
+    }
+    let found = report.drilled.iter().filter(|one| one.found.is_some()).count();
+    let healed = report.drilled.iter().filter(|one| one.healed == Some(true)).count();
+    let mut text =
+        format!("Drill     {} damaged, {found} found in their place, {healed} repaired", report.drilled.len());
+    text += &format!(" (copies only; --seed {} repeats it)\n", report.seed);
+    if report.elsewhere > 0 {
+        text += &format!("Note      {} findings were elsewhere: run the selftest itself\n", report.elsewhere);
+    }
+    print(&text)?;
+    Ok(exit)
+}
+
 /// All targets must be of one sort: they ask for different levels.
-fn scope(targets: &[OsString]) -> Result<Scope> {
-    let (mut arcs, mut blocks, mut paths) = (Vec::new(), Vec::new(), Vec::new());
-    for target in targets {
+fn scope(dir: &BackupDir, args: &SelftestArgs) -> Result<Scope> {
+    let (mut arcs, mut blocks, mut files) = (Vec::new(), Vec::new(), Vec::new());
+    for target in &args.targets {
         let text = target.to_str().unwrap_or_default();
         if let Some(name) = ArcName::parse(text) {
             arcs.push(name);
         } else if let Ok(block) = text.parse::<BlockRef>() {
             blocks.push(block);
         } else {
-            paths.push(stored_paths::stored(target, |_| Ok(()))?.0);
+            files.push(target);
         }
     }
-    match (arcs.is_empty(), blocks.is_empty(), paths.is_empty()) {
+    match (arcs.is_empty(), blocks.is_empty(), files.is_empty()) {
         (true, true, true) => Ok(Scope::Everything),
         (false, true, true) => Ok(Scope::Arcs(arcs)),
         (true, false, true) => Ok(Scope::Blocks(blocks)),
-        (true, true, false) => Ok(Scope::Paths(paths)),
+        (true, true, false) => Ok(Scope::Paths(stored_paths(dir, args.rev.as_deref(), &files)?)),
         _ => Err(Error::Usage("arcs, blocks and paths are tested one sort at a time".into())),
     }
+}
+
+/// The paths as some version has them. A typing error must not look like a clean run.
+fn stored_paths(dir: &BackupDir, rev: Option<&str>, given: &[&OsString]) -> Result<Vec<Vec<u8>>> {
+    // An index that does not open is the selftest's to tell.
+    let tree = dir.open_index().ok().map(|index| Tree::new(Arc::new(index), View::Whole));
+    let versions = match (&tree, rev) {
+        (Some(tree), Some(rev)) => vec![tree.version(rev)?],
+        (Some(tree), None) => tree.versions().unwrap_or_default(),
+        (None, _) => Vec::new(),
+    };
+    let find = |path: &[u8]| {
+        let Some(tree) = &tree else { return Ok(()) };
+        let mut last = Ok(());
+        for row in versions.iter().rev() {
+            last = tree.find(row.version, path).map(drop);
+            if !matches!(last, Err(Error::NoPath { .. })) {
+                break;
+            }
+        }
+        last
+    };
+    let one = |given: &&OsString| match paths::stored(given, find)? {
+        (path, true) => Ok(path),
+        (path, false) => Err(Error::Usage(format!("{} is in no version", show::path(&path)))),
+    };
+    given.iter().map(one).collect()
 }
 
 fn exit(report: &Report) -> Exit {
@@ -190,7 +284,7 @@ fn summary_text(report: &Report, level: Level, elapsed: Duration) -> String {
         time += &format!(", {}/s", show::bytes((report.bytes as f64 / elapsed.as_secs_f64().max(0.001)) as u64));
     }
     text += &format!("Time      {time}\n");
-    let fixed = report.findings.iter().filter(|finding| finding.fixed.is_some()).count();
+    let fixed = report.findings.iter().filter(|finding| finding.is_fixed()).count();
     let mut verdict = match report.found() {
         0 => "nothing is wrong".to_string(),
         1 => "1 finding".to_string(),
@@ -275,7 +369,7 @@ fn summary_json(report: &Report, level: Level, elapsed: Duration, exit: Exit) ->
         "seconds": elapsed.as_secs_f64(),
         "findings": report.found(),
         "unlisted": report.unlisted,
-        "fixed": report.findings.iter().filter(|finding| finding.fixed.is_some()).count(),
+        "fixed": report.findings.iter().filter(|finding| finding.is_fixed()).count(),
         "notes": report.notes,
         "interrupted": report.interrupted,
         "exit": exit as u8,

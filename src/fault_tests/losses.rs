@@ -15,6 +15,10 @@ fn backup(copy: &Copy, source: &Source) -> (Summary, Said) {
     copy.try_backup(&[source.path()], &Options::default()).unwrap()
 }
 
+fn remove(path: &Path) {
+    fs::remove_file(path).unwrap();
+}
+
 /// Leaves little more than the header.
 fn cut(path: &Path) {
     let bytes = fs::read(path).unwrap();
@@ -40,10 +44,9 @@ fn two_versions() -> (Source, Copy) {
 
 #[test]
 fn nothing_is_built_on_a_data_arc_that_is_lost() {
-    for (damage, code) in [(fs::remove_file as fn(std::path::PathBuf) -> _, "missing"), (|p| Ok(cut(&p)), "cut short")]
-    {
+    for (damage, code) in [(remove as fn(&Path), "missing"), (cut, "cut short")] {
         let (source, copy) = two_versions();
-        damage(copy.path("arc.0.1")).unwrap();
+        damage(&copy.path("arc.0.1"));
         for name in ["one", "several", "many", "later"] {
             fs::copy(source.join(name), source.join(&format!("copy-of-{name}"))).unwrap();
         }
@@ -72,10 +75,10 @@ fn nothing_is_built_on_a_data_arc_that_is_lost() {
 #[test]
 fn a_base_follows_a_commit_record_or_a_catalog_that_is_lost() {
     for name in ["arc.1.0", "arc.0.0", "arc.1.2"] {
-        for damage in [fs::remove_file as fn(std::path::PathBuf) -> _, |p| Ok(cut(&p))] {
+        for damage in [remove as fn(&Path), cut] {
             let (source, copy) = two_versions();
             assert!(copy.path(name).exists(), "{name}");
-            damage(copy.path(name)).unwrap();
+            damage(&copy.path(name));
             source.write("after", b"saved after the loss");
             let (summary, said) = backup(&copy, &source);
             let told = if name == "arc.1.2" { "arc.1.2" } else { "commit record" };

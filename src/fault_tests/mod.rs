@@ -5,6 +5,7 @@
 //! answers of the undamaged backup dir (`questions`), which are compared with that snapshot first. A damaged copy may
 //! answer each question right or with an error, never otherwise. A failure names the seed: set ASSAY_TEST_SEED to it.
 
+mod corrections;
 mod fixes;
 mod flips;
 mod hazards;

@@ -23,7 +23,7 @@ const LEVELS: [Level; 6] =
     [Level::Opens, Level::Pages, Level::Structure, Level::LocalBlocks, Level::AllCopies, Level::Files];
 
 fn options(level: Level) -> Options {
-    Options { level, scope: Scope::Everything, rev: None, sample: None, fix: Fix::Report }
+    Options { level, scope: Scope::Everything, rev: None, sample: None, inc: None, fix: Fix::Report }
 }
 
 fn test(copy: &Copy, level: Level) -> Report {

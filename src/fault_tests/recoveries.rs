@@ -2,13 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use super::Rng;
 use super::lab::{Copy, Source, assert_same, lab};
 use super::questions::{Ask, Truth};
 use crate::backup::Options;
+use crate::backupdir::{BackupDir, Config};
 use crate::ids::{ArcName, Version};
-use crate::index::State;
+use crate::index::{Index, State};
+use crate::monitor::Silent;
+use crate::os::mounts::PRETENDED;
 
 pub fn small_source() -> Source {
     let source = Source::new();
@@ -250,4 +254,45 @@ fn a_base_alone_gives_its_version_whole() {
     source.write("d4/on", b"on it goes");
     copy.backup(&source, &Options::default());
     assert_same(&copy.reader(), Version(5), source.path(), &source.snapshot());
+}
+
+#[test]
+fn an_index_lies_where_its_symlink_leads() {
+    let (network, local) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (backup, target) = (network.path().join("backup"), local.path().join("elsewhere.db"));
+    let (link, pretends) = (backup.join("index.db"), backup.join(PRETENDED));
+    let open = || BackupDir::open(&backup, &|_| None).unwrap();
+    fs::create_dir(&backup).unwrap();
+    fs::write(&pretends, "").unwrap();
+    let refused = Index::create(&link, &[1; 48]).unwrap_err();
+    assert_eq!(refused.code(), "UNSUPPORTED");
+    assert!(refused.to_string().contains("symlink"), "{refused}");
+    // To init, which wants the directory empty, it is none: that the link is followed shows below.
+    fs::remove_file(&pretends).unwrap();
+    symlink(&target, &link).unwrap();
+    BackupDir::init(&backup, None, &Config::default()).unwrap();
+    fs::write(&pretends, "").unwrap();
+    let source = small_source();
+    let save = || {
+        let options = Options { paths: vec![source.path().into()], ..Options::default() };
+        crate::backup::run(&open(), &options, &Silent).unwrap()
+    };
+    save();
+    assert!(target.exists());
+    // With the old index, which is kept beside the new one, and with none.
+    for kept in [true, false] {
+        if !kept {
+            fs::remove_file(&target).unwrap();
+        }
+        let found = crate::recover::run(&open(), &Silent).unwrap();
+        assert_eq!(found.versions, [Version(0)]);
+        assert_eq!(found.old_index, kept.then(|| local.path().canonicalize().unwrap().join("elsewhere.db.bad")));
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(open().open_index().unwrap().versions().unwrap().len(), 1);
+    }
+    save();
+    assert_eq!(open().open_index().unwrap().versions().unwrap().len(), 2);
+    let names: Vec<String> =
+        fs::read_dir(&backup).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.iter().all(|name| name == "index.db" || !name.starts_with("index")), "{names:?}");
 }

@@ -15,7 +15,7 @@ use crate::monitor::Silent;
 use crate::selftest::{self, Cause, Finding, Fix, Level, Options, Scope};
 
 pub fn options(level: Level) -> Options {
-    Options { level, scope: Scope::Everything, rev: None, sample: None, fix: Fix::Report }
+    Options { level, scope: Scope::Everything, rev: None, sample: None, inc: None, fix: Fix::Report }
 }
 
 pub fn found(copy: &Copy, options: &Options) -> Vec<Finding> {

@@ -172,7 +172,6 @@ fn flip(model: &Model, stride: usize) {
         workers.into_iter().for_each(|worker| worker.join().unwrap());
     });
     let (pages_met, flips) = (pages_met.into_inner(), flips.into_inner());
-    println!("{flips} flips in {pages} pages");
     assert!(flips >= pages * (PAGE / stride) && pages_met > pages / 2, "{flips} flips, {pages_met} of {pages} pages");
 }
 

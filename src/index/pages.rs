@@ -11,7 +11,7 @@ use rusqlite::Connection;
 
 use super::Index;
 use super::pool::Fail;
-use super::view::wal_path;
+use super::view::{real_path, wal_path};
 use crate::error::{Error, Result};
 use crate::os::file::{Advice, advise, read_up_to};
 
@@ -71,7 +71,7 @@ impl Index {
     ///
     /// What it holds is checked by SQLite itself, which takes it up to the last commit that is whole.
     pub fn read_wal(&self) -> Result<u64> {
-        let path = wal_path(self.path());
+        let path = wal_path(&real_path(self.path())?);
         let io = |e: std::io::Error| Error::io("read", &path, &e);
         let file = match std::fs::File::open(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
@@ -102,7 +102,7 @@ impl Index {
 
     /// The lines that a check answers, on a connection of its own.
     fn complaints(&self, sql: &str, stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<String>> {
-        let connection = self.connect().map_err(|fail| fail.at(self.path()))?;
+        let (_view, connection) = self.connect().map_err(|fail| fail.at(self.path()))?;
         let lines = interruptible(&connection, stop, || {
             let mut statement = connection.prepare(sql)?;
             let mut rows = statement.query([])?;

@@ -161,7 +161,14 @@ impl Index {
 
     /// An index that could not be opened: each question tries, and is an error while it can't be.
     pub fn unopened(path: &Path, key: &[u8; 48]) -> Index {
-        Index::over(path, key, true, View::live(path))
+        Index::over(path, key, true, View::unopened(path))
+    }
+
+    /// A connection that is not of the pool, with what it is open on.
+    pub(super) fn connect(&self) -> Result<(Arc<View>, Connection), Fail> {
+        let view = self.lock().view.clone();
+        let connection = view.connect(&self.key)?;
+        Ok((view, connection))
     }
 
     /// An index whose file nobody else uses, opened at the first question.
@@ -178,12 +185,6 @@ impl Index {
 
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// A connection of the caller's own.
-    pub(super) fn connect(&self) -> Result<Connection, Fail> {
-        let view = self.lock().view.clone();
-        view.connect(&self.key)
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {

@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 
@@ -13,6 +14,7 @@ use super::pool::Fail;
 use super::row::{self, ArcValue, EntryRow, Key, Table};
 use super::rows::{self, DirValue, Found, PartOf, blob};
 use super::schema::{FRAMES_PER_ROW, dir_key, version_of_dir_key};
+use super::view::View;
 use super::{FrameChunk, Index, State, VersionRow};
 use crate::catalog::codec::{self, Decoder};
 use crate::catalog::{Child, Node, Segment};
@@ -179,7 +181,8 @@ impl Span {
 /// One state of the index, held by a read transaction on a connection of its own.
 pub struct Snapshot<'i> {
     index: &'i Index,
-    connection: RefCell<Option<Connection>>,
+    /// With the view that it is open on: a private copy lasts as long.
+    connection: RefCell<Option<(Arc<View>, Connection)>>,
     commit: Option<(Version, [u8; 32])>,
     moved: Cell<bool>,
 }
@@ -228,15 +231,15 @@ impl<'i> Snapshot<'i> {
         let mut slot = self.connection.borrow_mut();
         if slot.is_none() {
             let fresh = self.index.connect()?;
-            fresh.execute_batch("BEGIN")?;
-            let commit = rows::state(&fresh)?.last_commit;
+            fresh.1.execute_batch("BEGIN")?;
+            let commit = rows::state(&fresh.1)?.last_commit;
             if self.commit.is_some() && commit != self.commit {
                 self.moved.set(true);
             }
             *slot = Some(fresh);
         }
         let answer = match slot.as_ref() {
-            Some(connection) => question(connection),
+            Some((_, connection)) => question(connection),
             None => Err(Fail::Row("no connection")),
         };
         if matches!(answer, Err(Fail::Sql(_) | Fail::Row(_))) {

@@ -108,9 +108,10 @@ impl View {
         }
     }
 
-    /// The index as others use it; whether it can be opened shows when it is.
-    pub(super) fn live(path: &Path) -> View {
-        View { real: path.to_path_buf(), files: Files::of(path, &wal_path(path)), mode: Mode::Live }
+    /// What `path` leads to, not looked at yet.
+    pub(super) fn unopened(path: &Path) -> View {
+        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        View { files: Files::of(&real, &wal_path(&real)), real, mode: Mode::Live }
     }
 
     /// The index as it is, nobody else using it.

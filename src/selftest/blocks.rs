@@ -9,7 +9,6 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
 
 use super::copies::{Copies, Local};
 use super::findings::{Cause, Finding, MAX_LISTED, Part, Spot};
@@ -30,8 +29,6 @@ use crate::store::lock;
 
 /// Frames of one finding that the ledger notes one by one.
 const MAX_NOTED: u32 = 1000;
-/// How often the ledger is written during a run.
-const FLUSH_EVERY: Duration = Duration::from_secs(60);
 
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let plan = Plan::make(exam)?;
@@ -71,7 +68,6 @@ struct Run<'a> {
     plain_bytes: AtomicU64,
     read_bytes: AtomicU64,
     expected_bytes: u64,
-    flushed: Mutex<Instant>,
 }
 
 impl<'a> Run<'a> {
@@ -80,9 +76,10 @@ impl<'a> Run<'a> {
         for damage in exam.known.open_damage().iter().filter(|damage| damage.copy == copy.id()) {
             known.entry(damage.arc).or_default().push(damage.clone());
         }
-        let expected_bytes = match exam.options.sample {
-            None => plan.arcs.iter().map(|entry| entry.arc_bytes).sum(),
-            Some(_) => 0,
+        let expected_bytes = match (exam.options.sample, &exam.due) {
+            (None, None) => plan.arcs.iter().map(|entry| entry.arc_bytes).sum(),
+            (None, Some(due)) => due.bytes,
+            (Some(_), _) => 0,
         };
         Run {
             exam,
@@ -96,7 +93,6 @@ impl<'a> Run<'a> {
             plain_bytes: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),
             expected_bytes,
-            flushed: Mutex::new(Instant::now()),
         }
     }
 
@@ -111,6 +107,10 @@ impl<'a> Run<'a> {
 
     /// An arc that a commit record describes.
     fn arc(&self, entry: &ArcEntry) -> Option<Job> {
+        let due = self.exam.due.as_ref().map(|due| due.frames(entry.serial));
+        if due.is_some_and(<[_]>::is_empty) {
+            return None;
+        }
         let bytes = match self.copy.open(entry.name) {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -119,7 +119,8 @@ impl<'a> Run<'a> {
             }
         };
         let keys = self.exam.dir.keys();
-        let whole = self.exam.options.sample.is_none();
+        let all_due = due.is_none_or(|due| matches!(due, [all] if all.start == 0 && all.end >= entry.frames));
+        let whole = self.exam.options.sample.is_none() && all_due;
         let cut = bytes.len_bytes() < entry.arc_bytes;
         let shell = match whole && !cut {
             true => Shell::read(bytes.as_ref(), entry.name, Some(entry), keys),
@@ -133,6 +134,9 @@ impl<'a> Run<'a> {
         };
         if cut {
             self.cut(entry, bytes.len_bytes(), &mut frames);
+        }
+        if let Some(due) = due.filter(|_| !all_due) {
+            frames.retain(|(no, ..)| due.iter().any(|range| range.contains(&no.0)));
         }
         if let Some(count) = self.exam.options.sample {
             frames = sample(frames, count);
@@ -351,7 +355,15 @@ impl<'a> Run<'a> {
         report.arcs += self.arcs.into_inner();
         report.blocks += self.blocks.into_inner();
         report.bytes += self.plain_bytes.into_inner();
-        let wrong = self.wrong.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut wrong = std::mem::take(&mut *lock(&self.wrong));
+        let before = wrong.len();
+        wrong.retain(|wrong| wrong.frames.is_none_or(|(serial, first, end)| self.is_in_use(serial, first..end)));
+        if wrong.len() < before {
+            report.notes.push(format!(
+                "{} damaged places were left out: all that they held was sealed anew in other arcs",
+                before - wrong.len()
+            ));
+        }
         let mut places = Places::default();
         for (tag, wrong) in wrong.iter().enumerate() {
             if let Some((serial, first, end)) = wrong.frames {
@@ -379,6 +391,22 @@ impl<'a> Run<'a> {
     }
 }
 
+impl Run<'_> {
+    /// False if every block of these frames is read from another place by now.
+    fn is_in_use(&self, serial: ArcSerial, frames: std::ops::Range<u32>) -> bool {
+        let (Some(last), Some(first)) = (frames.clone().next_back(), frames.clone().next()) else { return true };
+        let names = BlockId::new(serial, FrameNo(first))..=BlockId::new(serial, FrameNo(last));
+        let moved = self.exam.index.relocations(names).unwrap_or_default();
+        // A block that was moved here, or one that never moved, is read from here.
+        let here = |place: BlockId| place.arc() == serial && frames.contains(&place.frame().0);
+        let moved_here = || {
+            let all = self.exam.index.relocations(BlockId(0)..=BlockId(i64::MAX as u64)).unwrap_or_default();
+            all.iter().any(|(_, place)| here(*place))
+        };
+        moved.len() < frames.len() || moved.iter().any(|(_, place)| here(*place)) || moved_here()
+    }
+}
+
 impl Watch for Run<'_> {
     fn good(&self, job: &Job, no: FrameNo, info: &FrameInfo) {
         if let Some(serial) = job.serial {
@@ -403,7 +431,8 @@ impl Watch for Run<'_> {
             return;
         }
         self.arcs.fetch_add(1, Relaxed);
-        self.flush_if_due();
+        // A run that is killed has not proven all for nothing. An error here comes again at the end.
+        let _ = self.exam.ledger.flush_if_due();
         let shown = match self.copy.name() {
             "" => job.name.to_string(),
             copy => format!("{copy}: {}", job.name),
@@ -433,15 +462,6 @@ impl Watch for Run<'_> {
 }
 
 impl Run<'_> {
-    /// So that a run which is killed has not proven all for nothing. An error here comes again at the end.
-    fn flush_if_due(&self) {
-        let mut flushed = lock(&self.flushed);
-        if flushed.elapsed() >= FLUSH_EVERY {
-            let _ = self.exam.ledger.flush();
-            *flushed = Instant::now();
-        }
-    }
-
     /// Damage that was known and reads right again.
     fn mended(&self, serial: ArcSerial, frames: &[Placed], whole: bool, bad: &[Bad]) {
         for known in self.known.get(&serial).into_iter().flatten() {

@@ -115,7 +115,8 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
 }
 
 fn open_store(exam: &Exam<'_>, heal: Heal, cache_bytes: u64) -> Store {
-    let options = StoreOptions { cache_bytes, heal, ..StoreOptions::default() };
+    let ledger = Some(exam.ledger.clone());
+    let options = StoreOptions { cache_bytes, heal, ledger, ..StoreOptions::default() };
     Store::with_options(exam.dir.path(), exam.dir.keys().clone(), exam.index.clone(), options)
 }
 
@@ -259,6 +260,9 @@ impl Reading<'_> {
     }
 
     fn meet(&mut self, version: Version, logid: Logid, path: Vec<u8>) -> Result<()> {
+        if self.exam.due.as_ref().is_some_and(|due| !due.file(logid)) {
+            return Ok(());
+        }
         let part = self.met.entry(logid.0 >> 15).or_insert_with(|| Box::new([0; 4096]));
         let at = logid.0 & 0x7fff;
         let Some(byte) = part.get_mut((at >> 3) as usize) else { return Ok(()) };

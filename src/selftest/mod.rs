@@ -6,14 +6,18 @@
 
 mod blocks;
 mod copies;
+mod correct;
+pub mod drill;
 mod files;
 mod findings;
 pub mod fix;
 mod hits;
+mod inc;
 mod medium;
 mod options;
 mod pages;
 mod plan;
+mod schedule;
 mod shell;
 mod structure;
 
@@ -27,7 +31,10 @@ use crate::index::{Index, Places};
 use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
 use crate::monitor::{Event, Monitor};
 
+pub use drill::{DrillReport, Drilled};
 pub use findings::{Cause, Finding, Findings, Hit, Part, Spot};
+pub use inc::Due;
+pub use schedule::Schedule;
 pub use structure::Fixed;
 
 /// What a selftest proves; each level includes those before it, but v5 reads files where v3 and v4 read arcs.
@@ -87,6 +94,8 @@ pub struct Options {
     pub rev: Option<String>,
     /// So many random blocks of each arc (v3, v4).
     pub sample: Option<u32>,
+    /// Only what is due (v3 to v5).
+    pub inc: Option<Schedule>,
     pub fix: Fix,
 }
 
@@ -136,6 +145,8 @@ pub(crate) struct Exam<'a> {
     /// What earlier runs have proven.
     pub known: Ledger,
     pub findings: Findings,
+    /// What an incremental run is limited to.
+    pub due: Option<Due>,
 }
 
 /// Runs a selftest.
@@ -175,8 +186,17 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         }
     };
     let ledger = Arc::new(LedgerWriter::new(dir.path(), dir.keys().clone(), By::Selftest));
-    let exam = Exam { dir, index: Arc::new(index), options, monitor, ledger, known, findings };
+    let mut exam = Exam { dir, index: Arc::new(index), options, monitor, ledger, known, findings, due: None };
     exam.known_names(opens)?;
+    if let Some(schedule) = options.inc.as_ref().filter(|_| opens) {
+        match inc::due(&exam, schedule) {
+            Ok(due) => {
+                report.notes.extend(due.notes());
+                exam.due = Some(due);
+            }
+            Err(error) => exam.findings.add(Finding::new(options.level, Cause::Unchecked, error)),
+        }
+    }
     if opens {
         exam.reads();
     }
@@ -184,8 +204,11 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     if opens && !monitor.interrupted() {
         exam.uses(&mut report)?;
     }
-    if options.fix == Fix::Correct && options.level >= Level::Structure && !monitor.interrupted() {
+    if options.fix == Fix::Correct && !monitor.interrupted() {
         structure::fix(&exam)?;
+        if options.level >= Level::LocalBlocks {
+            correct::correct(&exam)?;
+        }
     }
     report.interrupted = monitor.interrupted();
     (report.findings, report.unlisted) = exam.findings.take();
@@ -194,12 +217,12 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             when_s: ledger::now_s(),
             seconds: started.elapsed().as_secs(),
             level: options.level as u8,
-            inc: None,
+            inc: options.inc.map(|schedule| schedule.to_string()),
             scope: options.scope_text(),
             blocks: report.blocks,
             bytes: report.bytes,
             findings: report.found(),
-            fixed: report.findings.iter().filter(|finding| finding.fixed.is_some()).count() as u64,
+            fixed: report.findings.iter().filter(|finding| finding.is_fixed()).count() as u64,
         }));
     }
     if let Err(error) = exam.ledger.flush() {

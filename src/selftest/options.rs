@@ -65,6 +65,14 @@ impl Options {
             (Scope::Blocks(_), _, Some(_)) => {
                 Some("a block that is named is tested as it is: leave --sample out".into())
             }
+            _ if self.inc.is_some() && level < Level::LocalBlocks => {
+                Some(format!("--inc goes with -v3, -v4 and -v5, not with -v{number}"))
+            }
+            _ if self.inc.is_some()
+                && (self.scope != Scope::Everything || self.rev.is_some() || self.sample.is_some()) =>
+            {
+                Some("--inc chooses itself what is due: leave arcs, blocks, paths, -r and --sample out".into())
+            }
             (_, _, Some(_)) if self.fix == Fix::Correct => {
                 Some("--fix needs to see all of an arc: it does not go with --sample".into())
             }
@@ -101,7 +109,7 @@ mod tests {
     fn accepted(level: u8, scope: &Scope, rev: bool, sample: Option<u32>, fix: Fix) -> bool {
         let level = Level::from_number(level).unwrap();
         let rev = rev.then(|| "r1".to_string());
-        let checked = Options { level, scope: scope.clone(), rev, sample, fix }.check();
+        let checked = Options { level, scope: scope.clone(), rev, sample, inc: None, fix }.check();
         assert!(checked.as_ref().err().is_none_or(|e| e.code() == "USAGE" && !e.to_string().contains('\n')));
         checked.is_ok()
     }

@@ -35,7 +35,7 @@ pub fn fix(exam: &Exam<'_>) -> Result<Vec<Fixed>> {
     let of = |cause: Cause| findings.iter().any(|finding| finding.cause == cause && below(finding.level));
     let mut acts = Vec::new();
     if of(Cause::Index) {
-        acts.push(rebuild(exam.dir, exam.options, exam.monitor, &exam.ledger)?);
+        acts.push(rebuild(exam.dir, exam.monitor, &exam.ledger)?);
     }
     if of(Cause::Catalog) {
         make_base_due(exam.dir)?;
@@ -71,7 +71,7 @@ fn make_base_due(dir: &BackupDir) -> Result<()> {
 }
 
 /// Makes the index anew. It need not open for that.
-pub fn rebuild(dir: &BackupDir, options: &Options, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Fixed> {
+pub fn rebuild(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Fixed> {
     let _lock = dir.lock()?;
     let new_path = recover::new_index_path(dir)?;
     if let Err(error) = recover::build(dir, &new_path, &Hush(monitor)) {
@@ -86,7 +86,7 @@ pub fn rebuild(dir: &BackupDir, options: &Options, monitor: &dyn Monitor, ledger
         return Ok(Fixed::Refused(why));
     }
     let old = recover::replace_index(dir, &new_path)?;
-    let wrong = proof(dir, options, monitor, ledger)?;
+    let wrong = proof(dir, monitor, ledger)?;
     match (wrong, old) {
         (None, Some(old)) => {
             remove_if_there(&with_log(&old))?;
@@ -166,14 +166,15 @@ fn makes_less(dir: &BackupDir, new_path: &Path) -> Result<Option<String>> {
 }
 
 /// What v2 still finds wrong with the index that is in place now.
-fn proof(
-    dir: &BackupDir,
-    options: &Options,
-    monitor: &dyn Monitor,
-    ledger: &Arc<LedgerWriter>,
-) -> Result<Option<String>> {
-    let options =
-        Options { level: Level::Structure, scope: Scope::Everything, rev: None, fix: Fix::Report, ..options.clone() };
+fn proof(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Option<String>> {
+    let options = Options {
+        level: Level::Structure,
+        scope: Scope::Everything,
+        rev: None,
+        inc: None,
+        sample: None,
+        fix: Fix::Report,
+    };
     let again = Exam {
         dir,
         index: Arc::new(dir.open_index()?),
@@ -182,6 +183,7 @@ fn proof(
         ledger: ledger.clone(),
         known: Ledger::default(),
         findings: Findings::default(),
+        due: None,
     };
     super::check(&again, &mut Report::default())?;
     let (findings, _) = again.findings.take();

@@ -1,0 +1,198 @@
+//! `selftest --fix`, `--inc` and `--drill` on damaged copies: what can be corrected is, nothing else changes, and
+//! nothing that was readable is lost.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::Rng;
+use super::lab::{Copy, Source, assert_same, lab};
+use crate::backup::Options as BackupOptions;
+use crate::catalog::{ArcEntry, ArcRole};
+use crate::ids::Version;
+use crate::ledger::{Ledger, now_s};
+use crate::monitor::Silent;
+use crate::selftest::{self, Fix, Level, Options, Report, Scope};
+
+fn options(level: Level, fix: Fix) -> Options {
+    Options { level, scope: Scope::Everything, rev: None, sample: None, inc: None, fix }
+}
+
+fn test(copy: &Copy, level: Level, fix: Fix) -> Report {
+    selftest::run(&copy.open(), &options(level, fix), &Silent).unwrap()
+}
+
+fn entry(copy: &Copy, role: ArcRole) -> ArcEntry {
+    let arcs = copy.open().open_index().unwrap().arcs().unwrap();
+    arcs.into_iter().map(|row| row.entry).find(|entry| entry.role == role).unwrap()
+}
+
+/// Offset and length of a frame.
+fn frame(copy: &Copy, entry: &ArcEntry, no: u32) -> (usize, usize) {
+    let chunk = copy.open().open_index().unwrap().frame_chunk(entry.serial, crate::ids::FrameNo(no)).unwrap();
+    let (offset, info) = chunk.locate(crate::ids::FrameNo(no)).unwrap();
+    (offset as usize, info.frame_len() as usize)
+}
+
+/// XORs bytes of an arc, whatever its mode; gives its bytes before.
+fn damage(copy: &Copy, name: &str, places: &[(usize, u8)]) -> Vec<u8> {
+    let before = fs::read(copy.path(name)).unwrap();
+    let mut bytes = before.clone();
+    places.iter().for_each(|(at, mask)| bytes[*at] ^= mask);
+    assert!(bytes != before, "the fault did not fire");
+    fs::remove_file(copy.path(name)).unwrap();
+    fs::write(copy.path(name), bytes).unwrap();
+    before
+}
+
+fn told(report: &Report) -> Vec<String> {
+    report.findings.iter().map(|f| format!("{}: {}: {:?}", f.error.code(), f.error, f.fixed)).collect()
+}
+
+#[test]
+fn a_flipped_bit_is_put_right_in_place_and_nothing_else_changes() {
+    let lab = lab();
+    let mut rng = Rng::from_env();
+    for role in [ArcRole::Data, ArcRole::Catalog] {
+        let copy = Copy::of(&lab.files);
+        let arc = entry(&copy, role);
+        let name = arc.name.to_string();
+        let (offset, len) = frame(&copy, &arc, rng.below(arc.frames as usize) as u32);
+        let at = (offset + rng.below(len), 1 << rng.below(8));
+        let before = damage(&copy, &name, &[at]);
+        let found = test(&copy, Level::LocalBlocks, Fix::Report);
+        assert!(!found.findings.is_empty(), "seed {}: {at:?} of {name} was not found", rng.seed);
+        assert!(found.findings.iter().all(|f| f.fixed.is_none()), "only told: {:?}", told(&found));
+        let fixed = test(&copy, Level::LocalBlocks, Fix::Correct);
+        assert!(fixed.findings.iter().any(|f| f.is_fixed()), "seed {}: {:?}", rng.seed, told(&fixed));
+        assert!(fs::read(copy.path(&name)).unwrap() == before, "seed {}: {:?}", rng.seed, told(&fixed));
+        let clean = test(&copy, Level::LocalBlocks, Fix::Report);
+        assert_eq!(told(&clean), Vec::<String>::new(), "seed {}", rng.seed);
+        lab.truth.assert_whole(&copy.reader(), &|| "after the fix".into());
+        let left: Vec<String> = copy.files().into_keys().filter(|name| name.ends_with(".bad")).collect();
+        assert!(left.is_empty(), "{left:?}");
+        let (ledger, _) = Ledger::load(copy.open().path(), copy.open().keys()).unwrap();
+        assert_eq!(ledger.flips().len(), 1, "the flipped bit is remembered");
+    }
+}
+
+#[test]
+fn header_footer_and_trailer_are_written_anew() {
+    let lab = lab();
+    let at = |entry: &ArcEntry, part: u32| match part {
+        0 => 30,
+        1 => entry.footer_offset as usize + 50,
+        _ => entry.arc_bytes as usize - 20,
+    };
+    for part in 0..3 {
+        let copy = Copy::of(&lab.files);
+        let arc = entry(&copy, ArcRole::Data);
+        let name = arc.name.to_string();
+        let before = damage(&copy, &name, &[(at(&arc, part), 0x5a), (at(&arc, part) + 3, 0x11)]);
+        let fixed = test(&copy, Level::LocalBlocks, Fix::Correct);
+        assert!(
+            !fixed.findings.is_empty() && fixed.findings.iter().any(|f| f.is_fixed()),
+            "{part}: {:?}",
+            told(&fixed)
+        );
+        assert!(fs::read(copy.path(&name)).unwrap() == before, "{part}: {:?}", told(&fixed));
+        assert_eq!(told(&test(&copy, Level::LocalBlocks, Fix::Report)), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_lost_block_comes_back_from_the_live_file_and_only_from_the_same_bytes() {
+    for original in ["there", "changed", "gone"] {
+        let source = Source::new();
+        let mut rng = Rng::new(5);
+        source.write("wanted", &rng.noise(3000));
+        source.write("other", &rng.noise(3000));
+        let copy = Copy::init();
+        copy.backup(&source, &BackupOptions::default());
+        let snapshot = source.snapshot();
+        let arc = entry(&copy, ArcRole::Data);
+        // Names are in byte order: the first frame is that of `other`, the second of `wanted`.
+        let (offset, _) = frame(&copy, &arc, 1);
+        damage(&copy, &arc.name.to_string(), &[(offset + 100, 0xff), (offset + 900, 0xff)]);
+        match original {
+            "changed" => source.write("wanted", &rng.noise(3000)),
+            "gone" => fs::remove_file(source.join("wanted")).unwrap(),
+            _ => {}
+        }
+        let fixed = test(&copy, Level::LocalBlocks, Fix::Correct);
+        assert_eq!(fixed.findings.len(), 1, "{original}: {:?}", told(&fixed));
+        assert_eq!(fixed.findings[0].is_fixed(), original == "there", "{original}: {:?}", told(&fixed));
+        let after = test(&copy, Level::LocalBlocks, Fix::Report);
+        let whole = test(&copy, Level::Files, Fix::Report);
+        if original == "there" {
+            assert_eq!((told(&after), told(&whole)), (vec![], vec![]));
+            assert_same(&copy.reader(), Version(0), source.path(), &snapshot);
+            copy.lose_index();
+            copy.recover();
+            assert_same(&copy.reader(), Version(0), source.path(), &snapshot);
+            source.write("later", b"a backup after it");
+            copy.backup(&source, &BackupOptions::default());
+            assert_same(&copy.reader(), Version(0), source.path(), &snapshot);
+        } else {
+            assert_eq!((after.findings.len(), whole.findings.len()), (1, 1), "{original}: {:?}", told(&after));
+            assert_eq!(whole.findings[0].hits.len(), 1, "the other file is whole");
+        }
+    }
+}
+
+#[test]
+fn a_missing_arc_comes_back_as_far_as_the_live_files_go() {
+    let source = Source::new();
+    let mut rng = Rng::new(7);
+    for n in 0..6 {
+        source.write(&format!("f{n}"), &rng.noise(2000));
+    }
+    let copy = Copy::init();
+    copy.backup(&source, &BackupOptions::default());
+    let snapshot = source.snapshot();
+    let arc = entry(&copy, ArcRole::Data);
+    fs::remove_file(copy.path(&arc.name.to_string())).unwrap();
+    let fixed = test(&copy, Level::LocalBlocks, Fix::Correct);
+    assert!(fixed.findings.iter().any(|f| f.is_fixed()), "{:?}", told(&fixed));
+    assert_same(&copy.reader(), Version(0), source.path(), &snapshot);
+    assert_eq!(told(&test(&copy, Level::Files, Fix::Report)).len(), 1, "v2 still misses the file of the arc");
+}
+
+#[test]
+fn incremental_runs_prove_everything_once_and_then_only_what_is_due() {
+    let lab = lab();
+    for level in [Level::LocalBlocks, Level::Files] {
+        let copy = Copy::of(&lab.files);
+        let inc = |spec: &str| {
+            let options = Options { inc: Some(spec.parse().unwrap()), ..options(level, Fix::Report) };
+            let report = selftest::run(&copy.open(), &options, &Silent).unwrap();
+            assert_eq!(told(&report), Vec::<String>::new());
+            report
+        };
+        // The first run does what is due of a backup that was never proven, twice the daily share at most.
+        let first = inc("1d/1d");
+        assert!(first.blocks > 0 && first.notes.iter().any(|note| note.contains("was due")), "{:?}", first.notes);
+        let (ledger, _) = Ledger::load(copy.open().path(), copy.open().keys()).unwrap();
+        let run = ledger.runs().last().unwrap();
+        assert_eq!((run.level, run.inc.as_deref()), (level as u8, Some("1d/1d")));
+        // All of it was proven a moment ago: a run right after it has next to nothing to do.
+        let second = inc("1d/1d");
+        assert!(second.blocks < first.blocks, "{} {}", second.blocks, first.blocks);
+        let limited = inc("1d/1d,1");
+        assert_eq!(limited.blocks + limited.files, 0, "the limit holds");
+        assert!(limited.notes.iter().any(|note| note.contains("with this limit")), "{:?}", limited.notes);
+        assert!(now_s() > 0);
+    }
+}
+
+#[test]
+fn a_drill_finds_all_of_its_own_damage_and_leaves_the_backup_as_it_is() {
+    let lab = lab();
+    let copy = Copy::of(&lab.files);
+    let before = copy.files();
+    let done = selftest::drill::run(&copy.open(), 24, 42, &Silent).unwrap();
+    assert!(done.passed(), "{done:#?}");
+    let kinds: BTreeSet<bool> = done.drilled.iter().filter_map(|one| one.healed).collect();
+    assert_eq!(kinds, BTreeSet::from([true]), "single bits of blocks are repaired");
+    assert_eq!(selftest::drill::run(&copy.open(), 24, 42, &Silent).unwrap(), done, "a seed repeats a drill");
+    assert!(copy.files() == before, "nothing was written");
+}

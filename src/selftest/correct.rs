@@ -1,0 +1,302 @@
+//! `--fix` of what v3 to v5 found: bytes are put right in place, lost blocks are found again and sealed anew.
+//!
+//! Invariants: only bytes that verify are written; under the writer's lock; each act is told in the finding that it is
+//! about, and what could not be corrected says why. What is fixed here is proven by reading it back (`fix`).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::sync::Arc;
+
+use super::findings::{Finding, Part};
+use super::fix::{FrameAt, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
+use super::{Cause, Exam, Level};
+use crate::arc::repair::{self, BitFlip};
+use crate::arc::{FrameInfo, FrameKind, frame};
+use crate::backupdir::Lock;
+use crate::catalog::ArcEntry;
+use crate::error::Result;
+use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo};
+use crate::index::Index;
+use crate::ledger::{self, Flip, Record};
+use crate::monitor::Progress;
+use crate::os::file::{Advice, advise, read_up_to};
+use crate::tree::{Tree, View};
+
+/// Frames of one run that are looked at one by one; more are left for the next run.
+const MAX_FRAMES: usize = 200_000;
+/// Plain bytes of found blocks that are sealed anew by one maintenance run.
+const BATCH_BYTES: u64 = 64 << 20;
+
+/// What became of one frame.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    /// Put right where it is.
+    Rewritten(String),
+    /// Its block is read from a new arc now.
+    Sealed(String),
+    /// A catalog frame: the next catalog does without it.
+    BaseIsDue,
+    Lost(String),
+}
+
+/// Corrects what can be corrected; what was done stands in the findings afterwards.
+///
+/// # Errors
+/// `LOCKED`; what keeps the index from being read or written.
+pub(super) fn correct(exam: &Exam<'_>) -> Result<()> {
+    let (mut findings, unlisted) = exam.findings.take();
+    let done = Correction::begin(exam).and_then(|mut correction| correction.all(&mut findings));
+    findings.into_iter().for_each(|finding| exam.findings.add(finding));
+    exam.findings.add_unlisted(unlisted);
+    done
+}
+
+struct Correction<'a> {
+    exam: &'a Exam<'a>,
+    lock: Lock,
+    /// What the rebuilding of the index may have left behind is not asked any more.
+    index: Arc<Index>,
+    arcs: HashMap<ArcSerial, ArcEntry>,
+    /// Names of blocks that were relocated, by the place that they are read from.
+    names: HashMap<BlockId, BlockId>,
+    outcomes: BTreeMap<BlockId, Outcome>,
+    /// Blocks that are wanted from elsewhere, and why they can't be repaired.
+    lost: BTreeMap<BlockId, String>,
+}
+
+impl<'a> Correction<'a> {
+    fn begin(exam: &'a Exam<'a>) -> Result<Correction<'a>> {
+        let lock = exam.dir.lock()?;
+        let index = Arc::new(exam.dir.open_index()?);
+        let arcs = index.arcs()?.into_iter().map(|row| (row.entry.serial, row.entry)).collect();
+        let moved = index.relocations(BlockId(0)..=BlockId(i64::MAX as u64))?;
+        let names = moved.into_iter().map(|(name, place)| (place, name)).collect();
+        Ok(Correction { exam, lock, index, arcs, names, outcomes: BTreeMap::new(), lost: BTreeMap::new() })
+    }
+
+    fn all(&mut self, findings: &mut [Finding]) -> Result<()> {
+        let wanted: Vec<Vec<BlockId>> = findings.iter().map(|finding| self.frames_of(finding)).collect();
+        let total = wanted.iter().map(Vec::len).sum::<usize>().min(MAX_FRAMES) as u64;
+        let mut seen = 0;
+        for place in wanted.iter().flatten().take(MAX_FRAMES) {
+            if self.exam.monitor.interrupted() {
+                return Ok(());
+            }
+            if !self.outcomes.contains_key(place) && !self.lost.contains_key(place) {
+                self.frame(*place)?;
+            }
+            seen += 1;
+            let progress = Progress { files: seen, expected_files: total, ..Progress::default() };
+            self.exam.monitor.progress(progress);
+        }
+        self.from_originals()?;
+        if self.outcomes.values().any(|outcome| *outcome == Outcome::BaseIsDue) {
+            let mut writer = self.exam.dir.open_index_writer(&self.lock)?;
+            writer.make_base_due()?;
+            writer.checkpoint()?;
+        }
+        // Footers and headers last: what stands between them must be right for the arc's checksum to be.
+        for (finding, places) in findings.iter_mut().zip(&wanted) {
+            let said = match self.shell_of(finding) {
+                Some(entry) => Some(self.shell(&entry)),
+                None if places.is_empty() => None,
+                None => Some(self.said(places)),
+            };
+            finding.fixed = finding.fixed.take().or(said);
+        }
+        Ok(())
+    }
+
+    /// Places of the frames that a finding is about, if they are worth a try.
+    fn frames_of(&self, finding: &Finding) -> Vec<BlockId> {
+        let tried = finding.level >= Level::LocalBlocks
+            && matches!(finding.cause, Cause::Medium | Cause::Memory | Cause::Missing)
+            && finding.error.is_damage();
+        let Some(place) = finding.place.as_ref().filter(|_| tried) else { return Vec::new() };
+        let entry = self.arcs.values().find(|entry| entry.name == place.arc);
+        let Some(entry) = entry else { return Vec::new() };
+        let frames = match finding.spot.map(|spot| (spot.copy, spot.part)) {
+            Some((copy, _)) if copy != CopyId::LOCAL => 0..0,
+            Some((_, Part::Frames { first, count })) => first.0..first.0.saturating_add(count),
+            Some((_, Part::Whole)) => 0..entry.frames,
+            Some(_) => 0..0,
+            None => place.frame.map_or(0..0, |no| no.0..no.0 + 1),
+        };
+        frames.map(|no| BlockId::new(entry.serial, FrameNo(no))).collect()
+    }
+
+    fn shell_of(&self, finding: &Finding) -> Option<ArcEntry> {
+        let spot = finding.spot.filter(|spot| spot.copy == CopyId::LOCAL)?;
+        let shell = matches!(spot.part, Part::Header | Part::Footer | Part::Trailer);
+        self.arcs.get(&spot.serial.filter(|_| shell)?).cloned()
+    }
+
+    fn shell(&self, entry: &ArcEntry) -> String {
+        match rewrite_shell(self.exam.dir, &self.lock, &self.index, entry) {
+            Ok(parts) if parts.is_empty() => "it is right by now".into(),
+            Ok(parts) => format!("{} written anew, byte for byte as recorded", parts.join(" and ")),
+            Err(error) => format!("not fixed: {error}"),
+        }
+    }
+
+    /// Tries to repair one frame where it is.
+    fn frame(&mut self, place: BlockId) -> Result<()> {
+        let Some(entry) = self.arcs.get(&place.arc()).cloned() else { return Ok(()) };
+        let chunk = self.index.frame_chunk(place.arc(), place.frame())?;
+        let Some((offset, info)) = chunk.locate(place.frame()).map(|(offset, info)| (offset, *info)) else {
+            return Ok(());
+        };
+        let bytes = self.read(&entry, offset, &info);
+        let (keys, no) = (self.exam.dir.keys(), place.frame());
+        let cipher = keys.arc_cipher(entry.id, &entry.salt);
+        if frame::open(keys, &cipher, no, &info, &bytes).is_ok() {
+            self.outcomes.insert(place, Outcome::Rewritten("it reads right by now".into()));
+            return Ok(());
+        }
+        if let Some(repaired) = repair::repair(keys, &cipher, no, &info, &bytes) {
+            self.note(place, &repaired.flips);
+            let what = repaired.what();
+            let at = FrameAt { arc: &entry, no, offset, info };
+            let outcome = match rewrite_frame(self.exam.dir, &self.lock, at, &repaired.frame) {
+                Ok(_) => Outcome::Rewritten(what),
+                Err(error) => Outcome::Lost(format!("{what}, but writing it failed: {error}")),
+            };
+            self.outcomes.insert(place, outcome);
+            return Ok(());
+        }
+        if info.kind != FrameKind::Block {
+            self.outcomes.insert(place, Outcome::BaseIsDue);
+            return Ok(());
+        }
+        let monitor = self.exam.monitor;
+        let mut go_on = |done: u64, total: u64| {
+            monitor.progress(Progress { bytes: done, expected_bytes: total, ..Progress::default() });
+            !monitor.interrupted()
+        };
+        match repair::search_plaintext(keys, &cipher, no, &info, &bytes, &mut go_on) {
+            Some(found) => {
+                let what = format!("{} was flipped before it was sealed", found.flip);
+                self.seal(vec![(self.name(place), found.plain, what)])?;
+            }
+            None => {
+                self.lost.insert(place, "no single flipped bit explains it".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The frame's bytes from the medium, as far as they are there.
+    fn read(&self, entry: &ArcEntry, offset: u64, info: &FrameInfo) -> Vec<u8> {
+        let path = self.exam.dir.path().join(entry.name.to_string());
+        let mut bytes = vec![0; info.frame_len() as usize];
+        let read = File::open(path).and_then(|file| {
+            advise(&file, 0, 0, Advice::DontNeed);
+            read_up_to(&file, &mut bytes, offset)
+        });
+        bytes.truncate(read.unwrap_or(0));
+        bytes
+    }
+
+    fn note(&self, place: BlockId, flips: &[BitFlip]) {
+        for flip in flips.iter().take(8) {
+            let BitFlip { byte, bit, to_one } = *flip;
+            let when_s = ledger::now_s();
+            self.exam.ledger.record(Record::Flip(Flip { when_s, block: place, byte, bit, to_one, again: true }));
+        }
+    }
+
+    /// The name of the block that is read from a place.
+    fn name(&self, place: BlockId) -> BlockId {
+        self.names.get(&place).copied().unwrap_or(place)
+    }
+
+    /// Looks for lost blocks in the live files that they were cut from.
+    fn from_originals(&mut self) -> Result<()> {
+        let names: HashMap<BlockId, BlockId> = self.lost.keys().map(|place| (self.name(*place), *place)).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let tree = Tree::new(self.index.clone(), View::Whole);
+        let found = originals(&tree, &names.keys().copied().collect::<HashSet<_>>())?;
+        let mut batch: Vec<(BlockId, Vec<u8>, String)> = Vec::new();
+        let mut batch_bytes = 0;
+        for (name, place) in names {
+            if self.exam.monitor.interrupted() {
+                break;
+            }
+            let wanted = self.index.frame_chunk(place.arc(), place.frame())?;
+            let hash = wanted.locate(place.frame()).map(|(_, info)| info.hash);
+            let right = |original: &Original| {
+                let plain = read_original(original).ok()?;
+                (Some(self.exam.dir.keys().block_hash(&plain)) == hash).then(|| (plain, shown(&original.path)))
+            };
+            let Some((plain, path)) = found.get(&name).into_iter().flatten().find_map(right) else {
+                let why = self.lost.get(&place).cloned().unwrap_or_default();
+                self.outcomes.insert(place, Outcome::Lost(format!("{why}, and no live file has its bytes any more")));
+                continue;
+            };
+            batch_bytes += plain.len() as u64;
+            batch.push((name, plain, format!("from {path}")));
+            if batch_bytes >= BATCH_BYTES {
+                self.seal(std::mem::take(&mut batch))?;
+                batch_bytes = 0;
+            }
+        }
+        if batch.is_empty() { Ok(()) } else { self.seal(batch) }
+    }
+
+    /// Seals blocks anew, by a run of its own.
+    fn seal(&mut self, blocks: Vec<(BlockId, Vec<u8>, String)>) -> Result<()> {
+        let places: Vec<(BlockId, String)> =
+            blocks.iter().map(|(name, _, how)| (self.index.location(*name).unwrap_or(*name), how.clone())).collect();
+        let plain: Vec<(BlockId, Vec<u8>)> = blocks.into_iter().map(|(name, plain, _)| (name, plain)).collect();
+        let mut writer = self.exam.dir.open_index_writer(&self.lock)?;
+        let sealed = recut(self.exam.dir, &self.lock, &self.index, &mut writer, &plain);
+        for (place, how) in places {
+            let outcome = match &sealed {
+                Ok(done) => Outcome::Sealed(format!("sealed anew in {}, {how}", done.run)),
+                Err(error) => Outcome::Lost(format!("found again {how}, but it could not be written: {error}")),
+            };
+            self.outcomes.insert(place, outcome);
+        }
+        writer.checkpoint()
+    }
+
+    /// What was done about some frames, in one line.
+    fn said(&self, places: &[BlockId]) -> String {
+        let outcomes: Vec<Option<&Outcome>> = places.iter().map(|place| self.outcomes.get(place)).collect();
+        let count = |is: fn(&Outcome) -> bool| outcomes.iter().flatten().filter(|outcome| is(outcome)).count();
+        if let [Some(only)] = outcomes.as_slice() {
+            return match only {
+                Outcome::Rewritten(what) => format!("{what}; the arc has its recorded bytes again"),
+                Outcome::Sealed(what) => format!("the block was {what}"),
+                Outcome::BaseIsDue => "the next backup writes a base catalog, which does not need this frame".into(),
+                Outcome::Lost(why) => format!("not fixed: {why}"),
+            };
+        }
+        let counts = [
+            (count(|o| matches!(o, Outcome::Rewritten(_))), "put right in place"),
+            (count(|o| matches!(o, Outcome::Sealed(_))), "sealed anew"),
+            (count(|o| *o == Outcome::BaseIsDue), "of the catalog: the next one does without"),
+            (
+                count(|o| matches!(o, Outcome::Lost(_))),
+                "not fixed: neither a flipped bit nor a live file explains them",
+            ),
+            (outcomes.iter().filter(|outcome| outcome.is_none()).count(), "not looked at"),
+        ];
+        let parts: Vec<String> =
+            counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+        format!("of {} frames {}", places.len(), parts.join(", "))
+    }
+}
+
+fn shown(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
+impl Finding {
+    /// True when something was done and nothing is left to do.
+    pub fn is_fixed(&self) -> bool {
+        self.fixed.as_ref().is_some_and(|fixed| !fixed.contains("not fixed") && !fixed.contains("not looked at"))
+    }
+}
