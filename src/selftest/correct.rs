@@ -109,9 +109,11 @@ impl<'a> Correction<'a> {
 
     /// Places of the frames that a finding is about, if they are worth a try.
     fn frames_of(&self, finding: &Finding) -> Vec<BlockId> {
-        let tried = finding.level >= Level::LocalBlocks
-            && matches!(finding.cause, Cause::Medium | Cause::Memory | Cause::Missing)
-            && finding.error.is_damage();
+        let tried = match finding.cause {
+            Cause::Medium | Cause::Memory | Cause::Missing => finding.level >= Level::LocalBlocks,
+            Cause::Catalog => true,
+            Cause::Transient | Cause::Index | Cause::Key | Cause::Unchecked => false,
+        } && finding.error.is_damage();
         let Some(place) = finding.place.as_ref().filter(|_| tried) else { return Vec::new() };
         let entry = self.arcs.values().find(|entry| entry.name == place.arc);
         let Some(entry) = entry else { return Vec::new() };

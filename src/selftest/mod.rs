@@ -205,9 +205,15 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         exam.uses(&mut report)?;
     }
     if options.fix == Fix::Correct && !monitor.interrupted() {
-        structure::fix(&exam)?;
-        if options.level >= Level::LocalBlocks {
-            correct::correct(&exam)?;
+        // An index that is wrong is made anew before anybody goes by it; a catalog frame that can be put right needs no
+        // base.
+        let index_first = exam.findings.any(Cause::Index);
+        if index_first {
+            structure::fix(&exam)?;
+        }
+        correct::correct(&exam)?;
+        if !index_first {
+            structure::fix(&exam)?;
         }
     }
     report.interrupted = monitor.interrupted();
