@@ -27,7 +27,7 @@ pub(super) fn ghash(hash_key: &[u8; 16], associated_data: &[u8], ciphertext: &[u
     let mut hash = GHash::new(hash_key.into());
     hash.update_padded(associated_data);
     hash.update_padded(ciphertext);
-    let lengths = (associated_data.len() as u128 * 8) << 64 | ciphertext.len() as u128 * 8;
+    let lengths = ((associated_data.len() as u128 * 8) << 64) | (ciphertext.len() as u128 * 8);
     hash.update(&[Block::from(lengths.to_be_bytes())]);
     value(hash)
 }

@@ -326,7 +326,8 @@ fn the_live_originals_of_a_block_are_named_newest_first_and_read_with_care() {
     let mut older = vec![at("long", 512 * 70, 0), at("old", 0, 0)];
     assert_eq!(found[0], at("newer", 512, 1));
     let mut rest = found[1..].to_vec();
-    (rest.sort_by_key(|o| o.path.clone()), older.sort_by_key(|o| o.path.clone()));
+    rest.sort_by_key(|o| o.path.clone());
+    older.sort_by_key(|o| o.path.clone());
     assert_eq!(rest, older);
     for original in &found {
         assert_eq!(dir.keys().block_hash(&read_original(original).unwrap()), hash);

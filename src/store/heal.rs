@@ -13,7 +13,7 @@ use crate::arc::VerifiedBlock;
 use crate::arc::repair::{BitFlip, flips, repair};
 use crate::error::{Damage, Error};
 use crate::ids::{BlockId, Logid};
-use crate::ledger::{Flip, How, Record, now_s};
+use crate::ledger::{Flip, How, Record};
 
 /// A frame that was refused.
 pub(super) struct Bad {
@@ -26,6 +26,15 @@ impl Bad {
     pub fn unreadable(error: &std::io::Error) -> Bad {
         Bad { damage: Damage::Unreadable(error.raw_os_error().unwrap_or(libc::EIO)), bytes: Vec::new() }
     }
+}
+
+/// A block that came from elsewhere.
+struct Healed {
+    block: VerifiedBlock,
+    end: End,
+    /// Where it is stored, and what was wrong there.
+    place: BlockId,
+    flips: Vec<BitFlip>,
 }
 
 /// More differing bits than this are no flips: the frame was overwritten.
@@ -49,17 +58,24 @@ impl Inner {
             Heal::On => self.healed(want.block, located, first),
             Heal::Off => None,
         };
-        let (block, end) = healed.map_or((None, End::Lost), |(block, end)| (Some(block), end));
+        let end = healed.as_ref().map_or(End::Lost, |healed| healed.end.clone());
         let mut more = format!("expected hash {}, source {}", located.info.hash, arc.path.display());
         if let Some(how) = end.how() {
             more += &format!("; {how}");
         }
-        self.note_once(want.block.0, Some(located.serial), &error, &more, end, || self.index.path_of_node(file?).ok());
-        block.map(Arc::new).ok_or(error)
+        let path = || self.index.path_of_node(file?).ok();
+        let new = self.note_once(want.block.0, Some(located.serial), &error, &more, end.clone(), path);
+        let healed = healed.ok_or(error)?;
+        // What the arc has is one flip however often it is read; what a read brought is another one each time.
+        let again = end != End::ReadAgain;
+        if new || !again {
+            self.note_flips(healed.place, &healed.flips, again);
+        }
+        Ok(Arc::new(healed.block))
     }
 
     /// Reads the block again from where it is now, and from the disk; repairs what came from there if need be.
-    fn healed(&self, block: BlockId, was: &Located, first: &Bad) -> Option<(VerifiedBlock, End)> {
+    fn healed(&self, block: BlockId, was: &Located, first: &Bad) -> Option<Healed> {
         self.arcs.forget_place(block);
         let located = self.arcs.locate(block).ok()?;
         let arc = self.arcs.reopen(located.serial).ok()?;
@@ -67,30 +83,27 @@ impl Inner {
         let place = BlockId::new(located.serial, located.no);
         let second = arc.with_bytes(located.offset, located.info.frame_len() as usize, |bytes| {
             let bytes = bytes.map_err(|error| Bad::unreadable(&error))?;
-            let verified = self
+            let block = self
                 .verify(&arc, &located, How::Medium, bytes)
                 .map_err(|damage| Bad { damage, bytes: bytes.to_vec() })?;
-            if place == BlockId::new(was.serial, was.no) && first.bytes.len() == bytes.len() {
-                self.note_flips(place, &flips(&first.bytes, bytes), false);
-            }
-            Ok(verified)
+            let same_place = place == BlockId::new(was.serial, was.no) && first.bytes.len() == bytes.len();
+            let flips = if same_place { flips(&first.bytes, bytes) } else { Vec::new() };
+            Ok::<_, Bad>(Healed { block, end: End::ReadAgain, place, flips })
         });
-        match second {
-            Ok(verified) => Some((verified, End::ReadAgain)),
-            Err(Bad { bytes, .. }) => {
-                let repaired = repair(&self.keys, &arc.cipher, located.no, &located.info, &bytes)?;
-                self.tally.block_verified(repaired.block.len() as u64);
-                self.note_flips(place, &repaired.flips, true);
-                let what = repaired.what();
-                Some((repaired.block, End::Repaired(what)))
-            }
-        }
+        let bytes = match second {
+            Ok(healed) => return Some(healed),
+            Err(bad) => bad.bytes,
+        };
+        let repaired = repair(&self.keys, &arc.cipher, located.no, &located.info, &bytes)?;
+        self.tally.block_verified(repaired.block.len() as u64);
+        let end = End::Repaired(repaired.what());
+        Some(Healed { block: repaired.block, end, place, flips: repaired.flips })
     }
 
     fn note_flips(&self, block: BlockId, flips: &[BitFlip], again: bool) {
         let Some(ledger) = self.ledger.as_ref().filter(|_| flips.len() <= MAX_FLIPS) else { return };
         for BitFlip { byte, bit, to_one } in flips.iter().copied() {
-            ledger.record(Record::Flip(Flip { when_s: now_s(), block, byte, bit, to_one, again }));
+            ledger.record(Record::Flip(Flip { when_s: ledger.now_s(), block, byte, bit, to_one, again }));
         }
     }
 }

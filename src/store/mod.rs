@@ -506,7 +506,8 @@ impl Inner {
         self.note_once(key, arc, error, more, End::Lost, || self.index.path_of_node(file?).ok());
     }
 
-    /// Lists and logs damage, once a place: path, version, arc, frame, block, expected and found hash, source.
+    /// Lists and logs damage, once a place: path, version, arc, frame, block, expected and found hash, source. True
+    /// the first time.
     fn note_once(
         &self,
         key: u64,
@@ -515,23 +516,25 @@ impl Inner {
         more: &str,
         end: End,
         path: impl FnOnce() -> Option<(Version, Vec<u8>)>,
-    ) {
+    ) -> bool {
         if !error.is_damage() {
             log::warn!("{}: {error}", error.code());
-            return;
+            return true;
         }
         let describe = || {
             let (path, version) = tally::shown_path(path());
             let how = end.how().unwrap_or_default();
             Met { code: error.code(), path, version, what: error.to_string(), healed: end != End::Lost, how }
         };
-        if let Some(met) = self.tally.damage(key, describe, error.code(), &end) {
+        let met = self.tally.damage(key, describe, error.code(), &end);
+        if let Some(met) = &met {
             let version = met.version.map_or_else(String::new, |version| format!(" in r{version}"));
             let path = if met.path.is_empty() { "(path unknown)" } else { &met.path };
             let separator = if more.is_empty() { "" } else { ", " };
             log::error!("{}: {path}{version}: {}{separator}{more}", met.code, met.what);
             self.remember(arc, error, end);
         }
+        met.is_some()
     }
 
     /// Damage of an arc goes to the ledger too.
