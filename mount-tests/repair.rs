@@ -51,7 +51,8 @@ fn a_flipped_bit_in_every_block_is_put_right_and_told() {
     let mut rng = Rng::from_env("bits");
     let target = Target::new(&mut rng);
     // Each byte of a header once, then bodies, then tags.
-    let places: [&dyn Fn(usize, &Frame, &mut Rng) -> usize; 3] = [
+    type Pick<'a> = &'a dyn Fn(usize, &Frame, &mut Rng) -> usize;
+    let places: [Pick<'_>; 3] = [
         &|number, frame, _| frame.offset + number % arcfile::FRAME_HEADER_LEN,
         &|_, frame, rng| frame.body() + rng.below(frame.stored_len as u64) as usize,
         &|number, frame, _| frame.tag() + number % arcfile::TAG_LEN,
