@@ -13,6 +13,7 @@ mod findings;
 pub mod fix;
 mod hits;
 mod inc;
+mod map;
 mod medium;
 mod options;
 mod pages;
@@ -34,6 +35,7 @@ use crate::monitor::{Event, Monitor};
 pub use drill::{DrillReport, Drilled};
 pub use findings::{Cause, Finding, Findings, Hit, Part, Spot};
 pub use inc::Due;
+pub use map::bad_ranges;
 pub use schedule::Schedule;
 pub use structure::Fixed;
 
