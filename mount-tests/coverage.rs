@@ -171,10 +171,20 @@ fn damage_is_known_until_the_block_reads_right_again() {
     };
     let found = read(4);
     assert_eq!((found["damaged_blocks"].as_u64(), counts(&found)), (Some(1), [3, 0, 1]));
+    let stats = |args: &[&str]| lab.assay("stats", args).ok();
+    let told = stats(&["--json"]).json();
+    assert_eq!((told["open_damage"].as_u64(), &told["damage"][0]["code"]), (Some(1), &"ARC_TAG_MISMATCH".into()));
+    assert_eq!(
+        (&told["damage"][0]["arc"], told["damage"][0]["frame"].as_u64()),
+        (&"arc.0.1".into(), Some(victim.number.into()))
+    );
+    let text = stats(&[]).out();
+    assert!(text.contains("1 places, not seen right since") && text.contains("Selftest       none yet"), "{text}");
     arcfile::rewrite(&arc, |bytes| bytes.copy_from_slice(&whole));
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let found = read(0);
     assert_eq!((found["damaged_blocks"].as_u64(), counts(&found)), (Some(0), [4, 0, 0]));
+    assert!(stats(&[]).out().contains("Damage         none known"));
 }
 
 #[test]

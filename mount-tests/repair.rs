@@ -15,9 +15,6 @@ struct Target {
     frames: Vec<Frame>,
 }
 
-/// Where in a frame, of which the number is given, a bit is flipped: a byte of the arc.
-type Pick = dyn Fn(usize, &Frame, &mut Rng) -> usize;
-
 impl Target {
     fn new(rng: &mut Rng) -> Target {
         let lab = Lab::new();
@@ -37,7 +34,7 @@ impl Target {
     }
 
     /// Flips one bit of each frame; gives what was flipped.
-    fn flip(&self, rng: &mut Rng, place: &Pick) -> Vec<(Frame, usize, u8)> {
+    fn flip(&self, rng: &mut Rng, place: impl Fn(usize, &Frame, &mut Rng) -> usize) -> Vec<(Frame, usize, u8)> {
         let mut bytes = self.pristine.clone();
         let flips: Vec<(Frame, usize, u8)> = (self.frames.iter().enumerate())
             .map(|(number, frame)| (*frame, place(number, frame, rng), rng.below(8) as u8))
@@ -54,7 +51,8 @@ fn a_flipped_bit_in_every_block_is_put_right_and_told() {
     let mut rng = Rng::from_env("bits");
     let target = Target::new(&mut rng);
     // Each byte of a header once, then bodies, then tags.
-    let places: [&Pick; 3] = [
+    type Pick<'a> = &'a dyn Fn(usize, &Frame, &mut Rng) -> usize;
+    let places: [Pick<'_>; 3] = [
         &|number, frame, _| frame.offset + number % arcfile::FRAME_HEADER_LEN,
         &|_, frame, rng| frame.body() + rng.below(frame.stored_len as u64) as usize,
         &|number, frame, _| frame.tag() + number % arcfile::TAG_LEN,
@@ -93,7 +91,7 @@ fn a_flipped_bit_in_every_block_is_put_right_and_told() {
 fn get_restores_whole_files_and_says_so() {
     let mut rng = Rng::from_env("bits and get");
     let target = Target::new(&mut rng);
-    target.flip(&mut rng, &|_, frame, rng| frame.body() + rng.below(frame.stored_len as u64) as usize);
+    target.flip(&mut rng, |_, frame, rng| frame.body() + rng.below(frame.stored_len as u64) as usize);
     let said = target.lab.assay("get", ["--to"]).arg(target.lab.out_dir()).arg(target.lab.src()).run().code(4);
     let text = said.text();
     assert!(text.contains("50 damaged blocks were put right") && !text.contains("are lost"), "{text}");
@@ -109,7 +107,7 @@ fn get_restores_whole_files_and_says_so() {
 fn the_mount_tells_repaired_blocks_in_json() {
     let mut rng = Rng::from_env("bits in json");
     let target = Target::new(&mut rng);
-    target.flip(&mut rng, &|_, frame, _| frame.tag());
+    target.flip(&mut rng, |_, frame, _| frame.tag());
     let mount = target.lab.mount_with(["--json"]);
     fs::read(mount.latest(&target.lab.src()).join("0")).expect("a file that is put right");
     let out = mount.end().code(4).out();

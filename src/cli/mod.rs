@@ -6,6 +6,7 @@
 mod backup;
 mod completions;
 mod coverage;
+mod damage;
 mod get;
 mod init;
 mod ls;
@@ -58,6 +59,7 @@ enum Command {
     Stats(stats::StatsArgs),
     Coverage(coverage::CoverageArgs),
     Selftest(selftest::SelftestArgs),
+    Damage(damage::DamageArgs),
     Recover(recover::RecoverArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -93,6 +95,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Stats(args) => stats::run(&context, args),
         Command::Coverage(args) => coverage::run(&context, args),
         Command::Selftest(args) => selftest::run(&context, args),
+        Command::Damage(args) => damage::run(&context, args),
         Command::Recover(args) => recover::run(&context, args),
         Command::Completions(args) => completions::run(args),
     };

@@ -6,10 +6,11 @@ use std::fs;
 
 use super::Rng;
 use super::lab::{Copy, Source, assert_same, lab};
+use super::questions::Ask;
 use crate::backup::Options as BackupOptions;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::ids::Version;
-use crate::ledger::{Ledger, now_s};
+use crate::ledger::{Extent, Ledger};
 use crate::monitor::Silent;
 use crate::selftest::{self, Fix, Level, Options, Report, Scope};
 
@@ -168,19 +169,26 @@ fn incremental_runs_prove_everything_once_and_then_only_what_is_due() {
             assert_eq!(told(&report), Vec::<String>::new());
             report
         };
-        // The first run does what is due of a backup that was never proven, twice the daily share at most.
-        let first = inc("1d/1d");
+        let first = inc("1d/30d");
         assert!(first.blocks > 0 && first.notes.iter().any(|note| note.contains("was due")), "{:?}", first.notes);
         let (ledger, _) = Ledger::load(copy.open().path(), copy.open().keys()).unwrap();
         let run = ledger.runs().last().unwrap();
-        assert_eq!((run.level, run.inc.as_deref()), (level as u8, Some("1d/1d")));
-        // All of it was proven a moment ago: a run right after it has next to nothing to do.
-        let second = inc("1d/1d");
-        assert!(second.blocks < first.blocks, "{} {}", second.blocks, first.blocks);
-        let limited = inc("1d/1d,1");
-        assert_eq!(limited.blocks + limited.files, 0, "the limit holds");
+        assert_eq!((run.level, run.inc.as_deref()), (level as u8, Some("1d/30d")));
+        let limited = inc("1d/30d,1");
+        assert_eq!((limited.files, limited.bytes < first.bytes), (0, true), "the limit holds");
         assert!(limited.notes.iter().any(|note| note.contains("with this limit")), "{:?}", limited.notes);
-        assert!(now_s() > 0);
+        // Each run goes on with what the ones before have left, until all is proven.
+        if level == Level::Files {
+            (0..60).for_each(|_| drop(inc("1d/30d")));
+            let (ledger, _) = Ledger::load(copy.open().path(), copy.open().keys()).unwrap();
+            let files = lab.truth.questions.iter().filter_map(|(ask, _)| match ask {
+                Ask::Sha1(logid) => Some(*logid),
+                _ => None,
+            });
+            let hashed = |logid| ledger.file(logid).is_some_and(|files| files.extent == Extent::Hashed);
+            let (done, left): (Vec<_>, Vec<_>) = files.partition(|logid| hashed(*logid));
+            assert!(done.len() > 20 && left.is_empty(), "{} done, left {left:?}", done.len());
+        }
     }
 }
 
@@ -194,5 +202,9 @@ fn a_drill_finds_all_of_its_own_damage_and_leaves_the_backup_as_it_is() {
     let kinds: BTreeSet<bool> = done.drilled.iter().filter_map(|one| one.healed).collect();
     assert_eq!(kinds, BTreeSet::from([true]), "single bits of blocks are repaired");
     assert_eq!(selftest::drill::run(&copy.open(), 24, 42, &Silent).unwrap(), done, "a seed repeats a drill");
-    assert!(copy.files() == before, "nothing was written");
+    let files = |files: super::lab::Files| -> super::lab::Files {
+        // What readers of the index leave while it is open.
+        files.into_iter().filter(|(name, _)| !name.starts_with("index.db-")).collect()
+    };
+    assert!(files(copy.files()) == files(before), "nothing was written");
 }

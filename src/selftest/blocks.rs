@@ -352,9 +352,9 @@ impl<'a> Run<'a> {
 
     /// Finds out which files are hit, and hands over what was found.
     fn end(self, report: &mut Report) {
-        report.arcs += self.arcs.into_inner();
-        report.blocks += self.blocks.into_inner();
-        report.bytes += self.plain_bytes.into_inner();
+        report.arcs += self.arcs.load(Relaxed);
+        report.blocks += self.blocks.load(Relaxed);
+        report.bytes += self.plain_bytes.load(Relaxed);
         let mut wrong = std::mem::take(&mut *lock(&self.wrong));
         let before = wrong.len();
         wrong.retain(|wrong| wrong.frames.is_none_or(|(serial, first, end)| self.is_in_use(serial, first..end)));

@@ -77,19 +77,17 @@ impl<'a> Correction<'a> {
     fn all(&mut self, findings: &mut [Finding]) -> Result<()> {
         let wanted: Vec<Vec<BlockId>> = findings.iter().map(|finding| self.frames_of(finding)).collect();
         let total = wanted.iter().map(Vec::len).sum::<usize>().min(MAX_FRAMES) as u64;
-        let mut seen = 0;
-        for place in wanted.iter().flatten().take(MAX_FRAMES) {
+        for (place, seen) in wanted.iter().flatten().take(MAX_FRAMES).zip(1u64..) {
             if self.exam.monitor.interrupted() {
                 return Ok(());
             }
             if !self.outcomes.contains_key(place) && !self.lost.contains_key(place) {
                 self.frame(*place)?;
             }
-            seen += 1;
             let progress = Progress { files: seen, expected_files: total, ..Progress::default() };
             self.exam.monitor.progress(progress);
         }
-        self.from_originals()?;
+        self.seek_originals()?;
         if self.outcomes.values().any(|outcome| *outcome == Outcome::BaseIsDue) {
             let mut writer = self.exam.dir.open_index_writer(&self.lock)?;
             writer.make_base_due()?;
@@ -109,9 +107,11 @@ impl<'a> Correction<'a> {
 
     /// Places of the frames that a finding is about, if they are worth a try.
     fn frames_of(&self, finding: &Finding) -> Vec<BlockId> {
-        let tried = finding.level >= Level::LocalBlocks
-            && matches!(finding.cause, Cause::Medium | Cause::Memory | Cause::Missing)
-            && finding.error.is_damage();
+        let tried = match finding.cause {
+            Cause::Medium | Cause::Memory | Cause::Missing => finding.level >= Level::LocalBlocks,
+            Cause::Catalog => true,
+            Cause::Transient | Cause::Index | Cause::Key | Cause::Unchecked => false,
+        } && finding.error.is_damage();
         let Some(place) = finding.place.as_ref().filter(|_| tried) else { return Vec::new() };
         let entry = self.arcs.values().find(|entry| entry.name == place.arc);
         let Some(entry) = entry else { return Vec::new() };
@@ -211,7 +211,7 @@ impl<'a> Correction<'a> {
     }
 
     /// Looks for lost blocks in the live files that they were cut from.
-    fn from_originals(&mut self) -> Result<()> {
+    fn seek_originals(&mut self) -> Result<()> {
         let names: HashMap<BlockId, BlockId> = self.lost.keys().map(|place| (self.name(*place), *place)).collect();
         if names.is_empty() {
             return Ok(());

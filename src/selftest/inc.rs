@@ -89,7 +89,7 @@ pub(super) fn due(exam: &Exam<'_>, schedule: &Schedule) -> Result<Due> {
         for (arc, frames) in chosen.chosen {
             found.frames.entry(arc).or_default().push(frames);
         }
-        found.frames.values_mut().for_each(|ranges| joined(ranges));
+        found.frames.values_mut().for_each(joined);
     }
     Ok(found)
 }

@@ -13,6 +13,7 @@ mod findings;
 pub mod fix;
 mod hits;
 mod inc;
+mod map;
 mod medium;
 mod options;
 mod pages;
@@ -34,6 +35,7 @@ use crate::monitor::{Event, Monitor};
 pub use drill::{DrillReport, Drilled};
 pub use findings::{Cause, Finding, Findings, Hit, Part, Spot};
 pub use inc::Due;
+pub use map::bad_ranges;
 pub use schedule::Schedule;
 pub use structure::Fixed;
 
@@ -205,9 +207,15 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         exam.uses(&mut report)?;
     }
     if options.fix == Fix::Correct && !monitor.interrupted() {
-        structure::fix(&exam)?;
-        if options.level >= Level::LocalBlocks {
-            correct::correct(&exam)?;
+        // An index that is wrong is made anew before anybody goes by it; a catalog frame that can be put right needs no
+        // base.
+        let index_first = exam.findings.any(Cause::Index);
+        if index_first {
+            structure::fix(&exam)?;
+        }
+        correct::correct(&exam)?;
+        if !index_first {
+            structure::fix(&exam)?;
         }
     }
     report.interrupted = monitor.interrupted();

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::super::{Cause, Exam, Findings, Fix, Level, Options, Report, Scope};
+use super::super::{Cause, Exam, Finding, Findings, Fix, Level, Options, Report, Scope};
 use super::Hush;
 use crate::backupdir::{BackupDir, remove_if_there};
 use crate::error::{Error, Result};
@@ -32,7 +32,10 @@ pub enum Fixed {
 pub fn fix(exam: &Exam<'_>) -> Result<Vec<Fixed>> {
     let (mut findings, unlisted) = exam.findings.take();
     let below = |level: Level| level <= Level::Structure;
-    let of = |cause: Cause| findings.iter().any(|finding| finding.cause == cause && below(finding.level));
+    let of = |cause: Cause| {
+        let open = |finding: &&Finding| finding.fixed.is_none() && finding.cause == cause && below(finding.level);
+        findings.iter().any(|finding| open(&finding))
+    };
     let mut acts = Vec::new();
     if of(Cause::Index) {
         acts.push(rebuild(exam.dir, exam.monitor, &exam.ledger)?);
