@@ -238,7 +238,9 @@ fn missing_and_cut_arcs_are_one_finding_each_with_all_their_files() {
     let copy = Copy::of(&lab.files);
     fs::remove_file(copy.path(&commit.to_string())).unwrap();
     let report = test(&copy, Level::LocalBlocks);
-    assert!(here(&report, commit).iter().any(|f| f.error.code() == "COMMIT_DAMAGED"), "{:#?}", report.findings);
+    // Once, however many levels meet it.
+    let [f] = &report.findings[..] else { panic!("{:#?}", report.findings) };
+    assert_eq!((f.error.code(), f.error.to_string().contains("r1")), ("COMMIT_DAMAGED", true));
 }
 
 #[test]
@@ -507,5 +509,6 @@ fn an_interrupted_run_says_so_and_keeps_what_it_found() {
     let copy = changed(&lab.files, first.name, |bytes| bytes[120] ^= 0x42);
     let report = selftest::run(&copy.open(), &options(Level::LocalBlocks), &Impatient(AtomicBool::new(false))).unwrap();
     assert!(report.interrupted && report.arcs < entries(&copy.open()).len() as u64);
-    assert_eq!(report.findings.len(), 1, "{:#?}", report.findings);
+    // The damaged arc may not have been judged yet when another one was done.
+    assert!(report.findings.len() <= 1, "{:#?}", report.findings);
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use super::Level;
+use crate::backupdir::arcs::COMMIT_NUMBER;
 use crate::error::{Error, Exit, Place};
 use crate::ids::{ArcName, ArcSerial, CopyId, FrameNo, Logid, Version};
 use crate::store::lock;
@@ -154,6 +155,9 @@ impl Finding {
 
     /// What two findings about the same part of an arc have in common. Those of v5 are about files.
     fn subject(&self) -> Option<(&'static str, ArcName, Option<FrameNo>)> {
+        if let Error::CommitDamaged { run, .. } = self.error {
+            return Some((self.error.code(), ArcName { version: run, number: COMMIT_NUMBER }, None));
+        }
         let place = self.place.as_ref().filter(|_| self.level != Level::Files)?;
         Some((self.error.code(), place.arc, place.frame))
     }
