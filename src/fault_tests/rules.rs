@@ -288,7 +288,8 @@ fn unreadable_pages_are_told_by_table_and_range_and_the_rest_is_checked() {
         };
         let (mine, other): (Vec<Finding>, Vec<Finding>) =
             report.findings.into_iter().partition(|f| f.cause == Cause::Index);
-        if mine.len() > 1 {
+        // The question that met it, the page itself, and the rows that it hides: one each.
+        if mine.len() > 3 {
             failures.push(format!("page {page}: {:#?}", shown(&mine)));
         }
         told += usize::from(mine.iter().any(|f| f.error.to_string().contains("table ")));
