@@ -253,9 +253,11 @@ fn a_lost_commit_record_is_one_finding_and_comes_back() {
         copy.make_a_base_due();
         if name != "arc.2.0" {
             source.write("d1/after", name.as_bytes());
-            copy.backup(&source, &BackupOptions::default());
+            let told = copy.try_backup(&[source.path()], &BackupOptions::default()).unwrap().1;
+            assert!(told.failures.iter().all(|text| text.contains(name)), "{told:?}");
             source.write("d1/after", b"once more");
-            copy.backup(&source, &BackupOptions::default());
+            let told = copy.try_backup(&[source.path()], &BackupOptions::default()).unwrap().1;
+            assert!(told.failures.iter().all(|text| text.contains(name)), "{told:?}");
             assert_one(&copy, Cause::Catalog, "COMMIT_DAMAGED", &format!("{name} missing, two backups later"));
         }
     }
@@ -266,7 +268,7 @@ fn a_lost_commit_record_is_one_finding_and_comes_back() {
     let findings = v2(&again);
     assert!(findings.iter().all(|f| f.cause == Cause::Catalog), "{:#?}", shown(&findings));
     source.write("d1/after", b"after the recovery");
-    again.backup(&source, &BackupOptions::default());
+    again.try_backup(&[source.path()], &BackupOptions::default()).unwrap();
     let findings = v2(&again);
     assert!(findings.iter().all(|f| f.cause == Cause::Catalog), "{:#?}", shown(&findings));
     put(&again, "arc.1.0", &whole["arc.1.0"]);
