@@ -9,7 +9,6 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use super::findings::MAX_HITS;
 use super::{Cause, Exam, Finding, Hit, Level, Report, Scope};
 use crate::catalog::{Child, Kind, Node};
 use crate::crypto::FileHasher;
@@ -138,29 +137,13 @@ fn expected(exam: &Exam<'_>) -> Progress {
 }
 
 fn tell(exam: &Exam<'_>, error: Error, cause: Cause, hits: Vec<Hit>) {
-    let place = match &error {
-        Error::Arc { place, .. } => Some(place.clone()),
-        _ => None,
-    };
     let remedy = match cause {
         Cause::Transient => "test memory, cable and controller: the medium has the right bytes",
         Cause::Index => "`assay selftest -v2 --fix` makes the index anew from the catalogs",
         Cause::Unchecked => "make it readable, then run the selftest again",
         _ => "put the arc back from a copy of the backup dir, or run `assay selftest -v3 --fix`",
     };
-    let hits_total = hits.len() as u64;
-    let hits = hits.into_iter().take(MAX_HITS).collect();
-    exam.findings.add(Finding {
-        level: Level::Files,
-        error,
-        cause,
-        place,
-        hits,
-        hits_total,
-        remedy,
-        spot: None,
-        fixed: None,
-    });
+    exam.findings.add(Finding { remedy, ..Finding::new(Level::Files, cause, error).with_hits(hits) });
 }
 
 fn cause_of(error: &Error) -> Cause {
@@ -402,7 +385,7 @@ impl Reading<'_> {
                         None => self.store.block(block, block_len, Some(node.logid)),
                     };
                     let found = found.or_else(|error| {
-                        let (again, cause) = self.second_look(block, block_len, &error);
+                        let (again, cause) = self.second_look(node.logid, block, block_len, &error);
                         bad.add(error.clone(), Some(cause), offset..offset + u64::from(len));
                         again.ok_or(error)
                     });
@@ -420,6 +403,7 @@ impl Reading<'_> {
     /// Reads a damaged block past the page cache: was it the medium, or only the way from it?
     fn second_look(
         &self,
+        file: Logid,
         block: BlockId,
         len: u32,
         error: &Error,
@@ -431,9 +415,9 @@ impl Reading<'_> {
             let options = StoreOptions { cache_bytes: 0, heal, threads: 0, ..StoreOptions::default() };
             Store::with_options(self.exam.dir.path(), self.exam.dir.keys().clone(), self.exam.index.clone(), options)
         };
-        let healed = small(Heal::On).block(block, len, None).ok();
+        let healed = small(Heal::On).block(block, len, Some(file)).ok();
         // The healing read made the kernel forget the range, so this one comes from the medium.
-        let bare = small(Heal::Off).block(block, len, None);
+        let bare = small(Heal::Off).block(block, len, Some(file));
         let cause = if healed.is_some() && bare.is_ok() { Cause::Transient } else { cause_of(error) };
         (healed, cause)
     }

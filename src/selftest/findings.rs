@@ -144,6 +144,12 @@ impl Finding {
         Finding { level, error, cause, place, spot: None, hits: Vec::new(), hits_total: 0, remedy, fixed: None }
     }
 
+    /// Names the files that it hits, as far as they are listed.
+    pub fn with_hits(self, hits: Vec<Hit>) -> Finding {
+        let hits_total = hits.len() as u64;
+        Finding { hits: hits.into_iter().take(MAX_HITS).collect(), hits_total, ..self }
+    }
+
     /// How a run that found nothing else ends.
     pub fn exit(&self) -> Exit {
         match (self.cause, self.error.exit_code()) {

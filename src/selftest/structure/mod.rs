@@ -225,24 +225,8 @@ impl<'a> Check<'a> {
         if !self.concerns(subject, &hits) {
             return;
         }
-        let place = match &error {
-            Error::Arc { place, .. } => Some(place.clone()),
-            _ => None,
-        };
-        let hits_total = hits.len() as u64;
-        let hits = hits.into_iter().take(MAX_HITS).collect();
-        let level = Level::Structure;
-        self.exam.findings.add(Finding {
-            level,
-            error,
-            cause,
-            place,
-            hits,
-            hits_total,
-            remedy,
-            spot: None,
-            fixed: None,
-        });
+        let finding = Finding::new(Level::Structure, cause, error).with_hits(hits);
+        self.exam.findings.add(Finding { remedy, ..finding });
     }
 
     /// v3 and v4 read the arcs themselves, and tell what is wrong with their files.
