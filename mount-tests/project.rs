@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Each module uses only what stands before it.
 const ORDER: &[&str] = &[
     "ids",
+    "text",
     "error",
     "monitor",
     "catalog",
@@ -104,6 +105,24 @@ fn unsafe_stays_in_os_and_printing_in_cli() {
             assert!(module == "fuse" || !has("fuser::"), "only fuse.rs knows fuser: {at}");
             let prints = ["println!(", "print!(", "dbg!("].iter().any(|needle| has(needle));
             assert!(["cli", "main"].contains(&module.as_str()) || !prints, "the library never prints: {at}");
+        }
+    }
+}
+
+/// A name in a message may hold anything: only `text::shown` and `cli/json.rs` turn one into text.
+#[test]
+fn names_are_turned_into_text_in_one_place() {
+    // What the system says of itself: a host name, a file system's type, an error of a child of ours; our own man page.
+    let not_names = ["src/os/process.rs", "src/os/mounts.rs", "src/cli/completions.rs"];
+    for (module, path, text) in sources() {
+        let own = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+        if ["docs_tests", "fault_tests"].contains(&module.as_str()) || not_names.contains(&own.as_str()) {
+            continue;
+        }
+        for (number, line) in without_tests(&path, &text).lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let raw = [".display()", "from_utf8_lossy"].iter().any(|needle| code.contains(needle));
+            assert!(!raw, "{own}:{}: {line}", number + 1);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::ids::{ArcName, BlockHash, BlockId, Dirno, FileHash, FrameNo, Logid, Version};
+use crate::text::shown;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -77,44 +78,41 @@ pub enum Damage {
 /// Every way in which the library fails.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    #[error("{op} {}: {}", path.display(), errno_text(*errno))]
+    #[error("{op} {}: {}", shown(path), errno_text(*errno))]
     Io { op: &'static str, path: PathBuf, errno: i32 },
     #[error("{place}: {}", damage_text(damage))]
     Arc { place: Place, damage: Damage },
-    #[error("index {}: {what}", path.display())]
+    #[error("index {}: {what}", shown(path))]
     IndexDamaged { path: PathBuf, what: String },
-    #[error("index {}: {what}", path.display())]
+    #[error("index {}: {what}", shown(path))]
     IndexRow { path: PathBuf, what: String },
-    #[error("index {}: {what}", path.display())]
+    #[error("index {}: {what}", shown(path))]
     IndexIo { path: PathBuf, what: String },
-    #[error("index {} has format {found}, this program knows {known}", path.display())]
+    #[error("index {} has format {found}, this program knows {known}", shown(path))]
     IndexTooNew { path: PathBuf, found: u32, known: u32 },
     #[error("the catalog frame that describes directory {} in {version} is damaged", dirno.0)]
     DirectoryLost { dirno: Dirno, version: Version },
     #[error("file {} has no recorded content at offset {offset}", logid.0)]
     ExtentsLost { logid: Logid, offset: u64 },
-    #[error(
-        "{}: all blocks are good, but the file's SHA-1 is {found}, backed up was {expected}",
-        String::from_utf8_lossy(path)
-    )]
+    #[error("{}: all blocks are good, but the file's SHA-1 is {found}, backed up was {expected}", shown(path))]
     FileHashMismatch { path: Vec<u8>, expected: FileHash, found: FileHash },
-    #[error("{} is left as it was: {what}", path.display())]
+    #[error("{} is left as it was: {what}", shown(path))]
     NotFixed { path: PathBuf, what: String },
-    #[error("{} is not a backup dir", path.display())]
+    #[error("{} is not a backup dir", shown(path))]
     NotABackupDir { path: PathBuf },
-    #[error("{} has a backup dir, or other files, in it already", path.display())]
+    #[error("{} has a backup dir, or other files, in it already", shown(path))]
     NotEmpty { path: PathBuf },
-    #[error("{} is locked by process {holder}", path.display())]
+    #[error("{} is locked by process {holder}", shown(path))]
     Locked { path: PathBuf, holder: String },
-    #[error("the key in {} does not open this backup dir", path.display())]
+    #[error("the key in {} does not open this backup dir", shown(path))]
     KeyWrong { path: PathBuf },
-    #[error("{} is damaged: {what}", path.display())]
+    #[error("{} is damaged: {what}", shown(path))]
     KeyDamaged { path: PathBuf, what: &'static str },
-    #[error("the passphrase is wrong for {}", path.display())]
+    #[error("the passphrase is wrong for {}", shown(path))]
     PassphraseWrong { path: PathBuf },
-    #[error("{} needs a passphrase", path.display())]
+    #[error("{} needs a passphrase", shown(path))]
     PassphraseMissing { path: PathBuf },
-    #[error("{}: {what}", path.display())]
+    #[error("{}: {what}", shown(path))]
     Config { path: PathBuf, what: String },
     #[error("the commit record of {run} is damaged or missing: {what}")]
     CommitDamaged { run: Version, what: String },
@@ -122,20 +120,20 @@ pub enum Error {
     Usage(String),
     #[error("no version {0} in this backup")]
     NoVersion(String),
-    #[error("{} is not in {version}", String::from_utf8_lossy(path))]
+    #[error("{} is not in {version}", shown(path))]
     NoPath { path: Vec<u8>, version: Version },
     #[error(
         "{run} could not read {errors} of its entries, so {} in {version} may lack them: nothing was restored",
-        String::from_utf8_lossy(path)
+        shown(path)
     )]
     DeleteUnsafe { path: Vec<u8>, version: Version, run: Version, errors: u64 },
     #[error("{version} was removed")]
     VersionGone { version: Version },
     #[error("what was just written reads back differently: {what}")]
     SelfCheck { what: String },
-    #[error("{}: {what}", path.display())]
+    #[error("{}: {what}", shown(path))]
     Unsupported { path: PathBuf, what: String },
-    #[error("mount {}: {what}", path.display())]
+    #[error("mount {}: {what}", shown(path))]
     Mount { path: PathBuf, what: String },
     #[error("interrupted")]
     Interrupted,

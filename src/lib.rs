@@ -5,7 +5,7 @@
 //! `store/` (a verified block from cache or arc) → `arc/frame.rs` (the one function that verifies a block).
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
-//! mount-tests/project.rs keeps it true): ids, error, monitor, catalog, os, crypto, arc, index, ledger, backupdir, store,
+//! mount-tests/project.rs keeps it true): ids, text, error, monitor, catalog, os, crypto, arc, index, ledger, backupdir, store,
 //! tree, vfs, backup, restore, coverage, recover, selftest, fuse, mount, cli.
 
 pub mod arc;
@@ -27,6 +27,7 @@ pub mod recover;
 pub mod restore;
 pub mod selftest;
 pub mod store;
+pub mod text;
 pub mod tree;
 pub mod vfs;
 

@@ -23,6 +23,7 @@ use crate::index::Index;
 use crate::ledger::{By, FLUSH_EVERY_S, LedgerWriter, Record, Session};
 use crate::os;
 use crate::store::{Heal, Spread, Store, StoreOptions, Summary};
+use crate::text::shown;
 use crate::tree::{Tree, View};
 use crate::vfs::{Hashing, Owners, Vfs, VfsOptions, VirtualXattrs};
 
@@ -74,10 +75,10 @@ pub fn check_point(backup_dir: &Path, point: &Path) -> Result<PathBuf> {
     let canonical = |path: &Path| std::fs::canonicalize(path).map_err(|error| Error::io("resolve", path, &error));
     let (backup_dir, point) = (canonical(backup_dir)?, canonical(point)?);
     if point.starts_with(&backup_dir) {
-        return Err(refuse(format!("it is inside the backup dir {}", backup_dir.display())));
+        return Err(refuse(format!("it is inside the backup dir {}", shown(&backup_dir))));
     }
     if backup_dir.starts_with(&point) {
-        return Err(refuse(format!("the mount would hide the backup dir {}", backup_dir.display())));
+        return Err(refuse(format!("the mount would hide the backup dir {}", shown(&backup_dir))));
     }
     let mounts = os::mounts::all().map_err(|error| Error::io("read", "/proc/self/mountinfo", &error))?;
     let on_top = mounts.iter().rev().find(|mount| mount.point == point);
@@ -216,18 +217,18 @@ fn remember(ledger: &LedgerWriter, started_s: u64, summary: &Summary) {
 
 /// Takes the mount away, also while files in it are open: their readers get a moment, then errors.
 fn end_mount(mounted: Mounted, point: &Path, news: &Receiver<News>) {
-    let shown = point.to_path_buf();
+    let place = point.to_path_buf();
     // In a thread of its own: it ends only when the last open file is closed.
     let unmounting = std::thread::Builder::new().name("unmount".into()).spawn(move || {
         if let Err(busy) = mounted.unmount() {
-            log::debug!("{}: {busy}; detaching it", shown.display());
-            if let Err(error) = os::mounts::detach(&shown) {
-                log::error!("cannot unmount {}: {error}", shown.display());
+            log::debug!("{}: {busy}; detaching it", shown(&place));
+            if let Err(error) = os::mounts::detach(&place) {
+                log::error!("cannot unmount {}: {error}", shown(&place));
             }
         }
     });
     if let Err(error) = unmounting {
-        log::error!("cannot unmount {}: {error}", point.display());
+        log::error!("cannot unmount {}: {error}", shown(&point));
         return;
     }
     let deadline = std::time::Instant::now() + GRACE;
@@ -236,7 +237,7 @@ fn end_mount(mounted: Mounted, point: &Path, news: &Receiver<News>) {
             return;
         }
     }
-    log::warn!("files in {} are still open; reading them gives errors from now on", point.display());
+    log::warn!("files in {} are still open; reading them gives errors from now on", shown(&point));
 }
 
 /// Turns signals into messages, in a thread of its own.

@@ -13,6 +13,7 @@ use crate::catalog::{ArcEntry, ArcRole};
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::{Damage, Error, Result};
 use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, BlockHash, BlockId, FrameNo};
+use crate::text::shown;
 
 /// Why an append failed.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl AppendError {
         match self {
             AppendError::Io(e) => Error::io("write", path, &e),
             AppendError::SelfCheck(damage) => {
-                Error::SelfCheck { what: format!("a sealed frame of {}: {}", path.display(), damage.code()) }
+                Error::SelfCheck { what: format!("a sealed frame of {}: {}", shown(&path), damage.code()) }
             }
         }
     }

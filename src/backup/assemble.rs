@@ -259,7 +259,7 @@ impl<'a> Assembler<'a> {
             Some(node) => self.put_node(name, &node, was),
             None => {
                 let e = io::Error::from_raw_os_error(libc::ESTALE);
-                self.failed(&path, &Error::io("read the other name of", walk::shown(&path), &e));
+                self.failed(&path, &Error::io("read the other name of", walk::path_of(&path), &e));
                 self.absent(name, was)
             }
         }
@@ -309,7 +309,7 @@ impl<'a> Assembler<'a> {
                 self.monitor.event(Event::Warning { path: &head.path, what });
             }
             FileError::Io(e) => {
-                let error = Error::io("read", walk::shown(&head.path), &e);
+                let error = Error::io("read", walk::path_of(&head.path), &e);
                 if error.is_lack_of_descriptors() {
                     return Err(error);
                 }

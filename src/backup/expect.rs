@@ -48,7 +48,7 @@ impl Expected {
     /// Counts what is below the paths. Errors are the backup's business, not this one's.
     pub fn count(&self, paths: &[Vec<u8>], boundaries: &Boundaries, monitor: &dyn Monitor) {
         for path in paths {
-            let Ok(opened) = walk::open_path(&walk::shown(path)) else { continue };
+            let Ok(opened) = walk::open_path(&walk::path_of(path)) else { continue };
             match opened.stat.kind {
                 Kind::Dir => {
                     let parent = opened.parent();

@@ -33,6 +33,7 @@ use crate::ids::{ArcSerial, BlockId, FrameNo, Logid, Version};
 use crate::index::{ApplyReport, DedupTable, Index, VersionRow};
 use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor};
+use crate::text::shown;
 use crate::vfs::LATEST_LIFETIME;
 use assemble::Assembler;
 use expect::Expected;
@@ -226,7 +227,7 @@ fn merge_ledger(dir: &BackupDir, monitor: &dyn Monitor) {
         Ok(refused) => {
             refused
                 .iter()
-                .for_each(|refused| warn(format!("{}: not believed: {}", refused.path.display(), refused.what)));
+                .for_each(|refused| warn(format!("{}: not believed: {}", shown(&refused.path), refused.what)));
         }
         Err(error) => warn(format!("the ledger was not merged: {error}")),
     }

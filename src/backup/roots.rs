@@ -8,6 +8,7 @@ use super::walk::{self, OpenedPath};
 use crate::error::{Error, Result};
 use crate::monitor::{Event, Monitor};
 use crate::os::{DirFd, Stat};
+use crate::text::shown;
 
 /// A directory on the way to a path, or a path itself.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl PathNode {
             match &absolute {
                 Err(e @ Error::Usage(_)) => return Err(e.clone()),
                 Ok(absolute) if absolute.starts_with(backup_dir) => {
-                    return Err(Error::Usage(format!("{} is in the backup dir itself", path.display())));
+                    return Err(Error::Usage(format!("{} is in the backup dir itself", shown(&path))));
                 }
                 _ => {}
             }

@@ -369,7 +369,7 @@ impl Traverse<'_> {
 
     /// Tells what could not be saved; the run goes on, unless the next file would fare no better.
     pub(super) fn failed(&self, path: &[u8], op: &'static str, e: &std::io::Error) -> Result<()> {
-        let error = Error::io(op, walk::shown(path), e);
+        let error = Error::io(op, walk::path_of(path), e);
         if error.is_lack_of_descriptors() {
             return Err(error);
         }

@@ -159,8 +159,8 @@ pub fn directory_nlink(stat: &Stat, subdirectories: u64) -> u32 {
     if stat.nlink == 1 { 1 } else { u32::try_from(subdirectories.saturating_add(2)).unwrap_or(u32::MAX) }
 }
 
-/// A path as messages show it.
-pub fn shown(path: &[u8]) -> PathBuf {
+/// The same bytes as a path.
+pub fn path_of(path: &[u8]) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()))
 }
 

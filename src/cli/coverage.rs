@@ -13,6 +13,7 @@ use crate::catalog::Timespec;
 use crate::coverage::{self, AGES_DAYS, Amount, Coverage, Options, Reading, Since};
 use crate::error::{Exit, Result};
 use crate::ledger::{By, How, Ledger, now_s};
+use crate::text::shown;
 use crate::tree::{Tree, View};
 
 /// Show what of a version was proven, by what, and how long ago
@@ -83,19 +84,19 @@ pub fn run(context: &Context, args: &CoverageArgs) -> Result<Exit> {
     let tree = Tree::new(Arc::new(open_index(&dir)?), View::Whole);
     let (ledger, refused) = Ledger::load(dir.path(), dir.keys())?;
     for refused in &refused {
-        log::warn!("{}: not believed: {}", refused.path.display(), refused.what);
+        log::warn!("{}: not believed: {}", shown(&refused.path), refused.what);
     }
     let path = match &args.path {
         Some(path) => std::os::unix::ffi::OsStrExt::as_bytes(walk::absolute(path)?.as_os_str()).to_vec(),
         None => Vec::new(),
     };
-    let shown = path.clone();
+    let asked = path.clone();
     let options = Options { rev: args.rev.clone(), path, since: args.since.unwrap_or_default() };
     let ui = Ui::new(context.quiet || args.list.is_some(), false, "Looking up");
     let mut out = String::new();
     let mut each = |path: &[u8], reading: Reading| {
         if args.list.is_some_and(|list| list.reading() == reading) {
-            out += &format!("{}\n", show::path(path));
+            out += &format!("{}\n", shown(path));
         }
         if out.len() > 1 << 16 { print(&std::mem::take(&mut out)) } else { Ok(()) }
     };
@@ -106,7 +107,7 @@ pub fn run(context: &Context, args: &CoverageArgs) -> Result<Exit> {
     if args.json {
         print_json(&as_json(&result))?;
     } else if args.list.is_none() {
-        print(&as_text(&result, &shown))?;
+        print(&as_text(&result, &asked))?;
     }
     Ok(if result.failures > 0 { Exit::Damage } else { Exit::Ok })
 }
@@ -143,7 +144,7 @@ fn amount(amount: &Amount) -> String {
 fn as_text(found: &Coverage, path: &[u8]) -> String {
     let mut text = found.version.info.name.clone();
     if !path.is_empty() {
-        text += &format!(", {}", show::path(path));
+        text += &format!(", {}", shown(path));
     }
     text.push('\n');
     let mut line = |title: &str, value: String| text += &format!("  {title:<9}{value}\n");

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use super::{Context, open_index, paths, print, print_json, show};
+use super::json::with_name;
+use super::{Context, open_index, paths, print, print_json};
 use crate::error::{Error, Exit, Result};
 use crate::ledger::{By, LedgerWriter};
 use crate::selftest::bad_ranges;
 use crate::store::{Store, StoreOptions};
+use crate::text::shown;
 use crate::tree::{Found, Tree, View};
 
 /// Read a file of a version and print which bytes of it are damaged, as a map for ddrescue
@@ -42,23 +44,23 @@ pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
     let version = tree.version(args.rev.as_deref().unwrap_or("latest"))?.version;
     let (path, _) = paths::stored(&args.file, |path| tree.find(version, path).map(drop))?;
     let Found::Node(logid, crate::catalog::Kind::File) = tree.find(version, &path)? else {
-        return Err(Error::Usage(format!("{} is no regular file", show::path(&path))));
+        return Err(Error::Usage(format!("{} is no regular file", shown(&path))));
     };
     let node = tree.node(logid)?;
     let bad = bad_ranges(&tree, &store, &node)?;
     // It has said so itself, and the map is right all the same.
     let _ = ledger.flush();
     if args.json {
-        print_json(&json!({
-            "path": show::path(&path),
+        let found = json!({
             "version": version.0,
             "size": node.attr.size,
             "damaged": bad.iter().map(|(range, error)| json!({
                 "start": range.start, "end": range.end, "code": error.code(), "error": error.to_string()
             })).collect::<Vec<_>>(),
-        }))?;
+        });
+        print_json(&with_name(found, "path", &path))?;
     } else {
-        print(&mapfile(&show::path(&path), version, node.attr.size, &bad))?;
+        print(&mapfile(&shown(&path).to_string(), version, node.attr.size, &bad))?;
     }
     Ok(if bad.is_empty() { Exit::Ok } else { Exit::Damage })
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
+use super::json::with_name;
 use super::ui::Ui;
 use super::{Context, open_index, paths, print, print_json, show};
 use crate::backup::walk;
@@ -13,6 +14,7 @@ use crate::error::{Exit, Result};
 use crate::ledger::{By, LedgerWriter};
 use crate::restore::{self, Decision, Extra, Options, Report, Source, Spare, Target, VersionSource};
 use crate::store::{Store, StoreOptions};
+use crate::text::shown;
 use crate::tree::{Tree, View};
 
 /// Restore files and directories with all their attributes
@@ -105,7 +107,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
 }
 
 fn ask(ui: &Ui, path: &Path) -> Decision {
-    match ui.ask(&format!("{} exists. Replace it? [y]es, [n]o, [a]ll, [q]uit:", path.display())).as_deref() {
+    match ui.ask(&format!("{} exists. Replace it? [y]es, [n]o, [a]ll, [q]uit:", shown(&path))).as_deref() {
         Some("y" | "yes") => Decision::Yes,
         Some("a" | "all") => Decision::All,
         Some("q" | "quit") => Decision::Quit,
@@ -135,7 +137,7 @@ fn as_text(report: &Report, healed: u64, from: &str) -> String {
     }
     for file in &report.damaged {
         let ranges: Vec<String> = file.ranges.iter().map(|r| format!("{}-{}", r.start, r.end)).collect();
-        text += &format!("  {}: bytes {} are lost\n", show::path(&file.path), ranges.join(", "));
+        text += &format!("  {}: bytes {} are lost\n", shown(&file.path), ranges.join(", "));
     }
     text
 }
@@ -149,18 +151,19 @@ fn as_json(report: &Report, healed: u64) -> serde_json::Value {
         "unchanged": report.unchanged,
         "kept": report.kept,
         "deleted": report.deleted,
-        "spared": report.spared.iter().map(|(path, why)| json!({
-            "path": path.display().to_string(), "why": why.to_string()
-        })).collect::<Vec<_>>(),
-        "damaged": report.damaged.iter().map(|file| json!({
-            "path": show::path(&file.path),
-            "written": file.written.display().to_string(),
-            "ranges": file.ranges.iter().map(|r| [r.start, r.end]).collect::<Vec<_>>(),
-            "code": file.error.code(),
-        })).collect::<Vec<_>>(),
-        "errors": report.errors.iter().map(|(path, e)| json!({
-            "path": show::path(path), "code": e.code(), "error": e.to_string()
-        })).collect::<Vec<_>>(),
+        "spared": report.spared.iter().map(|(path, why)| {
+            with_name(json!({ "why": why.to_string() }), "path", path)
+        }).collect::<Vec<_>>(),
+        "damaged": report.damaged.iter().map(|file| {
+            let damaged = json!({
+                "ranges": file.ranges.iter().map(|r| [r.start, r.end]).collect::<Vec<_>>(),
+                "code": file.error.code(),
+            });
+            with_name(with_name(damaged, "path", &file.path), "written", &file.written)
+        }).collect::<Vec<_>>(),
+        "errors": report.errors.iter().map(|(path, e)| {
+            with_name(json!({ "code": e.code(), "error": e.to_string() }), "path", path)
+        }).collect::<Vec<_>>(),
         "error_count": report.error_count,
         "healed_blocks": healed,
     })

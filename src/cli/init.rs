@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 use super::{Context, print};
 use crate::backupdir::{BackupDir, Config};
 use crate::error::{Error, Exit, Result};
+use crate::text::shown;
 
 /// Make a new backup dir in an absent or empty directory
 ///
@@ -44,7 +45,7 @@ pub fn run(context: &Context, args: &InitArgs) -> Result<Exit> {
     }
     BackupDir::init(&context.dir, passphrase.as_ref().map(|text| text.as_str()), &config)?;
     if !context.quiet {
-        let dir = context.dir.display();
+        let dir = shown(&context.dir);
         print(&format!(
             "Made a backup dir in {dir}\n\n\
              *** KEEP A COPY OF {dir}/key.conf IN ANOTHER PLACE, NOW. ***\n\

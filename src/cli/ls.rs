@@ -7,11 +7,13 @@ use clap::Args;
 use globset::{GlobBuilder, GlobMatcher};
 use serde_json::json;
 
+use super::json::with_name;
 use super::{Context, open_index, paths, print, print_json, show};
 use crate::catalog::{Attr, Child, Kind};
 use crate::error::{Error, Exit, Result};
 use crate::ids::{Dirno, Version};
 use crate::index::VersionRow;
+use crate::text::shown;
 use crate::tree::{Found, Tree, View};
 
 /// List what a version holds
@@ -156,7 +158,7 @@ impl Lister<'_> {
                 path.push(b'/');
                 path.extend_from_slice(&listed.entry.name);
                 let matches = match wanted {
-                    Wanted::Glob(glob) => glob.is_match(crate::backup::walk::shown(path)),
+                    Wanted::Glob(glob) => glob.is_match(crate::backup::walk::path_of(path)),
                     Wanted::All | Wanted::Path(_) => true,
                 };
                 let new = !self.args.all || listed.entry.since == version;
@@ -184,9 +186,8 @@ impl Lister<'_> {
             Ok(attr) => attr,
             Err(e) => return self.trouble(e),
         };
-        let shown = show::path(path);
         if self.args.json {
-            return self.json(version, &shown, kind, child, &attr);
+            return self.json(version, path, kind, child, &attr);
         }
         if self.args.all {
             self.out += &format!("{:<6} ", version.to_string());
@@ -200,10 +201,10 @@ impl Lister<'_> {
             let (mode, time) = (show::mode(kind, attr.perm), show::time(attr.mtime));
             self.out += &format!("{mode} {:>3} {:>6} {:>6} {size:>12} {time} ", attr.nlink, attr.uid, attr.gid);
         }
-        self.out += &shown;
+        self.out += &shown(path).to_string();
         if let (true, Kind::Symlink, Child::Node(logid)) = (self.args.long, kind, child) {
             match self.tree.node(logid) {
-                Ok(node) => self.out += &format!(" -> {}", show::path(&node.target)),
+                Ok(node) => self.out += &format!(" -> {}", shown(&node.target)),
                 Err(e) => self.trouble(e)?,
             }
         }
@@ -211,7 +212,7 @@ impl Lister<'_> {
         if self.out.len() > 1 << 16 { self.flush() } else { Ok(()) }
     }
 
-    fn json(&mut self, version: Version, path: &str, kind: Kind, child: Child, attr: &Attr) -> Result<()> {
+    fn json(&mut self, version: Version, path: &[u8], kind: Kind, child: Child, attr: &Attr) -> Result<()> {
         let sha1 = match (kind, child) {
             (Kind::File, Child::Node(logid)) => match self.tree.node(logid) {
                 Ok(node) => node.sha1.map(|hash| hash.to_string()),
@@ -223,9 +224,8 @@ impl Lister<'_> {
             _ => None,
         };
         self.flush()?;
-        print_json(&json!({
+        let entry = json!({
             "version": version.0,
-            "path": path,
             "kind": format!("{kind:?}").to_lowercase(),
             "mode": format!("{:04o}", attr.perm),
             "uid": attr.uid,
@@ -235,7 +235,8 @@ impl Lister<'_> {
             "mtime_ns": attr.mtime.nsec,
             "nlink": attr.nlink,
             "sha1": sha1,
-        }))
+        });
+        print_json(&with_name(entry, "path", path))
     }
 
     fn flush(&mut self) -> Result<()> {

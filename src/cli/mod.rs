@@ -9,6 +9,7 @@ mod coverage;
 mod damage;
 mod get;
 mod init;
+mod json;
 mod ls;
 mod mount;
 mod paths;
@@ -29,6 +30,7 @@ use zeroize::Zeroizing;
 use crate::backupdir::BackupDir;
 use crate::error::{Error, Exit, Result};
 use crate::index::Index;
+use crate::text::{one_line, shown};
 
 /// Backs up directories and mounts the backups: every block that is read is verified first.
 #[derive(Debug, Parser)]
@@ -120,14 +122,14 @@ fn report(error: &Error) {
 
 /// A line for people. Where messages go may be full or gone: that must not change how a run ends.
 fn say(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", one_line(line));
 }
 
 fn start_log() {
     let _ = env_logger::Builder::from_env(env_logger::Env::new().filter_or("ASSAY_LOG", "warn"))
         .format(|out, record| {
             let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(out, "assay: {level}: {}", record.args())
+            writeln!(out, "assay: {level}: {}", one_line(&record.args().to_string()))
         })
         .try_init();
 }
@@ -147,7 +149,7 @@ fn ask_passphrase(key_file: &Path) -> Option<Zeroizing<String>> {
     if !std::io::stdin().is_terminal() {
         return None;
     }
-    let line = crate::os::term::read_hidden_line(&format!("Passphrase of {}: ", key_file.display())).ok()?;
+    let line = crate::os::term::read_hidden_line(&format!("Passphrase of {}: ", shown(&key_file))).ok()?;
     std::str::from_utf8(&line).ok().map(|text| Zeroizing::new(text.to_string()))
 }
 

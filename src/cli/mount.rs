@@ -11,6 +11,9 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 
 use super::show;
+use serde_json::Value;
+
+use super::json::with_name;
 use super::{Context, open_index};
 use crate::backupdir::{BackupDir, config::parse_size};
 use crate::error::{Error, Exit, Result};
@@ -18,6 +21,7 @@ use crate::fuse::{Access, Caching};
 use crate::mount::{self, MountOptions, Ownership};
 use crate::os::process::{Side, Started, Starter, daemonize};
 use crate::store::{Heal, Summary};
+use crate::text::shown;
 use crate::tree::View;
 use crate::vfs::{Hashing, VirtualXattrs};
 
@@ -112,7 +116,7 @@ pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
     if !args.background {
         let summary = serve(context, &backup, &point, args, || {
             if !context.quiet {
-                super::say(&format!("{} is mounted on {}; Ctrl-C ends it", backup.path().display(), point.display()));
+                super::say(&format!("{} is mounted on {}; Ctrl-C ends it", shown(&backup.path()), shown(&point)));
             }
             Ok(())
         })?;
@@ -161,15 +165,15 @@ fn serve(
     let show = |title: &str, summary: &Summary| {
         if args.json {
             // A closed stdout is no reason to fail.
-            let _ = serde_json::to_string(summary).map(|line| writeln!(std::io::stdout().lock(), "{line}"));
+            let _ = writeln!(std::io::stdout().lock(), "{}", summary_json(summary));
         } else if !context.quiet || summary.damage > 0 {
-            super::say(summary_text(title, summary).trim_end());
+            summary_text(title, summary).lines().for_each(super::say);
         }
     };
     let summary = mount::serve(backup.path(), keys, index, point, &args.options(), ready, |summary| {
-        show(&format!("{} so far", point.display()), summary);
+        show(&format!("{} so far", shown(&point)), summary);
     })?;
-    show(&format!("{} is unmounted", point.display()), &summary);
+    show(&format!("{} is unmounted", shown(&point)), &summary);
     Ok(summary)
 }
 
@@ -204,6 +208,16 @@ fn exit_of(code: u8) -> Exit {
     known.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Exit::Failed)
 }
 
+/// The counters by their names, and each damaged place with its path.
+fn summary_json(summary: &Summary) -> Value {
+    let mut value = serde_json::to_value(summary).unwrap_or_default();
+    let places = value.get_mut("places").and_then(Value::as_array_mut);
+    for (place, met) in places.into_iter().flatten().zip(&summary.places) {
+        *place = with_name(place.take(), "path", &met.path);
+    }
+    value
+}
+
 fn summary_text(title: &str, summary: &Summary) -> String {
     let mut text = format!("{title}\n");
     let at_least = if summary.files_inexact { "at least " } else { "" };
@@ -231,7 +245,7 @@ fn summary_text(title: &str, summary: &Summary) -> String {
         }
     }
     for met in &summary.places {
-        let path = if met.path.is_empty() { "(path unknown)" } else { &met.path };
+        let path = if met.path.is_empty() { "(path unknown)".into() } else { shown(&met.path).to_string() };
         let version = met.version.map_or_else(String::new, |version| format!(" in r{version}"));
         let how = if met.healed { format!("; {}", met.how) } else { String::new() };
         let _ = writeln!(text, "    {} {path}{version}: {}{how}", met.code, met.what);
@@ -251,7 +265,7 @@ mod tests {
     fn the_summary_names_each_damaged_place() {
         let place = Met {
             code: "ARC_TAG_MISMATCH",
-            path: "/home/ann/x".into(),
+            path: b"/home/ann/x".to_vec(),
             version: Some(3),
             what: "arc.3.1 frame 7".into(),
             healed: true,

@@ -1,12 +1,14 @@
 //! `assay recover`.
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, print, print_json, show};
 use crate::error::{Exit, Result};
 use crate::recover::{self, Recovered};
+use crate::text::shown;
 
 /// Rebuild the index from the arcs and key.conf
 ///
@@ -37,7 +39,7 @@ pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
 fn as_text(found: &Recovered) -> String {
     let mut text = format!("Recovered {} versions.\n", found.versions.len());
     if let Some(path) = &found.old_index {
-        text += &format!("The old index is kept as {}.\n", path.display());
+        text += &format!("The old index is kept as {}.\n", shown(path));
     }
     for (version, error) in &found.lost_runs {
         text += &format!("{version} is lost: {error}\n");
@@ -49,7 +51,7 @@ fn as_text(found: &Recovered) -> String {
         };
         text += &format!("{}: {what}: {}\n", lost.version, lost.frame.error);
         for path in &lost.paths {
-            text += &format!("  {}\n", show::path(path));
+            text += &format!("  {}\n", shown(path));
         }
     }
     for (arc, error) in &found.lost_arcs {
@@ -65,18 +67,21 @@ fn as_text(found: &Recovered) -> String {
 }
 
 fn as_json(found: &Recovered) -> serde_json::Value {
-    json!({
+    let value = json!({
         "versions": found.versions.iter().map(|v| v.0).collect::<Vec<_>>(),
         "lost_versions": found.lost_runs.iter().map(|(v, e)| json!({"version": v.0, "error": e.to_string()})).collect::<Vec<_>>(),
-        "lost_frames": found.lost.iter().map(|lost| json!({
+        "lost_frames": found.lost.iter().map(|lost| with_names(json!({
             "version": lost.version.0,
             "arc": lost.frame.arc.to_string(),
             "frame": lost.frame.frame.0,
-            "directories": lost.paths.iter().map(|p| show::path(p)).collect::<Vec<_>>(),
             "error": lost.frame.error.to_string(),
-        })).collect::<Vec<_>>(),
+        }), "directories", &lost.paths)).collect::<Vec<_>>(),
         "lost_arcs": found.lost_arcs.iter().map(|(arc, e)| json!({"arc": arc.to_string(), "error": e.to_string()})).collect::<Vec<_>>(),
         "uncommitted_arcs": found.uncommitted_arcs,
-        "old_index": found.old_index.as_ref().map(|p| p.display().to_string()),
-    })
+        "old_index": Value::Null,
+    });
+    match &found.old_index {
+        Some(path) => with_name(value, "old_index", path),
+        None => value,
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use super::json::with_name;
 use super::ui::Ui;
 use super::{Context, paths, print, print_json, show};
 use crate::backupdir::BackupDir;
@@ -15,6 +16,7 @@ use crate::ids::ArcName;
 use crate::selftest::{
     self, BlockRef, BlockUse, Drilled, Finding, Fix, Hit, Level, Options, Part, Report, Schedule, Scope,
 };
+use crate::text::shown;
 use crate::tree::{Tree, View};
 
 /// Prove the backup, level by level
@@ -195,7 +197,7 @@ fn stored_paths(dir: &BackupDir, rev: Option<&str>, given: &[&OsString]) -> Resu
     };
     let one = |given: &&OsString| match paths::stored(given, find)? {
         (path, true) => Ok(path),
-        (path, false) => Err(Error::Usage(format!("{} is in no version", show::path(&path)))),
+        (path, false) => Err(Error::Usage(format!("{} is in no version", shown(&path)))),
     };
     given.iter().map(one).collect()
 }
@@ -251,7 +253,7 @@ fn hits_text(hits: &[Hit], total: u64) -> String {
     for hit in hits.iter().take(MAX_SHOWN_HITS) {
         let (first, last) = hit.versions;
         let versions = if first == last { first.to_string() } else { format!("{first} to {last}") };
-        let path = show::path(&hit.path);
+        let path = shown(&hit.path);
         text += &format!("  hits: {path} in {versions}, bytes {}-{}\n", hit.bytes.start, hit.bytes.end);
     }
     let more = total.saturating_sub(hits.len().min(MAX_SHOWN_HITS) as u64);
@@ -346,14 +348,14 @@ fn use_json(used: &BlockUse) -> serde_json::Value {
 
 fn hits_json(hits: &[Hit]) -> Vec<serde_json::Value> {
     let one = |hit: &Hit| {
-        json!({
+        let value = json!({
             "logid": hit.logid.0,
-            "path": show::path(&hit.path),
             "first_version": hit.versions.0.0,
             "last_version": hit.versions.1.0,
             "start": hit.bytes.start,
             "end": hit.bytes.end,
-        })
+        });
+        with_name(value, "path", &hit.path)
     };
     hits.iter().map(one).collect()
 }

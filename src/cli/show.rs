@@ -45,21 +45,6 @@ pub fn ratio(whole: u64, part: u64) -> String {
     if part == 0 { "-".into() } else { format!("{:.1}", whole as f64 / part as f64) }
 }
 
-/// A path as text; bytes that are not UTF-8, and control characters, are escaped as `\xNN`.
-pub fn path(path: &[u8]) -> String {
-    let mut out = String::with_capacity(path.len());
-    for chunk in path.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c.is_control() {
-                true => c.to_string().bytes().for_each(|b| out.push_str(&format!("\\x{b:02x}"))),
-                false => out.push(c),
-            }
-        }
-        chunk.invalid().iter().for_each(|b| out.push_str(&format!("\\x{b:02x}")));
-    }
-    out
-}
-
 /// `2026-11-22 16:05` in the local time zone; the seconds since 1970 where no calendar reaches.
 pub fn time(time: Timespec) -> String {
     match jiff::Timestamp::new(time.sec, time.nsec as i32) {
@@ -106,6 +91,5 @@ mod tests {
         assert_eq!(duration(Duration::from_secs(3_723)), "1 h 02 min");
         assert_eq!(mode(Kind::File, 0o4755), "-rwsr-xr-x");
         assert_eq!(mode(Kind::Dir, 0o1776), "drwxrwxrwT");
-        assert_eq!(path(b"a\n\xffb"), "a\\x0a\\xffb");
     }
 }

@@ -11,6 +11,7 @@ use crate::catalog::Timespec;
 use crate::error::{Exit, Result};
 use crate::index::Index;
 use crate::ledger::{Damage, Ledger, Run};
+use crate::text::shown;
 
 /// Show sizes, counts and ratios of the whole backup, its last selftests and the damage that is known
 #[derive(Debug, Args)]
@@ -43,7 +44,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     let (read, blocks) = (sum(|info| info.bytes_read), sum(|info| info.blocks_new));
     let (ledger, refused) = Ledger::load(dir.path(), dir.keys())?;
     for refused in &refused {
-        log::warn!("{}: not believed: {}", refused.path.display(), refused.what);
+        log::warn!("{}: not believed: {}", shown(&refused.path), refused.what);
     }
     // The last of each level.
     let selftests: BTreeMap<u8, &Run> = ledger.runs().iter().map(|run| (run.level, run)).collect();

@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::show;
 use crate::error::Error;
 use crate::monitor::{Event, Monitor, Progress};
+use crate::text::shown;
 
 /// How often the line is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
@@ -140,12 +141,12 @@ impl Monitor for Ui {
         match event {
             Event::Path(path) => {
                 if self.list_paths {
-                    let _ = super::print(&format!("{}\n", show::path(path)));
+                    let _ = super::print(&format!("{}\n", shown(path)));
                 }
             }
             Event::Warning { path, what } => {
                 self.warnings.fetch_add(1, Ordering::Relaxed);
-                let place = if path.is_empty() { String::new() } else { format!("{}: ", show::path(path)) };
+                let place = if path.is_empty() { String::new() } else { format!("{}: ", shown(path)) };
                 self.line(&format!("assay: warning: {place}{what}"));
             }
             Event::Failure { path, error } => {
@@ -154,7 +155,7 @@ impl Monitor for Ui {
                 let place = match error {
                     Error::Io { .. } => String::new(),
                     _ if path.is_empty() => String::new(),
-                    _ => format!("{}: ", show::path(path)),
+                    _ => format!("{}: ", shown(path)),
                 };
                 self.line(&format!("assay: {}: {place}{error}", error.code()));
             }

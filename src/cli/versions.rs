@@ -3,9 +3,11 @@
 use clap::Args;
 use serde_json::json;
 
+use super::json::with_names;
 use super::{Context, open_index, print, print_json, show};
 use crate::error::{Exit, Result};
 use crate::index::VersionRow;
+use crate::text::{one_line, shown};
 
 /// List the versions, oldest first
 #[derive(Debug, Args)]
@@ -27,8 +29,8 @@ pub fn run(context: &Context, args: &VersionsArgs) -> Result<Exit> {
     }
     for row in &versions {
         let info = &row.info;
-        let paths: Vec<String> = info.paths.iter().map(|p| show::path(p)).collect();
-        let tag = if info.tag.is_empty() { String::new() } else { format!("  [{}]", info.tag) };
+        let paths: Vec<String> = info.paths.iter().map(|path| shown(path).to_string()).collect();
+        let tag = if info.tag.is_empty() { String::new() } else { format!("  [{}]", one_line(&info.tag)) };
         text += &format!(
             "{:<6} {}  {:>11} files  {:>11}  +{} ~{} -{}{}  {}{tag}\n",
             row.version.to_string(),
@@ -48,14 +50,13 @@ pub fn run(context: &Context, args: &VersionsArgs) -> Result<Exit> {
 
 fn as_json(row: &VersionRow) -> serde_json::Value {
     let info = &row.info;
-    json!({
+    let value = json!({
         "version": row.version.0,
         "name": info.name,
         "started_s": info.started.sec,
         "finished_s": info.finished.sec,
         "tag": info.tag,
         "host": info.host,
-        "paths": info.paths.iter().map(|p| show::path(p)).collect::<Vec<_>>(),
         "files": info.files,
         "dirs": info.dirs,
         "others": info.others,
@@ -70,5 +71,6 @@ fn as_json(row: &VersionRow) -> serde_json::Value {
         "plain_bytes": info.plain_bytes,
         "stored_bytes": info.stored_bytes,
         "base_catalog": row.base,
-    })
+    });
+    with_names(value, "paths", &info.paths)
 }

@@ -7,6 +7,7 @@ mod commands;
 mod errors;
 mod format;
 mod reader;
+mod reports;
 
 /// Text of the repository, read when the tests run.
 fn file(path: &str) -> String {

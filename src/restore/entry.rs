@@ -15,6 +15,7 @@ use crate::ids::Logid;
 use crate::ledger::Extent;
 use crate::monitor::{Event, Progress};
 use crate::os::{DirFd, Stat, stat, xattr};
+use crate::text::shown;
 
 /// An entry with a temporary name, which is removed unless it was renamed.
 struct Temp<'d> {
@@ -273,7 +274,7 @@ impl Restore<'_> {
                 }
                 if let Some((names, why)) = removal.spared.into_iter().next() {
                     let place = self.below(&names);
-                    let what = format!("the directory in its place can't go: {}: {why}", place.display());
+                    let what = format!("the directory in its place can't go: {}: {why}", shown(&place));
                     return Err(Error::Unsupported { path, what });
                 }
             }

@@ -20,6 +20,7 @@ use crate::index::Index;
 use crate::ledger::{self, Flip, Record};
 use crate::monitor::Progress;
 use crate::os::file::{Advice, advise, read_up_to};
+use crate::text::shown;
 use crate::tree::{Tree, View};
 
 /// Frames of one run that are looked at one by one; more are left for the next run.
@@ -228,7 +229,8 @@ impl<'a> Correction<'a> {
             let hash = wanted.locate(place.frame()).map(|(_, info)| info.hash);
             let right = |original: &Original| {
                 let plain = read_original(original).ok()?;
-                (Some(self.exam.dir.keys().block_hash(&plain)) == hash).then(|| (plain, shown(&original.path)))
+                (Some(self.exam.dir.keys().block_hash(&plain)) == hash)
+                    .then(|| (plain, shown(&original.path).to_string()))
             };
             let Some((plain, path)) = found.get(&name).into_iter().flatten().find_map(right) else {
                 let why = self.lost.get(&place).cloned().unwrap_or_default();
@@ -288,10 +290,6 @@ impl<'a> Correction<'a> {
             counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
         format!("of {} frames {}", places.len(), parts.join(", "))
     }
-}
-
-fn shown(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).into_owned()
 }
 
 impl Finding {

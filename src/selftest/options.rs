@@ -5,6 +5,7 @@ use std::str::FromStr;
 use super::{BlockRef, Fix, Level, Options, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockHash, BlockId, FrameNo};
+use crate::text::shown;
 
 impl Level {
     /// From the number after `-v`.
@@ -86,7 +87,7 @@ impl Options {
         let mut words: Vec<String> = match &self.scope {
             Scope::Everything => Vec::new(),
             Scope::Arcs(names) => names.iter().map(ToString::to_string).collect(),
-            Scope::Paths(paths) => paths.iter().map(|path| String::from_utf8_lossy(path).into_owned()).collect(),
+            Scope::Paths(paths) => paths.iter().map(|path| shown(path).to_string()).collect(),
             Scope::Blocks(blocks) => blocks
                 .iter()
                 .map(|block| match block {

@@ -14,6 +14,7 @@ use crate::arc::repair::{BitFlip, flips, repair};
 use crate::error::{Damage, Error};
 use crate::ids::{BlockId, Logid};
 use crate::ledger::{Flip, How, Record};
+use crate::text::shown;
 
 /// A frame that was refused.
 pub(super) struct Bad {
@@ -59,7 +60,7 @@ impl Inner {
             Heal::Off => None,
         };
         let end = healed.as_ref().map_or(End::Lost, |healed| healed.end.clone());
-        let mut more = format!("expected hash {}, source {}", located.info.hash, arc.path.display());
+        let mut more = format!("expected hash {}, source {}", located.info.hash, shown(&arc.path));
         if let Some(how) = end.how() {
             more += &format!("; {how}");
         }

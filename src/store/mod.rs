@@ -27,6 +27,7 @@ use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcSerial, BlockId, CopyId, Logid, Version};
 use crate::index::Index;
 use crate::ledger::{self, How, LedgerWriter};
+use crate::text::shown;
 use arcs::{Arcs, Located, OpenArc};
 use heal::Bad;
 pub(crate) use shelf::lock;
@@ -529,7 +530,7 @@ impl Inner {
         let met = self.tally.damage(key, describe, error.code(), &end);
         if let Some(met) = &met {
             let version = met.version.map_or_else(String::new, |version| format!(" in r{version}"));
-            let path = if met.path.is_empty() { "(path unknown)" } else { &met.path };
+            let path = if met.path.is_empty() { "(path unknown)".into() } else { shown(&met.path).to_string() };
             let separator = if more.is_empty() { "" } else { ", " };
             log::error!("{}: {path}{version}: {}{separator}{more}", met.code, met.what);
             self.remember(arc, error, end);

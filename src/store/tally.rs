@@ -31,8 +31,9 @@ const MAX_BITMAPS: usize = 16384;
 pub struct Met {
     /// Stable error code.
     pub code: &'static str,
-    /// Path in the backup, empty when none is known.
-    pub path: String,
+    /// Path in the backup, empty when none is known; its bytes, so whoever writes it out says how.
+    #[serde(skip)]
+    pub path: Vec<u8>,
     /// Version that shows the path.
     pub version: Option<u32>,
     /// The error in words, with its place.
@@ -237,10 +238,10 @@ impl Tally {
 }
 
 /// Where a path is, for a damage line.
-pub fn shown_path(found: Option<(Version, Vec<u8>)>) -> (String, Option<u32>) {
+pub fn shown_path(found: Option<(Version, Vec<u8>)>) -> (Vec<u8>, Option<u32>) {
     match found {
-        Some((version, path)) => (String::from_utf8_lossy(&path).into_owned(), Some(version.0)),
-        None => (String::new(), None),
+        Some((version, path)) => (path, Some(version.0)),
+        None => (Vec::new(), None),
     }
 }
 
@@ -263,7 +264,7 @@ mod tests {
     use super::*;
 
     fn met() -> Met {
-        Met { code: "X", path: "/p".into(), version: Some(1), what: "w".into(), healed: false, how: String::new() }
+        Met { code: "X", path: b"/p".to_vec(), version: Some(1), what: "w".into(), healed: false, how: String::new() }
     }
 
     #[test]

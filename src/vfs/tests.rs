@@ -85,7 +85,7 @@ fn a_read_that_touches_a_bad_block_gives_nothing_of_it() {
     assert_eq!(vfs.read(Ino(20), 0, 4000).unwrap()[..], content[..4000]);
     assert_eq!(vfs.read(Ino(20), 8000, 9000).unwrap()[..], content[8000..]);
     let place = &vfs.summary().places[0];
-    assert_eq!((place.path.as_str(), place.version), ("/f", Some(0)));
+    assert_eq!((place.path.as_slice(), place.version), (&b"/f"[..], Some(0)));
 }
 
 #[test]
@@ -227,7 +227,10 @@ fn a_file_whose_sha1_is_another_is_refused_and_stays_so() {
         let again = one.read(wrong, 0, 10).err().unwrap();
         assert_eq!((again.code(), one.errno(wrong, &again)), ("FILE_HASH_MISMATCH", libc::EIO));
         let summary = one.summary();
-        assert_eq!((summary.damage, summary.places[0].path.as_str(), summary.files_wholly_read), (1, "/wrong", 1));
+        assert_eq!(
+            (summary.damage, summary.places[0].path.as_slice(), summary.files_wholly_read),
+            (1, &b"/wrong"[..], 1)
+        );
         assert_eq!(one.getxattr(wrong, b"user.assay.health").unwrap().unwrap(), b"damaged");
         assert_eq!(one.getxattr(wrong, b"user.assay.damage").unwrap().unwrap(), b"0-12000");
         // In several requests, slightly out of order.

@@ -13,6 +13,7 @@ use crate::backupdir::{remove_if_there, sync_dir};
 use crate::error::{Error, Result};
 use crate::ids::ArcName;
 use crate::os::file::{Advice, advise, read_up_to};
+use crate::text::shown;
 
 /// More than this behind the end of an arc is not kept, and so not cut off.
 const MAX_EXTRA_BYTES: u64 = 64 << 20;
@@ -67,7 +68,7 @@ impl Stretch<'_> {
                 }
                 Err(e) => {
                     let path = path.clone();
-                    Error::NotFixed { path, what: format!("{what}; then {e}; its old bytes are in {}", bad.display()) }
+                    Error::NotFixed { path, what: format!("{what}; then {e}; its old bytes are in {}", shown(&bad)) }
                 }
             });
         }

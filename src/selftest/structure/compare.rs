@@ -14,6 +14,7 @@ use crate::catalog::Child;
 use crate::error::Result;
 use crate::ids::{ArcSerial, BlockId, Dirno, Logid, Version};
 use crate::index::{ArcValue, Ascent, DirValue, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
+use crate::text::shown;
 
 /// True if some directory's listing is or was lost by the index.
 pub fn any_lost(rows: &Snapshot<'_>) -> bool {
@@ -258,7 +259,7 @@ impl Comparison<'_, '_, '_> {
         let done = std::mem::replace(&mut self.names_differ, next.map(|dirno| (dirno, Vec::new(), 0)));
         if let Some((dirno, hits, count)) = done {
             let v = hits.first().map_or(self.names.last, |hit| hit.versions.0);
-            let path = String::from_utf8_lossy(&self.names.dir(v, dirno)).into_owned();
+            let path = shown(&self.names.dir(v, dirno)).to_string();
             let what = format!("{path}: {count} of its names are not what the catalog says");
             self.check.report(Subject::Dir(dirno), self.check.row_error(what), Cause::Index, hits, REBUILD);
         }
@@ -387,12 +388,12 @@ impl Comparison<'_, '_, '_> {
 
 fn about_file(names: &Names<'_, '_>, logid: Logid) -> (Subject, String, Vec<Hit>) {
     let hits = names.file(logid);
-    let path = hits.first().map(|hit| String::from_utf8_lossy(&hit.path).into_owned());
+    let path = hits.first().map(|hit| shown(&hit.path).to_string());
     (Subject::File(logid), path.unwrap_or_else(|| format!("file {}", logid.0)), hits)
 }
 
 fn about_dir(names: &Names<'_, '_>, dirno: Dirno) -> (Subject, String, Vec<Hit>) {
     let hits = names.dir_anywhere(dirno);
-    let path = hits.first().map(|hit| String::from_utf8_lossy(&hit.path).into_owned());
+    let path = hits.first().map(|hit| shown(&hit.path).to_string());
     (Subject::Dir(dirno), path.unwrap_or_else(|| format!("directory {}", dirno.0)), hits)
 }

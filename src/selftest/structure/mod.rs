@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::ids::{ArcName, ArcSerial, Dirno, FrameNo, Logid, Version};
 use crate::index::{RowKey, ScanTable, Snapshot};
 use crate::monitor::{Event, Monitor, Progress};
+use crate::text::shown;
 use arcs::ArcFacts;
 use names::Names;
 use shadow::Shadow;
@@ -256,7 +257,7 @@ impl<'a> Check<'a> {
 
     fn file_broken(&self, ground: &Ground<'_, '_>, logid: Logid, what: &str) {
         let hits = ground.names.file(logid);
-        let path = hits.first().map(|hit| String::from_utf8_lossy(&hit.path).into_owned());
+        let path = hits.first().map(|hit| shown(&hit.path).to_string());
         let what = format!("{}: {what}", path.unwrap_or_else(|| format!("file {}", logid.0)));
         self.broken(ground, Subject::File(logid), what, hits);
     }
@@ -281,7 +282,7 @@ impl<'a> Check<'a> {
         names: Option<&Names<'_, '_>>,
     ) {
         let place = |key: &RowKey| match table {
-            ScanTable::Entries => format!("directory {} name {}", key.first, String::from_utf8_lossy(&key.name)),
+            ScanTable::Entries => format!("directory {} name {}", key.first, shown(&key.name)),
             ScanTable::Extents => format!("file {} offset {}", key.first, key.second),
             ScanTable::Dirs | ScanTable::Lost => format!("directory {} in {}", key.dirno().0, key.version()),
             ScanTable::Parts => format!("{} {} {}", key.first, key.second, key.third),

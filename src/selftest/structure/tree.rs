@@ -11,6 +11,7 @@ use crate::catalog::{Child, Kind};
 use crate::error::Result;
 use crate::ids::{Dirno, Logid, Version};
 use crate::index::{Ascent, Cursor, DirValue, ScanTable, Scanned, Span};
+use crate::text::shown;
 
 /// Recently met directories whose states are remembered.
 const MAX_KNOWN: usize = 256;
@@ -185,7 +186,7 @@ impl Pass<'_, '_, '_> {
         for (from, to) in here.alive() {
             if !covers(&named, from, to) && !self.check.knows(Subject::Dir(first.parent)) {
                 // What is missing is a name in the parent.
-                let path = String::from_utf8_lossy(&self.ground.names.dir(from, here.dirno)).into_owned();
+                let path = shown(&self.ground.names.dir(from, here.dirno)).to_string();
                 let what = format!("{path}: no name leads to this directory all the time from {from} on");
                 let hits = self.ground.names.dir_hit(here.dirno, from, to);
                 let subject = if self.check.knows(Subject::Dir(here.dirno)) {
@@ -239,7 +240,7 @@ impl Pass<'_, '_, '_> {
             None if self.check.knows(Subject::Dir(span.parent)) => {}
             None => {
                 let hit = self.ground.names.span(&span);
-                let what = format!("{}: file {} has no row", String::from_utf8_lossy(&hit.path), logid.0);
+                let what = format!("{}: file {} has no row", shown(&hit.path), logid.0);
                 self.check.broken(self.ground, Subject::File(logid), what, vec![hit]);
             }
         }
@@ -379,14 +380,14 @@ impl Pass<'_, '_, '_> {
     }
 
     fn dir_broken(&self, dirno: Dirno, v: Version, what: &str) {
-        let path = String::from_utf8_lossy(&self.ground.names.dir(v, dirno)).into_owned();
+        let path = shown(&self.ground.names.dir(v, dirno)).to_string();
         let hits = self.ground.names.dir_hit(dirno, v, None);
         self.check.broken(self.ground, Subject::Dir(dirno), format!("{path}: {what}"), hits);
     }
 
     fn name_broken(&self, subject: Subject, span: &Span, what: &str) {
         let hit = self.ground.names.span(span);
-        let what = format!("{} {what}", String::from_utf8_lossy(&hit.path));
+        let what = format!("{} {what}", shown(&hit.path));
         self.check.broken(self.ground, subject, what, vec![hit]);
     }
 }
