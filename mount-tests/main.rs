@@ -11,6 +11,7 @@ mod coverage;
 mod damage;
 mod fidelity;
 mod index_damage;
+mod names;
 mod project;
 mod recover;
 mod repair;
