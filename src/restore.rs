@@ -13,6 +13,7 @@ mod engine;
 mod entry;
 mod remove;
 mod spare;
+mod target;
 #[cfg(test)]
 mod tests;
 mod version;

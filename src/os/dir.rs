@@ -3,6 +3,7 @@
 //! Invariants: an entry is named by one path component (no `/`, not empty; `.` and `..` only where a caller
 //! names them itself); no call follows a symlink in that component; descriptors are close-on-exec.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -115,20 +116,7 @@ impl DirFd {
 
     /// Target of the symlink `name`, of any length.
     pub fn readlink_at(&self, name: &[u8]) -> io::Result<Vec<u8>> {
-        let name = c_string(name)?;
-        let mut target = vec![0u8; 256];
-        loop {
-            // SAFETY: `name` is NUL-terminated; at most `target.len()` bytes are written.
-            let len = check(|| unsafe {
-                libc::readlinkat(self.raw(), name.as_ptr(), target.as_mut_ptr().cast(), target.len())
-            })?;
-            let len = usize::try_from(len).unwrap_or(0);
-            if len < target.len() {
-                target.truncate(len);
-                return Ok(target);
-            }
-            target.resize(target.len() * 4, 0);
-        }
+        readlink_in(self.raw(), &c_string(name)?)
     }
 
     pub fn mkdir_at(&self, name: &[u8], perm: u32) -> io::Result<()> {
@@ -251,6 +239,25 @@ pub(super) fn times_with(mtime: Timespec) -> [libc::timespec; 2] {
         libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT },
         libc::timespec { tv_sec: mtime.sec, tv_nsec: i64::from(mtime.nsec) },
     ]
+}
+
+/// Target of a symlink that was opened by [`DirFd::open_entry`].
+pub fn readlink(link: &impl AsFd) -> io::Result<Vec<u8>> {
+    readlink_in(link.as_fd().as_raw_fd(), c"")
+}
+
+fn readlink_in(dir: i32, name: &CStr) -> io::Result<Vec<u8>> {
+    let mut target = vec![0u8; 256];
+    loop {
+        // SAFETY: `name` is NUL-terminated; at most `target.len()` bytes are written.
+        let len = check(|| unsafe { libc::readlinkat(dir, name.as_ptr(), target.as_mut_ptr().cast(), target.len()) })?;
+        let len = usize::try_from(len).unwrap_or(0);
+        if len < target.len() {
+            target.truncate(len);
+            return Ok(target);
+        }
+        target.resize(target.len() * 4, 0);
+    }
 }
 
 fn open_at(dir: i32, name: &[u8], flags: i32, perm: u32) -> io::Result<OwnedFd> {

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::attributes::{self, Failed};
+use super::target;
 use super::{Decision, Extra, Options, Report, Source, Spare, Target, Why};
 use crate::catalog::codec::valid_name;
 use crate::catalog::{Child, DirState, Kind};
@@ -99,15 +100,13 @@ impl<'a> Restore<'a> {
         monitor: &'a dyn Monitor,
         confirm: &'a mut dyn FnMut(&Path) -> Decision,
     ) -> Result<Restore<'a>> {
-        let base_path = match &options.target {
-            Target::Below(dir) => {
-                options.spare.refuse_inside(dir)?;
-                std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, &error))?;
-                dir.clone()
+        let (base, base_path) = match &options.target {
+            Target::Below(dir) => (target::open(dir, &options.spare)?, dir.clone()),
+            Target::Original => {
+                let root = PathBuf::from("/");
+                (DirFd::open(&root).map_err(|error| Error::io("open", &root, &error))?, root)
             }
-            Target::Original => PathBuf::from("/"),
         };
-        let base = DirFd::open(&base_path).map_err(|error| Error::io("open", &base_path, &error))?;
         Ok(Restore {
             source,
             monitor,

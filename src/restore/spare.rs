@@ -107,15 +107,22 @@ impl Spare {
         }
     }
 
-    /// Refuses a target directory, which may be absent, in what is spared.
-    pub fn refuse_inside(&self, dir: &Path) -> Result<()> {
-        let absolute = std::path::absolute(dir).map_err(|error| Error::io("find", dir, &error))?;
-        let existing = absolute.ancestors().find_map(|above| above.canonicalize().ok());
-        let inside = existing
-            .iter()
-            .flat_map(|real| real.ancestors())
-            .any(|above| std::fs::metadata(above).is_ok_and(|stat| self.inodes.contains(&(stat.dev(), stat.ino()))));
-        if inside { Err(refused(dir)) } else { Ok(()) }
+    /// Refuses `dir`, whose path is `path`, if it or a directory above it is spared.
+    pub fn refuse_inside(&self, dir: &DirFd, path: &Path) -> Result<()> {
+        let fail = |error: std::io::Error| Error::io("open", path, &error);
+        let mut at = dir.try_clone().map_err(fail)?;
+        let mut stat = at.stat().map_err(fail)?;
+        loop {
+            if self.inodes.contains(&(stat.dev, stat.ino)) {
+                return Err(refused(path));
+            }
+            at = at.open_place(b"..").map_err(fail)?;
+            let above = at.stat().map_err(fail)?;
+            if above.same_file(&stat) {
+                return Ok(());
+            }
+            stat = above;
+        }
     }
 }
 
