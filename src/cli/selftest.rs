@@ -86,6 +86,9 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
     let done = selftest::run(&dir, &options, &ui);
     ui.finish();
     let report = done?;
+    if args.fix {
+        super::check_writer(&dir)?;
+    }
     let exit = exit(&report);
     if args.json {
         report.findings.iter().try_for_each(|finding| print_json(&finding_json(finding)))?;

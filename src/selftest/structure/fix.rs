@@ -170,6 +170,13 @@ fn makes_less(dir: &BackupDir, new_path: &Path) -> Result<Option<String>> {
 
 /// What v2 still finds wrong with the index that is in place now.
 fn proof(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Option<String>> {
+    let findings = look_again(dir, &Hush(monitor), ledger.clone())?;
+    let wrong = findings.iter().find(|finding| matches!(finding.cause, Cause::Index | Cause::Unchecked));
+    Ok(wrong.map(|finding| finding.error.to_string()))
+}
+
+/// All that v2 finds wrong with what is in place now.
+pub fn look_again(dir: &BackupDir, monitor: &dyn Monitor, ledger: Arc<LedgerWriter>) -> Result<Vec<Finding>> {
     let options = Options {
         level: Level::Structure,
         scope: Scope::Everything,
@@ -182,14 +189,12 @@ fn proof(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> 
         dir,
         index: Arc::new(dir.open_index()?),
         options: &options,
-        monitor: &Hush(monitor),
-        ledger: ledger.clone(),
+        monitor,
+        ledger,
         known: Ledger::default(),
         findings: Findings::default(),
         due: None,
     };
     super::check(&again, &mut Report::default())?;
-    let (findings, _) = again.findings.take();
-    let wrong = findings.iter().find(|finding| matches!(finding.cause, Cause::Index | Cause::Unchecked));
-    Ok(wrong.map(|finding| finding.error.to_string()))
+    Ok(again.findings.take().0)
 }

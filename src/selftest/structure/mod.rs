@@ -30,7 +30,7 @@ use names::Names;
 use shadow::Shadow;
 
 pub use fix::Fixed;
-pub(super) use fix::fix;
+pub(super) use fix::{fix, look_again};
 
 /// What a finding is about: the second finding about the same thing is not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
