@@ -33,11 +33,10 @@ use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
 use crate::monitor::{Event, Monitor, Silent};
 
 pub use drill::{DrillReport, Drilled};
-pub use findings::{Cause, Finding, Findings, Hit, Part, Spot};
+pub use findings::{Cause, Finding, Findings, Fixed, FramesFixed, Hit, Part, Spot};
 pub use inc::Due;
 pub use map::bad_ranges;
 pub use schedule::Schedule;
-pub use structure::Fixed;
 
 /// What a selftest proves; each level includes those before it, but v5 reads files where v3 and v4 read arcs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
