@@ -74,6 +74,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         }
         other => other?,
     };
+    super::check_writer(&dir)?;
     if args.json {
         print_json(&as_json(&summary, ui.elapsed()))?;
     } else if !context.quiet {

@@ -134,6 +134,19 @@ fn start_log() {
         .try_init();
 }
 
+/// In debug builds, where ASSAY_CHECK_WRITER asks for it: what a writer wrote must obey the rules of `selftest -v2`.
+fn check_writer(dir: &BackupDir) -> Result<()> {
+    const MAX_INDEX_BYTES: u64 = 8 << 20;
+    let asked = cfg!(debug_assertions) && std::env::var_os("ASSAY_CHECK_WRITER").is_some();
+    if !asked || std::fs::metadata(dir.index_path()).is_ok_and(|meta| meta.len() > MAX_INDEX_BYTES) {
+        return Ok(());
+    }
+    match crate::selftest::written_wrong(dir)?.first() {
+        Some(finding) => Err(Error::SelfCheck { what: format!("what was written breaks a rule: {}", finding.error) }),
+        None => Ok(()),
+    }
+}
+
 fn home_expanded(dir: PathBuf) -> PathBuf {
     match (dir.strip_prefix("~"), std::env::var_os("HOME")) {
         (Ok(rest), Some(home)) => Path::new(&home).join(rest),

@@ -86,6 +86,9 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
     let done = selftest::run(&dir, &options, &ui);
     ui.finish();
     let report = done?;
+    if args.fix {
+        super::check_writer(&dir)?;
+    }
     let exit = exit(&report);
     if args.json {
         report.findings.iter().try_for_each(|finding| print_json(&finding_json(finding)))?;
@@ -236,10 +239,12 @@ fn finding_text(finding: &Finding) -> String {
     let mut text = format!("{}: {}{}\n", finding.error.code(), finding.error, extent_text(finding));
     text += &format!("  why: {}\n", finding.cause.text());
     text += &hits_text(&finding.hits, finding.hits_total);
-    text += &match &finding.fixed {
-        Some(fixed) => format!("  fixed: {fixed}\n"),
-        None => format!("  do: {}\n", finding.remedy),
-    };
+    if let Some(fixed) = &finding.fixed {
+        text += &format!("  {}: {fixed}\n", if fixed.is_done() { "fixed" } else { "not fixed" });
+    }
+    if !finding.is_fixed() {
+        text += &format!("  do: {}\n", finding.remedy);
+    }
     text
 }
 
@@ -330,7 +335,8 @@ fn finding_json(finding: &Finding) -> serde_json::Value {
         "hits": hits_json(&finding.hits),
         "hits_total": finding.hits_total,
         "remedy": finding.remedy,
-        "fixed": finding.fixed,
+        "fixed": finding.fixed.as_ref().filter(|fixed| fixed.is_done()).map(ToString::to_string),
+        "not_fixed": finding.fixed.as_ref().filter(|fixed| !fixed.is_done()).map(ToString::to_string),
     })
 }
 

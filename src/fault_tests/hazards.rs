@@ -5,8 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
+use super::Rng;
 use super::lab::{Copy, Source, assert_same};
 use super::reserved::maintain;
+use super::structures::assert_clean;
 use crate::backup::{self, Options};
 use crate::catalog::{ArcRole, Record};
 use crate::ids::{ArcName, Dirno, FrameNo, Version};
@@ -211,4 +213,62 @@ fn a_dry_run_writes_nothing_and_waits_for_nobody() {
     let (summary, _) = copy.try_backup(&[source.path()], &Options { dry_run: true, ..Options::default() }).unwrap();
     assert_eq!((summary.version, summary.info.new), (None, 1));
     assert!(copy.files() == before);
+}
+
+/// Does something each time that the run asks whether it is to stop, which it does for each piece of a long file.
+struct Busy<F: Fn(u32) + Send + Sync>(Mutex<u32>, F);
+
+impl<F: Fn(u32) + Send + Sync> Monitor for Busy<F> {
+    fn progress(&self, _: Progress) {}
+    fn event(&self, _: Event<'_>) {}
+    fn interrupted(&self) -> bool {
+        let mut asked = self.0.lock().unwrap();
+        *asked += 1;
+        (self.1)(*asked);
+        false
+    }
+}
+
+#[test]
+fn a_long_file_that_is_read_again_or_changes_meanwhile_leaves_no_list_behind() {
+    let blocks = |seed: u64, count: usize| Rng::new(seed).noise(count * 4096);
+    let options = |full: bool| Options { full, fixed_block: Some(4096), ..Options::default() };
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    for case in ["full", "racy", "grows once", "grows for ever", "is cut", "becomes short"] {
+        let source = Source::new();
+        source.write("dir/long", &blocks(1, 200));
+        source.write("other", &blocks(2, 100));
+        let copy = Copy::init();
+        let path = source.join("dir/long");
+        let change = |asked: u32| match case {
+            "grows once" if asked == 40 => put(&path, &blocks(3, 210)),
+            "grows for ever" if asked.is_multiple_of(20) => put(&path, &blocks(u64::from(asked), 200 + asked as usize)),
+            "is cut" if asked == 90 => put(&path, &blocks(1, 150)),
+            "becomes short" if asked == 100 => put(&path, b"short"),
+            _ => {}
+        };
+        let run = |full: bool| {
+            let options = Options { paths: vec![source.path().to_path_buf()], ..options(full) };
+            backup::run(&copy.open(), &options, &Busy(Mutex::new(0), change)).unwrap()
+        };
+        let first = run(false);
+        assert_clean(&copy, &format!("{case}, first run"));
+        if case == "full" {
+            // Old enough not to be racy.
+            fs::File::open(&path).unwrap().set_modified(old).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(150));
+        }
+        let second = run(case == "full");
+        assert_clean(&copy, &format!("{case}, second run"));
+        copy.make_a_base_due();
+        assert!(run(true).base && first.base && !second.base);
+        assert_clean(&copy, &format!("{case}, base"));
+        copy.lose_index();
+        copy.recover();
+        assert_clean(&copy, &format!("{case}, recovered"));
+    }
+}
+
+fn put(path: &std::path::Path, bytes: &[u8]) {
+    fs::write(path, bytes).unwrap();
 }

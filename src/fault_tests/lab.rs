@@ -363,6 +363,8 @@ impl Copy {
         let options = Options { paths: paths.iter().map(|path| path.to_path_buf()).collect(), ..options.clone() };
         let ears = Ears::default();
         let summary = backup::run(&self.open(), &options, &ears)?;
+        let wrong = crate::selftest::written_wrong(&self.open());
+        assert!(wrong.as_ref().is_ok_and(Vec::is_empty), "the writer broke rules of v2: {wrong:?}");
         Ok((summary, ears.0.into_inner().unwrap()))
     }
 }

@@ -6,12 +6,13 @@ use std::path::Path;
 
 use super::lab::{Copy, Source, lab};
 use super::questions::Reader;
+use super::reserved::maintain;
 use super::structures::{found, options, shown, v2};
 use crate::backup::Options as BackupOptions;
-use crate::catalog::{Child, Content, Kind, Segment};
+use crate::catalog::{Child, Content, ExtentChunk, Kind, Record, Segment};
 use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
 use crate::index::vandal::Vandal;
-use crate::selftest::{Cause, Finding, Fix, Level, Options, Scope};
+use crate::selftest::{Cause, Finding, Fix, Fixed, Level, Options, Scope};
 use crate::tree::Found;
 
 /// A few versions with all that rules are about: long files, hard links, files and directories that come back.
@@ -170,7 +171,7 @@ fn each_broken_rule_is_one_finding_with_and_without_catalogs() {
         }
         // And it is put right.
         let acts = found(&copy, &Options { fix: Fix::Correct, ..options(Level::Structure) });
-        let fixed = |f: &Finding| f.fixed.as_ref().is_some_and(|text| text.contains("made anew"));
+        let fixed = |f: &Finding| f.fixed == Some(Fixed::IndexRebuilt);
         let left = v2(&copy);
         if !acts.iter().all(fixed) || !left.is_empty() {
             let acts: Vec<_> = acts.iter().map(|f| &f.fixed).collect();
@@ -351,11 +352,33 @@ fn a_fix_never_loses_what_can_be_read() {
     let findings = found(&copy, &Options { fix: Fix::Correct, ..options(Level::Structure) });
     let refused = only(&findings, Cause::Index);
     assert_eq!(refused.len(), 1, "{:#?}", shown(&findings));
-    let why = refused[0].fixed.clone().unwrap();
-    assert!(why.contains("not fixed") && why.contains("4"), "{why}");
+    let Some(Fixed::Not { why }) = &refused[0].fixed else { panic!("{:?}", refused[0].fixed) };
+    assert!(why.contains('4'), "{why}");
     assert!(copy.open().open_index().unwrap().state().unwrap().catalog_bytes_since_base > 1 << 40, "a base is due");
     let names = |files: &super::lab::Files| {
         files.keys().filter(|name| !name.ends_with("-wal")).cloned().collect::<Vec<String>>()
     };
     assert_eq!(names(&copy.files()), names(&before), "the old index stays, and nothing beside it");
+}
+
+#[test]
+fn a_rule_that_the_catalogs_break_is_never_called_fixed() {
+    let (source, copy) = history();
+    let r = copy.reader();
+    let (plain, deep) = (logid(&r, 0, &source.join("plain")), logid(&r, 0, &source.join("dir/sub/file")));
+    drop(r);
+    let list = ExtentChunk { logid: plain, start: 0, segments: vec![Segment::Hole { len: 5 }] };
+    maintain(&copy.open(), &[], |_| vec![Record::Extents(list)]);
+    let fixed = || found(&copy, &Options { fix: Fix::Correct, ..options(Level::Structure) });
+    let is_refused = |f: &Finding| matches!(&f.fixed, Some(Fixed::Not { why }) if why.contains("catalogs say so"));
+    let findings = fixed();
+    assert!(findings.len() == 1 && is_refused(&findings[0]), "{:#?}", shown(&findings));
+    assert!(copy.open().open_index().unwrap().state().unwrap().catalog_bytes_since_base < 1 << 40, "a base is no help");
+    // Beside something that a new index does put right.
+    copy.vandal().node(deep, |node| node.attr.perm ^= 1);
+    let findings = fixed();
+    let (rebuilt, left): (Vec<_>, Vec<_>) = findings.iter().partition(|f| f.fixed == Some(Fixed::IndexRebuilt));
+    assert!(rebuilt.len() == 1 && left.len() == 1 && is_refused(left[0]), "{:#?}", shown(&findings));
+    let left = v2(&copy);
+    assert!(left.len() == 1 && left[0].error.to_string().contains("no row that needs one"), "{:#?}", shown(&left));
 }

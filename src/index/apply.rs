@@ -95,6 +95,7 @@ pub(super) fn apply_commit(
         apply.frame(frame, arc, source, &mut state.hashes)?;
     }
     apply.finish_listing()?;
+    apply.drop_unclaimed_extents()?;
     let catalog_bytes = commit
         .arcs
         .iter()
@@ -485,6 +486,15 @@ impl Apply<'_> {
         self.c
             .prepare_cached("INSERT OR IGNORE INTO extents(logid, start, row) VALUES(?1, ?2, ?3)")?
             .execute(params![logid.0 as i64, start_id, sealed])?;
+        Ok(())
+    }
+
+    /// The list of a long file is told while the file is read, before it is known what becomes of it: of one that could
+    /// not be read to its end, changed meanwhile, or turned out to be a state that is stored already, no node follows.
+    fn drop_unclaimed_extents(&self) -> Found<()> {
+        self.c
+            .prepare_cached("DELETE FROM extents WHERE logid >= ?1 AND logid NOT IN (SELECT id FROM nodes)")?
+            .execute([i64::try_from(self.first_new_logid).unwrap_or(i64::MAX)])?;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::sync::Arc;
 
-use super::findings::{Finding, Part};
+use super::findings::{Finding, Fixed, FramesFixed, Part};
 use super::fix::{FrameAt, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
 use super::{Cause, Exam, Level};
 use crate::arc::repair::{self, BitFlip};
@@ -27,18 +27,6 @@ use crate::tree::{Tree, View};
 const MAX_FRAMES: usize = 200_000;
 /// Plain bytes of found blocks that are sealed anew by one maintenance run.
 const BATCH_BYTES: u64 = 64 << 20;
-
-/// What became of one frame.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Outcome {
-    /// Put right where it is.
-    Rewritten(String),
-    /// Its block is read from a new arc now.
-    Sealed(String),
-    /// A catalog frame: the next catalog does without it.
-    BaseIsDue,
-    Lost(String),
-}
 
 /// Corrects what can be corrected; what was done stands in the findings afterwards.
 ///
@@ -60,7 +48,7 @@ struct Correction<'a> {
     arcs: HashMap<ArcSerial, ArcEntry>,
     /// Names of blocks that were relocated, by the place that they are read from.
     names: HashMap<BlockId, BlockId>,
-    outcomes: BTreeMap<BlockId, Outcome>,
+    outcomes: BTreeMap<BlockId, Fixed>,
     /// Blocks that are wanted from elsewhere, and why they can't be repaired.
     lost: BTreeMap<BlockId, String>,
 }
@@ -89,7 +77,7 @@ impl<'a> Correction<'a> {
             self.exam.monitor.progress(progress);
         }
         self.seek_originals()?;
-        if self.outcomes.values().any(|outcome| *outcome == Outcome::BaseIsDue) {
+        if self.outcomes.values().any(|outcome| *outcome == Fixed::BaseIsDue) {
             let mut writer = self.exam.dir.open_index_writer(&self.lock)?;
             writer.make_base_due()?;
             writer.checkpoint()?;
@@ -132,11 +120,11 @@ impl<'a> Correction<'a> {
         self.arcs.get(&spot.serial.filter(|_| shell)?).cloned()
     }
 
-    fn shell(&self, entry: &ArcEntry) -> String {
+    fn shell(&self, entry: &ArcEntry) -> Fixed {
         match rewrite_shell(self.exam.dir, &self.lock, &self.index, entry) {
-            Ok(parts) if parts.is_empty() => "it is right by now".into(),
-            Ok(parts) => format!("{} written anew, byte for byte as recorded", parts.join(" and ")),
-            Err(error) => format!("not fixed: {error}"),
+            Ok(parts) if parts.is_empty() => Fixed::RightByNow,
+            Ok(parts) => Fixed::Shell { parts },
+            Err(error) => Fixed::Not { why: error.to_string() },
         }
     }
 
@@ -151,7 +139,7 @@ impl<'a> Correction<'a> {
         let (keys, no) = (self.exam.dir.keys(), place.frame());
         let cipher = keys.arc_cipher(entry.id, &entry.salt);
         if frame::open(keys, &cipher, no, &info, &bytes).is_ok() {
-            self.outcomes.insert(place, Outcome::Rewritten("it reads right by now".into()));
+            self.outcomes.insert(place, Fixed::RightByNow);
             return Ok(());
         }
         if let Some(repaired) = repair::repair(keys, &cipher, no, &info, &bytes) {
@@ -159,14 +147,14 @@ impl<'a> Correction<'a> {
             let what = repaired.what();
             let at = FrameAt { arc: &entry, no, offset, info };
             let outcome = match rewrite_frame(self.exam.dir, &self.lock, at, &repaired.frame) {
-                Ok(_) => Outcome::Rewritten(what),
-                Err(error) => Outcome::Lost(format!("{what}, but writing it failed: {error}")),
+                Ok(_) => Fixed::Rewritten { what },
+                Err(error) => Fixed::Not { why: format!("{what}, but writing it failed: {error}") },
             };
             self.outcomes.insert(place, outcome);
             return Ok(());
         }
         if info.kind != FrameKind::Block {
-            self.outcomes.insert(place, Outcome::BaseIsDue);
+            self.outcomes.insert(place, Fixed::BaseIsDue);
             return Ok(());
         }
         let monitor = self.exam.monitor;
@@ -234,7 +222,8 @@ impl<'a> Correction<'a> {
             };
             let Some((plain, path)) = found.get(&name).into_iter().flatten().find_map(right) else {
                 let why = self.lost.get(&place).cloned().unwrap_or_default();
-                self.outcomes.insert(place, Outcome::Lost(format!("{why}, and no live file has its bytes any more")));
+                let why = format!("{why}, and no live file has its bytes any more");
+                self.outcomes.insert(place, Fixed::Not { why });
                 continue;
             };
             batch_bytes += plain.len() as u64;
@@ -256,45 +245,33 @@ impl<'a> Correction<'a> {
         let sealed = recut(self.exam.dir, &self.lock, &self.index, &mut writer, &plain);
         for (place, how) in places {
             let outcome = match &sealed {
-                Ok(done) => Outcome::Sealed(format!("sealed anew in {}, {how}", done.run)),
-                Err(error) => Outcome::Lost(format!("found again {how}, but it could not be written: {error}")),
+                Ok(done) => Fixed::Sealed { arc: done.arc, how },
+                Err(error) => {
+                    Fixed::Not { why: format!("found again {how}, but it could not be written: {error}") }
+                }
             };
             self.outcomes.insert(place, outcome);
         }
         writer.checkpoint()
     }
 
-    /// What was done about some frames, in one line.
-    fn said(&self, places: &[BlockId]) -> String {
-        let outcomes: Vec<Option<&Outcome>> = places.iter().map(|place| self.outcomes.get(place)).collect();
-        let count = |is: fn(&Outcome) -> bool| outcomes.iter().flatten().filter(|outcome| is(outcome)).count();
-        if let [Some(only)] = outcomes.as_slice() {
-            return match only {
-                Outcome::Rewritten(what) => format!("{what}; the arc has its recorded bytes again"),
-                Outcome::Sealed(what) => format!("the block was {what}"),
-                Outcome::BaseIsDue => "the next backup writes a base catalog, which does not need this frame".into(),
-                Outcome::Lost(why) => format!("not fixed: {why}"),
-            };
+    /// What was done about some frames.
+    fn said(&self, places: &[BlockId]) -> Fixed {
+        if let [only] = places
+            && let Some(outcome) = self.outcomes.get(only)
+        {
+            return outcome.clone();
         }
-        let counts = [
-            (count(|o| matches!(o, Outcome::Rewritten(_))), "put right in place"),
-            (count(|o| matches!(o, Outcome::Sealed(_))), "sealed anew"),
-            (count(|o| *o == Outcome::BaseIsDue), "of the catalog: the next one does without"),
-            (
-                count(|o| matches!(o, Outcome::Lost(_))),
-                "not fixed: neither a flipped bit nor a live file explains them",
-            ),
-            (outcomes.iter().filter(|outcome| outcome.is_none()).count(), "not looked at"),
-        ];
-        let parts: Vec<String> =
-            counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
-        format!("of {} frames {}", places.len(), parts.join(", "))
-    }
-}
-
-impl Finding {
-    /// True when something was done and nothing is left to do.
-    pub fn is_fixed(&self) -> bool {
-        self.fixed.as_ref().is_some_and(|fixed| !fixed.contains("not fixed") && !fixed.contains("not looked at"))
+        let mut counts = FramesFixed::default();
+        for place in places {
+            *match self.outcomes.get(place) {
+                None => &mut counts.not_tried,
+                Some(Fixed::Sealed { .. }) => &mut counts.sealed,
+                Some(Fixed::BaseIsDue) => &mut counts.base_is_due,
+                Some(outcome) if outcome.is_done() => &mut counts.rewritten,
+                Some(_) => &mut counts.lost,
+            } += 1;
+        }
+        Fixed::Frames(counts)
     }
 }

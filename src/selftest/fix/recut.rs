@@ -9,13 +9,15 @@ use crate::backup::{catalog, clear_cut_run, settle};
 use crate::backupdir::{BackupDir, Lock, arcs};
 use crate::catalog::Commit;
 use crate::error::{Damage, Error, Place, Result};
-use crate::ids::{BlockId, Version};
+use crate::ids::{ArcName, BlockId, Version};
 use crate::index::{Index, IndexWriter};
 
 /// What `recut` did.
 #[derive(Debug)]
 pub struct Recut {
     pub run: Version,
+    /// The first arc that holds them.
+    pub arc: ArcName,
     /// Name and new place of each block.
     pub moved: Vec<(BlockId, BlockId)>,
 }
@@ -68,6 +70,7 @@ pub fn recut(
         }
         let catalog = catalog::relocations(&mut out, moved.iter().copied().map(Ok))?;
         let (arcs, next_serial) = out.finish()?;
+        let arc = arcs.first().map_or(ArcName { version: run, number: arcs::COMMIT_NUMBER }, |entry| entry.name);
         let commit = Commit {
             run,
             run_id: crate::crypto::random().map_err(|e| Error::io("get random bytes for", dir.path(), &e))?,
@@ -81,10 +84,10 @@ pub fn recut(
             next_dirno: state.next_dirno,
         };
         arcs::write_commit(dir.path(), dir.keys(), &commit)?;
-        Ok(moved)
+        Ok((arc, moved))
     })();
-    let moved = match written {
-        Ok(moved) => moved,
+    let (arc, moved) = match written {
+        Ok(written) => written,
         Err(e) => {
             let _ = clear_cut_run(dir, run);
             return Err(e);
@@ -92,5 +95,5 @@ pub fn recut(
     };
     settle::apply(dir, writer, run)?;
     writer.checkpoint()?;
-    Ok(Recut { run, moved })
+    Ok(Recut { run, arc, moved })
 }

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::super::{Cause, Exam, Finding, Findings, Fix, Level, Options, Report, Scope};
+use super::super::{Cause, Exam, Finding, Findings, Fix, Fixed, Level, Options, Report, Scope};
 use super::Hush;
 use crate::backupdir::{BackupDir, remove_if_there};
 use crate::error::{Error, Result};
@@ -15,55 +15,48 @@ use crate::ledger::{Ledger, LedgerWriter};
 use crate::monitor::Monitor;
 use crate::recover;
 
-/// What was done about findings of v0 to v2.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fixed {
-    /// Nothing of it can be corrected, or nothing has to be.
-    Nothing,
-    /// The index was made anew and is right.
-    Rebuilt,
-    /// The next backup writes a base catalog, which does not need the damaged frames.
-    BaseIsDue,
+/// How the making of a new index ended.
+enum Rebuilt {
+    /// It is in place. What v2 finds wrong with it all the same: the catalogs say so.
+    Done { left: Vec<String> },
     /// Why the index was left as it is.
-    Refused(String),
+    Refused { why: String },
 }
 
 /// Corrects what the findings so far say is wrong with the index or the catalogs, and notes it in them.
-pub fn fix(exam: &Exam<'_>) -> Result<Vec<Fixed>> {
+pub fn fix(exam: &Exam<'_>) -> Result<()> {
     let (mut findings, unlisted) = exam.findings.take();
-    let below = |level: Level| level <= Level::Structure;
-    let of = |cause: Cause| {
-        let open = |finding: &&Finding| finding.fixed.is_none() && finding.cause == cause && below(finding.level);
-        findings.iter().any(|finding| open(&finding))
-    };
-    let mut acts = Vec::new();
-    if of(Cause::Index) {
-        acts.push(rebuild(exam.dir, exam.monitor, &exam.ledger)?);
-    }
-    if of(Cause::Catalog) {
-        make_base_due(exam.dir)?;
-        acts.push(Fixed::BaseIsDue);
-    }
-    for finding in findings.iter_mut().filter(|finding| below(finding.level)) {
-        let done = match finding.cause {
-            Cause::Index if acts.contains(&Fixed::Rebuilt) => Some("the index was made anew from the catalogs".into()),
-            Cause::Index => acts.iter().find_map(|act| match act {
-                Fixed::Refused(why) => Some(format!("not fixed: {why}")),
-                _ => None,
-            }),
-            Cause::Catalog if acts.contains(&Fixed::BaseIsDue) => {
-                Some("the next backup writes a base catalog, which does not need what is damaged".into())
+    let is_open = |finding: &Finding| finding.fixed.is_none() && finding.level <= Level::Structure;
+    let done = (|| {
+        let of_index = |finding: &Finding| is_open(finding) && finding.cause == Cause::Index;
+        if findings.iter().any(of_index) {
+            let rebuilt = rebuild(exam.dir, exam.monitor, &exam.ledger)?;
+            for finding in findings.iter_mut().filter(|finding| of_index(finding)) {
+                finding.fixed = Some(match &rebuilt {
+                    Rebuilt::Done { left } if left.contains(&finding.error.to_string()) => written_so(),
+                    Rebuilt::Done { .. } => Fixed::IndexRebuilt,
+                    Rebuilt::Refused { why } => Fixed::Not { why: why.clone() },
+                });
             }
-            _ => None,
-        };
-        finding.fixed = finding.fixed.take().or(done);
-    }
+        }
+        // A rule that the catalogs break themselves is broken in a base too.
+        let of_catalog = |finding: &Finding| is_open(finding) && finding.cause == Cause::Catalog;
+        let by_rule = |finding: &Finding| matches!(finding.error, Error::IndexRow { .. });
+        if findings.iter().any(|finding| of_catalog(finding) && !by_rule(finding)) {
+            make_base_due(exam.dir)?;
+        }
+        for finding in findings.iter_mut().filter(|finding| of_catalog(finding)) {
+            finding.fixed = Some(if by_rule(finding) { written_so() } else { Fixed::BaseIsDue });
+        }
+        Ok(())
+    })();
     findings.into_iter().for_each(|finding| exam.findings.add(finding));
     exam.findings.add_unlisted(unlisted);
-    if acts.is_empty() {
-        acts.push(Fixed::Nothing);
-    }
-    Ok(acts)
+    done
+}
+
+fn written_so() -> Fixed {
+    Fixed::Not { why: "the catalogs say so too".into() }
 }
 
 fn make_base_due(dir: &BackupDir) -> Result<()> {
@@ -74,29 +67,31 @@ fn make_base_due(dir: &BackupDir) -> Result<()> {
 }
 
 /// Makes the index anew. It need not open for that.
-pub fn rebuild(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Fixed> {
+fn rebuild(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Rebuilt> {
     let _lock = dir.lock()?;
     let new_path = recover::new_index_path(dir)?;
     if let Err(error) = recover::build(dir, &new_path, &Hush(monitor)) {
         recover::remove_index(&new_path)?;
         return match error {
-            Error::CommitDamaged { .. } => Ok(Fixed::Refused(error.to_string())),
+            Error::CommitDamaged { .. } => Ok(Rebuilt::Refused { why: error.to_string() }),
             other => Err(other),
         };
     }
     if let Some(why) = makes_less(dir, &new_path)? {
         recover::remove_index(&new_path)?;
-        return Ok(Fixed::Refused(why));
+        return Ok(Rebuilt::Refused { why });
     }
     let old = recover::replace_index(dir, &new_path)?;
-    let wrong = proof(dir, monitor, ledger)?;
-    match (wrong, old) {
-        (None, Some(old)) => {
-            remove_if_there(&with_log(&old))?;
-            remove_if_there(&old)?;
-            Ok(Fixed::Rebuilt)
+    let findings = look_again(dir, &Hush(monitor), ledger.clone())?;
+    let wrong = findings.iter().find(|finding| matches!(finding.cause, Cause::Index | Cause::Unchecked));
+    match (wrong.map(|finding| finding.error.to_string()), old) {
+        (None, old) => {
+            if let Some(old) = old {
+                remove_if_there(&with_log(&old))?;
+                remove_if_there(&old)?;
+            }
+            Ok(Rebuilt::Done { left: findings.iter().map(|finding| finding.error.to_string()).collect() })
         }
-        (None, None) => Ok(Fixed::Rebuilt),
         (Some(why), Some(old)) => {
             recover::remove_index(&dir.index_path())?;
             for (from, to) in [(with_log(&old), with_log(&dir.index_path())), (old, dir.index_path())] {
@@ -105,9 +100,9 @@ pub fn rebuild(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter
                 }
             }
             crate::backupdir::sync_dir(dir.path())?;
-            Ok(Fixed::Refused(format!("the new index is not right either: {why}")))
+            Ok(Rebuilt::Refused { why: format!("the new index is not right either: {why}") })
         }
-        (Some(why), None) => Ok(Fixed::Refused(format!("the new index is not right: {why}"))),
+        (Some(why), None) => Ok(Rebuilt::Refused { why: format!("the new index is not right: {why}") }),
     }
 }
 
@@ -168,8 +163,8 @@ fn makes_less(dir: &BackupDir, new_path: &Path) -> Result<Option<String>> {
     }))
 }
 
-/// What v2 still finds wrong with the index that is in place now.
-fn proof(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Option<String>> {
+/// All that v2 finds wrong with what is in place now.
+pub fn look_again(dir: &BackupDir, monitor: &dyn Monitor, ledger: Arc<LedgerWriter>) -> Result<Vec<Finding>> {
     let options = Options {
         level: Level::Structure,
         scope: Scope::Everything,
@@ -182,14 +177,12 @@ fn proof(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> 
         dir,
         index: Arc::new(dir.open_index()?),
         options: &options,
-        monitor: &Hush(monitor),
-        ledger: ledger.clone(),
+        monitor,
+        ledger,
         known: Ledger::default(),
         findings: Findings::default(),
         due: None,
     };
     super::check(&again, &mut Report::default())?;
-    let (findings, _) = again.findings.take();
-    let wrong = findings.iter().find(|finding| matches!(finding.cause, Cause::Index | Cause::Unchecked));
-    Ok(wrong.map(|finding| finding.error.to_string()))
+    Ok(again.findings.take().0)
 }

@@ -29,8 +29,7 @@ use arcs::ArcFacts;
 use names::Names;
 use shadow::Shadow;
 
-pub use fix::Fixed;
-pub(super) use fix::fix;
+pub(super) use fix::{fix, look_again};
 
 /// What a finding is about: the second finding about the same thing is not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
