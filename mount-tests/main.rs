@@ -18,6 +18,7 @@ mod repair;
 mod replaced;
 mod restore;
 mod selftest;
+mod signals;
 mod support;
 mod user;
 mod verifying;

@@ -116,6 +116,9 @@ pub fn run(
         })?,
     };
     let v = version.version;
+    // Below a path it is not known how many there are.
+    let whole = options.path.iter().all(|byte| *byte == b'/');
+    let progress = Progress { expected_files: if whole { version.info.files } else { 0 }, ..Progress::default() };
     let result = Coverage {
         version,
         since_s,
@@ -137,8 +140,18 @@ pub fn run(
         inexact: false,
     };
     let moved = tree.index().has_moved_blocks()?;
-    let mut walk =
-        Walk { tree, ledger, monitor, now_s, moved, blocks: Bits::default(), files: Bits::default(), result, each };
+    let mut walk = Walk {
+        tree,
+        ledger,
+        monitor,
+        now_s,
+        moved,
+        blocks: Bits::default(),
+        files: Bits::default(),
+        progress,
+        result,
+        each,
+    };
     let mut path = options.path.clone();
     while path.last() == Some(&b'/') {
         path.pop();
@@ -161,6 +174,8 @@ struct Walk<'a> {
     /// Blocks and files that were counted.
     blocks: Bits,
     files: Bits,
+    /// Names of files, and the bytes of what they stand for, each once.
+    progress: Progress,
     result: Coverage,
     each: &'a mut dyn FnMut(&[u8], Reading) -> Result<()>,
 }
@@ -224,6 +239,10 @@ impl Walk<'_> {
     }
 
     fn file(&mut self, path: &[u8], logid: Logid) -> Result<()> {
+        self.progress.files += 1;
+        self.progress.bytes = self.result.total.bytes;
+        self.progress.errors = self.result.failures;
+        self.monitor.progress(self.progress);
         let size = match self.tree.attr(logid) {
             Ok((attr, _)) => attr.size,
             Err(error) => return self.trouble(path, error),
@@ -250,8 +269,6 @@ impl Walk<'_> {
         }
         result.hashed += u64::from(read == Some(Extent::Hashed));
         self.content(logid, size).or_else(|error| self.trouble(path, error))?;
-        let (files, bytes) = (self.result.files, self.result.total.bytes);
-        self.monitor.progress(Progress { files, bytes, errors: self.result.failures, ..Progress::default() });
         Ok(())
     }
 

@@ -65,7 +65,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         excludes: args.exclude.clone(),
         dry_run: args.dry_run,
     };
-    let ui = Ui::new(context.quiet, (args.dry_run || args.verbose) && !args.json, "Backing up");
+    let ui = Ui::new(context, "Backing up").listing((args.dry_run || args.verbose) && !args.json);
     let done = backup::run(&dir, &options, &ui);
     ui.finish();
     let summary = match done {

@@ -92,13 +92,13 @@ pub fn run(context: &Context, args: &CoverageArgs) -> Result<Exit> {
     };
     let asked = path.clone();
     let options = Options { rev: args.rev.clone(), path, since: args.since.unwrap_or_default() };
-    let ui = Ui::new(context.quiet || args.list.is_some(), false, "Looking up");
+    let ui = Ui::new(context, "Looking up");
     let mut out = String::new();
     let mut each = |path: &[u8], reading: Reading| {
         if args.list.is_some_and(|list| list.reading() == reading) {
             out += &format!("{}\n", shown(path));
         }
-        if out.len() > 1 << 16 { print(&std::mem::take(&mut out)) } else { Ok(()) }
+        if out.len() > 1 << 16 { ui.print(&std::mem::take(&mut out)) } else { Ok(()) }
     };
     let done = coverage::run(&tree, &ledger, &options, &ui, now_s(), &mut each);
     ui.finish();

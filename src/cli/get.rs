@@ -86,7 +86,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let spare = Spare::backup_dir(dir.path())?.with_excludes(excludes);
     let extra = if args.delete { Extra::Delete } else { Extra::Keep };
     let options = Options { paths, target, extra, spare };
-    let ui = Ui::new(context.quiet, false, "Restoring");
+    let ui = Ui::new(context, "Restoring");
     let mut confirm = |path: &Path| if args.yes { Decision::All } else { ask(&ui, path) };
     let done = restore::run(&source, &options, &ui, &mut confirm);
     ui.finish();

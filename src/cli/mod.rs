@@ -17,12 +17,14 @@ mod recover;
 mod selftest;
 mod show;
 mod stats;
+mod status;
 mod ui;
 mod versions;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use zeroize::Zeroizing;
@@ -31,6 +33,7 @@ use crate::backupdir::BackupDir;
 use crate::error::{Error, Exit, Result};
 use crate::index::Index;
 use crate::text::{one_line, shown};
+use status::{ProgressArg, Status, Watch};
 
 /// Backs up directories and mounts the backups: every block that is read is verified first.
 #[derive(Debug, Parser)]
@@ -42,6 +45,9 @@ pub struct Cli {
     /// Say only what went wrong
     #[arg(short, long, global = true)]
     quiet: bool,
+    /// How progress is shown
+    #[arg(long, global = true, value_name = "HOW", default_value = "auto")]
+    progress: ProgressArg,
     #[command(subcommand)]
     command: Command,
 }
@@ -66,10 +72,30 @@ enum Command {
     Completions(completions::CompletionsArgs),
 }
 
+impl Command {
+    fn name(&self) -> &'static str {
+        match self {
+            Command::Init(_) => "init",
+            Command::Backup(_) => "backup",
+            Command::Mount(_) => "mount",
+            Command::Get(_) => "get",
+            Command::Ls(_) => "ls",
+            Command::Versions(_) => "versions",
+            Command::Stats(_) => "stats",
+            Command::Coverage(_) => "coverage",
+            Command::Selftest(_) => "selftest",
+            Command::Damage(_) => "damage",
+            Command::Recover(_) => "recover",
+            Command::Completions(_) => "completions",
+        }
+    }
+}
+
 /// What every command gets.
 struct Context {
     dir: PathBuf,
     quiet: bool,
+    status: Arc<Status>,
 }
 
 /// Runs the program; returns its exit code.
@@ -82,11 +108,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         }
     };
     start_log();
+    status::harmless_signals();
     // Many directories and arcs are open at once; failing to raise the limit shows when it is reached.
     let _ = crate::os::process::raise_open_file_limit();
     // Whatever an earlier umask says, what we write is for its owner.
     crate::os::process::set_umask(0o077);
-    let context = Context { dir: home_expanded(cli.dir), quiet: cli.quiet };
+    let progress = if cli.quiet && cli.progress == ProgressArg::Auto { ProgressArg::None } else { cli.progress };
+    let status = Arc::new(Status::new(cli.command.name(), progress));
+    // A mount forks before its first thread, and answers SIGUSR1 itself.
+    let watch = if matches!(cli.command, Command::Mount(_)) { None } else { Watch::start(status.clone()) };
+    let context = Context { dir: home_expanded(cli.dir), quiet: cli.quiet, status };
     let done = match &cli.command {
         Command::Init(args) => init::run(&context, args),
         Command::Backup(args) => backup::run(&context, args),
@@ -101,10 +132,20 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Recover(args) => recover::run(&context, args),
         Command::Completions(args) => completions::run(args),
     };
+    drop(watch);
     match done {
         Ok(exit) => exit,
         // The reader of our output went away: that is its choice.
         Err(Error::Io { op: "print", errno: libc::EPIPE, .. }) => Exit::Ok,
+        Err(Error::Interrupted) => {
+            say(&format!(
+                "assay: {}: {}; until then: {}",
+                Error::Interrupted.code(),
+                Error::Interrupted,
+                context.status.line()
+            ));
+            Exit::Interrupted
+        }
         Err(e) => {
             report(&e);
             e.exit_code()

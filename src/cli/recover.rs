@@ -23,7 +23,7 @@ pub struct RecoverArgs {
 
 pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
     let dir = context.open()?;
-    let ui = Ui::new(context.quiet, false, "Recovering");
+    let ui = Ui::counting(context, "Recovering", "runs");
     let done = recover::run(&dir, &ui);
     ui.finish();
     let found = done?;

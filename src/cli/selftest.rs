@@ -82,7 +82,7 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
         fix: if args.fix { Fix::Correct } else { Fix::Report },
     };
     let noun = if level == Level::Files { "files" } else { "arcs" };
-    let ui = Ui::new(context.quiet || args.debug, args.debug, "Testing").counting(noun);
+    let ui = Ui::counting(context, "Testing", noun).listing(args.debug);
     let done = selftest::run(&dir, &options, &ui);
     ui.finish();
     let report = done?;
@@ -116,7 +116,7 @@ fn drill(context: &Context, dir: &BackupDir, args: &SelftestArgs, count: u32) ->
             u64::from_le_bytes(crate::crypto::random().map_err(|e| Error::io("get random bytes for", dir.path(), &e))?)
         }
     };
-    let ui = Ui::new(context.quiet || args.debug, args.debug, "Drilling").counting("drills");
+    let ui = Ui::counting(context, "Drilling", "drills").listing(args.debug);
     let done = selftest::drill::run(dir, count, seed, &ui);
     ui.finish();
     let report = done?;

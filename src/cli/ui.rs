@@ -1,76 +1,65 @@
-//! A monitor for people: a progress line on a terminal, plain lines elsewhere; Ctrl-C asks the run to stop.
+//! A monitor for people: warnings and failures as lines, progress into the run's status; Ctrl-C asks the run to stop.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::show;
-use crate::error::Error;
+use super::Context;
+use super::status::Status;
+use crate::error::{Error, Result};
 use crate::monitor::{Event, Monitor, Progress};
 use crate::text::shown;
 
-/// How often the line is drawn.
-const DRAW_EVERY: Duration = Duration::from_millis(100);
-
 pub struct Ui {
-    bar: Option<ProgressBar>,
+    status: Arc<Status>,
     started: Instant,
-    next_draw_ms: AtomicU64,
-    last: Mutex<Progress>,
     /// Print each path as it is handled.
     list_paths: bool,
-    /// What `Progress::files` counts.
-    noun: &'static str,
     interrupted: Arc<AtomicBool>,
     warnings: AtomicU64,
     damaged: AtomicBool,
 }
 
 impl Ui {
-    /// `what` stands before the numbers.
-    pub fn new(quiet: bool, list_paths: bool, what: &'static str) -> Ui {
+    /// `what` stands before the number of files.
+    pub fn new(context: &Context, what: &'static str) -> Ui {
+        Ui::counting(context, what, "files")
+    }
+
+    /// Counts something else than files.
+    pub fn counting(context: &Context, what: &'static str, noun: &'static str) -> Ui {
         let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // A run under nohup(1) outlives its terminal.
+            if signal == SIGHUP && crate::os::process::is_ignored(signal) {
+                continue;
+            }
             // The second signal ends the program at once, for those who can't wait.
             let _ = signal_hook::flag::register_conditional_default(signal, interrupted.clone());
             let _ = signal_hook::flag::register(signal, interrupted.clone());
         }
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {msg}") {
-                bar.set_style(style);
-            }
-            bar.set_prefix(what);
-            bar
-        });
+        context.status.begin(what, noun);
         Ui {
-            bar,
+            status: context.status.clone(),
             started: Instant::now(),
-            next_draw_ms: AtomicU64::new(0),
-            last: Mutex::new(Progress::default()),
-            list_paths,
-            noun: "files",
+            list_paths: false,
             interrupted,
             warnings: AtomicU64::new(0),
             damaged: AtomicBool::new(false),
         }
     }
 
-    /// Counts something else than files.
-    pub fn counting(self, noun: &'static str) -> Ui {
-        Ui { noun, ..self }
+    /// Prints each path as it is handled, if asked to.
+    pub fn listing(self, list_paths: bool) -> Ui {
+        Ui { list_paths, ..self }
     }
 
-    /// Takes the progress line away.
+    /// The task is over; the bar goes away.
     pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.status.end();
     }
 
     pub fn elapsed(&self) -> Duration {
@@ -82,66 +71,38 @@ impl Ui {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    /// A question for the terminal; the line is away while it is asked. None when nobody can answer.
+    /// Prints to standard output, which may be the bar's terminal.
+    pub fn print(&self, text: &str) -> Result<()> {
+        self.status.without_bar(|| super::print(text))
+    }
+
+    /// A question for the terminal; the bar is away while it is asked. None when nobody can answer.
     pub fn ask(&self, question: &str) -> Option<String> {
         if !std::io::stdin().is_terminal() {
             return None;
         }
-        let asked = || {
+        self.status.without_bar(|| {
             let _ = write!(std::io::stderr().lock(), "{question} ");
             let mut line = String::new();
             std::io::stdin().read_line(&mut line).ok().filter(|len| *len > 0).map(|_| line.trim().to_string())
-        };
-        match &self.bar {
-            Some(bar) => bar.suspend(asked),
-            None => asked(),
-        }
+        })
     }
 
     fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| super::say(text)),
-            None => super::say(text),
-        }
-    }
-
-    fn message(&self, progress: Progress) -> String {
-        let seconds = self.started.elapsed().as_secs_f64().max(0.001);
-        let rate = progress.bytes as f64 / seconds;
-        let mut text = format!("{} {}, {}", show::number(progress.files), self.noun, show::bytes(progress.bytes));
-        if progress.expected_bytes > 0 {
-            text += &format!(" of about {}", show::bytes(progress.expected_bytes.max(progress.bytes)));
-        }
-        text += &format!(", {}/s", show::bytes(rate as u64));
-        let left = progress.expected_bytes.saturating_sub(progress.bytes);
-        if left > 0 && rate > 1.0 {
-            text += &format!(", {} left", show::duration(Duration::from_secs_f64((left as f64 / rate).min(1e8))));
-        }
-        if progress.errors > 0 {
-            text += &format!(", {} errors", progress.errors);
-        }
-        text
+        self.status.without_bar(|| super::say(text));
     }
 }
 
 impl Monitor for Ui {
     fn progress(&self, progress: Progress) {
-        let Some(bar) = &self.bar else { return };
-        let now = self.started.elapsed().as_millis() as u64;
-        if now < self.next_draw_ms.load(Ordering::Relaxed) {
-            return;
-        }
-        self.next_draw_ms.store(now + DRAW_EVERY.as_millis() as u64, Ordering::Relaxed);
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = progress;
-        bar.set_message(self.message(progress));
-        bar.tick();
+        self.status.progress(progress);
     }
 
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Path(path) => {
                 if self.list_paths {
-                    let _ = super::print(&format!("{}\n", shown(path)));
+                    let _ = self.print(&format!("{}\n", shown(path)));
                 }
             }
             Event::Warning { path, what } => {
@@ -163,7 +124,7 @@ impl Monitor for Ui {
     }
 
     fn wants_totals(&self) -> bool {
-        self.bar.is_some()
+        self.status.is_shown()
     }
 
     fn interrupted(&self) -> bool {

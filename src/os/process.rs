@@ -45,6 +45,15 @@ pub fn raise_open_file_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// True when whoever started this process had it ignore a signal, as nohup(1) does.
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: `sigaction` is plain integers and a pointer, for which zeros are valid.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is set, and `action` is writable for the whole call.
+    let result = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    result == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
 /// Name of this machine, as `uname -n`.
 pub fn hostname() -> String {
     let mut buffer = [0u8; 256];
