@@ -11,6 +11,7 @@ mod coverage;
 mod damage;
 mod fidelity;
 mod index_damage;
+mod place;
 mod project;
 mod recover;
 mod repair;
