@@ -12,6 +12,7 @@ mod damage;
 mod fidelity;
 mod index_damage;
 mod names;
+mod place;
 mod project;
 mod recover;
 mod repair;

@@ -11,6 +11,8 @@ const ORDER: &[&str] = &[
     "monitor",
     "catalog",
     "os",
+    "own",
+    "depot",
     "crypto",
     "arc",
     "index",
@@ -133,5 +135,34 @@ fn files_are_short_and_say_what_they_are_for() {
         assert!(text.lines().count() < 700, "{} has {} lines", path.display(), text.lines().count());
         let tests = path.file_stem().is_some_and(|stem| stem == "tests");
         assert!(tests || text.starts_with("//! "), "{} does not say its purpose", path.display());
+    }
+}
+
+/// What is in a backup dir is opened through `own::OwnDir`: nobody else opens a file by its path.
+#[test]
+fn files_of_the_backup_dir_are_opened_in_one_place() {
+    // The source, targets of a restore, /proc and /dev, private temporary files, and SQLite's, which go by path.
+    let others = [
+        "src/os/",
+        "src/index/",
+        "src/restore",
+        "src/vfs/",
+        "src/docs_tests/",
+        "src/fault_tests/",
+        "src/store/fixture.rs",
+    ];
+    let others = others.iter().chain(&["src/selftest/drill.rs", "src/selftest/fix/originals.rs", "src/mount.rs"]);
+    let others: Vec<&str> = others.chain(&["src/cli/mount.rs", "src/fuse.rs"]).copied().collect();
+    for (_, path, text) in sources() {
+        let own = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+        if others.iter().any(|other| own.starts_with(other)) {
+            continue;
+        }
+        for (number, line) in without_tests(&path, &text).lines().enumerate() {
+            // A directory that is made durable is opened as well.
+            let opens = ["File::open(", "File::create(", "File::options(", "OpenOptions", "fs::write(", "fs::read("];
+            let found = opens.iter().any(|needle| line.contains(needle)) && !line.contains("dir.sync_all()");
+            assert!(!found, "{own}:{}: {line}", number + 1);
+        }
     }
 }

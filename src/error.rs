@@ -75,8 +75,42 @@ pub enum Damage {
     Unreadable(i32),
 }
 
+/// Why a file is not opened, or not written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Foreign {
+    Link,
+    /// A directory, fifo, socket or device.
+    NoFile,
+    NoDir,
+    /// So many hard links.
+    Names(u32),
+    /// The uid that it belongs to.
+    Owner(u32),
+    /// Its permission bits: others can write to it.
+    Writable(u16),
+    /// Longer than anything that belongs there.
+    TooLong,
+    /// `index.db` is a symlink that leads to it.
+    NoIndex,
+}
+
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Foreign::Link => write!(f, "it is a symbolic link"),
+            Foreign::NoFile => write!(f, "it is no regular file"),
+            Foreign::NoDir => write!(f, "it is no directory"),
+            Foreign::Names(count) => write!(f, "it has {count} names (hard links)"),
+            Foreign::Owner(uid) => write!(f, "it belongs to user {uid}"),
+            Foreign::Writable(perm) => write!(f, "others can write to it (mode {perm:04o})"),
+            Foreign::NoIndex => write!(f, "index.db leads to it, and it is no index of this backup dir"),
+            Foreign::TooLong => write!(f, "it is too long to be what its name says"),
+        }
+    }
+}
+
 /// Every way in which the library fails.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     #[error("{op} {}: {}", shown(path), errno_text(*errno))]
     Io { op: &'static str, path: PathBuf, errno: i32 },
@@ -98,6 +132,10 @@ pub enum Error {
     FileHashMismatch { path: Vec<u8>, expected: FileHash, found: FileHash },
     #[error("{} is left as it was: {what}", shown(path))]
     NotFixed { path: PathBuf, what: String },
+    #[error("{}: {what}", shown(path))]
+    DirShared { path: PathBuf, what: String },
+    #[error("{} is not used: {why}", shown(path))]
+    FileForeign { path: PathBuf, why: Foreign },
     #[error("{} is not a backup dir", shown(path))]
     NotABackupDir { path: PathBuf },
     #[error("{} has a backup dir, or other files, in it already", shown(path))]
@@ -108,6 +146,8 @@ pub enum Error {
     KeyWrong { path: PathBuf },
     #[error("{} is damaged: {what}", shown(path))]
     KeyDamaged { path: PathBuf, what: &'static str },
+    #[error("the key in {} is bare, and a passphrase was given for it", shown(path))]
+    KeyBare { path: PathBuf },
     #[error("the passphrase is wrong for {}", shown(path))]
     PassphraseWrong { path: PathBuf },
     #[error("{} needs a passphrase", shown(path))]
@@ -158,11 +198,14 @@ impl Error {
             Error::ExtentsLost { .. } => "EXTENTS_LOST",
             Error::FileHashMismatch { .. } => "FILE_HASH_MISMATCH",
             Error::NotFixed { .. } => "NOT_FIXED",
+            Error::DirShared { .. } => "DIR_SHARED",
+            Error::FileForeign { .. } => "FILE_FOREIGN",
             Error::NotABackupDir { .. } => "NOT_A_BACKUP_DIR",
             Error::NotEmpty { .. } => "NOT_EMPTY",
             Error::Locked { .. } => "LOCKED",
             Error::KeyWrong { .. } => "KEY_WRONG",
             Error::KeyDamaged { .. } => "KEY_DAMAGED",
+            Error::KeyBare { .. } => "KEY_BARE",
             Error::PassphraseWrong { .. } => "PASSPHRASE_WRONG",
             Error::PassphraseMissing { .. } => "PASSPHRASE_MISSING",
             Error::Config { .. } => "CONFIG",
@@ -198,10 +241,13 @@ impl Error {
             | Error::ExtentsLost { .. }
             | Error::FileHashMismatch { .. }
             | Error::NotFixed { .. }
+            | Error::DirShared { .. }
+            | Error::FileForeign { .. }
             | Error::NotABackupDir { .. }
             | Error::NotEmpty { .. }
             | Error::KeyWrong { .. }
             | Error::KeyDamaged { .. }
+            | Error::KeyBare { .. }
             | Error::PassphraseWrong { .. }
             | Error::PassphraseMissing { .. }
             | Error::Config { .. }
@@ -228,12 +274,15 @@ impl Error {
             Error::Locked { .. } => Exit::Locked,
             Error::KeyWrong { .. }
             | Error::KeyDamaged { .. }
+            | Error::KeyBare { .. }
             | Error::PassphraseWrong { .. }
             | Error::PassphraseMissing { .. } => Exit::WrongKey,
             Error::Interrupted => Exit::Interrupted,
             Error::Io { .. }
             | Error::IndexIo { .. }
             | Error::IndexTooNew { .. }
+            | Error::DirShared { .. }
+            | Error::FileForeign { .. }
             | Error::NotEmpty { .. }
             | Error::Config { .. }
             | Error::NoVersion(_)
@@ -260,11 +309,30 @@ impl Error {
             Error::Arc { .. } => Some("the data behind it is lost unless another copy of the arc exists"),
             Error::FileHashMismatch { .. } => Some("run `assay recover`: the index may list the wrong blocks"),
             Error::NotFixed { .. } => Some("put the arc back from a copy of the backup dir"),
+            Error::DirShared { .. } => {
+                Some("run as its user, or `chmod go-w` it, or trust all who can write there: --allow-shared-dir")
+            }
+            Error::FileForeign { why: Foreign::Link | Foreign::NoFile | Foreign::NoDir, .. } => {
+                Some("look who has put it there, and take it away")
+            }
+            Error::FileForeign { why: Foreign::Names(_), .. } => {
+                Some("put a copy of its own in its place: what is written must not change another file")
+            }
+            Error::FileForeign { why: Foreign::Owner(_) | Foreign::Writable(_), .. } => {
+                Some("look at what it says, then give it to the user who runs assay (chown, chmod go-w)")
+            }
+            Error::FileForeign { why: Foreign::NoIndex, .. } => {
+                Some("take the symlink index.db away, or let it lead to a file that is not there yet")
+            }
+            Error::FileForeign { why: Foreign::TooLong, .. } => Some("put your copy of it back"),
             Error::NotABackupDir { .. } => Some("make one with `assay init -c DIR`, or name it with -c or ASSAY_DIR"),
             Error::NotEmpty { .. } => Some("name an absent or empty directory"),
             Error::Locked { .. } => Some("wait until the other assay has finished"),
             Error::KeyWrong { .. } | Error::KeyDamaged { .. } => {
                 Some("put your copy of this backup dir's key.conf back")
+            }
+            Error::KeyBare { .. } => {
+                Some("look whether this is your backup dir; if its key is bare by intent, unset ASSAY_PASSPHRASE")
             }
             Error::PassphraseMissing { .. } => Some("set ASSAY_PASSPHRASE or run on a terminal"),
             Error::CommitDamaged { .. } => Some("put the arc back from a copy, then run `assay recover`"),
@@ -310,6 +378,16 @@ impl Error {
 }
 
 impl Damage {
+    /// What an errno says of stored bytes that were to be read: only these speak of the medium, or of the file system
+    /// on it. None: it speaks of a permission, of this process, this machine or a connection, and the bytes may be well.
+    pub fn of_errno(errno: i32) -> Option<Damage> {
+        match errno {
+            // EBADMSG is how ext4 and XFS say that a checksum of theirs is wrong.
+            libc::EIO | libc::EUCLEAN | libc::ENODATA | libc::EBADMSG => Some(Damage::Unreadable(errno)),
+            _ => None,
+        }
+    }
+
     pub fn code(&self) -> &'static str {
         match self {
             Damage::Missing => "ARC_MISSING",

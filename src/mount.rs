@@ -22,6 +22,7 @@ use crate::fuse::{Access, Caching, Mounted, raise_read_ahead};
 use crate::index::Index;
 use crate::ledger::{By, FLUSH_EVERY_S, LedgerWriter, Record, Session};
 use crate::os;
+use crate::own::OwnDir;
 use crate::store::{Heal, Spread, Store, StoreOptions, Summary};
 use crate::text::shown;
 use crate::tree::{Tree, View};
@@ -102,7 +103,7 @@ enum News {
 /// `ready` is called once the mount answers, `report` at each SIGUSR1.
 /// Errors: those of the mount itself; damage that readers met is in the summary, not an error.
 pub fn serve(
-    dir: &Path,
+    dir: &Arc<OwnDir>,
     keys: Arc<Keys>,
     index: Arc<Index>,
     point: &Path,
@@ -130,12 +131,14 @@ pub fn serve(
         store_options.max_age = Some(DIRECT_MAX_AGE);
     }
     let (news_tx, news) = unbounded();
+    // What ends it too.
+    os::mapped::tell_by(SIGTERM);
     // Before the mount exists: a signal from now on ends it cleanly.
     let signals = watch_signals(news_tx.clone()).map_err(|error| failed(format!("signals: {error}")))?;
     let ledger = Arc::new(LedgerWriter::new(dir, keys.clone(), By::Mount));
     store_options.ledger = Some(ledger.clone());
     let started_s = ledger.now_s();
-    let store = Arc::new(Store::with_options(dir, keys, index, store_options));
+    let store = Arc::new(Store::with_options(dir, keys, index.clone(), store_options));
     let vfs_options =
         VfsOptions { owners, only, mounter, hashing: options.hashing, virtual_xattrs: options.virtual_xattrs };
     let vfs = Arc::new(Vfs::new(tree, store.clone(), vfs_options));
@@ -179,6 +182,7 @@ pub fn serve(
     }
     signals.close();
     remember();
+    index.check_shared()?;
     over.map(|_| vfs.summary())
 }
 

@@ -64,16 +64,16 @@ pub fn run(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Recovered> {
 
 /// Where a new index is made: beside the old one, which may be where a symlink leads to.
 pub fn new_index_path(dir: &BackupDir) -> Result<PathBuf> {
-    Ok(with_suffix(&Index::target(&dir.index_path())?, ".new"))
+    Ok(with_suffix(&dir.index_to_replace()?, ".new"))
 }
 
 /// Makes a whole new index at `path`; nothing else is changed.
 pub fn build(dir: &BackupDir, path: &Path, monitor: &dyn Monitor) -> Result<Recovered> {
-    if arcs::key_opens_an_arc(dir.path(), dir.keys()) == Some(false) {
+    if arcs::key_opens_an_arc(dir.own(), dir.keys()) == Some(false) {
         return Err(Error::KeyWrong { path: dir.key_path() });
     }
     let mut rebuild = Rebuild::begin(dir, path)?;
-    if !arcs::runs(dir.path())?.iter().any(|run| run.committed) && Index::target(&dir.index_path())?.exists() {
+    if !arcs::runs(dir.own())?.iter().any(|run| run.committed) && Index::target(&dir.index_path())?.exists() {
         let what = "there is no committed run to recover from".into();
         return Err(Error::CommitDamaged { run: Version(0), what });
     }
@@ -133,7 +133,7 @@ impl<'a> Rebuild<'a> {
     /// Applies the runs that were not looked at yet. `last` is a run that is known to be the last committed one; None:
     /// that is told by the arcs.
     pub fn go_on(&mut self, last: Option<Version>, monitor: &dyn Monitor) -> Result<()> {
-        let runs = arcs::runs(self.dir.path())?;
+        let runs = arcs::runs(self.dir.own())?;
         let last_commit = last.or_else(|| runs.iter().filter(|run| run.committed).map(|run| run.version).max());
         let fresh = |run: &&arcs::Run| run.version >= self.next && last.is_none_or(|last| run.version <= last);
         let fresh: Vec<&arcs::Run> = runs.iter().filter(fresh).collect();
@@ -161,12 +161,12 @@ impl<'a> Rebuild<'a> {
 
     /// After a lost commit record only a base, which stands alone, tells the whole tree again.
     fn apply(&mut self, run: &arcs::Run, monitor: &dyn Monitor) -> Result<()> {
-        let read = arcs::read_commit(self.dir.path(), run.version, self.dir.keys());
+        let read = arcs::read_commit(self.dir.own(), run.version, self.dir.keys());
         if read.is_err() {
             self.unreadable.insert(run.version);
         }
         let applied = read.and_then(|(commit, digest)| {
-            self.writer.apply(&commit, digest, &mut ArcSource::new(self.dir.path(), self.dir.keys()))
+            self.writer.apply(&commit, digest, &mut ArcSource::new(self.dir.own(), self.dir.keys()))
         });
         match applied {
             Ok(report) => {

@@ -158,7 +158,7 @@ fn main() -> Done<()> {
     let mut writer = IndexWriter::open(&dir.index_path(), &dir.keys().index_key())?;
     let run = Version(0);
     writer.reserve_run(run)?;
-    let mut out = Output::new(dir.path(), dir.keys(), run, 0, dir.config().arc_size_limit)?;
+    let mut out = Output::new(dir.own(), dir.keys(), run, 0, dir.config().arc_size_limit)?;
     let mut packer = Packer::new(3)?;
     let mut blocks = Vec::new();
     for i in 0..64u64 {
@@ -210,7 +210,7 @@ fn main() -> Done<()> {
         next_logid: maker.next_logid,
         next_dirno: maker.next_dirno,
     };
-    arcs::write_commit(dir.path(), dir.keys(), &commit)?;
+    arcs::write_commit(dir.own(), dir.keys(), &commit)?;
     let catalog_s = started.elapsed().as_secs_f64();
     let started = Instant::now();
     settle::apply(&dir, &mut writer, run)?;

@@ -4,10 +4,10 @@
 //! once a run, and nothing in it is taken for stored.
 
 use std::collections::HashSet;
-use std::io::ErrorKind;
 
 use crate::backupdir::{BackupDir, arcs};
 use crate::catalog::{ArcEntry, ArcRole};
+use crate::depot;
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::ArcSerial;
 use crate::index::Index;
@@ -35,15 +35,18 @@ impl Inventory {
         let mut found = Inventory::default();
         let since_base = index.since_base()?;
         for row in index.arcs()? {
-            let Some(error) = what_is_wrong(dir, &row.entry) else { continue };
-            found.lost.insert(row.entry.serial);
-            let needed = since_base.first().is_none_or(|base| row.run >= *base);
-            found.base_due |= row.entry.role == ArcRole::Catalog && needed;
+            let Err(error) = check(dir, &row.entry) else { continue };
+            // What only can't be looked at counts as there.
+            if error.is_damage() {
+                found.lost.insert(row.entry.serial);
+                let needed = since_base.first().is_none_or(|base| row.run >= *base);
+                found.base_due |= row.entry.role == ArcRole::Catalog && needed;
+            }
             found.tell(&error, monitor);
         }
         for run in since_base {
-            if let Err(error) = arcs::check_commit(dir.path(), run, dir.keys()) {
-                found.base_due = true;
+            if let Err(error) = arcs::check_commit(dir.own(), run, dir.keys()) {
+                found.base_due |= error.is_damage();
                 found.tell(&error, monitor);
             }
         }
@@ -62,12 +65,11 @@ impl Inventory {
     }
 }
 
-fn what_is_wrong(dir: &BackupDir, arc: &ArcEntry) -> Option<Error> {
-    let damage = match std::fs::metadata(dir.path().join(arc.name.to_string())) {
-        Ok(meta) if meta.len() >= arc.arc_bytes => return None,
-        Ok(meta) => Damage::Truncated { wanted_bytes: arc.arc_bytes, found_bytes: meta.len() },
-        Err(e) if e.kind() == ErrorKind::NotFound => Damage::Missing,
-        Err(e) => Damage::Unreadable(e.raw_os_error().unwrap_or(libc::EIO)),
-    };
-    Some(Error::Arc { place: Place { arc: arc.name, frame: None, block: None, offset: 0 }, damage })
+fn check(dir: &BackupDir, arc: &ArcEntry) -> Result<()> {
+    let found_bytes = depot::find(dir.own(), arc.name)?;
+    if found_bytes >= arc.arc_bytes {
+        return Ok(());
+    }
+    let damage = Damage::Truncated { wanted_bytes: arc.arc_bytes, found_bytes };
+    Err(Error::Arc { place: Place { arc: arc.name, frame: None, block: None, offset: 0 }, damage })
 }

@@ -95,7 +95,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let started = read::now();
     // A dry run only looks, so nobody has to wait for it, nor it for anybody.
     let lock = if options.dry_run { None } else { Some(dir.lock()?) };
-    let excludes = Excludes::load(&dir.excludes_path(), &options.excludes)?;
+    let excludes = Excludes::parse(&dir.excludes_path(), &dir.excludes()?, &options.excludes)?;
     let boundaries = Boundaries::new(dir.path(), if options.cross { Crossing::Cross } else { Crossing::Stay })?;
     let boundaries_seen = boundaries.clone();
     let opened = PathNode::open(&options.paths, dir.path(), monitor)?;
@@ -147,7 +147,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     writer.reserve_run(run)?;
     let written = (|| {
         let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?.without(inventory.lost.clone());
-        let out = Output::new(dir.path(), dir.keys(), run, state.next_serial, dir.config().arc_size_limit)?;
+        let out = Output::new(dir.own(), dir.keys(), run, state.next_serial, dir.config().arc_size_limit)?;
         let assembler = Assembler::new(out, &index, &dedup, &budget, monitor, &expected);
         let (assembler, next) = std::thread::scope(|scope| {
             // Without a version before there is nothing to estimate from.
@@ -189,7 +189,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         if monitor.interrupted() {
             return Err(Error::Interrupted);
         }
-        arcs::write_commit(dir.path(), dir.keys(), &commit)?;
+        arcs::write_commit(dir.own(), dir.keys(), &commit)?;
         Ok(commit)
     })();
     let commit = match written {
@@ -223,7 +223,7 @@ fn tell(report: &ApplyReport, monitor: &dyn Monitor) -> u64 {
 /// What mounts and selftests have noted becomes one segment. The version is there whatever comes of it.
 fn merge_ledger(dir: &BackupDir, monitor: &dyn Monitor) {
     let warn = |what: String| monitor.event(Event::Warning { path: b"", what });
-    match Ledger::merge(dir.path(), dir.keys(), crate::ledger::now_s()) {
+    match Ledger::merge(dir.own(), dir.keys(), crate::ledger::now_s()) {
         Ok(refused) => {
             refused
                 .iter()
@@ -350,10 +350,10 @@ fn in_force(index: &Index, next_serial: u64) -> impl Iterator<Item = Result<(Blo
 
 /// Removes what a run wrote that was not committed.
 pub(crate) fn clear_cut_run(dir: &BackupDir, run: Version) -> Result<()> {
-    for found in arcs::runs(dir.path())?.iter().filter(|found| found.version == run && !found.committed) {
-        arcs::remove_leftovers(dir.path(), &found.arcs)?;
+    for found in arcs::runs(dir.own())?.iter().filter(|found| found.version == run && !found.committed) {
+        arcs::remove_leftovers(dir.own(), &found.arcs)?;
     }
-    arcs::remove_leftovers(dir.path(), &[])
+    arcs::remove_leftovers(dir.own(), &[])
 }
 
 fn cutting(dir: &BackupDir, options: &Options) -> Cutting {

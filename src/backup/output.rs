@@ -3,7 +3,7 @@
 //! Invariants: at most one data arc and one catalog arc are open; numbers and serials are given in the order of
 //! creation and never again; `finish` returns only when every arc of the run is on the medium.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use crate::arc::{FrameKind, Packed, Packer};
@@ -13,6 +13,7 @@ use crate::catalog::{ArcEntry, ArcRole};
 use crate::crypto::Keys;
 use crate::error::{Error, Result};
 use crate::ids::{ArcName, ArcSerial, BlockHash, BlockId, Version};
+use crate::own::OwnDir;
 
 /// Frames an arc may hold: bounds its frame table (30 bytes each) and the writer's memory.
 const MAX_FRAMES: usize = 1 << 17;
@@ -20,7 +21,7 @@ const MAX_FRAMES: usize = 1 << 17;
 const MAX_SYNCING: usize = 2;
 
 pub struct Output<'a> {
-    dir: &'a Path,
+    dir: &'a OwnDir,
     keys: &'a Keys,
     run: Version,
     arc_size_limit: u64,
@@ -35,7 +36,7 @@ pub struct Output<'a> {
 
 impl<'a> Output<'a> {
     pub fn new(
-        dir: &'a Path,
+        dir: &'a OwnDir,
         keys: &'a Keys,
         run: Version,
         next_serial: u64,
@@ -86,8 +87,8 @@ impl<'a> Output<'a> {
         if self.slot(role).is_none() {
             let name = ArcName { version: self.run, number: self.next_number };
             let serial = Some(self.next_serial).filter(|s| *s <= ArcSerial::MAX);
-            let serial =
-                serial.ok_or_else(|| Error::Unsupported { path: self.dir.into(), what: "too many arcs".into() })?;
+            let serial = serial
+                .ok_or_else(|| Error::Unsupported { path: self.dir.path().into(), what: "too many arcs".into() })?;
             let arc = arcs::create(self.dir, self.keys, name, role, serial)?;
             self.next_number += 1;
             self.next_serial.0 += 1;
@@ -131,7 +132,7 @@ impl<'a> Output<'a> {
         for thread in self.syncing.drain(..) {
             join(thread)?;
         }
-        crate::backupdir::sync_dir(self.dir)?;
+        self.dir.sync()?;
         self.done.sort_by_key(|arc| arc.serial);
         Ok((self.done, self.next_serial.0))
     }

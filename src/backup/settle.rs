@@ -3,13 +3,12 @@
 //! Invariants: run under the backup dir's lock; a run counts if and only if its commit arc is there; only arcs of
 //! runs without one are removed; a commit is applied only on top of the very commit that it names.
 
-use std::path::Path;
-
 use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::{self, ArcSource};
 use crate::error::{Error, Result};
 use crate::ids::{ArcName, Version};
 use crate::index::{ApplyReport, Index, IndexWriter};
+use crate::own::OwnDir;
 
 /// What `settle` did.
 #[derive(Debug)]
@@ -29,7 +28,7 @@ pub fn settle(dir: &BackupDir, index: &Index, writer: &mut IndexWriter) -> Resul
     let state = index.state()?;
     let known = state.last_commit;
     let mut settled = Settled { applied: Vec::new(), removed_arcs: 0, next_run: state.next_run };
-    let runs = arcs::runs(dir.path())?;
+    let runs = arcs::runs(dir.own())?;
     // A run that was cut is cleared away before the next one commits, so only one above all commits can be.
     let last_commit = runs.iter().filter(|run| run.committed).map(|run| run.version).max();
     for run in runs {
@@ -41,18 +40,18 @@ pub fn settle(dir: &BackupDir, index: &Index, writer: &mut IndexWriter) -> Resul
             // A recovery has told that it is lost, and that its arcs are left alone.
         } else if !run.committed && last_commit.is_none_or(|last| run.version > last) {
             settled.removed_arcs += run.arcs.len();
-            remove(dir.path(), &run.arcs)?;
+            remove(dir.own(), &run.arcs)?;
         } else if !run.committed {
             let what = format!("{} is missing", ArcName { version: run.version, number: arcs::COMMIT_NUMBER });
             return Err(Error::CommitDamaged { run: run.version, what });
         } else {
             // The run that made it may have been killed before it was durable: the index must not be ahead of it.
-            arcs::sync_commit(dir.path(), run.version)?;
+            arcs::sync_commit(dir.own(), run.version)?;
             let report = apply(dir, writer, run.version)?;
             settled.applied.push((run.version, report));
         }
     }
-    remove(dir.path(), &[])?;
+    remove(dir.own(), &[])?;
     if settled.next_run > Version::MAX {
         return Err(Error::Unsupported { path: dir.path().into(), what: "too many runs".into() });
     }
@@ -64,10 +63,10 @@ pub fn settle(dir: &BackupDir, index: &Index, writer: &mut IndexWriter) -> Resul
 /// # Errors
 /// `COMMIT_DAMAGED` when its record can't be read, or follows another commit than the last one applied.
 pub fn apply(dir: &BackupDir, writer: &mut IndexWriter, run: Version) -> Result<ApplyReport> {
-    let (commit, digest) = arcs::read_commit(dir.path(), run, dir.keys())?;
-    writer.apply(&commit, digest, &mut ArcSource::new(dir.path(), dir.keys()))
+    let (commit, digest) = arcs::read_commit(dir.own(), run, dir.keys())?;
+    writer.apply(&commit, digest, &mut ArcSource::new(dir.own(), dir.keys()))
 }
 
-fn remove(dir: &Path, names: &[crate::ids::ArcName]) -> Result<()> {
+fn remove(dir: &OwnDir, names: &[crate::ids::ArcName]) -> Result<()> {
     arcs::remove_leftovers(dir, names)
 }

@@ -278,19 +278,10 @@ pub struct Excludes {
 }
 
 impl Excludes {
-    /// Reads inex.conf (absent is empty), then adds the patterns of the command line.
+    /// The patterns of inex.conf, and then those of the command line.
     ///
     /// A pattern that does not parse is an error that names its line.
-    pub fn load(inex_conf: &Path, options: &[String]) -> Result<Excludes> {
-        let conf = match std::fs::read(inex_conf) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(Error::io("read", inex_conf, &error)),
-        };
-        Excludes::parse(inex_conf, &conf, options)
-    }
-
-    fn parse(inex_conf: &Path, conf: &[u8], options: &[String]) -> Result<Excludes> {
+    pub fn parse(inex_conf: &Path, conf: &[u8], options: &[String]) -> Result<Excludes> {
         let mut builder = GitignoreBuilder::new("/");
         builder.allow_unclosed_class(false);
         for (index, line) in conf.split(|byte| *byte == b'\n').enumerate() {
@@ -497,7 +488,7 @@ mod tests {
         assert!(wrong.to_string().starts_with("inex.conf: line 2: "), "{wrong}");
         let wrong = Excludes::parse(Path::new("inex.conf"), b"\n\n\xff\n", &[]).unwrap_err();
         assert!(wrong.to_string().starts_with("inex.conf: line 3: "), "{wrong}");
-        let wrong = Excludes::load(Path::new("/nonexistent"), &["{a".into()]).unwrap_err();
+        let wrong = Excludes::parse(Path::new("/nonexistent"), b"", &["{a".into()]).unwrap_err();
         assert!(matches!(&wrong, Error::Usage(text) if text.starts_with("--exclude {a: ")), "{wrong}");
     }
 

@@ -3,46 +3,48 @@
 //! Invariants: a name is never written twice; a commit arc appears under its final name by one rename after all
 //! other arcs of its run are durable, so an arc file that is there and named by a commit record was whole once.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, ErrorKind};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::PathBuf;
 
-use super::{remove_if_there, rename, sync_dir};
 use crate::arc::{
     ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, ArcWriter, FRAME_HEADER_LEN, FRAME_OVERHEAD, FrameInfo,
     FrameKind, MAX_PLAIN_LEN, Packer, VerifiedBlock, decode_frame_table, frame,
 };
 use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit};
 use crate::crypto::{ArcCipher, Keys};
+use crate::depot::{LocalArc, StoredArc};
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
+use crate::own::OwnDir;
 
 const TMP_SUFFIX: &str = ".tmp";
 
 /// Names of all arcs in the directory, sorted; files with other names are not arcs.
-pub fn list(dir: &Path) -> Result<Vec<ArcName>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, &e))? {
-        let entry = entry.map_err(|e| Error::io("list", dir, &e))?;
-        names.extend(entry.file_name().to_str().and_then(ArcName::parse));
-    }
+pub fn list(dir: &OwnDir) -> Result<Vec<ArcName>> {
+    let parse = |name: &Vec<u8>| std::str::from_utf8(name).ok().and_then(ArcName::parse);
+    let mut names: Vec<ArcName> = dir.names()?.iter().filter_map(parse).collect();
     names.sort();
     Ok(names)
 }
 
-/// None when there is no arc to try the key on.
-pub fn key_opens_an_arc(dir: &Path, keys: &Keys) -> Option<bool> {
+/// None when there is no arc on which the key could be tried.
+pub fn key_opens_an_arc(dir: &OwnDir, keys: &Keys) -> Option<bool> {
     let names = list(dir).ok()?;
-    if names.is_empty() {
-        return None;
+    let mut tried = None;
+    for name in names.iter().take(16) {
+        match ArcFile::open(dir, *name, keys) {
+            Ok(_) => return Some(true),
+            Err(error) if error.is_damage() => tried = Some(false),
+            Err(_) => {}
+        }
     }
-    Some(names.iter().take(16).any(|name| ArcFile::open(dir, *name, keys).is_ok()))
+    tried
 }
 
 /// One arc file, opened for reading its structure. Mount reads go through `store`, not through this.
 pub struct ArcFile {
-    file: File,
+    file: LocalArc,
     name: ArcName,
     len: u64,
     cipher: ArcCipher,
@@ -53,12 +55,16 @@ pub struct ArcFile {
 
 impl ArcFile {
     /// Opens by header, or by trailer when the header is damaged.
-    pub fn open(dir: &Path, name: ArcName, keys: &Keys) -> Result<ArcFile> {
-        let (file, len) = open_file(dir, name)?;
+    ///
+    /// # Errors
+    /// Damage (`Arc`), or what keeps it from being read.
+    pub fn open(dir: &OwnDir, name: ArcName, keys: &Keys) -> Result<ArcFile> {
+        let file = LocalArc::open(dir, name)?;
+        let len = file.len_bytes();
         let whole = |damage| damaged(name, None, 0, damage);
-        let head = read_at(&file, name, 0, len.min(ARC_HEADER_LEN as u64))?;
+        let head = file.exactly(0, len.min(ARC_HEADER_LEN as u64) as usize)?;
         let tail_at = len.saturating_sub(ARC_TRAILER_LEN as u64);
-        let tail = read_at(&file, name, tail_at, len - tail_at)?;
+        let tail = file.exactly(tail_at, (len - tail_at) as usize)?;
         let header = ArcHeader::decode(&head, keys);
         let trailer = ArcTrailer::decode(&tail, keys);
         let (id, salt, role) = match (&header, &trailer) {
@@ -72,12 +78,12 @@ impl ArcFile {
     }
 
     /// Opens by what the commit record says of the arc: needs neither header nor trailer.
-    pub fn open_known(dir: &Path, entry: &ArcEntry, keys: &Keys) -> Result<ArcFile> {
-        let (file, len) = open_file(dir, entry.name)?;
+    pub fn open_known(dir: &OwnDir, entry: &ArcEntry, keys: &Keys) -> Result<ArcFile> {
+        let file = LocalArc::open(dir, entry.name)?;
         Ok(ArcFile {
-            file,
             name: entry.name,
-            len,
+            len: file.len_bytes(),
+            file,
             cipher: keys.arc_cipher(entry.id, &entry.salt),
             role: entry.role,
             footer: Some((entry.footer_offset, entry.footer_len, entry.frames)),
@@ -97,19 +103,21 @@ impl ArcFile {
     /// All frames, from the footer. When it is damaged, from the headers of the frames themselves: then as many as
     /// stand in a row from the first one, which may be fewer than the arc had.
     pub fn frame_table(&self, keys: &Keys) -> Result<Vec<FrameInfo>> {
-        self.footer_table(keys).or_else(|error| {
-            let table = self.walk_headers();
-            if table.is_empty() { Err(error) } else { Ok(table) }
-        })
+        let error = match self.footer_table(keys) {
+            Err(error) if error.is_damage() => error,
+            other => return other,
+        };
+        let table = self.walk_headers()?;
+        if table.is_empty() { Err(error) } else { Ok(table) }
     }
 
     /// All frames, from the footer and nothing else.
     pub fn footer_table(&self, keys: &Keys) -> Result<Vec<FrameInfo>> {
-        let from_footer = self.footer.ok_or(Damage::BadTrailer).and_then(|(at, len, frames)| {
-            open_footer(keys, &self.cipher, frames, &self.bytes(at, u64::from(len)).map_err(damage_of)?)
-        });
-        let at = self.footer.map_or(self.len, |(at, ..)| at);
-        from_footer.map_err(|damage| damaged(self.name, None, at, damage))
+        let Some((at, len, frames)) = self.footer else {
+            return Err(damaged(self.name, None, self.len, Damage::BadTrailer));
+        };
+        let bytes = self.bytes(at, u64::from(len))?;
+        open_footer(keys, &self.cipher, frames, &bytes).map_err(|damage| damaged(self.name, None, at, damage))
     }
 
     /// Length of the file, bytes.
@@ -119,11 +127,15 @@ impl ArcFile {
 
     /// The table as the frame headers claim it, up to the first one that makes no sense or is cut off; each claim
     /// is proven when its frame is opened.
-    fn walk_headers(&self) -> Vec<FrameInfo> {
+    fn walk_headers(&self) -> Result<Vec<FrameInfo>> {
         let mut table = Vec::new();
         let mut at = ARC_HEADER_LEN as u64;
         while self.footer.is_none_or(|(footer_at, ..)| at < footer_at) {
-            let header = self.bytes(at, FRAME_HEADER_LEN as u64).ok();
+            let header = match self.bytes(at, FRAME_HEADER_LEN as u64) {
+                Ok(header) => Some(header),
+                Err(error) if error.is_damage() => None,
+                Err(error) => return Err(error),
+            };
             let claim = header.and_then(|bytes| FrameInfo::from_header(bytes.first_chunk()?));
             match claim.filter(|(no, info)| no.0 as usize == table.len() && at + info.frame_len() <= self.len) {
                 Some((_, info)) if info.kind != FrameKind::Footer => {
@@ -133,7 +145,7 @@ impl ArcFile {
                 _ => break,
             }
         }
-        table
+        Ok(table)
     }
 
     /// Verifies one frame given the arc's table.
@@ -153,7 +165,10 @@ impl ArcFile {
             place: Place { arc: self.name, frame: Some(no), block: serial.map(|s| BlockId::new(s, no)), offset },
             damage,
         };
-        let bytes = self.bytes(offset, info.frame_len()).map_err(|e| at(damage_of(e)))?;
+        let bytes = self.bytes(offset, info.frame_len()).map_err(|error| match error {
+            Error::Arc { damage, .. } => at(damage),
+            other => other,
+        })?;
         frame::open(keys, &self.cipher, no, info, &bytes).map_err(at)
     }
 
@@ -163,7 +178,7 @@ impl ArcFile {
             let found_bytes = self.len.saturating_sub(offset).min(len);
             return Err(damaged(self.name, None, offset, Damage::Truncated { wanted_bytes: len, found_bytes }));
         }
-        read_at(&self.file, self.name, offset, len)
+        self.file.exactly(offset, len as usize)
     }
 }
 
@@ -186,12 +201,13 @@ pub const COMMIT_NUMBER: u32 = 0;
 /// Reads the commit record of a run and its SHA-256.
 ///
 /// # Errors
-/// `COMMIT_DAMAGED` when neither copy of the record is readable.
-pub fn read_commit(dir: &Path, run: Version, keys: &Keys) -> Result<(Commit, [u8; 32])> {
+/// `COMMIT_DAMAGED` when neither copy of the record is right; what keeps them from being read.
+pub fn read_commit(dir: &OwnDir, run: Version, keys: &Keys) -> Result<(Commit, [u8; 32])> {
     let name = ArcName { version: run, number: COMMIT_NUMBER };
-    let damaged = |e: &dyn std::fmt::Display| Error::CommitDamaged { run, what: e.to_string() };
-    let arc = ArcFile::open(dir, name, keys).map_err(|e| damaged(&e))?;
-    let table = arc.frame_table(keys).map_err(|e| damaged(&e))?;
+    let damaged = |what: &dyn std::fmt::Display| Error::CommitDamaged { run, what: what.to_string() };
+    let judged = |error: Error| if error.is_damage() { damaged(&error) } else { error };
+    let arc = ArcFile::open(dir, name, keys).map_err(judged)?;
+    let table = arc.frame_table(keys).map_err(judged)?;
     let mut last = damaged(&"the commit arc holds no record");
     for (n, _) in table.iter().enumerate().filter(|(_, info)| info.kind == FrameKind::Commit) {
         match arc.open_frame(keys, &table, FrameNo(n as u32), None) {
@@ -202,24 +218,24 @@ pub fn read_commit(dir: &Path, run: Version, keys: &Keys) -> Result<(Commit, [u8
                 Ok(_) => last = damaged(&"it is the record of another run"),
                 Err(e) => last = damaged(&e),
             },
-            Err(e) => last = damaged(&e),
+            Err(e) => last = judged(e),
         }
     }
     Err(last)
 }
 
 /// Makes a commit arc that is there under its final name durable.
-pub fn sync_commit(dir: &Path, run: Version) -> Result<()> {
-    let path = dir.join(ArcName { version: run, number: COMMIT_NUMBER }.to_string());
-    File::open(&path).and_then(|file| file.sync_all()).map_err(|e| Error::io("fsync", &path, &e))?;
-    sync_dir(dir)
+pub fn sync_commit(dir: &OwnDir, run: Version) -> Result<()> {
+    let name = ArcName { version: run, number: COMMIT_NUMBER }.to_string();
+    dir.read(&name)?.sync_all().map_err(|e| Error::io("fsync", dir.path_of(&name), &e))?;
+    dir.sync()
 }
 
 /// Is the commit of a run there? Looks at the ends of its arc, and at the record only if they are damaged.
 ///
 /// # Errors
-/// `COMMIT_DAMAGED` as `read_commit`.
-pub fn check_commit(dir: &Path, run: Version, keys: &Keys) -> Result<()> {
+/// As `read_commit`.
+pub fn check_commit(dir: &OwnDir, run: Version, keys: &Keys) -> Result<()> {
     match ArcFile::open(dir, ArcName { version: run, number: COMMIT_NUMBER }, keys) {
         Ok(arc) if arc.is_whole() => Ok(()),
         _ => read_commit(dir, run, keys).map(|_| ()),
@@ -236,7 +252,7 @@ pub struct Run {
 }
 
 /// Runs found on disk, oldest first.
-pub fn runs(dir: &Path) -> Result<Vec<Run>> {
+pub fn runs(dir: &OwnDir) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
     for name in list(dir)? {
         let committed = name.number == COMMIT_NUMBER;
@@ -253,14 +269,14 @@ pub fn runs(dir: &Path) -> Result<Vec<Run>> {
 
 /// Gives `index::apply` the frame tables and catalog frames of a commit, verified.
 pub struct ArcSource<'a> {
-    dir: &'a Path,
+    dir: &'a OwnDir,
     keys: &'a Keys,
     /// The catalog arc that was used last, with its table.
     current: Option<(ArcSerial, ArcFile, Vec<FrameInfo>)>,
 }
 
 impl<'a> ArcSource<'a> {
-    pub fn new(dir: &'a Path, keys: &'a Keys) -> ArcSource<'a> {
+    pub fn new(dir: &'a OwnDir, keys: &'a Keys) -> ArcSource<'a> {
         ArcSource { dir, keys, current: None }
     }
 }
@@ -292,20 +308,15 @@ pub type ArcFileWriter = ArcWriter<BufWriter<File>>;
 ///
 /// # Errors
 /// `IO` also when the name is taken: names are never written twice.
-pub fn create(dir: &Path, keys: &Keys, name: ArcName, role: ArcRole, serial: ArcSerial) -> Result<ArcFileWriter> {
+pub fn create(dir: &OwnDir, keys: &Keys, name: ArcName, role: ArcRole, serial: ArcSerial) -> Result<ArcFileWriter> {
     let path = write_path(dir, name, role);
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o400)
-        .open(&path)
-        .map_err(|e| Error::io("create", &path, &e))?;
+    let file = dir.create(write_name(name, role), 0o400)?;
     ArcWriter::create(BufWriter::with_capacity(1 << 20, file), keys, name, role, serial).map_err(|e| e.at(&path))
 }
 
 /// Ends an arc file; the returned file still has to be made durable by `sync_all`.
 pub fn finish(
-    dir: &Path,
+    dir: &OwnDir,
     keys: &Keys,
     arc: ArcFileWriter,
     role: ArcRole,
@@ -318,24 +329,29 @@ pub fn finish(
 }
 
 /// Where an arc stands while it is written.
-pub fn write_path(dir: &Path, name: ArcName, role: ArcRole) -> PathBuf {
+pub fn write_path(dir: &OwnDir, name: ArcName, role: ArcRole) -> PathBuf {
+    dir.path_of(write_name(name, role))
+}
+
+fn write_name(name: ArcName, role: ArcRole) -> String {
     match role {
-        ArcRole::Commit => dir.join(format!("{name}{TMP_SUFFIX}")),
-        ArcRole::Data | ArcRole::Catalog => dir.join(name.to_string()),
+        ArcRole::Commit => format!("{name}{TMP_SUFFIX}"),
+        ArcRole::Data | ArcRole::Catalog => name.to_string(),
     }
 }
 
 /// Writes the commit arc of a run and gives it its final name: the moment from which the version exists.
 ///
 /// All other arcs of the run must be durable, names included, before.
-pub fn write_commit(dir: &Path, keys: &Keys, commit: &Commit) -> Result<[u8; 32]> {
+pub fn write_commit(dir: &OwnDir, keys: &Keys, commit: &Commit) -> Result<[u8; 32]> {
     let name = ArcName { version: commit.run, number: COMMIT_NUMBER };
     let record = commit.encode();
     if Commit::decode(&record).as_ref() != Ok(commit) {
         return Err(Error::SelfCheck { what: "the commit record does not decode to what it was".into() });
     }
-    let tmp = write_path(dir, name, ArcRole::Commit);
-    remove_if_there(&tmp)?;
+    let tmp_name = write_name(name, ArcRole::Commit);
+    let tmp = dir.path_of(&tmp_name);
+    dir.remove_if_there(&tmp_name)?;
     let mut packer = Packer::new(3)?;
     let mut arc = create(dir, keys, name, ArcRole::Commit, ArcSerial(0))?;
     let packed = packer.pack(&record)?;
@@ -344,49 +360,25 @@ pub fn write_commit(dir: &Path, keys: &Keys, commit: &Commit) -> Result<[u8; 32]
     }
     let (_, file) = finish(dir, keys, arc, ArcRole::Commit, &mut packer)?;
     file.sync_all().map_err(|e| Error::io("fsync", &tmp, &e))?;
-    rename(&tmp, &dir.join(name.to_string()))?;
-    sync_dir(dir)?;
+    dir.rename(&tmp_name, name.to_string())?;
+    dir.sync()?;
     Ok(crate::crypto::sha256(&record))
 }
 
 /// Removes the arcs of a run that was cut, and temporary files.
-pub fn remove_leftovers(dir: &Path, arcs: &[ArcName]) -> Result<()> {
+pub fn remove_leftovers(dir: &OwnDir, arcs: &[ArcName]) -> Result<()> {
     for name in arcs {
-        remove_if_there(&dir.join(name.to_string()))?;
+        dir.remove_if_there(name.to_string())?;
     }
-    for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, &e))? {
-        let entry = entry.map_err(|e| Error::io("list", dir, &e))?;
-        let name = entry.file_name();
-        if name.to_str().and_then(|n| n.strip_suffix(TMP_SUFFIX)).is_some_and(|n| ArcName::parse(n).is_some()) {
-            remove_if_there(&entry.path())?;
+    for name in dir.names()? {
+        let name = std::str::from_utf8(&name).unwrap_or_default();
+        if name.strip_suffix(TMP_SUFFIX).is_some_and(|name| ArcName::parse(name).is_some()) {
+            dir.remove_if_there(name)?;
         }
     }
     Ok(())
 }
 
-fn open_file(dir: &Path, name: ArcName) -> Result<(File, u64)> {
-    let path = dir.join(name.to_string());
-    let opened = File::open(&path).and_then(|file| file.metadata().map(|meta| (file, meta.len())));
-    opened.map_err(|e| match e.kind() {
-        ErrorKind::NotFound => damaged(name, None, 0, Damage::Missing),
-        _ => damaged(name, None, 0, Damage::Unreadable(e.raw_os_error().unwrap_or(libc::EIO))),
-    })
-}
-
-fn read_at(file: &File, name: ArcName, offset: u64, len: u64) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; len as usize];
-    file.read_exact_at(&mut bytes, offset)
-        .map_err(|e| damaged(name, None, offset, Damage::Unreadable(e.raw_os_error().unwrap_or(libc::EIO))))?;
-    Ok(bytes)
-}
-
 fn damaged(arc: ArcName, frame: Option<FrameNo>, offset: u64, damage: Damage) -> Error {
     Error::Arc { place: Place { arc, frame, block: None, offset }, damage }
-}
-
-fn damage_of(error: Error) -> Damage {
-    match error {
-        Error::Arc { damage, .. } => damage,
-        _ => Damage::Unreadable(libc::EIO),
-    }
 }

@@ -55,7 +55,7 @@ fn block_size(text: &str) -> Result<u32, String> {
 }
 
 pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
-    let dir = context.open()?;
+    let dir = context.open_to_save()?;
     let options = Options {
         paths: args.paths.clone(),
         full: args.full,

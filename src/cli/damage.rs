@@ -37,9 +37,9 @@ pub struct DamageArgs {
 pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
     let dir = context.open()?;
     let index = Arc::new(open_index(&dir)?);
-    let ledger = Arc::new(LedgerWriter::new(dir.path(), dir.keys().clone(), By::Selftest));
+    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest));
     let options = StoreOptions { ledger: Some(ledger.clone()), ..StoreOptions::default() };
-    let store = Store::with_options(dir.path(), dir.keys().clone(), index.clone(), options);
+    let store = Store::with_options(dir.own(), dir.keys().clone(), index.clone(), options);
     let tree = Tree::new(index, View::Whole);
     let version = tree.version(args.rev.as_deref().unwrap_or("latest"))?.version;
     let (path, _) = paths::stored(&args.file, |path| tree.find(version, path).map(drop))?;

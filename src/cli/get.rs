@@ -63,9 +63,9 @@ const CACHE_BYTES: u64 = 64 << 20;
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
     let index = Arc::new(open_index(&dir)?);
-    let ledger = Arc::new(LedgerWriter::new(dir.path(), dir.keys().clone(), By::Get));
+    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Get));
     let options = StoreOptions { cache_bytes: CACHE_BYTES, ledger: Some(ledger.clone()), ..StoreOptions::default() };
-    let store = Arc::new(Store::with_options(dir.path(), dir.keys().clone(), index.clone(), options));
+    let store = Arc::new(Store::with_options(dir.own(), dir.keys().clone(), index.clone(), options));
     let tree = Arc::new(Tree::new(index, View::Whole));
     let versions = if args.delete { tree.versions()? } else { Vec::new() };
     let row = tree.version(args.rev.as_deref().unwrap_or("latest"))?;
@@ -82,7 +82,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
             restore::refuse_delete(&versions, row.version, path)?;
         }
     }
-    let excludes = walk::Excludes::load(&dir.excludes_path(), &args.exclude)?;
+    let excludes = walk::Excludes::parse(&dir.excludes_path(), &dir.excludes()?, &args.exclude)?;
     let spare = Spare::backup_dir(dir.path())?.with_excludes(excludes);
     let extra = if args.delete { Extra::Delete } else { Extra::Keep };
     let options = Options { paths, target, extra, spare };

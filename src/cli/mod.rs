@@ -26,12 +26,14 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap::builder::FalseyValueParser;
 use clap::{Parser, Subcommand};
 use zeroize::Zeroizing;
 
-use crate::backupdir::BackupDir;
+use crate::backupdir::{BackupDir, LockOfKey};
 use crate::error::{Error, Exit, Result};
 use crate::index::Index;
+use crate::own::Sharing;
 use crate::text::{one_line, shown};
 use status::{ProgressArg, Status, Watch};
 
@@ -48,6 +50,9 @@ pub struct Cli {
     /// How progress is shown
     #[arg(long, global = true, value_name = "HOW", default_value = "auto")]
     progress: ProgressArg,
+    /// Use the backup dir although others can write to it, or own it: trust them all
+    #[arg(long, global = true, env = "ASSAY_ALLOW_SHARED_DIR", value_parser = FalseyValueParser::new())]
+    allow_shared_dir: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -96,6 +101,7 @@ struct Context {
     dir: PathBuf,
     quiet: bool,
     status: Arc<Status>,
+    sharing: Sharing,
 }
 
 /// Runs the program; returns its exit code.
@@ -111,13 +117,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     status::harmless_signals();
     // Many directories and arcs are open at once; failing to raise the limit shows when it is reached.
     let _ = crate::os::process::raise_open_file_limit();
+    // Without it a lost page of the index's shared memory ends the process without a word.
+    let _ = crate::os::mapped::guard();
     // Whatever an earlier umask says, what we write is for its owner.
     crate::os::process::set_umask(0o077);
     let progress = if cli.quiet && cli.progress == ProgressArg::Auto { ProgressArg::None } else { cli.progress };
     let status = Arc::new(Status::new(cli.command.name(), progress));
     // A mount forks before its first thread, and answers SIGUSR1 itself.
     let watch = if matches!(cli.command, Command::Mount(_)) { None } else { Watch::start(status.clone()) };
-    let context = Context { dir: home_expanded(cli.dir), quiet: cli.quiet, status };
+    let sharing = if cli.allow_shared_dir { Sharing::Allowed } else { Sharing::Refused };
+    let context = Context { dir: home_expanded(cli.dir), quiet: cli.quiet, sharing, status };
     let done = match &cli.command {
         Command::Init(args) => init::run(&context, args),
         Command::Backup(args) => backup::run(&context, args),
@@ -209,7 +218,32 @@ fn ask_passphrase(key_file: &Path) -> Option<Zeroizing<String>> {
 
 impl Context {
     fn open(&self) -> Result<BackupDir> {
-        BackupDir::open(&self.dir, &ask_passphrase)
+        let dir = BackupDir::open_as(&self.dir, &ask_passphrase, self.sharing)?;
+        if let Some(perm) = dir.key_is_readable() {
+            let path = dir.key_path();
+            log::warn!("others can read {} (mode {perm:04o}): `chmod 400` it", shown(&path));
+        }
+        if self.has_spare_passphrase(&dir) {
+            let path = dir.key_path();
+            log::warn!("{} has a bare key: the passphrase was not needed. Is this your backup dir?", shown(&path));
+        }
+        Ok(dir)
+    }
+
+    /// As `open`, for a command that hands secrets to the key.
+    ///
+    /// # Errors
+    /// `KEY_BARE` when a passphrase is given for a key that needs none: whoever has put it there can read what it seals.
+    fn open_to_save(&self) -> Result<BackupDir> {
+        let dir = self.open()?;
+        if self.has_spare_passphrase(&dir) {
+            return Err(Error::KeyBare { path: dir.key_path() });
+        }
+        Ok(dir)
+    }
+
+    fn has_spare_passphrase(&self, dir: &BackupDir) -> bool {
+        dir.lock_of_key() == LockOfKey::Nothing && std::env::var_os("ASSAY_PASSPHRASE").is_some()
     }
 }
 

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +18,9 @@ use crate::backupdir::{BackupDir, config::parse_size};
 use crate::error::{Error, Exit, Result};
 use crate::fuse::{Access, Caching};
 use crate::mount::{self, MountOptions, Ownership};
+use crate::os::dir::Write;
 use crate::os::process::{Side, Started, Starter, daemonize};
+use crate::own::OwnDir;
 use crate::store::{Heal, Summary};
 use crate::text::shown;
 use crate::tree::View;
@@ -136,7 +137,7 @@ pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
         Side::Back(starter) => {
             let starter = Cell::new(Some(starter));
             let result = serve(context, &backup, &point, args, || match starter.take() {
-                Some(starter) => leave_terminal(starter, backup.path()).map_err(|error| failed(&error)),
+                Some(starter) => leave_terminal(starter, backup.own(), &point),
                 None => Ok(()),
             });
             match (result, starter.take()) {
@@ -170,23 +171,29 @@ fn serve(
             summary_text(title, summary).lines().for_each(super::say);
         }
     };
-    let summary = mount::serve(backup.path(), keys, index, point, &args.options(), ready, |summary| {
+    let summary = mount::serve(backup.own(), keys, index, point, &args.options(), ready, |summary| {
         show(&format!("{} so far", shown(&point)), summary);
     })?;
     show(&format!("{} is unmounted", shown(&point)), &summary);
     Ok(summary)
 }
 
-fn leave_terminal(starter: Starter, dir: &Path) -> std::io::Result<()> {
-    let log = open_log(dir).or_else(|_| OpenOptions::new().write(true).open("/dev/null"))?;
-    std::env::set_current_dir("/")?;
-    starter.ready(&log)
+/// Where no log can be written there is none; a log that is not ours is an error.
+fn leave_terminal(starter: Starter, dir: &OwnDir, point: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| Error::io("go into the background at", point, &error);
+    let log = match open_log(dir) {
+        Err(Error::Io { .. }) => OpenOptions::new().write(true).open("/dev/null").map_err(failed)?,
+        Err(Error::DirShared { .. }) if dir.is_foreign() => {
+            OpenOptions::new().write(true).open("/dev/null").map_err(failed)?
+        }
+        log => log?,
+    };
+    std::env::set_current_dir("/").map_err(failed)?;
+    starter.ready(&log).map_err(failed)
 }
 
-fn open_log(dir: &Path) -> std::io::Result<File> {
-    let logs = dir.join("logs");
-    std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&logs)?;
-    OpenOptions::new().create(true).append(true).mode(0o600).open(logs.join("mount.log"))
+fn open_log(dir: &OwnDir) -> Result<File> {
+    dir.sub_made("logs", 0o700)?.write("mount.log", 0o600, Write::Append)
 }
 
 fn exit(summary: &Summary) -> Exit {

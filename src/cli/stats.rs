@@ -30,10 +30,10 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     let versions = index.versions()?;
     // Sizes on disk, commit arcs included: what a copy of the backup dir has to carry.
     let (mut arcs_found, mut arc_bytes) = (0u64, 0u64);
-    for name in arcs::list(dir.path())? {
-        if let Ok(meta) = std::fs::metadata(dir.path().join(name.to_string())) {
+    for name in arcs::list(dir.own())? {
+        if let Ok(len_bytes) = crate::depot::find(dir.own(), name) {
             arcs_found += 1;
-            arc_bytes += meta.len();
+            arc_bytes += len_bytes;
         }
     }
     let index_bytes = std::fs::metadata(dir.index_path()).map_or(0, |meta| meta.len());
@@ -42,7 +42,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     let all_trees = sum(|info| info.tree_bytes);
     let (plain, stored) = (sum(|info| info.plain_bytes), sum(|info| info.stored_bytes));
     let (read, blocks) = (sum(|info| info.bytes_read), sum(|info| info.blocks_new));
-    let (ledger, refused) = Ledger::load(dir.path(), dir.keys())?;
+    let (ledger, refused) = Ledger::load(dir.own(), dir.keys())?;
     for refused in &refused {
         log::warn!("{}: not believed: {}", shown(&refused.path), refused.what);
     }

@@ -55,8 +55,10 @@ const HEAD: &str = "# Assay key file. Without it nothing in this backup can be r
 const MEMORY_KIB: u32 = 64 * 1024;
 const PASSES: u32 = 3;
 const LANES: u32 = 4;
-/// A damaged or hostile file must not make us allocate more than this.
-const MAX_MEMORY_KIB: u32 = 4 * 1024 * 1024;
+/// A hostile file must not make us allocate more than this, nor compute for longer than these passes over it take.
+const MAX_MEMORY_KIB: u32 = 1024 * 1024;
+const MAX_PASSES: u32 = 16;
+const MAX_LANES: u32 = 64;
 
 /// Makes the text of a new key file.
 pub fn encode(master: &MasterKey, backup_id: BackupId, passphrase: Option<&str>) -> Result<String, KeyFileError> {
@@ -128,7 +130,8 @@ fn wrap(master: &MasterKey, backup_id: BackupId, passphrase: &str) -> Result<Wra
 
 fn unwrap_key(wrapped: &Wrapped, backup_id: BackupId, passphrase: &str) -> Result<MasterKey, KeyFileError> {
     let damaged = || KeyFileError::Damaged("the wrapped key");
-    if wrapped.kdf != "argon2id" || wrapped.memory_kib > MAX_MEMORY_KIB {
+    let bounded = wrapped.memory_kib <= MAX_MEMORY_KIB && wrapped.passes <= MAX_PASSES && wrapped.lanes <= MAX_LANES;
+    if wrapped.kdf != "argon2id" || !bounded {
         return Err(damaged());
     }
     let salt: [u8; 16] = unhex(&wrapped.salt).ok_or_else(damaged)?;
@@ -199,6 +202,23 @@ mod tests {
                 Ok(Err(e)) => assert!(matches!(e, KeyFileError::Damaged(_)), "byte {at}: {e:?}"),
                 Err(_) => {}
             }
+        }
+    }
+
+    #[test]
+    fn a_key_file_cannot_ask_for_hours_or_all_memory() {
+        let text = encode(&Zeroizing::new([7; 32]), BackupId([1; 16]), Some("p")).unwrap();
+        for (is, asked) in [
+            ("passes = 3", "passes = 4294967295"),
+            ("passes = 3", "passes = 17"),
+            ("memory_kib = 65536", "memory_kib = 4194304"),
+            ("lanes = 4", "lanes = 16777215"),
+        ] {
+            let mut file: KeyFile = toml::from_str(&text.replace(is, asked)).unwrap();
+            file.checksum = file.sum();
+            let hostile = toml::to_string(&file).unwrap();
+            let opened = decode(&hostile, || Some(Zeroizing::new("p".into())));
+            assert_eq!(opened.err(), Some(KeyFileError::Damaged("the wrapped key")), "{asked}");
         }
     }
 

@@ -71,7 +71,7 @@ fn a_flipped_bit_is_put_right_in_place_and_nothing_else_changes() {
         lab.truth.assert_whole(&copy.reader(), &|| "after the fix".into());
         let left: Vec<String> = copy.files().into_keys().filter(|name| name.ends_with(".bad")).collect();
         assert!(left.is_empty(), "{left:?}");
-        let (ledger, _) = Ledger::load(copy.open().path(), copy.open().keys()).unwrap();
+        let (ledger, _) = Ledger::load(copy.open().own(), copy.open().keys()).unwrap();
         assert_eq!(ledger.flips().len(), 1, "the flipped bit is remembered");
     }
 }
@@ -171,7 +171,7 @@ fn incremental_runs_prove_everything_once_and_then_only_what_is_due() {
         };
         let first = inc("1d/30d");
         assert!(first.blocks > 0 && first.notes.iter().any(|note| note.contains("was due")), "{:?}", first.notes);
-        let (ledger, _) = Ledger::load(copy.open().path(), copy.open().keys()).unwrap();
+        let (ledger, _) = Ledger::load(copy.open().own(), copy.open().keys()).unwrap();
         let run = ledger.runs().last().unwrap();
         assert_eq!((run.level, run.inc.as_deref()), (level as u8, Some("1d/30d")));
         let limited = inc("1d/30d,1");
@@ -180,7 +180,7 @@ fn incremental_runs_prove_everything_once_and_then_only_what_is_due() {
         // Each run goes on with what the ones before have left, until all is proven.
         if level == Level::Files {
             (0..60).for_each(|_| drop(inc("1d/30d")));
-            let (ledger, _) = Ledger::load(copy.open().path(), copy.open().keys()).unwrap();
+            let (ledger, _) = Ledger::load(copy.open().own(), copy.open().keys()).unwrap();
             let files = lab.truth.questions.iter().filter_map(|(ask, _)| match ask {
                 Ask::Sha1(logid) => Some(*logid),
                 _ => None,

@@ -315,7 +315,7 @@ impl Copy {
     }
 
     pub fn arc_names(&self) -> Vec<ArcName> {
-        crate::backupdir::arcs::list(self.dir.path()).unwrap()
+        crate::backupdir::arcs::list(self.open().own()).unwrap()
     }
 
     pub fn reader(&self) -> Reader {

@@ -24,12 +24,12 @@ pub fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[Block
     let State { next_serial, next_logid, next_dirno, next_run: run, last_commit, .. } = index.state().unwrap();
     let mut writer = IndexWriter::open(&dir.index_path(), &dir.keys().index_key()).unwrap();
     writer.reserve_run(run).unwrap();
-    let mut out = Output::new(dir.path(), dir.keys(), run, next_serial, 64 << 20).unwrap();
+    let mut out = Output::new(dir.own(), dir.keys(), run, next_serial, 64 << 20).unwrap();
     let mut packer = Packer::new(3).unwrap();
     let mut to = Vec::new();
     for block in moved {
         let entry = index.arc(block.arc()).unwrap().entry;
-        let arc = ArcFile::open(dir.path(), entry.name, dir.keys()).unwrap();
+        let arc = ArcFile::open(dir.own(), entry.name, dir.keys()).unwrap();
         let table = arc.frame_table(dir.keys()).unwrap();
         let plain = arc.open_frame(dir.keys(), &table, block.frame(), Some(block.arc())).unwrap();
         assert_eq!(table[block.frame().0 as usize].kind, FrameKind::Block);
@@ -52,7 +52,7 @@ pub fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[Block
         next_logid,
         next_dirno,
     };
-    arcs::write_commit(dir.path(), dir.keys(), &commit).unwrap();
+    arcs::write_commit(dir.own(), dir.keys(), &commit).unwrap();
     let report = settle::apply(dir, &mut writer, run).unwrap();
     assert!(report.lost.is_empty() && report.unknown_arcs.is_empty() && report.conflicts == 0);
     drop(index);
@@ -193,8 +193,8 @@ fn a_block_can_move_twice_and_backups_find_it_there() {
 /// The one data arc that no row lists any more: the run of a serial is found on disk.
 fn arc_name(copy: &Copy, serial: ArcSerial) -> String {
     let dir = copy.open();
-    for run in arcs::runs(dir.path()).unwrap() {
-        let (commit, _) = arcs::read_commit(dir.path(), run.version, dir.keys()).unwrap();
+    for run in arcs::runs(dir.own()).unwrap() {
+        let (commit, _) = arcs::read_commit(dir.own(), run.version, dir.keys()).unwrap();
         if let Some(arc) = commit.arcs.iter().find(|arc| arc.serial == serial) {
             return arc.name.to_string();
         }

@@ -305,12 +305,12 @@ fn a_directory_that_cannot_be_written_is_read_with_and_without_a_wal() {
     let path = dir.path().join("index.db");
     std::fs::copy(built.path(), &path).unwrap();
     std::fs::copy(wal_path(&built.path()), wal_path(&path)).unwrap();
-    let with_wal = Index::open_unwritable(&path, &KEY).unwrap();
+    let with_wal = Index::open_read_only(&path, &KEY).unwrap();
     assert_eq!(with_wal.versions().unwrap().len(), 3);
     writer.checkpoint().unwrap();
     drop(writer);
     assert!(!wal_path(&built.path()).exists(), "the last writer leaves no WAL");
-    let without = Index::open_unwritable(&built.path(), &KEY).unwrap();
+    let without = Index::open_read_only(&built.path(), &KEY).unwrap();
     assert_eq!(without.versions().unwrap().len(), 3);
     let names: Vec<_> = std::fs::read_dir(built.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["index.db"], "reading an unwritable directory leaves nothing");

@@ -117,6 +117,11 @@ impl Index {
         view::target_path(path)
     }
 
+    /// True if the file is an index with this key, damaged or not.
+    pub fn is_of(path: &Path, key: &[u8; 48]) -> bool {
+        has_salt(path, key) == Some(true)
+    }
+
     /// Makes an empty index with mode 0600 where `path` leads to. The caller syncs the directory.
     ///
     /// # Errors
@@ -177,14 +182,19 @@ impl Index {
         Index::over(path, key, false, View::immutable(path))
     }
 
-    /// As `open` where the directory can't be written (which root never meets but on a read-only file system).
-    #[cfg(test)]
-    pub(super) fn open_unwritable(path: &Path, key: &[u8; 48]) -> Result<Index> {
+    /// As `open` where the directory can't be written: nothing is, also where it could be.
+    pub fn open_read_only(path: &Path, key: &[u8; 48]) -> Result<Index> {
         Index::open_as(path, key, false)
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// # Errors
+    /// `INDEX_IO` when memory that SQLite shares with other processes was lost: no answer is to be had any more.
+    pub fn check_shared(&self) -> Result<()> {
+        check_shared(&self.path)
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
@@ -251,7 +261,10 @@ impl Index {
 
     /// Asks a question; on damage once more on a fresh connection. It is answered from one state of the index.
     pub(super) fn ask<T>(&self, question: impl Fn(&Connection) -> Result<T, Fail>) -> Result<T> {
-        self.ask_raw(question).map_err(|fail| fail.at(&self.path))
+        check_shared(&self.path)?;
+        let answer = self.ask_raw(question).map_err(|fail| fail.at(&self.path));
+        check_shared(&self.path)?;
+        answer
     }
 
     fn ask_raw<T>(&self, question: impl Fn(&Connection) -> Result<T, Fail>) -> Result<T, Fail> {
@@ -354,19 +367,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells a wrong key from a damaged first page: the file starts with the salt that the key material came with.
+/// SQLite maps index.db-shm; what comes of a mapping whose file was cut off is not believed.
+///
+/// # Errors
+/// `INDEX_IO` from then on, for this process.
+pub(super) fn check_shared(path: &Path) -> Result<()> {
+    if crate::os::mapped::is_lost() {
+        let what = "its -shm file was cut off, or its disk failed, while this process used it".into();
+        return Err(Error::IndexIo { path: path.to_path_buf(), what });
+    }
+    Ok(())
+}
+
+/// The file starts with the salt that the key material came with, or most of it; None if it can't be read so far.
+fn has_salt(path: &Path, key: &[u8; 48]) -> Option<bool> {
+    use std::io::Read;
+    let mut found = [0u8; 16];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut found)).ok()?;
+    let (_, salt) = key.split_at(32);
+    Some(found.iter().zip(salt).filter(|(a, b)| a == b).count() >= 8)
+}
+
+/// Tells a wrong key from a damaged first page.
 pub(super) fn open_error(fail: Fail, path: &Path, key: &[u8; 48]) -> Error {
     let not_a_database =
         matches!(&fail, Fail::Sql(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase));
-    if not_a_database {
-        use std::io::Read;
-        let mut found = [0u8; 16];
-        let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut found));
-        let (_, salt) = key.split_at(32);
-        let equal = found.iter().zip(salt).filter(|(a, b)| a == b).count();
-        if read.is_ok() && equal < 8 {
-            return Error::KeyWrong { path: path.to_path_buf() };
-        }
+    if not_a_database && has_salt(path, key) == Some(false) {
+        return Error::KeyWrong { path: path.to_path_buf() };
     }
     match fail.at(path) {
         Error::IndexDamaged { path, .. } if not_a_database => {

@@ -47,7 +47,7 @@ fn what_is_committed_elsewhere_appears_where_nothing_can_be_written() {
     let model = history();
     let built = Built::new();
     commit(&built, &model.commits[0]);
-    let index = Index::open_unwritable(&built.path(), &KEY).unwrap();
+    let index = Index::open_read_only(&built.path(), &KEY).unwrap();
     assert_shows(&index, &model, 1);
     // No WAL is left: the file itself has changed.
     commit(&built, &model.commits[1]);
@@ -76,7 +76,7 @@ fn a_question_during_which_the_file_changes_is_asked_again() {
     let model = history();
     let built = Built::new();
     commit(&built, &model.commits[0]);
-    let index = Index::open_unwritable(&built.path(), &KEY).unwrap();
+    let index = Index::open_read_only(&built.path(), &KEY).unwrap();
     let count =
         |c: &rusqlite::Connection| Ok::<i64, Fail>(c.query_row("SELECT count(*) FROM versions", [], |r| r.get(0))?);
     let asked = Cell::new(0);
@@ -115,7 +115,7 @@ fn readers_beside_a_writer_never_see_half_a_commit_where_nothing_can_be_written(
     (0..40).for_each(|_| model.commit(8, false));
     let built = Built::new();
     commit(&built, &model.commits[0]);
-    let index = Index::open_unwritable(&built.path(), &KEY).unwrap();
+    let index = Index::open_read_only(&built.path(), &KEY).unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -154,7 +154,7 @@ fn an_index_that_was_replaced_is_followed() {
         let (built, other) = (Built::new(), Built::new());
         model.commits[..2].iter().for_each(|made| commit(&built, made));
         model.commits[..3].iter().for_each(|made| commit(&other, made));
-        let open = if unwritable { Index::open_unwritable } else { Index::open };
+        let open = if unwritable { Index::open_read_only } else { Index::open };
         let index = open(&built.path(), &KEY).unwrap();
         assert_shows(&index, &model, 2);
         let held = Cell::new(false);

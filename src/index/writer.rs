@@ -11,7 +11,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::State;
 use super::apply::{ApplyReport, CatalogSource, apply_commit};
-use super::pool::{Fail, check_format, open_error};
+use super::pool::{Fail, check_format, check_shared, open_error};
 use super::rows;
 use super::schema::{self, Access};
 use super::view::{real_path, refuse_network, target_path};
@@ -115,6 +115,7 @@ impl IndexWriter {
             let done = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
             self.connection.busy_timeout(schema::BUSY_WAIT).and(done)
         });
+        check_shared(&self.path)?;
         checkpointed.map_err(|error| Fail::Sql(error).at(&self.path))
     }
 
@@ -122,7 +123,9 @@ impl IndexWriter {
         let done = (|| {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let result = work(&transaction)?;
+            check_shared(&self.path)?;
             transaction.commit()?;
+            check_shared(&self.path)?;
             Ok(result)
         })();
         done.map_err(|fail: Fail| fail.at(&self.path))

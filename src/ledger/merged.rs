@@ -5,11 +5,10 @@
 //! nothing at any cut: the merged segment has its name before the first of those that it replaces is removed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::segment::{BATCH_HEADER_LEN, BatchHeader, MAX_BATCH_BYTES, SEGMENT_HEADER_LEN, SegmentHeader};
 use super::segment::{open_batch, seal_batches};
@@ -19,9 +18,12 @@ use crate::crypto::{self, Keys};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSalt, ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
 use crate::os::lock;
+use crate::own::OwnDir;
 
 /// Directory of the segments in a backup dir.
 pub const LEDGER_DIR: &str = "ledger";
+/// A merged segment before it is whole.
+const TEMPORARY: &str = "merged.tmp";
 /// A proof is worth nothing after 400 days.
 pub const PROOF_MAX_AGE_S: u64 = 400 * 86_400;
 /// A proof from further ahead than this was made by a clock that was wrong.
@@ -62,13 +64,13 @@ pub struct Ledger {
 
 impl Ledger {
     /// Reads all segments; those that don't authenticate are named and not believed.
-    pub fn load(dir: &Path, keys: &Keys) -> Result<(Ledger, Vec<Refused>)> {
+    pub fn load(dir: &OwnDir, keys: &Keys) -> Result<(Ledger, Vec<Refused>)> {
         Ledger::load_at(dir, keys, now_s())
     }
 
     /// As `load`, by another clock.
-    pub fn load_at(dir: &Path, keys: &Keys, now_s: u64) -> Result<(Ledger, Vec<Refused>)> {
-        let dir = dir.join(LEDGER_DIR);
+    pub fn load_at(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<(Ledger, Vec<Refused>)> {
+        let Some(dir) = dir.sub(LEDGER_DIR)? else { return Ok((Ledger::empty(now_s), Vec::new())) };
         // A merge may have replaced what was just listed: then the proofs are in a segment that was not.
         for _ in 1..LISTINGS {
             if let Some(loaded) = Ledger::load_listed(&dir, keys, now_s)? {
@@ -84,13 +86,14 @@ impl Ledger {
     }
 
     /// None when a listed segment is gone.
-    fn load_listed(dir: &Path, keys: &Keys, now_s: u64) -> Result<Option<(Ledger, Vec<Refused>)>> {
+    fn load_listed(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<Option<(Ledger, Vec<Refused>)>> {
         let mut ledger = Ledger::empty(now_s);
         let mut refused = Vec::new();
-        for path in list(dir)? {
-            let file = match File::open(&path) {
+        for name in list(dir)? {
+            let path = dir.path_of(&name);
+            let file = match dir.read(&name) {
                 Ok(file) => file,
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                Err(Error::Io { errno: libc::ENOENT, .. }) => return Ok(None),
                 Err(_) => {
                     refused.push(Refused { path, what: "it cannot be opened" });
                     continue;
@@ -99,7 +102,7 @@ impl Ledger {
             if !lock::try_shared(&file).unwrap_or(true) {
                 ledger.being_written += 1;
             }
-            if let Some(what) = read_segment(&file, &path, keys, |record| ledger.take(record)) {
+            if let Some(what) = read_segment(&file, &name, keys, |record| ledger.take(record)) {
                 refused.push(Refused { path, what });
             }
         }
@@ -110,49 +113,48 @@ impl Ledger {
     /// Makes one segment of all that no process is writing to. Only for the holder of the writer's lock.
     ///
     /// What is refused is kept as `.bad`.
-    pub fn merge(dir: &Path, keys: &Keys, now_s: u64) -> Result<Vec<Refused>> {
-        let dir = dir.join(LEDGER_DIR);
+    pub fn merge(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<Vec<Refused>> {
+        let Some(dir) = dir.sub(LEDGER_DIR)? else { return Ok(Vec::new()) };
         let mut ledger = Ledger::empty(now_s);
         let (mut merged, mut refused) = (Vec::new(), Vec::new());
-        for path in list(&dir)? {
-            let Ok(file) = File::open(&path) else { continue };
+        for name in list(&dir)? {
+            let Ok(file) = dir.read(&name) else { continue };
             if !lock::try_exclusive(&file).unwrap_or(false) {
                 continue;
             }
-            if let Some(what) = read_segment(&file, &path, keys, |record| ledger.take(record)) {
-                refused.push(Refused { path: path.clone(), what });
+            if let Some(what) = read_segment(&file, &name, keys, |record| ledger.take(record)) {
+                refused.push(Refused { path: dir.path_of(&name), what });
             }
-            merged.push((path, file));
+            merged.push((name, file));
         }
         ledger.settle();
         if merged.len() < 2 && refused.is_empty() {
             return Ok(refused);
         }
         ledger.write(&dir, keys)?;
-        for (path, _locked) in merged {
-            let done = match refused.iter().any(|refused| refused.path == path) {
-                true => fs::rename(&path, path.with_extension("seg.bad")),
-                false => fs::remove_file(&path),
-            };
-            done.map_err(|error| Error::io("replace", &path, &error))?;
+        for (name, _locked) in merged {
+            match refused.iter().any(|refused| refused.path == dir.path_of(&name)) {
+                true => dir.rename(&name, format!("{name}.bad"))?,
+                false => dir.remove_if_there(&name)?,
+            }
         }
-        crate::os::file::sync_dir(&dir).map_err(|error| Error::io("fsync", &dir, &error))?;
+        dir.sync()?;
         Ok(refused)
     }
 
     /// Writes what is known as a new segment, durably.
-    fn write(&self, dir: &Path, keys: &Keys) -> Result<()> {
-        let temporary = dir.join("merged.tmp");
+    fn write(&self, dir: &OwnDir, keys: &Keys) -> Result<()> {
+        let temporary = dir.path_of(TEMPORARY);
         let failed = |error: io::Error| Error::io("write", &temporary, &error);
         let header = new_header().map_err(failed)?;
         let cipher = keys.segment_cipher(header.id, &header.salt);
-        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
-        let mut out = BufWriter::new(file.map_err(failed)?);
+        dir.remove_if_there(TEMPORARY)?;
+        let mut out = BufWriter::new(dir.create(TEMPORARY, 0o600)?);
         out.write_all(&header.encode(keys)).map_err(failed)?;
         seal_batches(&cipher, 0, self.records(), |bytes| out.write_all(bytes)).map_err(failed)?;
         out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
-        fs::rename(&temporary, segment_path(dir, header.id)).map_err(failed)?;
-        crate::os::file::sync_dir(dir).map_err(|error| Error::io("fsync", dir, &error))
+        dir.rename(TEMPORARY, segment_name(header.id))?;
+        dir.sync()
     }
 
     /// Adds what a segment, or a writer, says; `settle` follows.
@@ -346,27 +348,14 @@ fn keep_newest<T>(all: &mut Vec<T>, one: T, when_s: impl Fn(&T) -> u64) {
     }
 }
 
-/// Segments below `dir`, in the order of their names; none where there is no ledger yet.
-fn list(dir: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |error: io::Error| Error::io("list", dir, &error);
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut paths = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension == "seg") {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
+/// Names of the segments, in order.
+fn list(dir: &OwnDir) -> Result<Vec<String>> {
+    let segment = |name: Vec<u8>| String::from_utf8(name).ok().filter(|name| name.ends_with(".seg"));
+    Ok(dir.names()?.into_iter().filter_map(segment).collect())
 }
 
-pub(super) fn segment_path(dir: &Path, id: SegmentId) -> PathBuf {
-    dir.join(format!("{id}.seg"))
+pub(super) fn segment_name(id: SegmentId) -> String {
+    format!("{id}.seg")
 }
 
 pub(super) fn new_header() -> io::Result<SegmentHeader> {
@@ -374,7 +363,7 @@ pub(super) fn new_header() -> io::Result<SegmentHeader> {
 }
 
 /// Gives all records that can be believed; says why it stops before the end. A torn tail is an end.
-fn read_segment(file: &File, path: &Path, keys: &Keys, mut each: impl FnMut(Record)) -> Option<&'static str> {
+fn read_segment(file: &File, name: &str, keys: &Keys, mut each: impl FnMut(Record)) -> Option<&'static str> {
     let mut file = BufReader::new(file);
     let mut head = [0; SEGMENT_HEADER_LEN];
     match fill(&mut file, &mut head) {
@@ -385,7 +374,7 @@ fn read_segment(file: &File, path: &Path, keys: &Keys, mut each: impl FnMut(Reco
         Ok(header) => header,
         Err(what) => return Some(what),
     };
-    if path.file_name() != segment_path(Path::new(""), header.id).file_name() {
+    if name != segment_name(header.id) {
         return Some("it is a segment of another name");
     }
     let cipher = keys.segment_cipher(header.id, &header.salt);

@@ -13,6 +13,7 @@ use super::segment::{BATCH_HEADER_LEN, BatchHeader, SEGMENT_HEADER_LEN};
 use super::*;
 use crate::crypto::Keys;
 use crate::ids::BackupId;
+use crate::own::{OwnDir, Sharing};
 
 const NOW_S: u64 = 2_000_000_000;
 const ARC: ArcSerial = ArcSerial(7);
@@ -30,7 +31,10 @@ impl Lab {
     }
     fn writer(&self, by: By) -> LedgerWriter {
         let clock = self.clock.clone();
-        LedgerWriter::with_clock(self.dir.path(), self.keys.clone(), by, move || clock.load(Ordering::Relaxed))
+        LedgerWriter::with_clock(&self.own(), self.keys.clone(), by, move || clock.load(Ordering::Relaxed))
+    }
+    fn own(&self) -> Arc<OwnDir> {
+        Arc::new(OwnDir::open(self.dir.path(), Sharing::Refused).unwrap())
     }
     fn later(&self, seconds: u64) {
         self.clock.fetch_add(seconds, Ordering::Relaxed);
@@ -39,7 +43,7 @@ impl Lab {
         self.clock.load(Ordering::Relaxed)
     }
     fn load(&self) -> (Ledger, Vec<Refused>) {
-        Ledger::load_at(self.dir.path(), &self.keys, self.now_s()).unwrap()
+        Ledger::load_at(&self.own(), &self.keys, self.now_s()).unwrap()
     }
     /// What there is, when nothing may be refused.
     fn ledger(&self) -> Ledger {
@@ -48,7 +52,7 @@ impl Lab {
         ledger
     }
     fn merge(&self) -> Vec<Refused> {
-        Ledger::merge(self.dir.path(), &self.keys, self.now_s()).unwrap()
+        Ledger::merge(&self.own(), &self.keys, self.now_s()).unwrap()
     }
     fn segments(&self) -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> = fs::read_dir(self.dir.path().join(LEDGER_DIR))

@@ -5,19 +5,18 @@
 //! process as long as that lives, and never written to after a write has failed: what was noted then stays in memory.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{DirBuilder, File};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bits::Bits;
-use super::merged::{LEDGER_DIR, new_header, segment_path};
+use super::merged::{LEDGER_DIR, new_header, segment_name};
 use super::segment::seal_batches;
 use super::{By, Damage, Extent, Files, Frames, How, Ledger, Proof, Record, now_s};
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid};
+use crate::own::OwnDir;
 
 /// How often notes are written.
 pub const FLUSH_EVERY_S: u64 = 60;
@@ -30,8 +29,7 @@ type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
 /// Takes notes from any thread; `flush`, each `FLUSH_EVERY_S`, makes them durable.
 pub struct LedgerWriter {
-    backup_dir: PathBuf,
-    dir: PathBuf,
+    dir: Arc<OwnDir>,
     keys: Arc<Keys>,
     by: By,
     clock: Clock,
@@ -68,20 +66,19 @@ enum Sink {
 
 impl LedgerWriter {
     /// Nothing is written before the first `flush` that has something to say.
-    pub fn new(dir: &Path, keys: Arc<Keys>, by: By) -> LedgerWriter {
+    pub fn new(dir: &Arc<OwnDir>, keys: Arc<Keys>, by: By) -> LedgerWriter {
         LedgerWriter::with_clock(dir, keys, by, now_s)
     }
 
     /// As `new`, by another clock.
     pub fn with_clock(
-        dir: &Path,
+        dir: &Arc<OwnDir>,
         keys: Arc<Keys>,
         by: By,
         clock: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> LedgerWriter {
         LedgerWriter {
-            backup_dir: dir.to_path_buf(),
-            dir: dir.join(LEDGER_DIR),
+            dir: dir.clone(),
             keys,
             by,
             clock: Box::new(clock),
@@ -185,7 +182,7 @@ impl LedgerWriter {
     pub fn known(&self) -> Result<Ledger> {
         // Meanwhile nothing is on its way from memory to the disk.
         let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut ledger, _) = Ledger::load_at(&self.backup_dir, &self.keys, self.now_s())?;
+        let (mut ledger, _) = Ledger::load_at(&self.dir, &self.keys, self.now_s())?;
         self.add_notes(&sink, &mut ledger);
         Ok(ledger)
     }
@@ -214,7 +211,7 @@ impl LedgerWriter {
                 let written = seal_batches(cipher, *next_batch, records.iter().cloned(), |bytes| file.write_all(bytes));
                 *next_batch = written
                     .and_then(|next| file.sync_data().map(|()| next))
-                    .map_err(|error| Error::io("write", &self.dir, &error))?;
+                    .map_err(|error| Error::io("write", self.dir.path_of(LEDGER_DIR), &error))?;
             }
             Sink::Memory(memory) => records.iter().cloned().for_each(|record| memory.take(record)),
             Sink::None => {}
@@ -222,24 +219,21 @@ impl LedgerWriter {
         Ok(())
     }
 
-    /// Makes this process's segment.
+    /// Makes this process's segment. In another user's directory nothing is written.
     fn begin(&self) -> Result<Sink> {
-        let made = (|| {
-            match DirBuilder::new().mode(0o700).create(&self.dir) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            let header = new_header()?;
-            let path = segment_path(&self.dir, header.id);
-            let mut file = File::options().append(true).create_new(true).mode(0o600).open(path)?;
-            // A reader that looks whether anybody writes here may hold it for a moment.
-            crate::os::lock::exclusive(&file)?;
-            file.write_all(&header.encode(&self.keys))?;
-            crate::os::file::sync_dir(&self.dir)?;
-            let cipher = Box::new(self.keys.segment_cipher(header.id, &header.salt));
-            io::Result::Ok(Sink::Segment { file, cipher, next_batch: 0 })
-        })();
-        made.map_err(|error| Error::io("write to", &self.dir, &error))
+        if self.dir.is_foreign() {
+            return Ok(Sink::Memory(Box::new(Ledger::empty(self.now_s()))));
+        }
+        let ledger = self.dir.sub_made(LEDGER_DIR, 0o700)?;
+        let failed = |error: std::io::Error| Error::io("write to", ledger.path(), &error);
+        let header = new_header().map_err(failed)?;
+        let mut file = ledger.create(segment_name(header.id), 0o600)?;
+        // A reader that looks whether anybody writes here may hold it for a moment.
+        crate::os::lock::exclusive(&file).map_err(failed)?;
+        file.write_all(&header.encode(&self.keys)).map_err(failed)?;
+        ledger.sync()?;
+        let cipher = Box::new(self.keys.segment_cipher(header.id, &header.salt));
+        Ok(Sink::Segment { file, cipher, next_batch: 0 })
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {

@@ -26,7 +26,16 @@ impl AsFd for DirFd {
     }
 }
 
+/// What is done to a file that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// It is read and written from its start; nothing is cut off.
+    Over,
+    Append,
+}
+
 const DIR_FLAGS: i32 = libc::O_DIRECTORY | libc::O_CLOEXEC;
+const WRITE_FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
 
 impl DirFd {
     /// Opens a directory by a path that the user gave, following symlinks; for listing where permitted, else
@@ -70,6 +79,23 @@ impl DirFd {
     pub fn open_file(&self, name: &[u8]) -> io::Result<File> {
         let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
         Ok(File::from(self.open_without_atime(name, flags)?))
+    }
+
+    /// As `open_file`, and follows a symlink.
+    pub fn open_file_followed(&self, name: &[u8]) -> io::Result<File> {
+        let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+        Ok(File::from(self.open_without_atime(name, flags)?))
+    }
+
+    /// Opens `name`, which must exist, for reading and writing; otherwise as `open_file`.
+    pub fn open_file_writable(&self, name: &[u8]) -> io::Result<File> {
+        Ok(File::from(open_at(self.raw(), name, libc::O_RDWR | WRITE_FLAGS, 0)?))
+    }
+
+    /// Opens `name` for reading and writing, and creates it if it does not exist; otherwise as `open_file`.
+    pub fn open_or_create(&self, name: &[u8], perm: u32, how: Write) -> io::Result<File> {
+        let append = if how == Write::Append { libc::O_APPEND } else { 0 };
+        Ok(File::from(open_at(self.raw(), name, libc::O_RDWR | libc::O_CREAT | WRITE_FLAGS | append, perm)?))
     }
 
     /// Creates the regular file `name`, which must not exist, for reading and writing.

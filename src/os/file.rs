@@ -174,10 +174,78 @@ pub fn advise(file: &File, offset: u64, len: u64, advice: Advice) {
     unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, advice) };
 }
 
+/// The page cache holds a file in pieces of up to this size, and forgets only those that lie in a range as a whole.
+const CACHED_PIECE_BYTES: u64 = 2 << 20;
+
+/// Makes the next read of a range come from the medium (`len` 0: from `offset` to the end).
+///
+/// Forgets whole pieces of the page cache, so more than the range, after what was written to them is on the medium:
+/// the kernel keeps what is not.
+pub fn forget_cached(file: &File, offset: u64, len: u64) {
+    let start = offset / CACHED_PIECE_BYTES * CACHED_PIECE_BYTES;
+    let len = match len {
+        0 => 0,
+        len => (offset - start).saturating_add(len).next_multiple_of(CACHED_PIECE_BYTES),
+    };
+    let (Ok(from), Ok(count)) = (i64::try_from(start), i64::try_from(len)) else { return };
+    let written = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: no memory is involved.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), from, count, written) };
+    advise(file, start, len, Advice::DontNeed);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::os::stat;
+
+    /// A directory on a disk: a file system in memory has no medium to read from.
+    fn on_disk() -> tempfile::TempDir {
+        tempfile::tempdir_in(if Path::new("/var/tmp").is_dir() { Path::new("/var/tmp") } else { Path::new(".") })
+            .unwrap()
+    }
+
+    /// Pages of the file that are in the page cache.
+    fn cached_pages(file: &File) -> Vec<bool> {
+        let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        // SAFETY: the mapping is only asked about, and unmapped again.
+        unsafe {
+            let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap();
+            let at = libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            let mut pages = vec![0u8; len.div_ceil(page)];
+            assert_eq!(libc::mincore(at, len, pages.as_mut_ptr()), 0);
+            libc::munmap(at, len);
+            pages.iter().map(|page| page & 1 != 0).collect()
+        }
+    }
+
+    #[test]
+    fn what_is_forgotten_is_in_memory_no_more_however_small_and_however_fresh() {
+        const PAGE: u64 = 4096;
+        let temp = on_disk();
+        let path = temp.path().join("f");
+        for synced in [true, false] {
+            std::fs::write(&path, vec![7; 5 << 20]).unwrap();
+            let file = File::options().read(true).write(true).open(&path).unwrap();
+            if synced {
+                file.sync_all().unwrap();
+            }
+            // Within one page, over the border of two, up to the end of the file, all of it.
+            for (offset, len) in [(PAGE + 100, 50), (7 * PAGE - 3, 6), ((5 << 20) - 10, 10), (0, 0)] {
+                file.write_all_at(b"fresh", offset).unwrap();
+                read_exact_at(&file, &mut [0; 4], offset).unwrap();
+                assert!(cached_pages(&file)[(offset / PAGE) as usize], "nothing to forget at {offset}");
+                // A descriptor of its own, that can only read.
+                forget_cached(&File::open(&path).unwrap(), offset, len);
+                let cached = cached_pages(&file);
+                let last = if len == 0 { cached.len() as u64 - 1 } else { (offset + len - 1) / PAGE };
+                let left: Vec<u64> = (offset / PAGE..=last).filter(|page| cached[*page as usize]).collect();
+                assert!(left.is_empty(), "pages {left:?} of {offset}+{len} are still there");
+            }
+            assert_eq!(std::fs::read(&path).unwrap()[PAGE as usize + 100..][..5], *b"fresh");
+        }
+    }
 
     #[test]
     fn reads_stop_at_the_end_and_only_there() {

@@ -7,6 +7,7 @@
 pub mod dir;
 pub mod file;
 pub mod lock;
+pub mod mapped;
 pub mod mounts;
 pub mod process;
 pub mod stat;

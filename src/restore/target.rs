@@ -141,13 +141,17 @@ mod tests {
         symlink("round", base.join("round")).unwrap();
         std::fs::write(base.join("file"), "").unwrap();
         let none = Spare::default();
-        for way in ["real/sub", "relative/sub", "absolute", "absolute/../sub/.", "real/up/sub//", "real/up/up/sub/../sub"]
+        for way in
+            ["real/sub", "relative/sub", "absolute", "absolute/../sub/.", "real/up/sub//", "real/up/up/sub/../sub"]
         {
             let wanted = std::fs::metadata(base.join(way)).unwrap().ino();
             assert_eq!(ino(&open(&base.join(way), &none).unwrap()), wanted, "{way}");
         }
         for (way, errno) in [("round", libc::ELOOP), ("file", libc::ENOTDIR), ("file/x", libc::ENOTDIR)] {
-            assert!(matches!(open(&base.join(way), &none), Err(Error::Io { errno: found, .. }) if found == errno), "{way}");
+            assert!(
+                matches!(open(&base.join(way), &none), Err(Error::Io { errno: found, .. }) if found == errno),
+                "{way}"
+            );
         }
         let made = open(&base.join("relative/new/er/../est"), &none).unwrap();
         assert_eq!(ino(&made), std::fs::metadata(base.join("real/new/est")).unwrap().ino());
@@ -171,7 +175,9 @@ mod tests {
         lchown(base.join("theirs"), Some(1234), Some(1234)).unwrap();
         symlink("theirs", base.join("ours")).unwrap();
         for way in ["theirs", "theirs/sub", "theirs/new", "ours/sub", "victim/../theirs/."] {
-            let Err(Error::Unsupported { path, what }) = open(&base.join(way), &Spare::default()) else { panic!("{way}") };
+            let Err(Error::Unsupported { path, what }) = open(&base.join(way), &Spare::default()) else {
+                panic!("{way}")
+            };
             assert!(path.ends_with("theirs") && what.contains("1234"), "{way}: {path:?} {what}");
         }
         assert!(!base.join("victim/new").exists());

@@ -10,16 +10,16 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::copies::{Copies, Local};
 use super::findings::{Cause, Finding, MAX_LISTED, Part, Spot};
 use super::hits;
 use super::medium::{self, Bad, Job, Placed, Watch};
 use super::plan::{Plan, commit_arc};
-use super::shell::{Fault, Shell};
+use super::shell::{Fault, Shell, cause_of};
 use super::{Exam, Level, Report};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo};
 use crate::backupdir::arcs::{self, ArcFile};
 use crate::catalog::ArcEntry;
+use crate::depot::{Depot, Local, StoredArc};
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
 use crate::index::Places;
@@ -33,7 +33,7 @@ const MAX_NOTED: u32 = 1000;
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let plan = Plan::make(exam)?;
     report.notes.extend(plan.notes.iter().cloned());
-    let copies: [&dyn Copies; 1] = [&Local::new(exam.dir.path())];
+    let copies: [&dyn Depot; 1] = [&Local::new(exam.dir.own())];
     if exam.options.level == Level::AllCopies {
         report.notes.push("there are no destinations: -v4 did what -v3 does".into());
     }
@@ -57,7 +57,7 @@ struct Wrong {
 /// One copy being checked.
 struct Run<'a> {
     exam: &'a Exam<'a>,
-    copy: &'a dyn Copies,
+    copy: &'a dyn Depot,
     plan: &'a Plan,
     /// Frames that were known to be damaged, by arc.
     known: HashMap<ArcSerial, Vec<ledger::Damage>>,
@@ -71,7 +71,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(exam: &'a Exam<'a>, copy: &'a dyn Copies, plan: &'a Plan) -> Run<'a> {
+    fn new(exam: &'a Exam<'a>, copy: &'a dyn Depot, plan: &'a Plan) -> Run<'a> {
         let mut known: HashMap<ArcSerial, Vec<ledger::Damage>> = HashMap::new();
         for damage in exam.known.open_damage().iter().filter(|damage| damage.copy == copy.id()) {
             known.entry(damage.arc).or_default().push(damage.clone());
@@ -169,7 +169,7 @@ impl<'a> Run<'a> {
             }
         }
         let table = shell.table.clone().or_else(|| {
-            let arc = ArcFile::open_known(self.exam.dir.path(), entry, self.exam.dir.keys()).ok()?;
+            let arc = ArcFile::open_known(self.exam.dir.own(), entry, self.exam.dir.keys()).ok()?;
             arc.frame_table(self.exam.dir.keys()).ok()
         })?;
         Some(placed(table))
@@ -200,13 +200,13 @@ impl<'a> Run<'a> {
             }
             None => (Part::Trailer, entry.footer_offset + u64::from(entry.footer_len)),
         };
-        self.fault(entry.name, Some(entry), &Fault { part, offset, damage, cause: Cause::Missing });
+        self.fault(entry.name, Some(entry), &Fault::new(entry.name, part, offset, damage, Cause::Missing));
     }
 
     /// A commit arc: both copies of the record, and what surrounds them.
     fn commit(&self, run: Version) -> Option<Job> {
         let name = commit_arc(run);
-        let (dir, keys) = (self.exam.dir.path(), self.exam.dir.keys());
+        let (dir, keys) = (self.exam.dir.own(), self.exam.dir.keys());
         let spot = Spot { copy: self.copy.id(), serial: None, part: Part::Whole };
         let damaged = |cause, error: Error| {
             let place = Some(Place { arc: name, frame: None, block: None, offset: 0 });
@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
             }
         };
         if let Err(error) = arcs::read_commit(dir, run, keys) {
-            damaged(Cause::Catalog, error);
+            damaged(if error.is_damage() { Cause::Catalog } else { Cause::Unchecked }, error);
             return None;
         }
         self.unlisted_arc(name, bytes)
@@ -243,15 +243,18 @@ impl<'a> Run<'a> {
     }
 
     /// An arc that is described by nothing but itself.
-    fn unlisted_arc(&self, name: ArcName, bytes: Box<dyn super::copies::ArcBytes>) -> Option<Job> {
+    fn unlisted_arc(&self, name: ArcName, bytes: Box<dyn StoredArc>) -> Option<Job> {
         let keys = self.exam.dir.keys();
         let shell = Shell::read(bytes.as_ref(), name, None, keys);
-        let walked = || ArcFile::open(self.exam.dir.path(), name, keys).ok()?.frame_table(keys).ok();
+        let walked = || ArcFile::open(self.exam.dir.own(), name, keys).ok()?.frame_table(keys).ok();
         let table = shell.table.clone().or_else(walked);
         let (Some((id, salt, _)), Some(table)) = (shell.identity, table) else {
             let cause = if shell.foreign { Cause::Key } else { Cause::Medium };
             let damage = if shell.other { Damage::WrongFrame } else { Damage::BadHeader };
-            self.fault(name, None, &Fault { part: Part::Whole, offset: 0, damage, cause });
+            match shell.faults.iter().find(|fault| fault.cause == Cause::Unchecked) {
+                Some(unread) => self.fault(name, None, unread),
+                None => self.fault(name, None, &Fault::new(name, Part::Whole, 0, damage, cause)),
+            }
             return None;
         };
         Some(Job {
@@ -270,13 +273,8 @@ impl<'a> Run<'a> {
 
     /// The arc as a whole can't be read.
     fn whole(&self, name: ArcName, entry: Option<&ArcEntry>, error: Error) {
-        match error {
-            Error::Arc { damage, .. } => {
-                let cause = if damage == Damage::Missing { Cause::Missing } else { Cause::Medium };
-                self.fault(name, entry, &Fault { part: Part::Whole, offset: 0, damage, cause });
-            }
-            other => self.note(Finding::new(Level::LocalBlocks, Cause::Unchecked, other)),
-        }
+        let cause = cause_of(&error);
+        self.fault(name, entry, &Fault { part: Part::Whole, offset: 0, error, cause });
     }
 
     fn fault(&self, name: ArcName, entry: Option<&ArcEntry>, fault: &Fault) {
@@ -297,11 +295,12 @@ impl<'a> Run<'a> {
         };
         let block = serial.zip(frame).map(|(serial, no)| BlockId::new(serial, no));
         let place = Place { arc: name, frame, block, offset: fault.offset };
-        let error = match fault.cause {
-            Cause::Index => self.index_error(format!("it has another frame than {place}, which is authentic")),
-            _ => Error::Arc { place, damage: fault.damage.clone() },
+        let error = match (fault.cause, &fault.error) {
+            (Cause::Index, _) => self.index_error(format!("it has another frame than {place}, which is authentic")),
+            (_, Error::Arc { damage, .. }) => Error::Arc { place, damage: damage.clone() },
+            (_, other) => other.clone(),
         };
-        if let (Some(serial), true) = (serial, fault.cause != Cause::Index) {
+        if let (Some(serial), true) = (serial, matches!(error, Error::Arc { .. })) {
             let note = |frame| self.damage(serial, frame, error.code(), fault.cause == Cause::Transient);
             match fault.part {
                 Part::Frames { first, count } if count <= MAX_NOTED => {
@@ -449,7 +448,7 @@ impl Watch for Run<'_> {
             // Another backup dir's, or another arc of this one, under this name.
             let (damage, cause) =
                 if foreign { (Damage::BadHeader, Cause::Key) } else { (Damage::WrongFrame, Cause::Missing) };
-            let fault = Fault { part: Part::Whole, offset: 0, damage, cause };
+            let fault = Fault::new(name, Part::Whole, 0, damage, cause);
             self.add(name, serial, &fault, Some((0, frames.len() as u32)));
             return;
         }
@@ -482,15 +481,15 @@ impl Run<'_> {
 /// Neighbouring frames with the same damage become one.
 fn folded(bad: Vec<Bad>) -> Vec<Fault> {
     let mut faults: Vec<Fault> = Vec::new();
-    for Bad { no, offset, damage, cause } in bad {
-        if let Some(Fault { part: Part::Frames { first, count }, damage: before, cause: same, .. }) = faults.last_mut()
+    for Bad { no, offset, error, cause } in bad {
+        if let Some(Fault { part: Part::Frames { first, count }, error: before, cause: same, .. }) = faults.last_mut()
             && first.0 + *count == no.0
-            && (before.code(), *same) == (damage.code(), cause)
+            && (before.code(), *same) == (error.code(), cause)
         {
             *count += 1;
             continue;
         }
-        faults.push(Fault { part: Part::Frames { first: no, count: 1 }, offset, damage, cause });
+        faults.push(Fault { part: Part::Frames { first: no, count: 1 }, offset, error, cause });
     }
     faults
 }

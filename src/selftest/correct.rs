@@ -4,7 +4,6 @@
 //! about, and what could not be corrected says why. What is fixed here is proven by reading it back (`fix`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
 use std::sync::Arc;
 
 use super::findings::{Finding, Fixed, FramesFixed, Part};
@@ -14,12 +13,12 @@ use crate::arc::repair::{self, BitFlip};
 use crate::arc::{FrameInfo, FrameKind, frame};
 use crate::backupdir::Lock;
 use crate::catalog::ArcEntry;
+use crate::depot::{LocalArc, StoredArc, Via};
 use crate::error::Result;
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo};
 use crate::index::Index;
 use crate::ledger::{self, Flip, Record};
 use crate::monitor::Progress;
-use crate::os::file::{Advice, advise, read_up_to};
 use crate::text::shown;
 use crate::tree::{Tree, View};
 
@@ -135,7 +134,14 @@ impl<'a> Correction<'a> {
         let Some((offset, info)) = chunk.locate(place.frame()).map(|(offset, info)| (offset, *info)) else {
             return Ok(());
         };
-        let bytes = self.read(&entry, offset, &info);
+        let bytes = match self.read(&entry, offset, &info) {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_damage() => Vec::new(),
+            Err(error) => {
+                self.outcomes.insert(place, Fixed::Not { why: error.to_string() });
+                return Ok(());
+            }
+        };
         let (keys, no) = (self.exam.dir.keys(), place.frame());
         let cipher = keys.arc_cipher(entry.id, &entry.salt);
         if frame::open(keys, &cipher, no, &info, &bytes).is_ok() {
@@ -175,15 +181,12 @@ impl<'a> Correction<'a> {
     }
 
     /// The frame's bytes from the medium, as far as they are there.
-    fn read(&self, entry: &ArcEntry, offset: u64, info: &FrameInfo) -> Vec<u8> {
-        let path = self.exam.dir.path().join(entry.name.to_string());
+    fn read(&self, entry: &ArcEntry, offset: u64, info: &FrameInfo) -> Result<Vec<u8>> {
+        let arc = LocalArc::open(self.exam.dir.own(), entry.name)?;
         let mut bytes = vec![0; info.frame_len() as usize];
-        let read = File::open(path).and_then(|file| {
-            advise(&file, 0, 0, Advice::DontNeed);
-            read_up_to(&file, &mut bytes, offset)
-        });
-        bytes.truncate(read.unwrap_or(0));
-        bytes
+        let found = arc.read(offset, &mut bytes, Via::Medium)?;
+        bytes.truncate(found);
+        Ok(bytes)
     }
 
     fn note(&self, place: BlockId, flips: &[BitFlip]) {
@@ -246,9 +249,7 @@ impl<'a> Correction<'a> {
         for (place, how) in places {
             let outcome = match &sealed {
                 Ok(done) => Fixed::Sealed { arc: done.arc, how },
-                Err(error) => {
-                    Fixed::Not { why: format!("found again {how}, but it could not be written: {error}") }
-                }
+                Err(error) => Fixed::Not { why: format!("found again {how}, but it could not be written: {error}") },
             };
             self.outcomes.insert(place, outcome);
         }

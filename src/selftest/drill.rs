@@ -146,7 +146,7 @@ impl Overlay {
                 symlink(entry.path(), &link).map_err(|e| Error::io("link", link, &e))?;
             }
         }
-        let dir = real.elsewhere(temp.path());
+        let dir = real.elsewhere(temp.path())?;
         Ok(Overlay { _temp: temp, dir })
     }
 
@@ -248,7 +248,7 @@ impl Overlay {
         };
         let options =
             Options { level: Level::LocalBlocks, scope, rev: None, sample: None, inc: None, fix: Fix::Report };
-        let ledger = Arc::new(LedgerWriter::new(self.dir.path(), self.dir.keys().clone(), By::Selftest));
+        let ledger = Arc::new(LedgerWriter::new(self.dir.own(), self.dir.keys().clone(), By::Selftest));
         let index = match self.dir.open_index() {
             Ok(index) => Arc::new(index),
             // The first pages of an index are needed to open it.
@@ -289,7 +289,7 @@ impl Overlay {
         let len = index.frame_chunk(arc.serial, FrameNo(frame)).ok();
         let len = len.and_then(|chunk| chunk.locate(FrameNo(frame)).map(|(_, info)| info.plain_len));
         let Ok(own) = self.dir.open_index() else { return false };
-        let store = Store::new(self.dir.path(), self.dir.keys().clone(), Arc::new(own), 0);
+        let store = Store::new(self.dir.own(), self.dir.keys().clone(), Arc::new(own), 0);
         len.is_some_and(|len| store.block(block, len, None).is_ok())
     }
 }

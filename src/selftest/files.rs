@@ -116,7 +116,7 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
 fn open_store(exam: &Exam<'_>, heal: Heal, cache_bytes: u64) -> Store {
     let ledger = Some(exam.ledger.clone());
     let options = StoreOptions { cache_bytes, heal, ledger, ..StoreOptions::default() };
-    Store::with_options(exam.dir.path(), exam.dir.keys().clone(), exam.index.clone(), options)
+    Store::with_options(exam.dir.own(), exam.dir.keys().clone(), exam.index.clone(), options)
 }
 
 /// Files and bytes of all states, those of removed versions included.
@@ -413,7 +413,7 @@ impl Reading<'_> {
         }
         let small = |heal| {
             let options = StoreOptions { cache_bytes: 0, heal, threads: 0, ..StoreOptions::default() };
-            Store::with_options(self.exam.dir.path(), self.exam.dir.keys().clone(), self.exam.index.clone(), options)
+            Store::with_options(self.exam.dir.own(), self.exam.dir.keys().clone(), self.exam.index.clone(), options)
         };
         let healed = small(Heal::On).block(block, len, Some(file)).ok();
         // The healing read made the kernel forget the range, so this one comes from the medium.

@@ -140,18 +140,27 @@ pub enum Fixed {
     /// It read right before anything was done.
     RightByNow,
     /// The recorded bytes are in their place again; what was wrong with them.
-    Rewritten { what: String },
+    Rewritten {
+        what: String,
+    },
     /// Header, footer or trailer of an arc were written anew.
-    Shell { parts: Vec<&'static str> },
+    Shell {
+        parts: Vec<&'static str>,
+    },
     /// The block is read from another arc now; where its bytes came from.
-    Sealed { arc: ArcName, how: String },
+    Sealed {
+        arc: ArcName,
+        how: String,
+    },
     IndexRebuilt,
     /// The next catalog is a base; what is damaged stays so, and is needed by fewer versions.
     BaseIsDue,
     /// Several frames, not all with the same end.
     Frames(FramesFixed),
     /// Nothing was done, and why.
-    Not { why: String },
+    Not {
+        why: String,
+    },
 }
 
 /// What became of the frames of one finding.
@@ -185,7 +194,9 @@ impl fmt::Display for Fixed {
             Fixed::Shell { parts } => write!(f, "{} written anew, byte for byte as recorded", parts.join(" and ")),
             Fixed::Sealed { arc, how } => write!(f, "the block was sealed anew in {arc}, {how}"),
             Fixed::IndexRebuilt => f.write_str("the index was made anew from the catalogs"),
-            Fixed::BaseIsDue => f.write_str("the next backup writes a base catalog, which does without what is damaged"),
+            Fixed::BaseIsDue => {
+                f.write_str("the next backup writes a base catalog, which does without what is damaged")
+            }
             Fixed::Frames(FramesFixed { rewritten, sealed, base_is_due, lost, not_tried }) => {
                 let total = rewritten + sealed + base_is_due + lost + not_tried;
                 let parts: Vec<String> = [

@@ -9,13 +9,13 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crossbeam::channel::{Receiver, bounded};
 
-use super::copies::ArcBytes;
 use super::findings::Cause;
-use super::shell::{Fault, cause_of, unreadable};
+use super::shell::{Fault, cause_of};
 use crate::arc::{FRAME_HEADER_LEN, FrameInfo, frame};
 use crate::crypto::{ArcCipher, Keys};
-use crate::error::Damage;
-use crate::ids::{ArcName, ArcSerial, FrameNo};
+use crate::depot::{StoredArc, Via};
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
 use crate::store::lock;
 
 /// What one read asks for: neighbouring frames up to this many bytes.
@@ -33,7 +33,7 @@ pub(super) struct Job {
     /// None: a commit arc, or one whose commit record is lost.
     pub serial: Option<ArcSerial>,
     pub cipher: ArcCipher,
-    pub bytes: Box<dyn ArcBytes>,
+    pub bytes: Box<dyn StoredArc>,
     /// In the order of the medium.
     pub frames: Vec<Placed>,
     /// All frames of the arc are in `frames`, and what surrounds them was checked.
@@ -45,12 +45,20 @@ pub(super) struct Job {
     pub bad: Mutex<Vec<Bad>>,
 }
 
-/// A frame that is wrong.
+impl Job {
+    /// The error for a frame that is wrong.
+    fn damaged(&self, no: FrameNo, offset: u64, damage: Damage) -> Error {
+        let block = self.serial.map(|serial| BlockId::new(serial, no));
+        Error::Arc { place: Place { arc: self.name, frame: Some(no), block, offset }, damage }
+    }
+}
+
+/// A frame that is wrong, or that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Bad {
     pub no: FrameNo,
     pub offset: u64,
-    pub damage: Damage,
+    pub error: Error,
     pub cause: Cause,
 }
 
@@ -86,6 +94,7 @@ pub(super) fn verify_all(keys: &Keys, jobs: impl Iterator<Item = Job>, watch: &d
         }
         drop(queue);
         for job in jobs {
+            job.bytes.forget();
             let job = Arc::new(job);
             let mut next = 0;
             while let Some((frames, start, len)) = stretch(&job.frames, next) {
@@ -96,7 +105,7 @@ pub(super) fn verify_all(keys: &Keys, jobs: impl Iterator<Item = Job>, watch: &d
                 flow.enter(len);
                 let bytes = flow.read(job.bytes.as_ref(), start, len);
                 // Dropped again at once: a selftest must not take the page cache from those who need it.
-                job.bytes.forget(start, len);
+                job.bytes.release(start, len);
                 let _ = pieces.send(Piece { job: job.clone(), frames, start, len, bytes });
             }
             finish(job, watch);
@@ -137,19 +146,23 @@ fn serve(keys: &Keys, queue: &Receiver<Piece>, flow: &Flow, watch: &dyn Watch) {
                 Some(bytes) => {
                     let start = ((offset - piece.start) as usize).min(bytes.len());
                     let end = (start + info.frame_len() as usize).min(bytes.len());
-                    frame::open(keys, &job.cipher, *no, info, bytes.get(start..end).unwrap_or_default())
+                    judge(keys, job, (*no, *offset, *info), bytes.get(start..end).unwrap_or_default())
                 }
                 // One bad sector failed the whole piece: its other frames may be well.
-                None => alone(job, *offset, info).and_then(|bytes| frame::open(keys, &job.cipher, *no, info, &bytes)),
+                None => alone(job, *offset, info, Via::Cache)
+                    .and_then(|bytes| judge(keys, job, (*no, *offset, *info), &bytes)),
             };
             match first {
                 Ok(_) => watch.good(job, *no, info),
-                Err(damage) => {
-                    let bad = second_look(keys, job, (*no, *offset, *info), damage);
+                Err(error) => {
+                    let bad = second_look(keys, job, (*no, *offset, *info), error);
                     if bad.cause == Cause::Transient {
                         watch.good(job, *no, info);
                     }
-                    lock(&job.bad).push(bad);
+                    // One that was not read at first has not been wrong.
+                    if bad.cause != Cause::Transient || bad.error.is_damage() {
+                        lock(&job.bad).push(bad);
+                    }
                 }
             }
         }
@@ -159,36 +172,42 @@ fn serve(keys: &Keys, queue: &Receiver<Piece>, flow: &Flow, watch: &dyn Watch) {
     }
 }
 
-fn alone(job: &Job, offset: u64, info: &FrameInfo) -> Result<Vec<u8>, Damage> {
+fn judge(keys: &Keys, job: &Job, (no, offset, info): Placed, bytes: &[u8]) -> Result<()> {
+    frame::open(keys, &job.cipher, no, &info, bytes).map(drop).map_err(|damage| job.damaged(no, offset, damage))
+}
+
+fn alone(job: &Job, offset: u64, info: &FrameInfo, via: Via) -> Result<Vec<u8>> {
     let mut bytes = vec![0; info.frame_len() as usize];
-    let found = job.bytes.read(offset, &mut bytes).map_err(unreadable)?;
+    let found = job.bytes.read(offset, &mut bytes, via)?;
     bytes.truncate(found);
     Ok(bytes)
 }
 
 /// Reads a frame that failed by itself and past the page cache, and says what is wrong with it.
-fn second_look(keys: &Keys, job: &Job, (no, offset, info): Placed, first: Damage) -> Bad {
-    job.bytes.forget(offset, info.frame_len());
+fn second_look(keys: &Keys, job: &Job, (no, offset, info): Placed, first: Error) -> Bad {
     let open = |info: &FrameInfo, bytes: &[u8]| frame::open(keys, &job.cipher, no, info, bytes).map(drop);
-    let (damage, cause) = match alone(job, offset, &info) {
-        Err(damage) => (damage, Cause::Medium),
-        Ok(bytes) => match open(&info, &bytes) {
-            Ok(()) => (first, Cause::Transient),
-            Err(Damage::WrongFrame) => {
-                // An authentic frame that is not the one expected: who expects it is wrong.
-                let claim = bytes.first_chunk::<FRAME_HEADER_LEN>().and_then(FrameInfo::from_header);
-                let authentic = claim.filter(|(claimed, _)| *claimed == no).is_some_and(|(_, claim)| {
-                    alone(job, offset, &claim).is_ok_and(|bytes| open(&claim, &bytes).is_ok())
-                });
-                (Damage::WrongFrame, if authentic { Cause::Index } else { Cause::Medium })
-            }
-            Err(damage) => {
-                let cause = cause_of(&damage);
-                (damage, cause)
-            }
-        },
+    let looked = alone(job, offset, &info, Via::Medium).and_then(|bytes| match open(&info, &bytes) {
+        Ok(()) => Ok(None),
+        Err(Damage::WrongFrame) => {
+            // An authentic frame that is not the one expected: who expects it is wrong.
+            let claim = bytes.first_chunk::<FRAME_HEADER_LEN>().and_then(FrameInfo::from_header);
+            let authentic = claim.filter(|(claimed, _)| *claimed == no).is_some_and(|(_, claim)| {
+                alone(job, offset, &claim, Via::Medium).is_ok_and(|bytes| open(&claim, &bytes).is_ok())
+            });
+            let cause = if authentic { Cause::Index } else { Cause::Medium };
+            Ok(Some((job.damaged(no, offset, Damage::WrongFrame), cause)))
+        }
+        Err(damage) => Err(job.damaged(no, offset, damage)),
+    });
+    let (error, cause) = match looked {
+        Ok(None) => (first, Cause::Transient),
+        Ok(Some(wrong)) => wrong,
+        Err(error) => {
+            let cause = cause_of(&error);
+            (error, cause)
+        }
     };
-    Bad { no, offset, damage, cause }
+    Bad { no, offset, error, cause }
 }
 
 /// Bounds the bytes on their way, and keeps their buffers.
@@ -217,10 +236,10 @@ impl Flow {
     }
 
     /// None when it can't be read as one; shorter where the arc ends.
-    fn read(&self, arc: &dyn ArcBytes, start: u64, len: u64) -> Option<Vec<u8>> {
+    fn read(&self, arc: &dyn StoredArc, start: u64, len: u64) -> Option<Vec<u8>> {
         let mut buffer = lock(&self.buffers).pop().unwrap_or_default();
         buffer.resize(len as usize, 0);
-        let found = arc.read(start, &mut buffer).ok()?;
+        let found = arc.read(start, &mut buffer, Via::Cache).ok()?;
         buffer.truncate(found);
         Some(buffer)
     }
@@ -230,8 +249,10 @@ impl Flow {
 mod tests {
     use super::*;
     use crate::arc::{FrameKind, Packer};
+    use crate::depot;
     use crate::ids::{ArcId, ArcSalt, BackupId, Version};
     use std::io;
+    use std::path::Path;
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use zeroize::Zeroizing;
 
@@ -244,11 +265,12 @@ mod tests {
         forgotten: AtomicU64,
     }
 
-    impl ArcBytes for Faulty {
+    impl StoredArc for Faulty {
         fn len_bytes(&self) -> u64 {
             self.bytes.len() as u64
         }
-        fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        fn read(&self, offset: u64, buffer: &mut [u8], via: Via) -> Result<usize> {
+            self.forgotten.fetch_add(u64::from(via == Via::Medium), Relaxed);
             let rest = self.bytes.get(offset as usize..).unwrap_or_default();
             let count = rest.len().min(buffer.len());
             buffer[..count].copy_from_slice(&rest[..count]);
@@ -257,15 +279,18 @@ mod tests {
                 && self.times.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
             {
                 match self.errno {
-                    Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
+                    Some(errno) => {
+                        let error = io::Error::from_raw_os_error(errno);
+                        let name = ArcName { version: Version(0), number: 1 };
+                        return Err(depot::read_error(name, Path::new("arc.0.1"), offset, &error));
+                    }
                     None => buffer[at as usize] ^= 0x11,
                 }
             }
             Ok(count)
         }
-        fn forget(&self, _: u64, _: u64) {
-            self.forgotten.fetch_add(1, Relaxed);
-        }
+        fn forget(&self) {}
+        fn release(&self, _: u64, _: u64) {}
     }
 
     #[derive(Default)]
@@ -325,7 +350,7 @@ mod tests {
         let mut good = ears.good.into_inner().unwrap();
         good.sort_unstable();
         let bad = ears.bad.into_inner().unwrap();
-        (good, bad.into_iter().map(|bad| (bad.no.0, bad.damage.code(), bad.cause)).collect())
+        (good, bad.into_iter().map(|bad| (bad.no.0, bad.error.code(), bad.cause)).collect())
     }
 
     #[test]
@@ -344,7 +369,13 @@ mod tests {
         let passing = verify(vec![job(&lens, in_second, 2, Some(libc::EIO))]);
         assert_eq!(passing, (all.clone(), vec![(1, "ARC_UNREADABLE", Cause::Transient)]));
         // One that is right when it is read alone was not wrong for sure: the whole read failed, not the frame.
-        assert_eq!(verify(vec![job(&lens, in_second, 1, Some(libc::EIO))]), (all, vec![]));
+        assert_eq!(verify(vec![job(&lens, in_second, 1, Some(libc::EIO))]), (all.clone(), vec![]));
+        // What says nothing of the medium is no damage, neither for good nor in passing.
+        for errno in [libc::EACCES, libc::ESTALE, libc::ETIMEDOUT, libc::ENOMEM, libc::ENOTCONN, libc::ENXIO] {
+            let unread = verify(vec![job(&lens, in_second, 99, Some(errno))]);
+            assert_eq!(unread, (vec![0, 2, 3], vec![(1, "IO", Cause::Unchecked)]));
+            assert_eq!(verify(vec![job(&lens, in_second, 2, Some(errno))]), (all.clone(), vec![]));
+        }
     }
 
     #[test]

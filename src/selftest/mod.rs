@@ -5,7 +5,6 @@
 //! could not be made is a finding too, never silence. Levels are cumulative but for v5, which reads what files need.
 
 mod blocks;
-mod copies;
 mod correct;
 pub mod drill;
 mod files;
@@ -173,7 +172,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             (Index::unopened(&dir.index_path(), &dir.keys().index_key()), false)
         }
     };
-    let known = match Ledger::load(dir.path(), dir.keys()) {
+    let known = match Ledger::load(dir.own(), dir.keys()) {
         Ok((known, refused)) => {
             for refused in refused {
                 let what = format!("this part of the ledger is not believed: {}", refused.what);
@@ -186,7 +185,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             Ledger::default()
         }
     };
-    let ledger = Arc::new(LedgerWriter::new(dir.path(), dir.keys().clone(), By::Selftest));
+    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest));
     let mut exam = Exam { dir, index: Arc::new(index), options, monitor, ledger, known, findings, due: None };
     exam.known_names(opens)?;
     if let Some(schedule) = options.inc.as_ref().filter(|_| opens) {
@@ -241,7 +240,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
 /// Rules of v2 that arcs and index break together: what is wrong was written so. Empty after each run of a writer that is
 /// right; debug builds and tests look.
 pub fn written_wrong(dir: &BackupDir) -> Result<Vec<Finding>> {
-    let ledger = Arc::new(LedgerWriter::new(dir.path(), dir.keys().clone(), By::Selftest));
+    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest));
     let mut findings = structure::look_again(dir, &Silent, ledger)?;
     findings.retain(|finding| finding.cause == Cause::Catalog && matches!(finding.error, Error::IndexRow { .. }));
     Ok(findings)
@@ -299,7 +298,7 @@ impl Exam<'_> {
                 let known = self.index.arcs().unwrap_or_default();
                 let is_there = |name: &ArcName| {
                     known.iter().any(|row| row.entry.name == *name)
-                        || self.dir.path().join(name.to_string()).symlink_metadata().is_ok()
+                        || self.dir.own().stat(name.to_string()).is_ok_and(|found| found.is_some())
                 };
                 match names.iter().find(|name| !is_there(name)) {
                     Some(name) => Err(Error::Usage(format!("there is no {name} in this backup dir"))),

@@ -2,23 +2,30 @@
 //!
 //! Invariant: what is wrong at a first read is read once more, past the page cache, before it is judged.
 
-use super::copies::ArcBytes;
 use super::findings::{Cause, Part};
 use crate::arc::shell::{HEADER_MAGIC, TRAILER_MAGIC};
 use crate::arc::{ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, FrameInfo, MAX_PLAIN_LEN};
 use crate::backupdir::arcs::open_footer;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::crypto::Keys;
-use crate::error::Damage;
+use crate::depot::{StoredArc, Via};
+use crate::error::{Damage, Error, Place};
 use crate::ids::{ArcId, ArcName, ArcSalt};
 
-/// Something wrong with a part of an arc.
+/// Something wrong with a part of an arc, or what kept it from being read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     pub part: Part,
     pub offset: u64,
-    pub damage: Damage,
+    pub error: Error,
     pub cause: Cause,
+}
+
+impl Fault {
+    pub fn new(arc: ArcName, part: Part, offset: u64, damage: Damage, cause: Cause) -> Fault {
+        let error = Error::Arc { place: Place { arc, frame: None, block: None, offset }, damage };
+        Fault { part, offset, error, cause }
+    }
 }
 
 /// What surrounds the frames of an arc.
@@ -37,8 +44,9 @@ pub(super) struct Shell {
 
 impl Shell {
     /// Reads and checks them; `entry` is what the commit record says of the arc.
-    pub fn read(bytes: &dyn ArcBytes, name: ArcName, entry: Option<&ArcEntry>, keys: &Keys) -> Shell {
+    pub fn read(bytes: &dyn StoredArc, name: ArcName, entry: Option<&ArcEntry>, keys: &Keys) -> Shell {
         let mut shell = Shell::default();
+        let bytes = (bytes, name);
         let (mut arc_magic, mut end_magic) = (false, false);
         let header = shell.part(bytes, Part::Header, 0, ARC_HEADER_LEN as u64, |found| {
             arc_magic = found.starts_with(HEADER_MAGIC);
@@ -46,7 +54,7 @@ impl Shell {
             let same = |e: &ArcEntry| (e.id, e.salt, e.role) == (header.id, header.salt, header.role);
             if header.name == name && entry.is_none_or(same) { Ok(header) } else { Err(Damage::WrongFrame) }
         });
-        let trailer_at = bytes.len_bytes().saturating_sub(ARC_TRAILER_LEN as u64);
+        let trailer_at = bytes.0.len_bytes().saturating_sub(ARC_TRAILER_LEN as u64);
         let trailer = shell.part(bytes, Part::Trailer, trailer_at, ARC_TRAILER_LEN as u64, |found| {
             end_magic = found.starts_with(TRAILER_MAGIC);
             let trailer = ArcTrailer::decode(found, keys)?;
@@ -57,7 +65,9 @@ impl Shell {
             };
             if entry.is_none_or(same) { Ok(trailer) } else { Err(Damage::WrongFrame) }
         });
-        let wrong = |damage: Damage| shell.faults.iter().filter(|fault| fault.damage == damage).count() == 2;
+        let is =
+            |fault: &&Fault, wanted: &Damage| matches!(&fault.error, Error::Arc { damage, .. } if damage == wanted);
+        let wrong = |damage: Damage| shell.faults.iter().filter(|fault| is(fault, &damage)).count() == 2;
         let (other, unknown) = (wrong(Damage::WrongFrame), header.is_none() && trailer.is_none());
         shell.other = other;
         shell.foreign = unknown && !other && arc_magic && end_magic;
@@ -79,40 +89,41 @@ impl Shell {
     /// Reads one part and judges it; what fails is read again.
     fn part<T>(
         &mut self,
-        bytes: &dyn ArcBytes,
+        (bytes, arc): (&dyn StoredArc, ArcName),
         part: Part,
         offset: u64,
         len: u64,
         mut judge: impl FnMut(&[u8]) -> Result<T, Damage>,
     ) -> Option<T> {
-        let mut read = || -> Result<T, Damage> {
+        let place = || Place { arc, frame: None, block: None, offset };
+        let mut read = |via| -> Result<T, Error> {
             let mut buffer = vec![0; len.min(MAX_PLAIN_LEN as u64 + 4096) as usize];
-            let found = bytes.read(offset, &mut buffer).map_err(unreadable)?;
-            judge(buffer.get(..found).unwrap_or_default())
+            let found = bytes.read(offset, &mut buffer, via)?;
+            judge(buffer.get(..found).unwrap_or_default()).map_err(|damage| Error::Arc { place: place(), damage })
         };
-        let damage = match read() {
+        let first = match read(Via::Cache) {
             Ok(value) => return Some(value),
-            Err(damage) => damage,
+            Err(error) => error,
         };
-        bytes.forget(offset, len);
-        let (damage, cause, value) = match read() {
-            Ok(value) => (damage, Cause::Transient, Some(value)),
-            Err(damage) => {
-                let cause = cause_of(&damage);
-                (damage, cause, None)
+        match read(Via::Medium) {
+            Ok(value) => {
+                // One that was not read at first has not been wrong.
+                let transient = Fault { part, offset, error: first, cause: Cause::Transient };
+                self.faults.extend(Some(transient).filter(|fault| fault.error.is_damage()));
+                Some(value)
             }
-        };
-        self.faults.push(Fault { part, offset, damage, cause });
-        value
+            Err(error) => {
+                let cause = cause_of(&error);
+                self.faults.push(Fault { part, offset, error, cause });
+                None
+            }
+        }
     }
 }
 
-pub(super) fn unreadable(error: std::io::Error) -> Damage {
-    Damage::Unreadable(error.raw_os_error().unwrap_or(libc::EIO))
-}
-
-/// Why bytes that failed twice are wrong.
-pub(super) fn cause_of(damage: &Damage) -> Cause {
+/// Why bytes that failed twice are wrong, or that they were not read.
+pub(super) fn cause_of(error: &Error) -> Cause {
+    let Error::Arc { damage, .. } = error else { return Cause::Unchecked };
     match damage {
         Damage::Missing | Damage::Truncated { .. } => Cause::Missing,
         Damage::BadCompression | Damage::HashMismatch { .. } => Cause::Memory,

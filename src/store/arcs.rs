@@ -4,11 +4,8 @@
 //! does; an arc file that was replaced or put back is noticed within a second, or at once after a bad read.
 
 use std::cell::RefCell;
-use std::fs::File;
-use std::io::ErrorKind;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,10 +15,11 @@ use lru::LruCache;
 use super::shelf::lock;
 use crate::arc::FrameInfo;
 use crate::crypto::{ArcCipher, Keys};
-use crate::error::{Damage, Error, Place, Result};
+use crate::depot::{LocalArc, StoredArc, Via};
+use crate::error::{Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
 use crate::index::Index;
-use crate::os::file::{self, Advice};
+use crate::own::OwnDir;
 
 /// Arc files kept open.
 const MAX_OPEN_ARCS: usize = 128;
@@ -34,9 +32,7 @@ const RECHECK: Duration = Duration::from_secs(1);
 pub struct OpenArc {
     pub name: ArcName,
     pub cipher: ArcCipher,
-    pub path: PathBuf,
-    file: File,
-    identity: (u64, u64),
+    file: LocalArc,
     /// Milliseconds on the store's clock.
     checked_ms: AtomicU64,
 }
@@ -67,7 +63,7 @@ type Moved = Vec<(BlockId, BlockId)>;
 
 /// All arcs of one backup dir.
 pub struct Arcs {
-    dir: PathBuf,
+    dir: Arc<OwnDir>,
     keys: Arc<Keys>,
     index: Arc<Index>,
     open: Mutex<LruCache<ArcSerial, Arc<OpenArc>>>,
@@ -79,10 +75,10 @@ pub struct Arcs {
 }
 
 impl Arcs {
-    pub fn new(dir: &Path, keys: Arc<Keys>, index: Arc<Index>) -> Arcs {
+    pub fn new(dir: &Arc<OwnDir>, keys: Arc<Keys>, index: Arc<Index>) -> Arcs {
         let bounded = |count| NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);
         Arcs {
-            dir: dir.to_path_buf(),
+            dir: dir.clone(),
             keys,
             index,
             open: Mutex::new(LruCache::new(bounded(MAX_OPEN_ARCS))),
@@ -111,7 +107,7 @@ impl Arcs {
                 let chunk = Arc::new(Chunk { first: row.first, frames });
                 lock(&self.chunks).put(key, chunk.clone());
                 chunk.get(no).ok_or_else(|| Error::IndexRow {
-                    path: self.dir.clone(),
+                    path: self.dir.path().to_path_buf(),
                     what: format!("the frame table of arc number {} has no frame {}", serial.0, no.0),
                 })?
             }
@@ -147,7 +143,7 @@ impl Arcs {
         let known = lock(&self.open).get(&serial).cloned();
         if let Some(arc) = known {
             let age_ms = now_ms.saturating_sub(arc.checked_ms.load(Ordering::Relaxed));
-            if age_ms < RECHECK.as_millis() as u64 || arc.is_still_there() {
+            if age_ms < RECHECK.as_millis() as u64 || arc.file.is_in(&self.dir) {
                 if age_ms >= RECHECK.as_millis() as u64 {
                     arc.checked_ms.store(now_ms, Ordering::Relaxed);
                 }
@@ -161,30 +157,14 @@ impl Arcs {
     pub fn reopen(&self, serial: ArcSerial) -> Result<Arc<OpenArc>> {
         lock(&self.open).pop(&serial);
         let entry = self.index.arc(serial)?.entry;
-        let path = self.dir.join(entry.name.to_string());
-        let file = File::open(&path).map_err(|error| self.cannot_open(entry.name, &path, &error))?;
-        let stat = file.metadata().map_err(|error| self.cannot_open(entry.name, &path, &error))?;
         let arc = Arc::new(OpenArc {
             name: entry.name,
             cipher: self.keys.arc_cipher(entry.id, &entry.salt),
-            path,
-            file,
-            identity: (stat.dev(), stat.ino()),
+            file: LocalArc::open(&self.dir, entry.name)?,
             checked_ms: AtomicU64::new(self.started.elapsed().as_millis() as u64),
         });
         lock(&self.open).put(serial, arc.clone());
         Ok(arc)
-    }
-
-    fn cannot_open(&self, arc: ArcName, path: &Path, error: &std::io::Error) -> Error {
-        let damage = match error.kind() {
-            ErrorKind::NotFound => Damage::Missing,
-            _ => match error.raw_os_error() {
-                Some(errno @ (libc::EIO | libc::EUCLEAN | libc::ENODATA)) => Damage::Unreadable(errno),
-                _ => return Error::io("open", path, error),
-            },
-        };
-        Error::Arc { place: Place { arc, frame: None, block: None, offset: 0 }, damage }
     }
 }
 
@@ -203,18 +183,18 @@ thread_local! {
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
 
 impl OpenArc {
-    fn is_still_there(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|stat| (stat.dev(), stat.ino()) == self.identity)
+    pub fn path(&self) -> &Path {
+        self.file.path()
     }
 
     /// Reads `len` bytes at `offset` and lends them; fewer when the file ends before.
-    pub fn with_bytes<T>(&self, offset: u64, len: usize, use_them: impl FnOnce(std::io::Result<&[u8]>) -> T) -> T {
+    pub fn with_bytes<T>(&self, offset: u64, len: usize, via: Via, use_them: impl FnOnce(Result<&[u8]>) -> T) -> T {
         BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < len {
                 buffer.resize(len, 0);
             }
             let target = buffer.get_mut(..len).unwrap_or_default();
-            let result = match file::read_up_to(&self.file, target, offset) {
+            let result = match self.file.read(offset, target, via) {
                 Ok(count) => use_them(Ok(target.get(..count).unwrap_or_default())),
                 Err(error) => use_them(Err(error)),
             };
@@ -223,11 +203,6 @@ impl OpenArc {
             }
             result
         })
-    }
-
-    /// Makes the next read of the range come from the disk.
-    pub fn forget_cached(&self, offset: u64, len: u64) {
-        file::advise(&self.file, offset, len, Advice::DontNeed);
     }
 
     pub fn place(&self, located: &Located, block: BlockId) -> Place {

@@ -12,6 +12,7 @@ use crate::crypto::Keys;
 use crate::error::Result;
 use crate::ids::{ArcName, ArcSerial, BackupId, Dirno, FrameNo, Logid, Version};
 use crate::index::{CatalogSource, Index, IndexWriter};
+use crate::own::{OwnDir, Sharing};
 use crate::store::{Store, StoreOptions};
 
 pub struct Fixture {
@@ -172,8 +173,12 @@ impl Fixture {
         run
     }
 
+    pub fn own(&self) -> Arc<OwnDir> {
+        Arc::new(OwnDir::open(self.dir.path(), Sharing::Refused).unwrap())
+    }
+
     pub fn store(&self, options: StoreOptions) -> Store {
-        Store::with_options(self.dir.path(), self.keys.clone(), self.index.clone(), options)
+        Store::with_options(&self.own(), self.keys.clone(), self.index.clone(), options)
     }
 
     pub fn arc_path(&self, serial: ArcSerial) -> std::path::PathBuf {

@@ -13,7 +13,6 @@ mod tally;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -23,10 +22,12 @@ use crossbeam::channel::{Receiver, Sender, select_biased, unbounded};
 
 use crate::arc::{FrameKind, VerifiedBlock, frame};
 use crate::crypto::Keys;
+use crate::depot::Via;
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcSerial, BlockId, CopyId, Logid, Version};
 use crate::index::Index;
 use crate::ledger::{self, How, LedgerWriter};
+use crate::own::OwnDir;
 use crate::text::shown;
 use arcs::{Arcs, Located, OpenArc};
 use heal::Bad;
@@ -118,11 +119,11 @@ pub struct Store {
 }
 
 impl Store {
-    pub fn new(dir: &Path, keys: Arc<Keys>, index: Arc<Index>, cache_bytes: u64) -> Store {
+    pub fn new(dir: &Arc<OwnDir>, keys: Arc<Keys>, index: Arc<Index>, cache_bytes: u64) -> Store {
         Store::with_options(dir, keys, index, StoreOptions { cache_bytes, ..StoreOptions::default() })
     }
 
-    pub fn with_options(dir: &Path, keys: Arc<Keys>, index: Arc<Index>, options: StoreOptions) -> Store {
+    pub fn with_options(dir: &Arc<OwnDir>, keys: Arc<Keys>, index: Arc<Index>, options: StoreOptions) -> Store {
         let inner = Arc::new(Inner {
             arcs: Arcs::new(dir, keys.clone(), index.clone()),
             keys,
@@ -431,17 +432,19 @@ impl Inner {
         };
         let first_offset = first.offset;
         let mut failed: Vec<(usize, &Located, Bad)> = Vec::new();
-        arc.with_bytes(first_offset, run_bytes as usize, |bytes| {
+        arc.with_bytes(first_offset, run_bytes as usize, Via::Cache, |bytes| {
             for (slot, located) in run {
+                let Some(want) = deliver.job.wanted.get(*slot) else { continue };
+                let place = || arc.place(located, want.block);
                 let result = match &bytes {
                     Ok(bytes) => {
                         let start = (located.offset - first_offset) as usize;
                         let end = (start + located.info.frame_len() as usize).min(bytes.len());
                         let bytes = bytes.get(start..end).unwrap_or_default();
                         let verified = self.verify(&arc, located, How::Read, bytes);
-                        verified.map_err(|damage| Bad { damage, bytes: bytes.to_vec() })
+                        verified.map_err(|damage| Bad::refused(place(), damage, bytes))
                     }
-                    Err(error) => Err(Bad::unreadable(error)),
+                    Err(error) => Err(Bad::unread(place(), error.clone())),
                 };
                 match result {
                     Ok(verified) => deliver.outcome(*slot, Ok(Arc::new(verified))),
@@ -449,11 +452,11 @@ impl Inner {
                 }
             }
         });
-        let one_by_one = run.len() > 1 && failed.iter().any(|(.., bad)| matches!(bad.damage, Damage::Unreadable(_)));
+        let one_by_one = run.len() > 1 && failed.iter().any(|(.., bad)| bad.bytes.is_none());
         for (slot, located, bad) in failed {
             let Some(want) = deliver.job.wanted.get(slot) else { continue };
             // A read error of one sector failed the whole run: its other frames may be well.
-            let alone = if one_by_one { self.read_one(&arc, located, How::Read) } else { Err(bad) };
+            let alone = if one_by_one { self.read_one(&arc, located, want.block) } else { Err(bad) };
             let outcome = match alone {
                 Ok(verified) => Ok(Arc::new(verified)),
                 Err(bad) => self.second_source(&arc, located, want, deliver.job.file, &bad),
@@ -462,10 +465,13 @@ impl Inner {
         }
     }
 
-    fn read_one(&self, arc: &OpenArc, located: &Located, how: How) -> std::result::Result<VerifiedBlock, Bad> {
-        arc.with_bytes(located.offset, located.info.frame_len() as usize, |bytes| match bytes {
-            Ok(bytes) => self.verify(arc, located, how, bytes).map_err(|damage| Bad { damage, bytes: bytes.to_vec() }),
-            Err(error) => Err(Bad::unreadable(&error)),
+    fn read_one(&self, arc: &OpenArc, located: &Located, block: BlockId) -> std::result::Result<VerifiedBlock, Bad> {
+        let place = || arc.place(located, block);
+        arc.with_bytes(located.offset, located.info.frame_len() as usize, Via::Cache, |bytes| match bytes {
+            Ok(bytes) => {
+                self.verify(arc, located, How::Read, bytes).map_err(|damage| Bad::refused(place(), damage, bytes))
+            }
+            Err(error) => Err(Bad::unread(place(), error)),
         })
     }
 
@@ -473,7 +479,7 @@ impl Inner {
     fn relocated_since(&self, block: BlockId, was: &Located) -> Option<VerifiedBlock> {
         self.arcs.forget_place(block);
         let located = self.arcs.locate(block).ok().filter(|now| (now.serial, now.no) != (was.serial, was.no))?;
-        self.read_one(&*self.arcs.open(located.serial).ok()?, &located, How::Read).ok()
+        self.read_one(&*self.arcs.open(located.serial).ok()?, &located, block).ok()
     }
 
     fn verify(

@@ -60,7 +60,7 @@ pub fn recut(
     let state = index.state()?;
     writer.reserve_run(run)?;
     let written = (|| {
-        let mut out = Output::new(dir.path(), dir.keys(), run, state.next_serial, dir.config().arc_size_limit)?;
+        let mut out = Output::new(dir.own(), dir.keys(), run, state.next_serial, dir.config().arc_size_limit)?;
         let mut packer = Packer::new(dir.config().zstd_level)?;
         let mut moved = Vec::new();
         for (block, plain) in blocks {
@@ -83,7 +83,7 @@ pub fn recut(
             next_logid: state.next_logid,
             next_dirno: state.next_dirno,
         };
-        arcs::write_commit(dir.path(), dir.keys(), &commit)?;
+        arcs::write_commit(dir.own(), dir.keys(), &commit)?;
         Ok((arc, moved))
     })();
     let (arc, moved) = match written {

@@ -4,15 +4,14 @@
 //! read back past the page cache and proven; `.bad` is removed. A kill in between leaves `.bad`, and the next attempt
 //! keeps that one: what is in the arc then may be a half-done write.
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt;
 
-use crate::backupdir::{remove_if_there, sync_dir};
+use crate::depot::{LocalArc, StoredArc, Via};
 use crate::error::{Error, Result};
 use crate::ids::ArcName;
-use crate::os::file::{Advice, advise, read_up_to};
+use crate::own::OwnDir;
 use crate::text::shown;
 
 /// More than this behind the end of an arc is not kept, and so not cut off.
@@ -20,7 +19,7 @@ const MAX_EXTRA_BYTES: u64 = 64 << 20;
 
 /// A stretch of an arc that is to be put right.
 pub struct Stretch<'a> {
-    pub dir: &'a Path,
+    pub dir: &'a OwnDir,
     pub arc: ArcName,
     /// Names the `.bad` file.
     pub part: &'a str,
@@ -33,14 +32,10 @@ pub struct Stretch<'a> {
 impl Stretch<'_> {
     /// Replaces what is there; false if it is right already. `proven` judges the bytes that are read back.
     pub fn replace(&self, proven: &dyn Fn(&[u8]) -> bool) -> Result<bool> {
-        let path = self.dir.join(self.arc.to_string());
+        let path = self.dir.path_of(self.arc.to_string());
         let refuse = |what: &str| Error::NotFixed { path: path.clone(), what: what.into() };
-        let failed = |op: &'static str| {
-            let path = path.clone();
-            move |e: std::io::Error| Error::io(op, path, &e)
-        };
-        let file = File::open(&path).map_err(failed("open"))?;
-        let len = file.metadata().map_err(failed("stat"))?.len();
+        let arc = LocalArc::open(self.dir, self.arc)?;
+        let len = arc.len_bytes();
         if self.offset > len {
             return Err(refuse("it is cut short before the place"));
         }
@@ -49,70 +44,84 @@ impl Stretch<'_> {
             return Err(refuse("too much follows its end"));
         }
         let old_end = if self.last { len } else { len.min(end) };
-        let mut old = vec![0; (old_end - self.offset) as usize];
-        file.read_exact_at(&mut old, self.offset).map_err(failed("read"))?;
+        let old = arc.exactly(self.offset, (old_end - self.offset) as usize)?;
         if old == self.right {
             return Ok(false);
         }
+        let writable = self.open_for_writing()?;
         let bad = self.keep(&old)?;
-        let writable = open_for_writing(&path).map_err(failed("open for writing"))?;
         let new_len = if self.last { end } else { len.max(end) };
         let written = write(&writable, self.offset, self.right, new_len)
             .map_err(|e| e.to_string())
-            .and_then(|()| self.prove(&path, new_len, proven));
+            .and_then(|()| self.prove(new_len, proven));
         if let Err(what) = written {
             return Err(match write(&writable, self.offset, &old, len) {
                 Ok(()) => {
-                    remove_if_there(&bad)?;
+                    self.dir.remove_if_there(&bad)?;
                     refuse(&what)
                 }
                 Err(e) => {
                     let path = path.clone();
-                    Error::NotFixed { path, what: format!("{what}; then {e}; its old bytes are in {}", shown(&bad)) }
+                    Error::NotFixed {
+                        path,
+                        what: format!("{what}; then {e}; its old bytes are in {}", shown(&self.dir.path_of(&bad))),
+                    }
                 }
             });
         }
-        remove_if_there(&bad)?;
-        sync_dir(self.dir)?;
+        self.dir.remove_if_there(&bad)?;
+        self.dir.sync()?;
         Ok(true)
     }
 
-    /// Puts the old bytes beside the arc, durably.
-    fn keep(&self, old: &[u8]) -> Result<PathBuf> {
-        let bad = self.dir.join(format!("{}.{}.bad", self.arc, self.part));
-        if bad.exists() {
+    /// Puts the old bytes beside the arc, durably; gives the name of that file.
+    fn keep(&self, old: &[u8]) -> Result<String> {
+        let bad = format!("{}.{}.bad", self.arc, self.part);
+        self.dir.check_before_writing(&bad)?;
+        if self.dir.stat(&bad)?.is_some() {
             return Ok(bad);
         }
-        let tmp = bad.with_extension("bad.tmp");
-        remove_if_there(&tmp)?;
-        let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&tmp).and_then(|mut file| {
-            file.write_all(old)?;
-            file.sync_all()?;
-            fs::rename(&tmp, &bad)
-        });
-        if let Err(e) = written {
-            let _ = remove_if_there(&tmp);
-            return Err(Error::io("write", tmp, &e));
+        let tmp = format!("{bad}.tmp");
+        self.dir.remove_if_there(&tmp)?;
+        let mut file = self.dir.create(&tmp, 0o600)?;
+        let written = file.write_all(old).and_then(|()| file.sync_all());
+        let written = written.map_err(|e| Error::io("write", self.dir.path_of(&tmp), &e));
+        if let Err(error) = written.and_then(|()| self.dir.rename(&tmp, &bad)) {
+            let _ = self.dir.remove_if_there(&tmp);
+            return Err(error);
         }
-        sync_dir(self.dir)?;
+        self.dir.sync()?;
         Ok(bad)
     }
 
     /// Reads back what was written, through another descriptor and past the page cache.
-    fn prove(&self, path: &Path, len: u64, proven: &dyn Fn(&[u8]) -> bool) -> Result<(), String> {
+    fn prove(&self, len: u64, proven: &dyn Fn(&[u8]) -> bool) -> Result<(), String> {
         let read = || {
-            let file = File::open(path)?;
-            advise(&file, self.offset, self.right.len() as u64, Advice::DontNeed);
+            let arc = LocalArc::open(self.dir, self.arc)?;
             let mut found = vec![0; self.right.len()];
-            let count = read_up_to(&file, &mut found, self.offset)?;
+            let count = arc.read(self.offset, &mut found, Via::Medium)?;
             found.truncate(count);
-            std::io::Result::Ok((found, file.metadata()?.len()))
+            Ok::<_, Error>((found, arc.len_bytes()))
         };
         match read() {
             Ok((found, found_len)) if found == self.right && found_len == len && proven(&found) => Ok(()),
             Ok(_) => Err("what was written reads back differently".into()),
             Err(e) => Err(e.to_string()),
         }
+    }
+
+    /// Arcs are read-only files, also for their owner.
+    fn open_for_writing(&self) -> Result<File> {
+        let name = self.arc.to_string();
+        match self.dir.rewrite(&name) {
+            Err(Error::Io { errno: libc::EACCES, .. }) => {}
+            opened => return opened,
+        }
+        let perm = self.dir.stat(&name)?.map_or(0o400, |found| u32::from(found.perm));
+        self.dir.chmod(&name, perm | 0o200)?;
+        let opened = self.dir.rewrite(&name);
+        self.dir.chmod(&name, perm)?;
+        opened
     }
 }
 
@@ -122,24 +131,14 @@ fn write(file: &File, offset: u64, bytes: &[u8], len: u64) -> std::io::Result<()
     file.sync_all()
 }
 
-/// Arcs are read-only files, also for their owner.
-fn open_for_writing(path: &Path) -> std::io::Result<File> {
-    let open = || OpenOptions::new().write(true).open(path);
-    match open() {
-        Err(e) if e.kind() == ErrorKind::PermissionDenied => {}
-        opened => return opened,
-    }
-    let mode = fs::metadata(path)?.permissions();
-    fs::set_permissions(path, Permissions::from_mode(mode.mode() | 0o200))?;
-    let opened = open();
-    fs::set_permissions(path, mode)?;
-    opened
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::ids::Version;
+    use crate::own::Sharing;
 
     const ARC: ArcName = ArcName { version: Version(3), number: 1 };
 
@@ -160,8 +159,15 @@ mod tests {
         files
     }
 
-    fn stretch<'a>(dir: &'a tempfile::TempDir, offset: u64, right: &'a [u8], last: bool) -> Stretch<'a> {
-        Stretch { dir: dir.path(), arc: ARC, part: "7", offset, right, last }
+    fn replace(
+        dir: &tempfile::TempDir,
+        offset: u64,
+        right: &[u8],
+        last: bool,
+        proven: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<bool> {
+        let dir = OwnDir::open(dir.path(), Sharing::Refused).unwrap();
+        Stretch { dir: &dir, arc: ARC, part: "7", offset, right, last }.replace(proven)
     }
 
     fn arc(bytes: &[u8]) -> Vec<(String, Vec<u8>, u32)> {
@@ -183,11 +189,11 @@ mod tests {
                 seen.borrow_mut().push((found.to_vec(), kept));
                 true
             };
-            assert!(stretch(&dir, offset, right, last).replace(&proven).unwrap());
+            assert!(replace(&dir, offset, right, last, &proven).unwrap());
             let end = if last { before.len() } else { before.len().min(offset as usize + right.len()) };
             assert_eq!(*seen.borrow(), [(right.to_vec(), before[offset as usize..end].to_vec())]);
             assert_eq!(state(&dir), arc(after));
-            assert!(!stretch(&dir, offset, right, last).replace(&proven).unwrap(), "it is right already");
+            assert!(!replace(&dir, offset, right, last, &proven).unwrap(), "it is right already");
         }
     }
 
@@ -195,12 +201,12 @@ mod tests {
     fn what_is_not_proven_goes_again() {
         for (offset, right, last) in [(3, &b"abc"[..], false), (8, b"abc", false), (3, b"abc", true)] {
             let dir = dir_with(b"0123456789");
-            let error = stretch(&dir, offset, right, last).replace(&|_| false).unwrap_err();
+            let error = replace(&dir, offset, right, last, &|_| false).unwrap_err();
             assert_eq!(error.code(), "NOT_FIXED");
             assert_eq!(state(&dir), arc(b"0123456789"));
         }
         let dir = dir_with(b"0123456789");
-        let error = stretch(&dir, 11, b"abc", false).replace(&|_| true).unwrap_err();
+        let error = replace(&dir, 11, b"abc", false, &|_| true).unwrap_err();
         assert!(error.to_string().contains("cut short"), "{error}");
         assert_eq!(state(&dir), arc(b"0123456789"));
     }
@@ -212,17 +218,17 @@ mod tests {
         fs::write(dir.path().join("arc.3.1.7.bad"), b"345").unwrap();
         fs::write(dir.path().join("arc.3.1.7.bad.tmp"), b"3").unwrap();
         let kept = |_: &[u8]| fs::read(dir.path().join("arc.3.1.7.bad")).unwrap() == b"345";
-        assert!(stretch(&dir, 3, b"abc", false).replace(&kept).unwrap());
+        assert!(replace(&dir, 3, b"abc", false, &kept).unwrap());
         fs::remove_file(dir.path().join("arc.3.1.7.bad.tmp")).unwrap();
         assert_eq!(state(&dir), arc(b"012abc6789"));
     }
 
     #[test]
-    fn an_arc_that_nobody_may_write_is_an_error_and_stays() {
+    fn what_is_no_arc_of_ours_is_an_error_and_stays() {
         let dir = dir_with(b"0123456789");
         fs::remove_file(dir.path().join("arc.3.1")).unwrap();
         fs::create_dir(dir.path().join("arc.3.1")).unwrap();
-        assert_eq!(stretch(&dir, 0, b"x", false).replace(&|_| true).unwrap_err().code(), "IO");
+        assert_eq!(replace(&dir, 0, b"x", false, &|_| true).unwrap_err().code(), "ARC_MISSING");
         assert!(!dir.path().join("arc.3.1.7.bad").exists());
     }
 }

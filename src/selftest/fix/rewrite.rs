@@ -3,9 +3,6 @@
 //! Invariant: only the recorded bytes are written. Of a frame the tag and the block hash prove that; of the rest the
 //! recorded SHA-256 of the whole arc, computed with the new parts before anything is written.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-
 use sha2::{Digest, Sha256};
 
 use super::replace::Stretch;
@@ -15,6 +12,7 @@ use crate::arc::{ARC_HEADER_LEN, ArcHeader, ArcTrailer, Codec, FRAME_OVERHEAD, F
 use crate::backupdir::{BackupDir, Lock};
 use crate::catalog::ArcEntry;
 use crate::crypto::{ArcCipher, Keys};
+use crate::depot::{LocalArc, StoredArc};
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::FrameNo;
 use crate::index::Index;
@@ -46,7 +44,7 @@ pub fn rewrite_frame(dir: &BackupDir, _: &Lock, at: FrameAt<'_>, bytes: &[u8]) -
     })?;
     let part = at.no.0.to_string();
     let stretch =
-        Stretch { dir: dir.path(), arc: at.arc.name, part: &part, offset: at.offset, right: bytes, last: false };
+        Stretch { dir: dir.own(), arc: at.arc.name, part: &part, offset: at.offset, right: bytes, last: false };
     stretch.replace(&|found| open(found).is_ok())
 }
 
@@ -57,24 +55,15 @@ pub fn rewrite_frame(dir: &BackupDir, _: &Lock, at: FrameAt<'_>, bytes: &[u8]) -
 /// `NOT_FIXED` if the arc would not have its recorded SHA-256: a frame is damaged too, or the footer can't be made
 /// again to the byte. Nothing is written then.
 pub fn rewrite_shell(dir: &BackupDir, _: &Lock, index: &Index, entry: &ArcEntry) -> Result<Vec<&'static str>> {
-    let path = dir.path().join(entry.name.to_string());
+    let path = dir.own().path_of(entry.name.to_string());
     let refuse = |what: &str| Error::NotFixed { path: path.clone(), what: what.into() };
-    let failed = |e: std::io::Error| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::Arc {
-            place: Place { arc: entry.name, frame: None, block: None, offset: 0 },
-            damage: Damage::Missing,
-        },
-        _ => Error::io("read", path.clone(), &e),
-    };
     let keys = dir.keys();
     let ArcEntry { name, role, id, salt, footer_offset, footer_len, frames, .. } = *entry;
     let header = ArcHeader { name, role, id, salt }.encode(keys);
     let trailer = ArcTrailer { role, id, salt, footer_offset, footer_len, frames }.encode(keys);
-    let file = File::open(&path).map_err(failed)?;
-    let mut damaged = vec![0; footer_len as usize];
-    let there = file.metadata().map_err(failed)?.len().saturating_sub(footer_offset).min(u64::from(footer_len));
-    damaged.truncate(there as usize);
-    file.read_exact_at(&mut damaged, footer_offset).map_err(failed)?;
+    let file = LocalArc::open(dir.own(), name)?;
+    let there = file.len_bytes().saturating_sub(footer_offset).min(u64::from(footer_len));
+    let damaged = file.exactly(footer_offset, there as usize)?;
     let cipher = keys.arc_cipher(id, &salt);
     let table = frame_table(index, entry)?;
     let footer = footer(keys, &cipher, &table, footer_len, &damaged)?
@@ -84,15 +73,12 @@ pub fn rewrite_shell(dir: &BackupDir, _: &Lock, index: &Index, entry: &ArcEntry)
     let mut digest = Sha256::new();
     digest.update(header);
     let mut at = ARC_HEADER_LEN as u64;
-    let mut buffer = vec![0; READ_BYTES];
     while at < footer_offset {
         let count = (footer_offset - at).min(READ_BYTES as u64) as usize;
-        let part = buffer.get_mut(..count).unwrap_or_default();
-        let read = file.read_exact_at(part, at);
-        read.map_err(|e| {
-            if e.kind() == std::io::ErrorKind::UnexpectedEof { refuse("it is cut short") } else { failed(e) }
-        })?;
-        digest.update(&part);
+        digest.update(file.exactly(at, count).map_err(|error| match error {
+            Error::Arc { damage: Damage::Truncated { .. }, .. } => refuse("it is cut short"),
+            other => other,
+        })?);
         at += count as u64;
     }
     digest.update(&tail);
@@ -100,11 +86,11 @@ pub fn rewrite_shell(dir: &BackupDir, _: &Lock, index: &Index, entry: &ArcEntry)
         return Err(refuse("it cannot be rebuilt: frames of it are damaged too, or it was written by another program"));
     }
     let mut replaced = Vec::new();
-    let head = Stretch { dir: dir.path(), arc: name, part: "header", offset: 0, right: &header, last: false };
+    let head = Stretch { dir: dir.own(), arc: name, part: "header", offset: 0, right: &header, last: false };
     if head.replace(&|found| ArcHeader::decode(found, keys).is_ok())? {
         replaced.push("header");
     }
-    let end = Stretch { dir: dir.path(), arc: name, part: "footer", offset: footer_offset, right: &tail, last: true };
+    let end = Stretch { dir: dir.own(), arc: name, part: "footer", offset: footer_offset, right: &tail, last: true };
     if end.replace(&|found| found.get(footer.len()..).is_some_and(|t| ArcTrailer::decode(t, keys).is_ok()))? {
         replaced.push("footer and trailer");
     }

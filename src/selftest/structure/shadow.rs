@@ -76,9 +76,10 @@ pub fn tell_losses(check: &Check<'_>, shadow: &Shadow<'_>, rows: &Snapshot<'_>, 
     let known = known_runs(rows);
     let rebuild = &shadow.rebuild;
     for (run, error) in rebuild.unreadable() {
-        let arc = check.exam.dir.path().join(ArcName { version: *run, number: COMMIT_NUMBER }.to_string());
+        let name = ArcName { version: *run, number: COMMIT_NUMBER }.to_string();
+        let is_there = check.exam.dir.own().stat(name).is_ok_and(|found| found.is_some());
         // Where neither index nor arc know the run, it may never have been committed.
-        if known.contains(run) || arc.exists() {
+        if known.contains(run) || is_there {
             check.report(Subject::Commit(*run), error.clone(), Cause::Catalog, Vec::new(), PUT_BACK);
         }
     }
