@@ -90,13 +90,8 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let spare = Spare::backup_dir(dir.path())?.with_excludes(excludes);
     let extra = if args.delete { Extra::Delete } else { Extra::Keep };
     let options = Options { paths, target, extra, spare };
-<<<<<<< HEAD
     let ui = Ui::new(context, "Restoring");
-    let mut confirm = |path: &Path| if args.yes { Decision::All } else { ask(&ui, path) };
-=======
-    let ui = Ui::new(context.quiet, false, "Restoring");
     let mut confirm = |question: Question<'_>| if args.yes { Decision::All } else { ask(&ui, question) };
->>>>>>> 4bcf1c9 (A restore tells all that it did not do, and leaves nothing behind)
     let done = restore::run(&source, &options, &ui, &mut confirm);
     ui.finish();
     // It has said so itself, and what was restored is restored.
@@ -105,8 +100,10 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let healed = store.tally().summary().healed;
     if args.json {
         print_json(&as_json(&report, healed))?;
-    } else if !context.quiet {
-        print(&as_text(&report, healed, &row.info.name))?;
+    } else if context.quiet {
+        undone_text(&report, healed).lines().for_each(super::say);
+    } else {
+        print(&(done_text(&report, &row.info.name) + &undone_text(&report, healed)))?;
     }
     Ok(match report.exit() {
         // Nothing is missing, but the backup is not as it was.
@@ -131,7 +128,8 @@ fn ask(ui: &Ui, question: Question<'_>) -> Decision {
 /// Names that the text shows of each kind; the JSON has all that the report lists.
 const MAX_SHOWN: usize = 10;
 
-fn as_text(report: &Report, healed: u64, from: &str) -> String {
+/// What was done.
+fn done_text(report: &Report, from: &str) -> String {
     let mut text = format!(
         "Restored {} files, {} directories, {} others, {} from {from}\n",
         show::number(report.files),
@@ -139,6 +137,17 @@ fn as_text(report: &Report, healed: u64, from: &str) -> String {
         show::number(report.others),
         show::bytes(report.bytes),
     );
+    for (count, what) in [(report.unchanged, "were there already, unchanged"), (report.deleted, "were removed")] {
+        if count > 0 {
+            text += &format!("{} {what}\n", show::number(count));
+        }
+    }
+    text
+}
+
+/// What was not done, or not as asked.
+fn undone_text(report: &Report, healed: u64) -> String {
+    let mut text = String::new();
     let mut line = |count: u64, what: &str, names: &[String]| {
         if count == 0 {
             return;
@@ -154,9 +163,7 @@ fn as_text(report: &Report, healed: u64, from: &str) -> String {
     };
     let first =
         |paths: &[PathBuf]| paths.iter().take(MAX_SHOWN).map(|path| shown(path).to_string()).collect::<Vec<_>>();
-    line(report.unchanged, "were there already, unchanged", &[]);
     line(report.kept_count, "exist and were left alone (-y replaces them)", &first(&report.kept));
-    line(report.deleted, "were removed", &[]);
     line(report.spared_count, "are not in the version and were left alone", &[]);
     let damaged = report.damaged.iter().map(|file| {
         let ranges: Vec<String> = file.ranges.iter().map(|r| format!("{}-{}", r.start, r.end)).collect();
