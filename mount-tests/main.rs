@@ -18,6 +18,7 @@ mod recover;
 mod repair;
 mod replaced;
 mod restore;
+mod restore_hazards;
 mod selftest;
 mod signals;
 mod support;

@@ -195,10 +195,10 @@ fn delete_spares_the_backup_dir_that_it_reads_from() {
 }
 
 /// A file system mounted by a test, gone at its end.
-struct Mounted(std::path::PathBuf);
+pub struct Mounted(pub std::path::PathBuf);
 
 impl Mounted {
-    fn new(args: &[&str], point: std::path::PathBuf) -> Mounted {
+    pub fn new(args: &[&str], point: std::path::PathBuf) -> Mounted {
         fs::create_dir_all(&point).unwrap();
         tool("mount").args(args).arg(&point).ok();
         Mounted(point)

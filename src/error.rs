@@ -173,6 +173,8 @@ pub enum Error {
     SelfCheck { what: String },
     #[error("{}: {what}", shown(path))]
     Unsupported { path: PathBuf, what: String },
+    #[error("{}: {what}", shown(path))]
+    NotKept { path: PathBuf, what: String },
     #[error("mount {}: {what}", shown(path))]
     Mount { path: PathBuf, what: String },
     #[error("interrupted")]
@@ -217,6 +219,7 @@ impl Error {
             Error::VersionGone { .. } => "VERSION_GONE",
             Error::SelfCheck { .. } => "SELF_CHECK",
             Error::Unsupported { .. } => "UNSUPPORTED",
+            Error::NotKept { .. } => "ATTRIBUTE_NOT_KEPT",
             Error::Mount { .. } => "MOUNT",
             Error::Interrupted => "INTERRUPTED",
         }
@@ -255,6 +258,7 @@ impl Error {
             | Error::DeleteUnsafe { .. }
             | Error::SelfCheck { .. }
             | Error::Unsupported { .. }
+            | Error::NotKept { .. }
             | Error::Mount { .. } => libc::EIO,
         }
     }
@@ -278,6 +282,7 @@ impl Error {
             | Error::PassphraseWrong { .. }
             | Error::PassphraseMissing { .. } => Exit::WrongKey,
             Error::Interrupted => Exit::Interrupted,
+            Error::NotKept { .. } => Exit::FinishedWithErrors,
             Error::Io { .. }
             | Error::IndexIo { .. }
             | Error::IndexTooNew { .. }
@@ -361,6 +366,7 @@ impl Error {
             | Error::Usage(_)
             | Error::VersionGone { .. }
             | Error::Unsupported { .. }
+            | Error::NotKept { .. }
             | Error::Mount { .. }
             | Error::Interrupted => None,
         }

@@ -159,6 +159,11 @@ pub fn tool(program: &str) -> Cmd {
     Cmd::new(program)
 }
 
+/// PATH with administrators' programs.
+pub fn admin_path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}
+
 pub fn is_root() -> bool {
     sys::euid() == 0
 }

@@ -225,7 +225,9 @@ impl Traverse<'_> {
             let length = path.len();
             path.push(b'/');
             path.extend_from_slice(&name);
-            if !self.excludes.excludes(path, &stat) {
+            // What a restore that was killed had not given its name yet; the next restore removes it.
+            let leftover = !stat.is_dir() && crate::os::temp::is_ours(&name);
+            if !leftover && !self.excludes.excludes(path, &stat) {
                 self.entry(&mut here, name, stat, was, path)?;
             } else if let Some(was) = was {
                 self.remove(was)?;

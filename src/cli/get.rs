@@ -1,27 +1,29 @@
 //! `assay get`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 
-use super::json::with_name;
+use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, open_index, paths, print, print_json, show};
 use crate::backup::walk;
 use crate::error::{Exit, Result};
 use crate::ledger::{By, LedgerWriter};
-use crate::restore::{self, Decision, Extra, Options, Report, Source, Spare, Target, VersionSource};
+use crate::restore::{self, Decision, Extra, Lack, Options, Question, Report, Source, Spare, Target, VersionSource};
 use crate::store::{Store, StoreOptions};
 use crate::text::shown;
 use crate::tree::{Tree, View};
 
 /// Restore files and directories with all their attributes
 ///
-/// Without --to and --orig they go into the current directory, under their last name. A file with damage is
-/// written as NAME.damaged, with holes where the bad ranges are, and the exit code is 4. The backup dir itself is
-/// never replaced or written into.
+/// Without --to and --orig they go into the current directory, under their last name. Whatever exists is asked about
+/// before it is replaced, and a directory that exists before it gets another owner, mode or attributes; with nobody there
+/// to ask it stays as it is. A file with damage is written as NAME.damaged, with holes where the bad ranges are, and the
+/// exit code is 4. What could not be restored, and each attribute that the target did not keep, is named and counted, and
+/// the exit code is 3. The backup dir itself is never replaced or written into.
 #[derive(Debug, Args)]
 pub struct GetArgs {
     /// What to restore (relative paths count from the current directory)
@@ -31,6 +33,8 @@ pub struct GetArgs {
     #[arg(short, long, value_name = "REV")]
     rev: Option<String>,
     /// Put each path below this directory, under its last name
+    ///
+    /// It is made if it is absent. A symlink on the way to it is followed only if it belongs to root or to you.
     #[arg(long, value_name = "DIR", conflicts_with = "orig")]
     to: Option<PathBuf>,
     /// Put each path where it was
@@ -49,7 +53,7 @@ pub struct GetArgs {
     /// With --delete, leave alone what matches, as inex.conf has it; name what the backup was given
     #[arg(long, value_name = "PATTERN", requires = "delete")]
     exclude: Vec<String>,
-    /// Replace what exists without asking
+    /// Replace and change what exists without asking
     #[arg(short, long)]
     yes: bool,
     /// Print the summary as JSON
@@ -87,7 +91,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let extra = if args.delete { Extra::Delete } else { Extra::Keep };
     let options = Options { paths, target, extra, spare };
     let ui = Ui::new(context, "Restoring");
-    let mut confirm = |path: &Path| if args.yes { Decision::All } else { ask(&ui, path) };
+    let mut confirm = |question: Question<'_>| if args.yes { Decision::All } else { ask(&ui, question) };
     let done = restore::run(&source, &options, &ui, &mut confirm);
     ui.finish();
     // It has said so itself, and what was restored is restored.
@@ -96,8 +100,10 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let healed = store.tally().summary().healed;
     if args.json {
         print_json(&as_json(&report, healed))?;
-    } else if !context.quiet {
-        print(&as_text(&report, healed, &row.info.name))?;
+    } else if context.quiet {
+        undone_text(&report, healed).lines().for_each(super::say);
+    } else {
+        print(&(done_text(&report, &row.info.name) + &undone_text(&report, healed)))?;
     }
     Ok(match report.exit() {
         // Nothing is missing, but the backup is not as it was.
@@ -106,8 +112,12 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     })
 }
 
-fn ask(ui: &Ui, path: &Path) -> Decision {
-    match ui.ask(&format!("{} exists. Replace it? [y]es, [n]o, [a]ll, [q]uit:", shown(&path))).as_deref() {
+fn ask(ui: &Ui, question: Question<'_>) -> Decision {
+    let question = match question {
+        Question::Replace(path) => format!("{} exists. Replace it?", shown(path)),
+        Question::Change(path) => format!("{} exists. Give it the saved owner, mode and attributes?", shown(path)),
+    };
+    match ui.ask(&format!("{question} [y]es, [n]o, [a]ll, [q]uit:")).as_deref() {
         Some("y" | "yes") => Decision::Yes,
         Some("a" | "all") => Decision::All,
         Some("q" | "quit") => Decision::Quit,
@@ -115,7 +125,11 @@ fn ask(ui: &Ui, path: &Path) -> Decision {
     }
 }
 
-fn as_text(report: &Report, healed: u64, from: &str) -> String {
+/// Names that the text shows of each kind; the JSON has all that the report lists.
+const MAX_SHOWN: usize = 10;
+
+/// What was done.
+fn done_text(report: &Report, from: &str) -> String {
     let mut text = format!(
         "Restored {} files, {} directories, {} others, {} from {from}\n",
         show::number(report.files),
@@ -123,37 +137,76 @@ fn as_text(report: &Report, healed: u64, from: &str) -> String {
         show::number(report.others),
         show::bytes(report.bytes),
     );
-    let counts = [
-        (report.unchanged, "were there already, unchanged"),
-        (report.kept, "exist and were left alone (-y replaces them)"),
-        (report.deleted, "were removed"),
-        (report.spared_count, "are not in the version and were left alone"),
-        (report.damaged_count, "are damaged and were written as .damaged"),
-        (report.error_count, "failed"),
-        (healed, "damaged blocks were put right while they were read (assay selftest --fix)"),
-    ];
-    for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
-        text += &format!("{} {what}\n", show::number(*count));
+    for (count, what) in [(report.unchanged, "were there already, unchanged"), (report.deleted, "were removed")] {
+        if count > 0 {
+            text += &format!("{} {what}\n", show::number(count));
+        }
     }
-    for file in &report.damaged {
+    text
+}
+
+/// What was not done, or not as asked.
+fn undone_text(report: &Report, healed: u64) -> String {
+    let mut text = String::new();
+    let mut line = |count: u64, what: &str, names: &[String]| {
+        if count == 0 {
+            return;
+        }
+        text += &format!("{} {what}\n", show::number(count));
+        for name in names.iter().take(MAX_SHOWN) {
+            text += &format!("  {name}\n");
+        }
+        let more = count.saturating_sub(MAX_SHOWN as u64);
+        if more > 0 && !names.is_empty() {
+            text += &format!("  and {} more (--json lists them)\n", show::number(more));
+        }
+    };
+    let first =
+        |paths: &[PathBuf]| paths.iter().take(MAX_SHOWN).map(|path| shown(path).to_string()).collect::<Vec<_>>();
+    line(report.kept_count, "exist and were left alone (-y replaces them)", &first(&report.kept));
+    line(report.spared_count, "are not in the version and were left alone", &[]);
+    let damaged = report.damaged.iter().map(|file| {
         let ranges: Vec<String> = file.ranges.iter().map(|r| format!("{}-{}", r.start, r.end)).collect();
-        text += &format!("  {}: bytes {} are lost\n", shown(&file.path), ranges.join(", "));
+        format!("{}: bytes {} are lost", shown(&file.path), ranges.join(", "))
+    });
+    let damaged: Vec<String> = damaged.take(MAX_SHOWN).collect();
+    line(report.damaged_count, "are damaged and were written as .damaged", &damaged);
+    for (lack, count) in Lack::ALL.iter().zip(report.lacking_counts) {
+        line(count, &format!("did not get their {}", lack.noun()), &[]);
+    }
+    line(report.error_count, "failed", &[]);
+    line(report.missing, "entries of the version were not restored", &[]);
+    line(healed, "damaged blocks were put right while they were read (assay selftest --fix)", &[]);
+    if report.interrupted {
+        let there = report.files + report.unchanged;
+        let of = report.expected.map_or(String::new(), |all| format!(" of {}", show::number(all.files)));
+        text += &format!(
+            "Interrupted: {}{of} files are there, whole. The same command goes on from here: it compares what is there and \
+             writes the rest\n",
+            show::number(there)
+        );
     }
     text
 }
 
 fn as_json(report: &Report, healed: u64) -> serde_json::Value {
-    json!({
+    let lacking: serde_json::Map<String, serde_json::Value> = Lack::ALL
+        .iter()
+        .zip(report.lacking_counts)
+        .map(|(lack, count)| (format!("{lack:?}").to_lowercase(), count.into()))
+        .collect();
+    let summary = json!({
         "files": report.files,
         "dirs": report.dirs,
         "others": report.others,
         "bytes": report.bytes,
         "unchanged": report.unchanged,
-        "kept": report.kept,
+        "kept": report.kept_count,
         "deleted": report.deleted,
         "spared": report.spared.iter().map(|(path, why)| {
             with_name(json!({ "why": why.to_string() }), "path", path)
         }).collect::<Vec<_>>(),
+        "spared_count": report.spared_count,
         "damaged": report.damaged.iter().map(|file| {
             let damaged = json!({
                 "ranges": file.ranges.iter().map(|r| [r.start, r.end]).collect::<Vec<_>>(),
@@ -161,10 +214,21 @@ fn as_json(report: &Report, healed: u64) -> serde_json::Value {
             });
             with_name(with_name(damaged, "path", &file.path), "written", &file.written)
         }).collect::<Vec<_>>(),
+        "damaged_count": report.damaged_count,
         "errors": report.errors.iter().map(|(path, e)| {
             with_name(json!({ "code": e.code(), "error": e.to_string() }), "path", path)
         }).collect::<Vec<_>>(),
         "error_count": report.error_count,
+        "missing": report.missing,
+        "lacking": report.lacking.iter().map(|(path, lack, e)| {
+            let what = format!("{lack:?}").to_lowercase();
+            with_name(json!({ "what": what, "code": e.code(), "error": e.to_string() }), "path", path)
+        }).collect::<Vec<_>>(),
+        "lacking_counts": lacking,
+        "interrupted": report.interrupted,
+        "expected_files": report.expected.map(|all| all.files),
+        "expected_bytes": report.expected.map(|all| all.bytes),
         "healed_blocks": healed,
-    })
+    });
+    with_names(summary, "kept_paths", &report.kept)
 }

@@ -119,6 +119,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     let _ = crate::os::process::raise_open_file_limit();
     // Without it a lost page of the index's shared memory ends the process without a word.
     let _ = crate::os::mapped::guard();
+    crate::os::process::ignore_file_size_signal();
     // Whatever an earlier umask says, what we write is for its owner.
     crate::os::process::set_umask(0o077);
     let progress = if cli.quiet && cli.progress == ProgressArg::Auto { ProgressArg::None } else { cli.progress };

@@ -52,6 +52,7 @@ fn all_errors() -> Vec<Error> {
         Error::VersionGone { version },
         Error::SelfCheck { what: what.clone() },
         Error::Unsupported { path: path(), what: what.clone() },
+        Error::NotKept { path: path(), what: what.clone() },
         Error::Mount { path: path(), what },
         Error::Interrupted,
     ];

@@ -104,6 +104,35 @@ impl DirFd {
         Ok(File::from(open_at(self.raw(), name, flags, perm)?))
     }
 
+    /// Makes a regular file without a name, for reading and writing, which is gone if it never gets one; None where the
+    /// file system can't do that.
+    pub fn create_unnamed(&self, perm: u32) -> io::Result<Option<File>> {
+        match open_at(self.raw(), b".", libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC, perm) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {
+                Ok(None)
+            }
+            other => Ok(Some(File::from(other?))),
+        }
+    }
+
+    /// Gives the open file `file` the name `name`; EEXIST if something has it.
+    pub fn link_open(&self, file: &File, name: &[u8]) -> io::Result<()> {
+        let (fd, name) = (file.as_raw_fd(), c_string(name)?);
+        let link = |from: i32, path: &CStr, flags| {
+            // SAFETY: both strings are NUL-terminated.
+            check(|| unsafe { libc::linkat(from, path.as_ptr(), self.raw(), name.as_ptr(), flags) }).map(drop)
+        };
+        match link(fd, c"", libc::AT_EMPTY_PATH) {
+            // Without a capability only the kernel's own link leads to the file.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EPERM | libc::EINVAL)) => {
+                let path = c_string(format!("/proc/self/fd/{fd}").as_bytes())?;
+                link(libc::AT_FDCWD, &path, libc::AT_SYMLINK_FOLLOW)
+                    .map_err(|second| if second.raw_os_error() == Some(libc::ENOENT) { error } else { second })
+            }
+            other => other,
+        }
+    }
+
     /// Names of all entries but `.` and `..`, in the order of the file system.
     ///
     /// Descriptors cloned from this one share its position: one listing at a time.
@@ -427,6 +456,19 @@ mod tests {
         dir.sync().unwrap();
         let names: Vec<_> = std::fs::read_dir(temp.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names.iter().map(|n| n.as_bytes()).collect::<Vec<_>>(), [b"b"]);
+    }
+
+    #[test]
+    fn an_unnamed_file_gets_a_name_once_and_replaces_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DirFd::open(temp.path()).unwrap();
+        let mut file = dir.open_place(b".").unwrap().create_unnamed(0o600).unwrap().expect("O_TMPFILE");
+        file.write_all(b"content").unwrap();
+        assert_eq!(dir.read_names().unwrap(), Vec::<Vec<u8>>::new());
+        dir.create_file(b"taken", 0o600).unwrap();
+        assert_eq!(dir.link_open(&file, b"taken").unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        dir.link_open(&file, b"new").unwrap();
+        assert_eq!(std::fs::read(temp.path().join("new")).unwrap(), b"content");
     }
 
     #[test]

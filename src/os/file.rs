@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::dir::times_with;
+use super::process::geteuid;
 use super::{DirFd, c_string, check};
 use crate::catalog::Timespec;
 
@@ -36,7 +37,12 @@ pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<
 /// Where the file system knows no holes, or answers nonsense (the file changes meanwhile), the rest counts as
 /// data. Moves the file's position, so read by offset.
 pub fn data_ranges(file: &File, size: u64) -> DataRanges<'_> {
-    DataRanges { file, size, next: 0 }
+    data_ranges_in(file, 0..size)
+}
+
+/// As [`data_ranges`], of a part of the file.
+pub fn data_ranges_in(file: &File, part: Range<u64>) -> DataRanges<'_> {
+    DataRanges { file, size: part.end, next: part.start }
 }
 
 /// Iterator of [`data_ranges`]; ends after the first error.
@@ -137,6 +143,16 @@ pub fn chmod(file: impl AsFd, perm: u32) -> io::Result<()> {
 /// The kernel's link to what is open, for calls that don't take an `O_PATH` descriptor.
 fn magic_link(fd: BorrowedFd<'_>) -> io::Result<CString> {
     c_string(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_bytes())
+}
+
+/// Bytes that this user can still write to the file system that holds what is open.
+pub fn free_bytes(file: impl AsFd) -> io::Result<u64> {
+    // SAFETY: `statvfs` is plain integers, for which zeros are valid.
+    let mut raw: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `raw` is writable for the whole call.
+    check(|| unsafe { libc::fstatvfs(file.as_fd().as_raw_fd(), &raw mut raw) })?;
+    let blocks = if geteuid() == 0 { raw.f_bfree } else { raw.f_bavail };
+    Ok(blocks.saturating_mul(raw.f_frsize))
 }
 
 /// Makes the entries of the directory at `path` durable (after a create, rename or unlink in it).

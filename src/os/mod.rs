@@ -11,6 +11,7 @@ pub mod mapped;
 pub mod mounts;
 pub mod process;
 pub mod stat;
+pub mod temp;
 pub mod term;
 pub mod xattr;
 

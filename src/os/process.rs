@@ -32,6 +32,23 @@ pub fn set_umask(mask: u32) -> u32 {
     unsafe { libc::umask(mask & 0o777) }
 }
 
+/// Lets a write beyond the limit of file sizes (`ulimit -f`) fail with EFBIG instead of ending the process.
+pub fn ignore_file_size_signal() {
+    // SAFETY: SIG_IGN runs no code of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// How many files this process may have open.
+pub fn open_file_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable for the whole call.
+    match check(|| unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }) {
+        Ok(_) => limit.rlim_cur,
+        // POSIX promises so many.
+        Err(_) => 20,
+    }
+}
+
 /// Raises the limit of open files to the hard limit; gives the limit that holds now.
 pub fn raise_open_file_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

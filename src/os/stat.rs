@@ -28,6 +28,8 @@ pub struct Stat {
     pub blocks: u64,
     /// The entry is the root of a mount (false where the kernel can't tell).
     pub mount_root: bool,
+    /// `chattr +a`: entries can be made in such a directory, but not renamed or removed.
+    pub append_only: bool,
 }
 
 impl Stat {
@@ -75,6 +77,7 @@ fn statx(dir: RawFd, name: &CStr, flags: i32) -> io::Result<Stat> {
         rdev_minor: if is_device { raw.stx_rdev_minor } else { 0 },
         blocks: raw.stx_blocks,
         mount_root: raw.stx_attributes & mount_bit != 0,
+        append_only: raw.stx_attributes & libc::STATX_ATTR_APPEND as u64 != 0,
     })
 }
 

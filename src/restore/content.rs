@@ -1,4 +1,4 @@
-//! A file's bytes: from verified blocks to a new file, and comparing an existing file by its SHA-1.
+//! A file's bytes: from verified blocks to a new file, and comparing an existing file with them.
 
 use std::fs::File;
 use std::ops::Range;
@@ -103,7 +103,7 @@ impl<'a> ContentWriter<'a> {
             }
             let len = match piece {
                 Piece::Zero { len } => {
-                    self.hash_zeros(len);
+                    self.hash_zeros(at, len)?;
                     len
                 }
                 Piece::Data { block, block_len, start, len } => {
@@ -137,13 +137,18 @@ impl<'a> ContentWriter<'a> {
         self.file.write_all_at(bytes, at).map_err(write_error)
     }
 
-    fn hash_zeros(&mut self, mut len: u64) {
-        let Some(hasher) = &mut self.hasher else { return };
-        while len > 0 {
-            let step = len.min(ZEROS.len() as u64);
+    fn hash_zeros(&mut self, at: u64, len: u64) -> Result<()> {
+        let Some(hasher) = &mut self.hasher else { return Ok(()) };
+        let mut left = len;
+        while left > 0 {
+            if (self.tick)(at + (len - left)) {
+                return Err(Error::Interrupted);
+            }
+            let step = left.min(ZEROS.len() as u64);
             hasher.update(ZEROS.get(..step as usize).unwrap_or(&ZEROS));
-            len -= step;
+            left -= step;
         }
+        Ok(())
     }
 
     /// Notes a bad range; passes on what is not damage of the backup.
@@ -165,20 +170,67 @@ fn write_error(error: std::io::Error) -> Error {
     Error::io("write", "", &error)
 }
 
-/// SHA-1 of an existing file, as far as it is `size` bytes long; None if it is not.
-pub fn hash_existing(existing: &File, size: u64, interrupted: &dyn Fn() -> bool) -> Result<Option<FileHash>> {
-    let mut hasher = FileHasher::default();
-    let mut buffer = vec![0; 256 << 10];
+/// Whether an existing file has the content to restore: each block of the list, by its keyed hash, and zeros between.
+///
+/// Files with one SHA-1 and other bytes can be bought; who has no key of the backup can't make a second block for a keyed
+/// hash. An error when the list can't be read.
+pub fn is_there(source: &dyn Source, node: &Node, existing: &File, interrupted: &dyn Fn() -> bool) -> Result<bool> {
+    let read_error = |error: std::io::Error| Error::io("read", "", &error);
+    let size = node.attr.size;
+    let mut buffer = Vec::new();
     let mut at = 0;
-    loop {
-        if interrupted() {
-            return Err(Error::Interrupted);
+    while at < size {
+        let before = at;
+        // The last block may reach beyond what is asked for: it is taken whole, and the next window starts behind it.
+        for piece in source.pieces(node, at, WINDOW.min(size - at))? {
+            if interrupted() {
+                return Err(Error::Interrupted);
+            }
+            match piece {
+                Piece::Zero { len } => {
+                    if !is_zero(existing, at..at + len, interrupted)? {
+                        return Ok(false);
+                    }
+                    at += len;
+                }
+                Piece::Data { block, block_len, start: 0, .. } => {
+                    buffer.resize(block_len as usize, 0);
+                    let filled = file::read_up_to(existing, &mut buffer, at).map_err(read_error)?;
+                    if filled < buffer.len() || !source.is_block(block, &buffer)? {
+                        return Ok(false);
+                    }
+                    at += u64::from(block_len);
+                }
+                Piece::Data { .. } => return Ok(false),
+            }
         }
-        let count = file::read_up_to(existing, &mut buffer, at).map_err(|error| Error::io("read", "", &error))?;
-        hasher.update(buffer.get(..count).unwrap_or_default());
-        at += count as u64;
-        if count < buffer.len() || at > size {
-            return Ok((at == size).then(|| hasher.finish()));
+        if at == before {
+            return Err(Error::ExtentsLost { logid: node.logid, offset: at });
         }
     }
+    let beyond = file::read_up_to(existing, &mut [0], size).map_err(read_error)?;
+    Ok(at == size && beyond == 0)
+}
+
+/// Whether a range of a file reads as zeros; its holes are not read.
+fn is_zero(existing: &File, range: Range<u64>, interrupted: &dyn Fn() -> bool) -> Result<bool> {
+    let read_error = |error: std::io::Error| Error::io("read", "", &error);
+    let mut buffer = vec![0; ZEROS.len()];
+    for data in file::data_ranges_in(existing, range) {
+        let data = data.map_err(read_error)?;
+        let mut at = data.start;
+        while at < data.end {
+            if interrupted() {
+                return Err(Error::Interrupted);
+            }
+            let len = (data.end - at).min(buffer.len() as u64);
+            let part = buffer.get_mut(..len as usize).unwrap_or_default();
+            let filled = file::read_up_to(existing, part, at).map_err(read_error)?;
+            if filled < part.len() || part.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            at += len;
+        }
+    }
+    Ok(true)
 }

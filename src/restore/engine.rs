@@ -1,4 +1,4 @@
-//! The walk of a restore: directories on a stack (depth has no limit but open files), entries one by one.
+//! The walk of a restore: directories on a stack, entries one by one.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -6,14 +6,14 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::attributes::{self, Failed};
-use super::target;
-use super::{Decision, Extra, Options, Report, Source, Spare, Target, Why};
+use super::attributes;
+use super::descent::{Descent, reopen};
+use super::{Decision, Extra, Options, Question, Report, Source, Spare, Target, Totals, Why, draft, target};
 use crate::catalog::codec::valid_name;
 use crate::catalog::{Child, DirState, Kind};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid};
-use crate::monitor::{Event, Monitor, Progress};
+use crate::monitor::Monitor;
 use crate::os::{DirFd, Stat, file, process};
 
 /// Entries whose blocks are asked for at once, and the largest file for which that is done.
@@ -32,9 +32,7 @@ pub(super) struct Made {
 
 /// A directory that is being restored.
 struct Level {
-    dir: DirFd,
-    stat: Stat,
-    /// None if it is lost.
+    /// None if it is lost, or if the directory is to keep the attributes that it has.
     state: Option<DirState>,
     entries: std::vec::IntoIter<(Vec<u8>, Child)>,
     /// The directory was made just now: all its files will be read.
@@ -47,6 +45,21 @@ struct Level {
     keep: Option<HashSet<Vec<u8>>>,
     /// Its name is the last one of the place.
     named: bool,
+}
+
+/// A parent of an original place, from the first that was made on.
+struct Parent {
+    /// What is above it.
+    above: Stat,
+    /// None if it was there.
+    state: Option<DirState>,
+}
+
+/// A directory that was opened to be restored.
+struct Entered {
+    dir: DirFd,
+    stat: Stat,
+    level: Level,
 }
 
 /// Where a directory stands, for `--delete`: it must not empty what is mounted in the tree, which a backup saves as
@@ -74,7 +87,7 @@ impl Border {
 pub(super) struct Restore<'a> {
     pub source: &'a dyn Source,
     pub monitor: &'a dyn Monitor,
-    confirm: &'a mut dyn FnMut(&Path) -> Decision,
+    confirm: &'a mut dyn FnMut(Question<'_>) -> Decision,
     always: bool,
     target: Target,
     pub extra: Extra,
@@ -90,6 +103,14 @@ pub(super) struct Restore<'a> {
     pub made: HashMap<Logid, Made>,
     /// Names of damaged files that were just written.
     pub new_names: Vec<Vec<u8>>,
+    /// A file that was made without a name can be given one later.
+    pub can_name_later: bool,
+    /// A write failed for want of space.
+    pub was_full: bool,
+    /// Errors of a target that takes no more.
+    pub full_count: u64,
+    /// Files and bytes that need no more work.
+    pub so_far: Totals,
     pub report: Report,
 }
 
@@ -98,7 +119,7 @@ impl<'a> Restore<'a> {
         source: &'a dyn Source,
         options: &Options,
         monitor: &'a dyn Monitor,
-        confirm: &'a mut dyn FnMut(&Path) -> Decision,
+        confirm: &'a mut dyn FnMut(Question<'_>) -> Decision,
     ) -> Result<Restore<'a>> {
         let (base, base_path) = match &options.target {
             Target::Below(dir) => (target::open(dir, &options.spare)?, dir.clone()),
@@ -122,6 +143,10 @@ impl<'a> Restore<'a> {
             place: Vec::new(),
             made: HashMap::new(),
             new_names: Vec::new(),
+            can_name_later: process::geteuid() == 0 || Path::new("/proc/self/fd").exists(),
+            was_full: false,
+            full_count: 0,
+            so_far: Totals::default(),
             report: Report::default(),
         })
     }
@@ -141,6 +166,16 @@ impl<'a> Restore<'a> {
         if let (true, Some(error)) = (found.is_empty(), first) {
             return Err(error);
         }
+        if self.monitor.wants_totals() {
+            let mut expected = Totals::default();
+            for (_, _, child) in &found {
+                expected.add(self.source.totals(*child, &|| self.monitor.interrupted()));
+            }
+            self.report.expected = Some(expected);
+        }
+        if matches!(self.target, Target::Below(_)) {
+            draft::sweep(&self.base);
+        }
         for (path, names, child) in found {
             self.place.clear();
             match self.path(path, names, child) {
@@ -149,14 +184,7 @@ impl<'a> Restore<'a> {
                     self.report.interrupted = true;
                     break;
                 }
-                Err(error) => {
-                    let ends = ends_all(&error);
-                    self.fail(path.clone(), &error);
-                    if ends {
-                        self.report.stopped = Some(error);
-                        break;
-                    }
-                }
+                Err(error) => self.fail_with_all_below(path.clone(), child, &error),
             }
         }
         Ok(self.report)
@@ -169,91 +197,136 @@ impl<'a> Restore<'a> {
             let Child::Dir(dirno) = child else { return Err(no_name(path)) };
             self.prefix.clear();
             let state = self.source.dir(dirno)?;
-            let level = self.level(base, None, dirno, Some(state), Border::Top)?;
-            return self.tree(level);
+            let stat = base.stat().map_err(|error| Error::io("stat", &self.base_path, &error))?;
+            let entered = self.level(base, stat, None, dirno, Some(state), Border::Top)?;
+            return self.tree(entered);
         };
         let mut made = Vec::new();
         let parent = match self.target {
             Target::Below(_) => {
                 self.prefix = names.iter().flat_map(|name| [b"/", name.as_slice()].concat()).collect();
-                Ok(base)
+                base
             }
             Target::Original => {
                 self.prefix.clear();
-                self.open_parents(base, &names, &mut made)
+                let (parent, opened) = self.open_parents(base, &names, &mut made);
+                if let Err(error) = opened {
+                    // What was made on the way gets its attributes all the same.
+                    self.leave_parents(parent, made);
+                    return Err(error);
+                }
+                draft::sweep(&parent);
+                parent
             }
         };
-        let result = parent.and_then(|parent| match child {
+        let result = match child {
             Child::Node(logid) => self.entry(&parent, &name, logid),
-            Child::Dir(dirno) => match self.enter(&parent, &name, dirno, Border::Top)? {
-                Some(level) => self.tree(level),
-                None => Ok(()),
+            Child::Dir(dirno) => match self.enter(&parent, &name, dirno, Border::Top) {
+                Ok(Some(entered)) => self.tree(entered),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
             },
-        });
-        // The place now leads to the last parent that was opened.
-        for (dir, state) in made.iter().rev() {
-            let failed = attributes::apply(dir, &state.attr, &state.xattrs);
-            self.note_failed(None, failed);
-            self.report.dirs += 1;
-            self.place.pop();
-        }
+        };
+        self.leave_parents(parent, made);
         result
     }
-
-    /// Opens the directories that lead to an original place; makes absent ones and puts them in `made`.
-    fn open_parents(&mut self, base: DirFd, names: &[Vec<u8>], made: &mut Vec<(DirFd, DirState)>) -> Result<DirFd> {
+    /// Opens the directories that lead to an original place and makes absent ones; gives the last that could be opened.
+    ///
+    /// `made` gets, from the first that was made on, what was above each and the attributes of those that were made.
+    fn open_parents(&mut self, base: DirFd, names: &[Vec<u8>], made: &mut Vec<Parent>) -> (DirFd, Result<()>) {
         let mut dir = base;
         for name in names {
-            let path = self.target_path(Some(name));
-            let opened = match dir.open_dir(name) {
-                Err(error) if error.raw_os_error() == Some(libc::EACCES) => dir.open_place(name),
-                other => other,
-            };
-            let next = match opened {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let Child::Dir(dirno) = self.source.find(&self.saved_path(Some(name)))? else {
-                        return Err(no_name(name));
-                    };
-                    let state = self.source.dir(dirno)?;
-                    let next = dir.mkdir_at(name, 0o700).and_then(|()| dir.open_dir(name));
-                    let next = next.map_err(|error| Error::io("make", &path, &error))?;
-                    made.push((next.try_clone().map_err(|error| Error::io("open", &path, &error))?, state));
-                    next
+            match self.open_parent(&dir, name) {
+                Ok((next, above, state)) => {
+                    if state.is_some() || !made.is_empty() {
+                        made.push(Parent { above, state });
+                    }
+                    dir = next;
+                    self.place.push(name.clone());
                 }
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {
-                    let what = "a parent of the original place is no directory now; restore with --to".into();
-                    return Err(Error::Unsupported { path, what });
-                }
-                other => other.map_err(|error| Error::io("open", &path, &error))?,
-            };
-            let stat = next.stat().map_err(|error| Error::io("stat", &path, &error))?;
-            self.spare.refuse(&dir, name, Some(&stat), &path)?;
-            dir = next;
-            self.place.push(name.clone());
+                Err(error) => return (dir, Err(error)),
+            }
         }
-        Ok(dir)
+        (dir, Ok(()))
     }
 
-    fn tree(&mut self, first: Level) -> Result<()> {
-        let mut stack = vec![first];
+    fn open_parent(&self, dir: &DirFd, name: &[u8]) -> Result<(DirFd, Stat, Option<DirState>)> {
+        let path = self.target_path(Some(name));
+        let fail = |op, error: io::Error| Error::io(op, &path, &error);
+        let above = dir.stat().map_err(|error| fail("stat", error))?;
+        let opened = match dir.open_dir(name) {
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) => dir.open_place(name),
+            other => other,
+        };
+        let (next, state) = match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.spare.refuse(dir, name, None, &path)?;
+                let Child::Dir(dirno) = self.source.find(&self.saved_path(Some(name)))? else {
+                    return Err(no_name(name));
+                };
+                let state = self.source.dir(dirno)?;
+                let next = dir.mkdir_at(name, 0o700).and_then(|()| dir.open_dir(name));
+                (next.map_err(|error| fail("make", error))?, Some(state))
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {
+                let what = "a parent of the original place is no directory now; restore with --to".into();
+                return Err(Error::Unsupported { path, what });
+            }
+            other => (other.map_err(|error| fail("open", error))?, None),
+        };
+        let stat = next.stat().map_err(|error| fail("stat", error))?;
+        self.spare.refuse(dir, name, Some(&stat), &path)?;
+        Ok((next, above, state))
+    }
+
+    /// Gives the parents that were made their attributes, from `dir`, the lowest, up.
+    fn leave_parents(&mut self, mut dir: DirFd, made: Vec<Parent>) {
+        for Parent { above, state } in made.into_iter().rev() {
+            // Before the attributes close the way.
+            let up = reopen(&dir, &above);
+            if let Some(state) = state {
+                let failed = attributes::apply(&dir, &state.attr, &state.xattrs);
+                self.note_failed(None, failed);
+                self.report.dirs += 1;
+            }
+            self.place.pop();
+            match up {
+                Ok(up) => dir = up,
+                Err(error) => {
+                    let error = Error::io("open", self.target_path(None), &error);
+                    return self.fail(self.saved_path(None), &error);
+                }
+            }
+        }
+    }
+
+    fn tree(&mut self, first: Entered) -> Result<()> {
+        let mut stack = Descent::new();
+        stack.push(first.dir, first.stat, first.level);
         let result = self.levels(&mut stack);
         // Whatever ended it, directories that were begun get their attributes.
-        while let Some(level) = stack.pop() {
-            self.leave(level, Extra::Keep);
+        while !stack.is_empty() {
+            self.leave(&mut stack, Extra::Keep);
         }
         result
     }
 
-    fn levels(&mut self, stack: &mut Vec<Level>) -> Result<()> {
-        while let Some(level) = stack.last_mut() {
+    fn levels(&mut self, stack: &mut Descent<Level>) -> Result<()> {
+        while let Some((dir, _, level)) = stack.last() {
             if self.monitor.interrupted() {
                 return Err(Error::Interrupted);
             }
             let Some((name, child)) = level.entries.next() else {
-                if let Some(level) = stack.pop() {
-                    self.leave(level, self.extra);
-                }
+                self.leave(stack, self.extra);
                 continue;
+            };
+            let dir = match dir {
+                Ok(dir) => dir,
+                Err(error) => {
+                    let error = Error::io("open again", self.target_path(None), &error);
+                    self.fail_with_all_below(self.saved_path(Some(&name)), child, &error);
+                    continue;
+                }
             };
             if level.fresh {
                 level.ahead = match level.ahead.checked_sub(1) {
@@ -263,26 +336,26 @@ impl<'a> Restore<'a> {
             }
             let result = match child {
                 Child::Node(logid) => {
-                    let result = self.entry(&level.dir, &name, logid);
+                    let result = self.entry(dir, &name, logid);
                     match &mut level.keep {
                         Some(keep) => keep.extend(self.new_names.drain(..)),
                         None => self.new_names.clear(),
                     }
                     result
                 }
-                Child::Dir(dirno) => match self.enter(&level.dir, &name, dirno, Border::Below(level.deletes_on)) {
-                    Ok(entered) => {
-                        stack.extend(entered);
+                Child::Dir(dirno) => match self.enter(dir, &name, dirno, Border::Below(level.deletes_on)) {
+                    Ok(Some(Entered { dir, stat, level })) => {
+                        stack.push(dir, stat, level);
                         Ok(())
                     }
+                    Ok(None) => Ok(()),
                     Err(error) => Err(error),
                 },
             };
-            if let Err(error) = result {
-                if ends_all(&error) {
-                    return Err(error);
-                }
-                self.fail(self.saved_path(Some(&name)), &error);
+            match result {
+                Ok(()) => {}
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                Err(error) => self.fail_with_all_below(self.saved_path(Some(&name)), child, &error),
             }
         }
         Ok(())
@@ -304,10 +377,10 @@ impl<'a> Restore<'a> {
     }
 
     /// Makes or opens a directory; None if the user keeps what is in its place.
-    fn enter(&mut self, parent: &DirFd, name: &[u8], dirno: Dirno, border: Border) -> Result<Option<Level>> {
+    fn enter(&mut self, parent: &DirFd, name: &[u8], dirno: Dirno, border: Border) -> Result<Option<Entered>> {
         check_name(name)?;
         let path = self.target_path(Some(name));
-        let state = match self.source.dir(dirno) {
+        let mut state = match self.source.dir(dirno) {
             Ok(state) => Some(state),
             Err(error) => {
                 self.fail(self.saved_path(Some(name)), &error);
@@ -317,39 +390,60 @@ impl<'a> Restore<'a> {
         let now = existing(parent, name).map_err(|error| Error::io("stat", &path, &error))?;
         self.spare.refuse(parent, name, now.as_ref(), &path)?;
         let make = || parent.mkdir_at(name, 0o700).map_err(|error| Error::io("make", &path, &error));
-        match now {
-            None => make()?,
-            Some(stat) if stat.is_dir() => {}
+        let fresh = match now {
+            None => {
+                make()?;
+                true
+            }
+            Some(stat) if stat.is_dir() => false,
             Some(_) => {
                 if !self.may_replace(&path)? {
+                    self.report.missing += self.below_dir(dirno).entries - 1;
                     return Ok(None);
                 }
                 parent.unlink_at(name).map_err(|error| Error::io("remove", &path, &error))?;
                 make()?;
+                true
             }
+        };
+        let fail = |error: io::Error| Error::io("open", &path, &error);
+        let place = parent.open_place(name).map_err(fail)?;
+        let stat = place.stat().map_err(fail)?;
+        // With --orig the user named this very place.
+        if let (false, Target::Below(_), Some(saved)) = (fresh, &self.target, &state)
+            && attributes::would_change(&place, &stat, &saved.attr, &saved.xattrs)
+            && !self.may_change(&path)?
+        {
+            state = None;
         }
-        let dir = match parent.open_dir(name) {
+        let dir = match place.open_dir(b".") {
             // Ours, but without the right to read it; it gets its saved mode in the end.
-            Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
-                parent.chmod_at(name, 0o700).and_then(|()| parent.open_dir(name))
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) && state.is_some() => {
+                file::chmod(&place, 0o700).and_then(|()| place.open_dir(b"."))
             }
             other => other,
         };
-        let dir = dir.map_err(|error| Error::io("open", &path, &error))?;
-        let fresh = !now.is_some_and(|now| now.is_dir());
-        Ok(Some(Level { fresh, ..self.level(dir, Some(name), dirno, state, border)? }))
+        let dir = dir.map_err(fail)?;
+        if let Some(saved) = &state {
+            attributes::narrow(&dir, &stat, &saved.attr);
+        }
+        if !fresh {
+            draft::sweep(&dir);
+        }
+        let entered = self.level(dir, stat, Some(name), dirno, state, border)?;
+        Ok(Some(Entered { level: Level { fresh, ..entered.level }, ..entered }))
     }
 
     fn level(
         &mut self,
         dir: DirFd,
+        stat: Stat,
         name: Option<&[u8]>,
         dirno: Dirno,
         state: Option<DirState>,
         border: Border,
-    ) -> Result<Level> {
+    ) -> Result<Entered> {
         let path = self.target_path(name);
-        let stat = dir.stat().map_err(|error| Error::io("stat", &path, &error))?;
         if state.is_some() && stat.perm & 0o700 != 0o700 && process::geteuid() == stat.uid && stat.uid != 0 {
             file::chmod(&dir, u32::from(stat.perm) | 0o700).map_err(|error| Error::io("chmod", &path, &error))?;
         }
@@ -365,9 +459,7 @@ impl<'a> Restore<'a> {
         let keep = (deletes && deletes_on.is_some() && names.incomplete.is_none())
             .then(|| names.entries.iter().map(|(name, _)| name.clone()).collect());
         self.place.extend(name.map(<[u8]>::to_vec));
-        Ok(Level {
-            dir,
-            stat,
+        let level = Level {
             state,
             entries: names.entries.into_iter(),
             fresh: false,
@@ -375,18 +467,29 @@ impl<'a> Restore<'a> {
             deletes_on,
             keep,
             named: name.is_some(),
-        })
+        };
+        Ok(Entered { dir, stat, level })
     }
 
-    fn leave(&mut self, level: Level, extra: Extra) {
-        if let (Extra::Delete, Some(keep)) = (extra, &level.keep) {
-            self.delete_extra(&level.dir, &level.stat, keep);
+    /// Goes up; the directory that is left gets its attributes.
+    fn leave(&mut self, stack: &mut Descent<Level>, extra: Extra) {
+        let Some((dir, stat, level)) = stack.pop() else { return };
+        match dir {
+            Ok(dir) => {
+                if let (Extra::Delete, Some(keep)) = (extra, &level.keep) {
+                    self.delete_extra(&dir, &stat, keep);
+                }
+                if let Some(state) = &level.state {
+                    let failed = attributes::apply(&dir, &state.attr, &state.xattrs);
+                    self.note_failed(None, failed);
+                }
+                self.report.dirs += 1;
+            }
+            Err(error) => {
+                let error = Error::io("open again", self.target_path(None), &error);
+                self.fail(self.saved_path(None), &error);
+            }
         }
-        if let Some(state) = &level.state {
-            let failed = attributes::apply(&level.dir, &state.attr, &state.xattrs);
-            self.note_failed(None, failed);
-        }
-        self.report.dirs += 1;
         if level.named {
             self.place.pop();
         }
@@ -394,17 +497,29 @@ impl<'a> Restore<'a> {
 
     /// Asks whether what is at `path` may be replaced; counts a no.
     pub fn may_replace(&mut self, path: &Path) -> Result<bool> {
+        self.ask(Question::Replace(path), path)
+    }
+
+    /// Asks whether the directory at `path` may get the saved attributes; counts a no.
+    fn may_change(&mut self, path: &Path) -> Result<bool> {
+        self.ask(Question::Change(path), path)
+    }
+
+    fn ask(&mut self, question: Question<'_>, path: &Path) -> Result<bool> {
         if self.always {
             return Ok(true);
         }
-        match (self.confirm)(path) {
+        match (self.confirm)(question) {
             Decision::Yes => Ok(true),
             Decision::All => {
                 self.always = true;
                 Ok(true)
             }
             Decision::No => {
-                self.report.kept += 1;
+                self.report.kept_count += 1;
+                if self.report.kept.len() < super::MAX_LISTED {
+                    self.report.kept.push(path.into());
+                }
                 Ok(false)
             }
             Decision::Quit => Err(Error::Interrupted),
@@ -426,31 +541,6 @@ impl<'a> Restore<'a> {
         let mut path = self.base_path.clone();
         path.extend(self.place.iter().map(Vec::as_slice).chain(name).map(OsStr::from_bytes));
         path
-    }
-
-    pub fn note_failed(&mut self, name: Option<&[u8]>, failed: Vec<Failed>) {
-        for (op, error) in failed {
-            let error = Error::io(op, self.target_path(name), &error);
-            self.fail(self.saved_path(name), &error);
-        }
-    }
-
-    pub fn fail(&mut self, path: Vec<u8>, error: &Error) {
-        self.monitor.event(Event::Failure { path: &path, error });
-        self.report.error_count += 1;
-        self.report.damage_in_errors |= error.is_damage();
-        if self.report.errors.len() < super::MAX_LISTED {
-            self.report.errors.push((path, error.clone()));
-        }
-    }
-
-    pub fn show_progress(&self) {
-        self.monitor.progress(Progress {
-            files: self.report.files,
-            bytes: self.report.bytes,
-            errors: self.report.error_count + self.report.damaged_count,
-            ..Progress::default()
-        });
     }
 }
 
@@ -475,13 +565,4 @@ pub(super) fn check_name(name: &[u8]) -> Result<()> {
 
 fn no_name(name: &[u8]) -> Error {
     Error::Unsupported { path: PathBuf::from(OsStr::from_bytes(name)), what: "not the name of an entry".into() }
-}
-
-/// True for what all that follows would meet too.
-fn ends_all(error: &Error) -> bool {
-    match error {
-        Error::Interrupted => true,
-        Error::Io { errno, .. } => matches!(*errno, libc::ENOSPC | libc::EDQUOT | libc::EROFS),
-        _ => false,
-    }
 }

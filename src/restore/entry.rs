@@ -1,12 +1,10 @@
-//! One entry that is not a directory: made under a temporary name, given its attributes, then renamed.
+//! One entry that is not a directory: made, given its attributes, and only then seen under its name.
 
-use std::io;
 use std::path::PathBuf;
 
 use super::DamagedFile;
-use super::Extra;
-use super::attributes;
-use super::content::{Bad, ContentWriter, hash_existing};
+use super::attributes::{self, Failed};
+use super::content::{self, Bad, ContentWriter};
 use super::engine::{Made, Restore, check_name, existing};
 use crate::backup::walk;
 use crate::catalog::{Attr, Kind, Node};
@@ -14,32 +12,7 @@ use crate::error::{Error, Result};
 use crate::ids::Logid;
 use crate::ledger::Extent;
 use crate::monitor::{Event, Progress};
-use crate::os::{DirFd, Stat, stat, xattr};
-use crate::text::shown;
-
-/// An entry with a temporary name, which is removed unless it was renamed.
-struct Temp<'d> {
-    dir: &'d DirFd,
-    name: Vec<u8>,
-}
-
-impl Drop for Temp<'_> {
-    fn drop(&mut self) {
-        if !self.name.is_empty() {
-            // It is as good as gone, or the next run with --delete takes it.
-            let _ = self.dir.unlink_at(&self.name);
-        }
-    }
-}
-
-impl Temp<'_> {
-    fn renamed(mut self) {
-        self.name.clear();
-    }
-}
-
-/// Longest file name of Linux's file systems, bytes.
-const NAME_MAX: usize = 255;
+use crate::os::{DirFd, Stat, file, stat, xattr};
 
 impl Restore<'_> {
     /// Restores one entry of the current directory.
@@ -55,12 +28,14 @@ impl Restore<'_> {
         }
         if let Some(now) = &now {
             let unchanged = match &made {
-                Some(made) => now.same_file(&made.stat),
-                None => self.is_unchanged(parent, name, now, &node)?,
+                Some(made) => now.same_file(&made.stat).then(Vec::new),
+                None => self.unchanged(parent, name, now, &node)?,
             };
-            if unchanged {
+            if let Some(lacking) = unchanged {
+                self.note_failed(Some(name), lacking);
                 self.report.unchanged += 1;
                 self.remember(name, &node, *now, false);
+                self.done(&node);
                 return Ok(());
             }
         }
@@ -68,11 +43,14 @@ impl Restore<'_> {
         if now.is_some() && !self.may_replace(&path)? {
             return Ok(());
         }
-        if let Some(made) = made
-            && self.link(parent, name, now, &made)?
-        {
-            self.count(node.attr.kind, 0);
-            return Ok(());
+        if let Some(made) = &made {
+            match self.link(parent, name, now, made)? {
+                None => {
+                    self.count(&node, 0);
+                    return Ok(());
+                }
+                Some(why) => self.note_failed(Some(name), vec![why]),
+            }
         }
         match node.attr.kind {
             Kind::File => self.file(parent, name, now, &node),
@@ -81,65 +59,71 @@ impl Restore<'_> {
         }
     }
 
-    fn count(&mut self, kind: Kind, bytes: u64) {
-        match kind {
+    fn count(&mut self, node: &Node, bytes: u64) {
+        match node.attr.kind {
             Kind::File => self.report.files += 1,
             _ => self.report.others += 1,
         }
         self.report.bytes += bytes;
+        self.done(node);
+    }
+
+    /// Counts an entry that needs no more work, for the progress.
+    fn done(&mut self, node: &Node) {
+        if node.attr.kind == Kind::File {
+            self.so_far.files += 1;
+            self.so_far.bytes += node.attr.size;
+        }
         self.show_progress();
     }
 
-    /// True if an existing entry has the attributes and, read and compared, the content to restore.
-    fn is_unchanged(&self, parent: &DirFd, name: &[u8], now: &Stat, node: &Node) -> Result<bool> {
+    /// What an existing entry lacks beyond this user's rights, if it has all else: the other attributes and, read and
+    /// compared, the content to restore. None if it has not.
+    fn unchanged(&self, parent: &DirFd, name: &[u8], now: &Stat, node: &Node) -> Result<Option<Vec<Failed>>> {
         let attr = &node.attr;
         // A link too many would tie the file to something else.
-        if now.kind != attr.kind || now.mtime != attr.mtime || (now.nlink > 1 && attr.nlink == 1) {
-            return Ok(false);
+        if now.kind != attr.kind || now.mtime != attr.mtime || now.nlink > attr.nlink.max(1) {
+            return Ok(None);
         }
-        let Ok(xattrs) = walk::xattrs(xattr::Subject::At(parent, name)) else { return Ok(false) };
-        if !attributes::equal(now, &xattrs, attr, &node.xattrs) {
-            return Ok(false);
-        }
-        match attr.kind {
-            Kind::Symlink => Ok(parent.readlink_at(name).is_ok_and(|target| target == node.target)),
+        let Ok(xattrs) = walk::xattrs(xattr::Subject::At(parent, name)) else { return Ok(None) };
+        let lacking = attributes::lacks(now, &xattrs, attr, &node.xattrs);
+        let same = match attr.kind {
+            _ if lacking.is_none() => false,
+            Kind::Symlink => parent.readlink_at(name).is_ok_and(|target| target == node.target),
             Kind::File => {
-                let Ok(file) = parent.open_file(name) else { return Ok(false) };
-                if !stat::of_fd(&file).is_ok_and(|opened| opened.same_file(now)) {
-                    return Ok(false);
-                }
-                match hash_existing(&file, attr.size, &|| self.monitor.interrupted()) {
-                    Ok(hash) => Ok(hash.is_some() && hash == node.sha1),
-                    Err(Error::Interrupted) => Err(Error::Interrupted),
-                    Err(_) => Ok(false),
+                let Ok(file) = parent.open_file(name) else { return Ok(None) };
+                let opened = stat::of_fd(&file).is_ok_and(|opened| opened.same_file(now));
+                match content::is_there(self.source, node, &file, &|| self.monitor.interrupted()) {
+                    Err(Error::Interrupted) => return Err(Error::Interrupted),
+                    compared => opened && compared.unwrap_or(false),
                 }
             }
-            _ => Ok(true),
-        }
+            _ => true,
+        };
+        Ok(lacking.filter(|_| same))
     }
 
     fn file(&mut self, parent: &DirFd, name: &[u8], now: Option<Stat>, node: &Node) -> Result<()> {
         let path = self.target_path(Some(name));
-        let (temp, file) = self.make_temp(parent, name, |temp| parent.create_file(temp, 0o600))?;
-        let (monitor, report) = (self.monitor, &self.report);
-        let before =
-            Progress { files: report.files, bytes: report.bytes, errors: report.error_count, ..Progress::default() };
+        let draft = self.draft(parent, name)?;
+        self.refuse_when_full(&draft.file, node, &path)?;
+        let (monitor, before) = (self.monitor, self.progress());
         let tick = |written: u64| {
             monitor.progress(Progress { bytes: before.bytes + written, ..before });
             monitor.interrupted()
         };
-        let bad = ContentWriter::new(self.source, node, &file, &tick).write(&self.saved_path(Some(name)));
+        let bad = ContentWriter::new(self.source, node, &draft.file, &tick).write(&self.saved_path(Some(name)));
         if let Ok(bad) = &bad {
             self.source.file_read(node.logid, if bad.is_none() { Extent::Hashed } else { Extent::Part });
         }
-        let made = stat::of_fd(&file).map_err(|error| Error::io("stat", &path, &error))?;
+        let made = stat::of_fd(&draft.file).map_err(|error| Error::io("stat", &path, &error))?;
         match bad.map_err(|error| with_path(error, &path))? {
             None => {
-                let failed = attributes::apply(&file, &node.attr, &node.xattrs);
-                self.rename(temp, parent, name, now)?;
+                let failed = attributes::apply(&draft.file, &node.attr, &node.xattrs);
+                self.publish(draft, parent, name, now)?;
                 self.note_failed(Some(name), failed);
                 self.remember(name, node, made, false);
-                self.count(Kind::File, node.attr.size);
+                self.count(node, node.attr.size);
                 Ok(())
             }
             Some(bad) => {
@@ -147,46 +131,75 @@ impl Restore<'_> {
                 let attr = Attr { perm: node.attr.perm & 0o1777, ..node.attr.clone() };
                 let mut xattrs = node.xattrs.clone();
                 xattrs.retain(|(name, _)| name != b"security.capability");
-                let failed = attributes::apply(&file, &attr, &xattrs);
-                self.note_failed(Some(name), failed);
-                let written = self.damaged_name(name, |new| parent.rename_new_at(&temp.name, parent, new))?;
-                temp.renamed();
+                let failed = attributes::apply(&draft.file, &attr, &xattrs);
+                let written = self.publish_damaged(draft, parent, name)?;
+                self.note_failed(Some(&written), failed);
                 self.remember(&written, node, made, true);
                 self.note_damaged(name, written, bad, node.logid);
+                self.done(node);
                 Ok(())
             }
         }
     }
 
+    /// Once the target was full, what can't fit is not begun: each attempt would write as much as there is room.
+    fn refuse_when_full(&self, to: &std::fs::File, node: &Node, path: &std::path::Path) -> Result<()> {
+        let fits = || file::free_bytes(to).map_or(true, |free| node.data_bytes <= free);
+        if self.was_full && !fits() {
+            return Err(Error::io("write", path, &std::io::Error::from_raw_os_error(libc::ENOSPC)));
+        }
+        Ok(())
+    }
+
     fn special(&mut self, parent: &DirFd, name: &[u8], now: Option<Stat>, node: &Node) -> Result<()> {
         let attr = &node.attr;
-        let (temp, ()) = self.make_temp(parent, name, |temp| match attr.kind {
-            Kind::Symlink => parent.symlink_at(&node.target, temp),
-            kind => parent.mknod_at(temp, kind, 0o600, attr.rdev_major, attr.rdev_minor),
-        })?;
-        // Nobody but us knows the name; still, what is changed is an inode that was looked at, and only this one.
+        let make = |name: &[u8]| match attr.kind {
+            Kind::Symlink => parent.symlink_at(&node.target, name),
+            kind => parent.mknod_at(name, kind, 0o600, attr.rdev_major, attr.rdev_minor),
+        };
         let place = self.target_path(Some(name));
+        let temp = match now {
+            Some(_) => Some(self.make_temp(parent, name, make)?.0),
+            None => {
+                make(name).map_err(|error| Error::io("make", &place, &error))?;
+                None
+            }
+        };
+        // Whoever else can write here may have put something else there: what is changed is an inode that was looked at.
         let fail = |error| Error::io("open", &place, &error);
-        let opened = parent.open_entry(&temp.name).map_err(fail)?;
+        let opened = parent.open_entry(temp.as_ref().map_or(name, |temp| &temp.name)).map_err(fail)?;
         let made = stat::of_fd(&opened).map_err(fail)?;
         let device = (made.rdev_major, made.rdev_minor) == (attr.rdev_major, attr.rdev_minor);
         if made.kind != attr.kind || made.nlink != 1 || !device {
             return Err(Error::Unsupported { path: place, what: "something else came in its place".into() });
         }
         let failed = attributes::apply(&opened, attr, &node.xattrs);
-        self.rename(temp, parent, name, now)?;
+        if let Some(temp) = temp {
+            self.rename(temp, parent, name, now)?;
+        }
         self.note_failed(Some(name), failed);
         self.remember(name, node, made, false);
-        self.count(attr.kind, 0);
+        self.count(node, 0);
         Ok(())
     }
 
-    /// Links a name to what was restored under another; false if that can't be done here.
-    fn link(&mut self, parent: &DirFd, name: &[u8], now: Option<Stat>, made: &Made) -> Result<bool> {
-        let Some((from, first)) = self.open_made(made) else { return Ok(false) };
-        match self.make_temp(parent, name, |temp| from.link_at(&first, parent, temp)) {
-            Ok((temp, ())) => self.rename(temp, parent, name, now).map(|()| true),
-            Err(Error::Io { errno: libc::EXDEV | libc::EMLINK | libc::EPERM | libc::EOPNOTSUPP, .. }) => Ok(false),
+    /// Links a name to what was restored under another; gives why that can't be done here.
+    fn link(&mut self, parent: &DirFd, name: &[u8], now: Option<Stat>, made: &Made) -> Result<Option<Failed>> {
+        let Some((from, first)) = self.open_made(made) else { return Ok(Some(Failed::not_linked(libc::ENOENT))) };
+        let linked = match now {
+            Some(_) => self
+                .make_temp(parent, name, |temp| from.link_at(&first, parent, temp))
+                .and_then(|(temp, ())| self.rename(temp, parent, name, now)),
+            None => from
+                .link_at(&first, parent, name)
+                .map_err(|error| Error::io("link", self.target_path(Some(name)), &error)),
+        };
+        match linked {
+            Ok(()) => Ok(None),
+            Err(Error::Io {
+                errno: errno @ (libc::EXDEV | libc::EMLINK | libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS),
+                ..
+            }) => Ok(Some(Failed::not_linked(errno))),
             Err(error) => Err(error),
         }
     }
@@ -201,6 +214,7 @@ impl Restore<'_> {
         };
         let written = self.damaged_name(name, |new| from.link_at(&first, parent, new))?;
         self.note_damaged(name, written, bad, node.logid);
+        self.done(node);
         Ok(())
     }
 
@@ -237,81 +251,6 @@ impl Restore<'_> {
             self.report.damaged.push(file);
         }
         self.new_names.push(written);
-        self.show_progress();
-    }
-
-    /// Makes something under a free temporary name in the directory of its final name.
-    fn make_temp<'d, T>(
-        &self,
-        dir: &'d DirFd,
-        name: &[u8],
-        make: impl Fn(&[u8]) -> io::Result<T>,
-    ) -> Result<(Temp<'d>, T)> {
-        loop {
-            // Who can foresee the name can have something there.
-            let random =
-                crate::crypto::random().map_err(|e| Error::io("get random bytes for", self.target_path(None), &e))?;
-            let temp = format!(".assay-tmp-{:032x}", u128::from_ne_bytes(random)).into_bytes();
-            match make(&temp) {
-                Ok(made) => return Ok((Temp { dir, name: temp }, made)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(Error::io("make", self.target_path(Some(name)), &error)),
-            }
-        }
-    }
-
-    /// Gives the finished entry its final name; `now` is what may be replaced there.
-    fn rename(&mut self, temp: Temp<'_>, parent: &DirFd, name: &[u8], now: Option<Stat>) -> Result<()> {
-        let path = self.target_path(Some(name));
-        let fail = |op, error: io::Error| Err(Error::io(op, &path, &error));
-        match now {
-            Some(now) if now.is_dir() && self.extra == Extra::Delete => {
-                let parent_stat = parent.stat().map_err(|error| Error::io("stat", &path, &error))?;
-                let removal = self.remove_tree(parent, &parent_stat, name);
-                self.report.deleted += removal.removed;
-                if let Some((_, error)) = removal.left.into_iter().next() {
-                    return fail("remove", error);
-                }
-                if let Some((names, why)) = removal.spared.into_iter().next() {
-                    let place = self.below(&names);
-                    let what = format!("the directory in its place can't go: {}: {why}", shown(&place));
-                    return Err(Error::Unsupported { path, what });
-                }
-            }
-            Some(now) if now.is_dir() => {
-                if let Err(error) = parent.rmdir_at(name) {
-                    return fail("remove the directory in the place of", error);
-                }
-            }
-            _ => {}
-        }
-        let renamed = match now {
-            Some(now) if !now.is_dir() => parent.rename_at(&temp.name, parent, name),
-            // Nothing may be there: what came meanwhile was not asked about.
-            _ => parent.rename_new_at(&temp.name, parent, name),
-        };
-        match renamed {
-            Ok(()) => {
-                temp.renamed();
-                Ok(())
-            }
-            Err(error) => fail("rename", error),
-        }
-    }
-
-    /// Finds a free `.damaged` name; `take` must fail with EEXIST if the name is not free.
-    fn damaged_name(&self, name: &[u8], take: impl Fn(&[u8]) -> io::Result<()>) -> Result<Vec<u8>> {
-        let mut number = 1;
-        loop {
-            let suffix = if number == 1 { ".damaged".to_string() } else { format!(".damaged.{number}") };
-            let kept = name.len().min(NAME_MAX - suffix.len());
-            let candidate = [name.get(..kept).unwrap_or(name), suffix.as_bytes()].concat();
-            match take(&candidate) {
-                Ok(()) => return Ok(candidate),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                Err(error) => return Err(Error::io("write", self.target_path(Some(&candidate)), &error)),
-            }
-        }
     }
 }
 

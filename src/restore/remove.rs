@@ -6,11 +6,12 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use super::descent::Descent;
 use super::engine::Restore;
 use super::{Spare, Why};
 use crate::error::Error;
 use crate::monitor::Event;
-use crate::os::{DirFd, Stat};
+use crate::os::{DirFd, Stat, temp};
 
 /// Trail from the starting directory down.
 pub type Trail = Vec<Vec<u8>>;
@@ -26,7 +27,6 @@ pub struct Removal {
 }
 
 struct Level {
-    dir: DirFd,
     name: Vec<u8>,
     rest: Vec<Vec<u8>>,
     /// Something below stays, so this directory does too.
@@ -36,7 +36,7 @@ struct Level {
 enum Step {
     Removed,
     Spared(Why),
-    Entered(DirFd, Vec<Vec<u8>>),
+    Entered(DirFd, Stat, Vec<Vec<u8>>),
 }
 
 /// What a removal has to know.
@@ -54,32 +54,35 @@ pub struct Limits<'a> {
 /// What is spared and a mount point stay, and all directories above them.
 pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8], limits: Limits<'_>) -> Removal {
     let mut removal = Removal::default();
-    let mut stack: Vec<Level> = Vec::new();
+    let mut stack: Descent<Level> = Descent::new();
     let mut next = Some(name.to_vec());
     loop {
         if let Some(name) = next.take() {
-            let at = stack.last().map_or(parent, |level| &level.dir);
             let above = stack.iter().map(|level| level.name.as_slice());
             let path = above.chain([name.as_slice()]).fold(limits.saved.to_vec(), join);
-            match remove_or_enter(at, parent_stat, &name, &path, limits) {
+            let step = lowest(&mut stack, parent).and_then(|at| remove_or_enter(at, parent_stat, &name, &path, limits));
+            match step {
                 Ok(Step::Removed) => removal.removed += 1,
-                Ok(Step::Entered(dir, rest)) => stack.push(Level { dir, name, rest, stays: false }),
+                Ok(Step::Entered(dir, stat, rest)) => stack.push(dir, stat, Level { name, rest, stays: false }),
                 Ok(Step::Spared(why)) => removal.spared.push((stays(&mut stack, name), why)),
                 Err(error) => removal.left.push((stays(&mut stack, name), error)),
             }
         }
-        let Some(level) = stack.last_mut() else { return removal };
+        let Some((_, _, level)) = stack.last() else { return removal };
         next = level.rest.pop();
         if next.is_some() {
             continue;
         }
-        let Some(Level { name, stays: false, .. }) = stack.pop() else { continue };
-        let at = stack.last().map_or(parent, |level| &level.dir);
-        match at.rmdir_at(&name) {
+        let Some((_, _, Level { name, stays: false, .. })) = stack.pop() else { continue };
+        match lowest(&mut stack, parent).and_then(|at| at.rmdir_at(&name)) {
             Ok(()) => removal.removed += 1,
             Err(error) => removal.left.push((stays(&mut stack, name), error)),
         }
     }
+}
+
+fn lowest<'a>(stack: &'a mut Descent<Level>, parent: &'a DirFd) -> io::Result<&'a DirFd> {
+    stack.last().map_or(Ok(parent), |(dir, ..)| dir)
 }
 
 fn join(mut dir: Vec<u8>, name: &[u8]) -> Vec<u8> {
@@ -91,7 +94,7 @@ fn join(mut dir: Vec<u8>, name: &[u8]) -> Vec<u8> {
 }
 
 /// Notes that `name` stays, and so all above it; gives where it is.
-fn stays(stack: &mut [Level], name: Vec<u8>) -> Trail {
+fn stays(stack: &mut Descent<Level>, name: Vec<u8>) -> Trail {
     stack.iter_mut().for_each(|level| level.stays = true);
     stack.iter().map(|level| level.name.clone()).chain([name]).collect()
 }
@@ -118,7 +121,7 @@ fn remove_or_enter(at: &DirFd, start: &Stat, name: &[u8], path: &[u8], limits: L
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     let names = dir.read_names()?;
-    Ok(Step::Entered(dir, names))
+    Ok(Step::Entered(dir, opened, names))
 }
 
 impl Restore<'_> {
@@ -132,7 +135,8 @@ impl Restore<'_> {
             }
         };
         names.sort_unstable();
-        for name in names.iter().filter(|name| !keep.contains(*name)) {
+        // A temporary name that is left is another restore's, which runs.
+        for name in names.iter().filter(|name| !keep.contains(*name) && !temp::is_ours(name)) {
             let removal = self.remove_tree(dir, stat, name);
             self.report.deleted += removal.removed;
             for (names, why) in removal.spared {

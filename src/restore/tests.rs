@@ -1,6 +1,7 @@
 //! Restores from a version in memory, compared through the standard library.
 
 mod delete;
+mod drafts;
 mod fake;
 
 use std::cell::RefCell;
@@ -270,13 +271,14 @@ fn what_differs_is_replaced_only_after_a_yes() {
     }
     dir.chmod_at(b"d", 0o600).unwrap();
     let asked = RefCell::new(Vec::new());
-    let mut confirm = |path: &Path| {
+    let mut confirm = |question: Question<'_>| {
+        let (Question::Replace(path) | Question::Change(path)) = question;
         asked.borrow_mut().push(path.file_name().unwrap().to_owned());
         if path.ends_with("b") { Decision::No } else { Decision::All }
     };
     let report = fake.get_with(&["/"], Target::Below(temp.path().into()), Extra::Keep, &mut confirm);
     assert_eq!(*asked.borrow(), ["b", "c"]);
-    assert_eq!((report.kept, report.files, report.unchanged), (1, 2, 2));
+    assert_eq!((report.kept_count, report.files, report.unchanged), (1, 2, 2));
     assert_eq!(report.exit(), Exit::FinishedWithErrors);
     assert!(std::fs::read(temp.path().join("b")).unwrap() == other);
     assert!(std::fs::read(temp.path().join("c")).unwrap() == content(20_000, 1));
@@ -322,7 +324,10 @@ fn delete_takes_what_the_version_does_not_have_but_only_where_it_knows() {
         std::fs::create_dir_all(temp.path().join(name)).unwrap();
     }
     let target = Target::Below(temp.path().into());
-    let report = fake.get_with(&["/known", "/lost"], target, Extra::Delete, &mut |_| Decision::Quit);
+    let report = fake.get_with(&["/known", "/lost"], target, Extra::Delete, &mut |question| {
+        assert!(matches!(question, Question::Change(_)), "{question:?}");
+        Decision::No
+    });
     assert_eq!(names(&temp.path().join("known")), [b"f".to_vec()]);
     assert_eq!(names(&temp.path().join("lost")), [b"extra".to_vec(), b"f".to_vec()]);
     assert!(temp.path().join("outside").exists());

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Names, Source};
+use super::{Names, Source, Totals};
 use crate::arc::VerifiedBlock;
 use crate::catalog::{Child, DirState, Node};
 use crate::error::{Error, Result};
@@ -100,6 +100,40 @@ impl Source for VersionSource {
 
     fn block(&self, block: BlockId, len: u32, file: Logid) -> Result<Arc<VerifiedBlock>> {
         self.store.block(block, len, Some(file))
+    }
+
+    fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool> {
+        self.store.is_block(block, bytes)
+    }
+
+    fn totals(&self, child: Child, stop: &dyn Fn() -> bool) -> Totals {
+        let mut totals = Totals { entries: 1, ..Totals::default() };
+        let mut dirs = match child {
+            Child::Dir(dirno) => vec![dirno],
+            Child::Node(logid) => {
+                if let Ok((attr, _)) = self.tree.attr(logid) {
+                    totals.add_file(attr.kind, attr.size);
+                }
+                Vec::new()
+            }
+        };
+        while let Some(dirno) = dirs.pop() {
+            let Ok(mut listing) = self.tree.list(self.version, dirno) else { continue };
+            while let Some(page) = listing.next_page(&self.tree).ok().filter(|page| !page.is_empty()) {
+                if stop() {
+                    return totals;
+                }
+                for listed in page {
+                    totals.entries += 1;
+                    match (listed.entry.child, listed.attr) {
+                        (Child::Dir(dirno), _) => dirs.push(dirno),
+                        (Child::Node(_), Ok((attr, _))) => totals.add_file(attr.kind, attr.size),
+                        (Child::Node(_), Err(_)) => {}
+                    }
+                }
+            }
+        }
+        totals
     }
 
     fn prefetch(&self, pieces: &[Piece], file: Option<Logid>) {

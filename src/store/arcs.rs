@@ -19,9 +19,10 @@ use crate::depot::{LocalArc, StoredArc, Via};
 use crate::error::{Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
 use crate::index::Index;
+use crate::os::process::open_file_limit;
 use crate::own::OwnDir;
 
-/// Arc files kept open.
+/// Arc files kept open; a quarter of the files that this process may have open, if that is less.
 const MAX_OPEN_ARCS: usize = 128;
 /// Pieces of frame tables kept, each up to 128 frames in 40 bytes each.
 const MAX_CHUNKS: usize = 1024;
@@ -81,7 +82,7 @@ impl Arcs {
             dir: dir.clone(),
             keys,
             index,
-            open: Mutex::new(LruCache::new(bounded(MAX_OPEN_ARCS))),
+            open: Mutex::new(LruCache::new(bounded(MAX_OPEN_ARCS.min((open_file_limit() / 4) as usize)))),
             chunks: Mutex::new(LruCache::new(bounded(MAX_CHUNKS))),
             moved: Mutex::new(LruCache::new(bounded(MAX_CHUNKS))),
             started: Instant::now(),
@@ -157,10 +158,17 @@ impl Arcs {
     pub fn reopen(&self, serial: ArcSerial) -> Result<Arc<OpenArc>> {
         lock(&self.open).pop(&serial);
         let entry = self.index.arc(serial)?.entry;
+        let file = match LocalArc::open(&self.dir, entry.name) {
+            Err(error) if error.is_lack_of_descriptors() => {
+                lock(&self.open).clear();
+                LocalArc::open(&self.dir, entry.name)
+            }
+            other => other,
+        };
         let arc = Arc::new(OpenArc {
             name: entry.name,
             cipher: self.keys.arc_cipher(entry.id, &entry.salt),
-            file: LocalArc::open(&self.dir, entry.name)?,
+            file: file?,
             checked_ms: AtomicU64::new(self.started.elapsed().as_millis() as u64),
         });
         lock(&self.open).put(serial, arc.clone());

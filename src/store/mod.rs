@@ -250,6 +250,12 @@ impl Store {
         Ok(blocks)
     }
 
+    /// Whether `bytes` are a block's, by its keyed hash; nothing is read from an arc.
+    pub fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool> {
+        let info = self.inner.arcs.locate(block)?.info;
+        Ok(info.plain_len as usize == bytes.len() && info.hash == self.inner.keys.block_hash(bytes))
+    }
+
     /// Starts decoding blocks that will probably be wanted soon; does nothing when too much is under way already.
     pub fn prefetch(&self, wanted: impl IntoIterator<Item = Wanted>, file: Option<Logid>) {
         let Some(Queues { ahead, .. }) = self.pool() else { return };

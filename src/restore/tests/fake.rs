@@ -14,7 +14,7 @@ use crate::error::{Error, Place, Result};
 use crate::ids::{ArcId, ArcName, ArcSalt, BackupId, BlockId, Dirno, FrameNo, Logid, Version};
 use crate::monitor::Silent;
 use crate::os::process::{getegid, geteuid};
-use crate::restore::{Decision, Extra, Names, Options, Report, Source, Spare, Target, run};
+use crate::restore::{Decision, Extra, Names, Options, Question, Report, Source, Spare, Target, Totals, run};
 use crate::tree::Piece;
 
 pub const BLOCK: usize = 5_000;
@@ -141,7 +141,7 @@ impl Fake {
     }
 
     pub fn get(&self, paths: &[&str], target: &Path) -> Report {
-        self.get_with(paths, Target::Below(target.into()), Extra::Keep, &mut |path| panic!("asked about {path:?}"))
+        self.get_with(paths, Target::Below(target.into()), Extra::Keep, &mut |question| panic!("asked: {question:?}"))
     }
 
     /// As `get`, but nothing can be done.
@@ -160,7 +160,7 @@ impl Fake {
         paths: &[&str],
         target: Target,
         extra: Extra,
-        confirm: &mut dyn FnMut(&Path) -> Decision,
+        confirm: &mut dyn FnMut(Question<'_>) -> Decision,
     ) -> Report {
         let paths = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
         run(self, &Options { paths, target, extra, spare: self.spare.clone() }, &Silent, confirm).unwrap()
@@ -207,6 +207,20 @@ impl Source for Fake {
             at += segment.len();
         }
         Ok(pieces)
+    }
+    fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool> {
+        Ok(self.blocks[block.0 as usize].0.hash == self.keys.block_hash(bytes))
+    }
+    fn totals(&self, child: Child, stop: &dyn Fn() -> bool) -> Totals {
+        let mut totals = Totals { entries: 1, ..Totals::default() };
+        match child {
+            Child::Node(logid) => totals.add_file(self.nodes[&logid].attr.kind, self.nodes[&logid].attr.size),
+            _ if stop() => {}
+            Child::Dir(dirno) => {
+                self.dirs[&dirno].1.iter().for_each(|(_, child)| totals.add(self.totals(*child, stop)))
+            }
+        }
+        totals
     }
     fn block(&self, block: BlockId, len: u32, _: Logid) -> Result<Arc<VerifiedBlock>> {
         let (info, bytes) = &self.blocks[block.0 as usize];

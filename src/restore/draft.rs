@@ -1,0 +1,203 @@
+//! From something finished to its final name; and what killed restores left of that.
+//!
+//! Invariants: a new entry gets no other name before its own. What replaces another needs a temporary name for the time
+//! between two system calls (or while it is written, where files without a name can't be made), which is recognised by
+//! everybody: the next restore removes it, no backup saves it. In an append-only directory, where it could not be
+//! removed, none is made.
+
+use std::fs::File;
+use std::io;
+
+use super::Extra;
+use super::engine::Restore;
+use crate::catalog::Kind;
+use crate::error::{Error, Result};
+use crate::os::{DirFd, Stat, lock, process, stat, temp};
+use crate::text::shown;
+
+/// An entry with a temporary name, which is removed unless it was renamed.
+pub(super) struct Temp<'d> {
+    dir: &'d DirFd,
+    pub name: Vec<u8>,
+}
+
+impl Drop for Temp<'_> {
+    fn drop(&mut self) {
+        if !self.name.is_empty() {
+            // It is as good as gone, or the next restore takes it.
+            let _ = self.dir.unlink_at(&self.name);
+        }
+    }
+}
+
+impl Temp<'_> {
+    fn renamed(mut self) {
+        self.name.clear();
+    }
+}
+
+/// A regular file that has no final name yet.
+pub(super) struct Draft<'d> {
+    pub file: File,
+    temp: Option<Temp<'d>>,
+}
+
+/// Longest file name of Linux's file systems, bytes.
+const NAME_MAX: usize = 255;
+
+impl Restore<'_> {
+    /// An empty file in the directory of its final name.
+    pub(super) fn draft<'d>(&self, dir: &'d DirFd, name: &[u8]) -> Result<Draft<'d>> {
+        let unnamed = if self.can_name_later { dir.create_unnamed(0o600) } else { Ok(None) };
+        if let Some(file) = unnamed.map_err(|error| Error::io("make", self.target_path(Some(name)), &error))? {
+            return Ok(Draft { file, temp: None });
+        }
+        let (temp, file) = self.make_temp(dir, name, |temp| dir.create_file(temp, 0o600))?;
+        hold(&file);
+        Ok(Draft { file, temp: Some(temp) })
+    }
+
+    /// Makes something under a free temporary name in the directory of its final name.
+    pub(super) fn make_temp<'d, T>(
+        &self,
+        dir: &'d DirFd,
+        name: &[u8],
+        make: impl Fn(&[u8]) -> io::Result<T>,
+    ) -> Result<(Temp<'d>, T)> {
+        let fail = |op, error: &io::Error| Error::io(op, self.target_path(Some(name)), error);
+        if dir.stat().map_err(|error| fail("stat", &error))?.append_only {
+            return Err(fail("replace, in an append-only directory,", &io::Error::from_raw_os_error(libc::EPERM)));
+        }
+        loop {
+            // Who can foresee the name can have something there.
+            let random = crate::crypto::random().map_err(|error| fail("get random bytes for", &error))?;
+            let temp = temp::name(u64::from_ne_bytes(random));
+            match make(&temp) {
+                Ok(made) => return Ok((Temp { dir, name: temp }, made)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(fail("make", &error)),
+            }
+        }
+    }
+
+    /// Gives the finished file its final name; `now` is what may be replaced there.
+    pub(super) fn publish(&mut self, draft: Draft<'_>, parent: &DirFd, name: &[u8], now: Option<Stat>) -> Result<()> {
+        let Draft { file, temp } = draft;
+        if let Some(temp) = temp {
+            return self.rename(temp, parent, name, now);
+        }
+        if now.is_some_and(|now| !now.is_dir()) {
+            hold(&file);
+            let (temp, ()) = self.make_temp(parent, name, |temp| parent.link_open(&file, temp))?;
+            return self.rename(temp, parent, name, now);
+        }
+        self.clear_the_way(parent, name, now)?;
+        // Nothing may be there: what came meanwhile was not asked about.
+        parent.link_open(&file, name).map_err(|error| Error::io("make", self.target_path(Some(name)), &error))
+    }
+
+    /// As `publish`, for anything with a temporary name.
+    pub(super) fn rename(&mut self, temp: Temp<'_>, parent: &DirFd, name: &[u8], now: Option<Stat>) -> Result<()> {
+        self.clear_the_way(parent, name, now)?;
+        let renamed = match now {
+            Some(now) if !now.is_dir() => parent.rename_at(&temp.name, parent, name),
+            _ => parent.rename_new_at(&temp.name, parent, name),
+        };
+        match renamed {
+            Ok(()) => {
+                temp.renamed();
+                Ok(())
+            }
+            Err(error) => Err(Error::io("rename", self.target_path(Some(name)), &error)),
+        }
+    }
+
+    /// Removes the directory that an entry replaces.
+    fn clear_the_way(&mut self, parent: &DirFd, name: &[u8], now: Option<Stat>) -> Result<()> {
+        if !now.is_some_and(|now| now.is_dir()) {
+            return Ok(());
+        }
+        let path = self.target_path(Some(name));
+        if self.extra != Extra::Delete {
+            return match parent.rmdir_at(name) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST)) => {
+                    let what = "a directory that is not empty is in its place; --delete removes it with all in it";
+                    Err(Error::Unsupported { path, what: what.into() })
+                }
+                other => other.map_err(|error| Error::io("remove the directory in the place of", &path, &error)),
+            };
+        }
+        let parent_stat = parent.stat().map_err(|error| Error::io("stat", &path, &error))?;
+        let removal = self.remove_tree(parent, &parent_stat, name);
+        self.report.deleted += removal.removed;
+        if let Some((names, error)) = removal.left.into_iter().next() {
+            return Err(Error::io("remove", self.below(&names), &error));
+        }
+        match removal.spared.into_iter().next() {
+            Some((names, why)) => {
+                let what = format!("the directory in its place can't go: {}: {why}", shown(&self.below(&names)));
+                Err(Error::Unsupported { path, what })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Gives a file that is not whole a name that says so.
+    pub(super) fn publish_damaged(&self, draft: Draft<'_>, parent: &DirFd, name: &[u8]) -> Result<Vec<u8>> {
+        let Draft { file, temp } = draft;
+        let written = self.damaged_name(name, |new| match &temp {
+            Some(temp) => parent.rename_new_at(&temp.name, parent, new),
+            None => parent.link_open(&file, new),
+        })?;
+        if let Some(temp) = temp {
+            temp.renamed();
+        }
+        Ok(written)
+    }
+
+    /// Finds a free `.damaged` name; `take` must fail with EEXIST if the name is not free.
+    pub(super) fn damaged_name(&self, name: &[u8], take: impl Fn(&[u8]) -> io::Result<()>) -> Result<Vec<u8>> {
+        let mut number = 1;
+        loop {
+            let suffix = if number == 1 { ".damaged".to_string() } else { format!(".damaged.{number}") };
+            let kept = name.len().min(NAME_MAX - suffix.len());
+            let candidate = [name.get(..kept).unwrap_or(name), suffix.as_bytes()].concat();
+            match take(&candidate) {
+                Ok(()) => return Ok(candidate),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) => return Err(Error::io("write", self.target_path(Some(&candidate)), &error)),
+            }
+        }
+    }
+}
+
+/// Shows other restores that the file is being worked on, until it is closed; without effect where there are no locks.
+fn hold(file: &File) {
+    let _ = lock::try_exclusive(file);
+}
+
+/// Removes from `dir` what restores of this user that were killed have left. What can't be told or removed stays.
+pub(super) fn sweep(dir: &DirFd) {
+    for name in dir.read_names().unwrap_or_default().iter().filter(|name| temp::is_ours(name)) {
+        let Ok(stat) = dir.stat_at(name) else { continue };
+        let user = process::geteuid();
+        if !stat.is_dir() && (user == 0 || stat.uid == user) && !is_held(dir, name, &stat) {
+            let _ = dir.unlink_at(name);
+        }
+    }
+}
+
+/// True when a running restore works on it, or nobody can say.
+fn is_held(dir: &DirFd, name: &[u8], now: &Stat) -> bool {
+    if now.kind != Kind::File {
+        // It has its temporary name for an instant only.
+        return false;
+    }
+    let file = match dir.open_file(name) {
+        Ok(file) => file,
+        // It has its saved mode, so it was finished.
+        Err(error) => return error.kind() != io::ErrorKind::PermissionDenied,
+    };
+    let same = stat::of_fd(&file).is_ok_and(|opened| opened.same_file(now));
+    !same || !lock::try_shared(&file).unwrap_or(false)
+}
