@@ -254,3 +254,47 @@ fn what_counts_as_proven_is_what_strace_saw_being_read() {
     assert_eq!(listed(&lab, &["--list", "whole"]), chosen.iter().map(|(name, _)| name.clone()).collect());
     assert!(sys::euid() == 0 || !chosen.is_empty());
 }
+
+/// Blocks that are proven, and damaged, and of how many.
+fn health(lab: &Lab) -> (u64, u64, u64) {
+    let found = coverage(lab, &[]);
+    let number = |value: &Value| value.as_u64().expect("a number");
+    (number(&found["proven"]["blocks"]), number(&found["damaged_blocks"]), number(&found["total"]["blocks"]))
+}
+
+#[test]
+fn what_is_damaged_is_not_proven_and_what_reads_right_again_is() {
+    let lab = lab();
+    lab.assay("selftest", ["-v3"]).ok();
+    let (proven, damaged, total) = health(&lab);
+    assert_eq!((proven, damaged), (total, 0));
+    let arc = arcfile::data_arcs(&lab.repo()).remove(0);
+    let whole = fs::read(&arc).expect("read");
+    // All that lies behind a cut, however much it is, was right before.
+    tool("truncate").args(["-s", "2000000"]).arg(&arc).ok();
+    lab.assay("selftest", ["-v3"]).run().code(4);
+    let (proven, damaged, _) = health(&lab);
+    assert!(damaged > 5 && proven + damaged == total, "{proven} {damaged} {total}");
+    fs::remove_file(&arc).expect("rm");
+    fs::write(&arc, &whole).expect("write");
+    lab.assay("selftest", ["-v3"]).ok();
+    assert_eq!(health(&lab), (total, 0, total), "in the same second, perhaps");
+    // Away for a moment under a mount, whose notes all have the time of the first.
+    lab.write("later", b"in another arc");
+    lab.backup();
+    let away = arc.with_extension("away");
+    let mount = lab.mount();
+    let shown = mount.latest(&lab.src());
+    fs::read(shown.join("later")).expect("read");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    fs::rename(&arc, &away).expect("mv");
+    assert!(fs::read(shown.join("long")).is_err());
+    fs::rename(&away, &arc).expect("mv");
+    // A verdict stands for five seconds.
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    assert_eq!(fs::read(shown.join("long")).expect("read").len(), 3 << 20);
+    mount.end().code(4);
+    let (proven, damaged, now_total) = health(&lab);
+    assert_eq!((proven, damaged, now_total), (total + 1, 0, total + 1));
+    assert!(lab.assay("stats", NONE).ok().out().contains("none known"));
+}

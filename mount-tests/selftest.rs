@@ -216,3 +216,23 @@ fn a_backup_that_reads_a_long_file_in_vain_is_sound() {
     lab.assay("recover", crate::support::NONE).ok();
     selftest(&lab, &["-v5"]).ok();
 }
+
+#[test]
+fn what_was_just_written_is_not_overdue() {
+    let mut rng = Rng::from_env("selftest just written");
+    let lab = Lab::new();
+    for n in 0..40 {
+        lab.write(&format!("f{n}"), &rng.bytes(1_000_000));
+    }
+    lab.init();
+    lab.backup();
+    lab.write("later", b"in another version");
+    lab.backup();
+    for level in ["-v3", "-v4", "-v5"] {
+        let out = selftest(&lab, &[level, "--inc", "1d/30d"]).ok().out();
+        assert!(out.contains("of the backup was due") && !out.contains("older"), "{level}: {out}");
+    }
+    let (_, summary) = objects(&selftest(&lab, &["-v5", "--inc", "1d/30d,1", "--json"]).ok());
+    let notes = summary["notes"].to_string();
+    assert!(notes.contains("nothing was due") && !notes.contains("0.0 %") && !notes.contains("older"), "{notes}");
+}

@@ -1,4 +1,5 @@
-//! How names that others chose appear in messages, logs and tables: the one function that turns a path into text.
+//! How names that others chose, and counts, appear in messages, logs and tables: the one function that turns a path into
+//! text, and the one that puts a noun behind a number.
 //!
 //! Invariants: what it gives is one line without control characters, whatever the name holds; two names never give the
 //! same text (`\` is written `\\`, every byte that can't stand as it is `\xNN`), so the name can be had back.
@@ -62,6 +63,33 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
+/// `1,234,567`.
+pub fn number(count: u64) -> String {
+    let digits = count.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `1 file`, `2,000 files`, `0 directories`: a count with its noun, which is given for one.
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{} {}", number(count), plural(count, noun))
+}
+
+/// The noun as it stands after a count.
+pub fn plural(count: u64, noun: &str) -> String {
+    match noun.strip_suffix('y') {
+        _ if count == 1 => noun.to_string(),
+        Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{stem}ies"),
+        _ => format!("{noun}s"),
+    }
+}
+
 fn escape(f: &mut impl Write, bytes: &[u8]) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))
 }
@@ -102,6 +130,12 @@ mod tests {
             assert_eq!(shown(name).to_string(), text);
         }
         assert_eq!(one_line("a\\x\nb\tc"), "a\\x\\x0ab\\x09c");
+    }
+
+    #[test]
+    fn one_thing_is_not_many() {
+        assert_eq!((counted(1, "file"), counted(0, "directory")), ("1 file".into(), "0 directories".into()));
+        assert_eq!((counted(1_234_567, "copy"), counted(2, "day")), ("1,234,567 copies".into(), "2 days".into()));
     }
 
     proptest::proptest! {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::catalog::{Kind, Timespec};
+pub use crate::text::number;
 
 /// `1.25 GiB`; exact below 1 KiB.
 pub fn bytes(count: u64) -> String {
@@ -15,19 +16,6 @@ pub fn bytes(count: u64) -> String {
     }
     let name = UNITS.get(unit).copied().unwrap_or("B");
     if unit == 0 { format!("{count} B") } else { format!("{value:.2} {name}") }
-}
-
-/// `1,234,567`.
-pub fn number(count: u64) -> String {
-    let digits = count.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 /// `2.4 s`, `3 min 12 s`, `5 h 03 min`.

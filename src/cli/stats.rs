@@ -105,8 +105,8 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
 fn damage(index: &Index, found: &Damage) -> Value {
     let arc =
         index.arc(found.arc).map_or_else(|_| format!("arc number {}", found.arc.0), |row| row.entry.name.to_string());
-    json!({ "code": found.code, "arc": arc, "frame": found.frame.map(|no| no.0), "copy": found.copy.0,
-            "when_s": found.when_s })
+    json!({ "code": found.code, "arc": arc, "frame": found.frame.map(|no| no.0), "frames": found.count,
+            "copy": found.copy.0, "when_s": found.when_ms / 1000 })
 }
 
 fn health_text(selftests: &BTreeMap<u8, &Run>, open: usize, damage: &[Value], memory_suspected: bool) -> String {

@@ -189,7 +189,7 @@ fn a_ledger_segment_is_laid_out_and_sealed_as_described() {
     let key = described_key("ledger", &[&id.0[..], &salt.0[..]].concat());
     let bytes = SegmentHeader { id, salt }.encode(&keys());
     let at = layout("### Segment header", SEGMENT_HEADER_LEN);
-    assert_eq!((&bytes[at("magic")], &bytes[at("format")]), (&b"ASSAYLED"[..], &[1, 0][..]));
+    assert_eq!((&bytes[at("magic")], &bytes[at("format")]), (&b"ASSAYLED"[..], &[2, 0][..]));
     assert_eq!(bytes[at("zero")], [0; 6]);
     assert_eq!((&bytes[at("backup id")], &bytes[at("segment id")]), (&ID.0[..], &id.0[..]));
     assert_eq!(bytes[at("salt")], salt.0);
@@ -213,7 +213,7 @@ fn a_ledger_segment_is_laid_out_and_sealed_as_described() {
         &[1, 7, 0, 3, 4, 100, 2, 3][..],
         &[2, 16, 5, 3, 100, 1],
         &[3, 100, 9, 3, 2, b'1', b'd', 0, 10, 11, 12, 13],
-        &[4, 100, 7, 0, 4, 1, b'X', 1],
+        &[4, 100, 7, 0, 4, 2, 1, b'X', 1],
         &[5, 100, 1, 2, 3, 1, 0],
         &[6, 100, 2, 1, 2, 3, 4],
     ]
@@ -236,7 +236,8 @@ fn ledger_records() -> Vec<(&'static str, crate::ledger::Record)> {
         findings: 12,
         fixed: 13,
     };
-    let damage = Damage { when_s, arc, copy, frame: Some(FrameNo(3)), code: "X".into(), mended: true };
+    let damage =
+        Damage { when_ms: when_s, arc, copy, frame: Some(FrameNo(3)), count: 2, code: "X".into(), mended: true };
     let flip = Flip { when_s, block: BlockId(1), byte: 2, bit: 3, to_one: true, again: false };
     let session = Session { started_s: when_s, by: By::Get, seconds: 1, dirs_listed: 2, files_read: 3, bytes_read: 4 };
     vec![

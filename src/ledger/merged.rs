@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use super::places::Places;
 use super::segment::{BATCH_HEADER_LEN, BatchHeader, MAX_BATCH_BYTES, SEGMENT_HEADER_LEN, SegmentHeader};
 use super::segment::{open_batch, seal_batches};
 use super::spans::{Span, Spans};
@@ -45,21 +46,34 @@ pub struct Refused {
     pub what: &'static str,
 }
 
-/// Where damage is.
-type DamagePlace = (ArcSerial, CopyId, Option<FrameNo>);
-
 /// What all segments say together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
     now_s: u64,
     frames: HashMap<(CopyId, How), Spans>,
     files: BTreeMap<Extent, Spans>,
-    places: BTreeMap<DamagePlace, Damage>,
+    places: Places,
     runs: Vec<Run>,
     open: Vec<Damage>,
     flips: Vec<Flip>,
     sessions: Vec<Session>,
     being_written: usize,
+}
+
+impl Default for Ledger {
+    fn default() -> Ledger {
+        Ledger {
+            now_s: 0,
+            frames: HashMap::new(),
+            files: BTreeMap::new(),
+            places: Places::new(MAX_PLACES),
+            runs: Vec::new(),
+            open: Vec::new(),
+            flips: Vec::new(),
+            sessions: Vec::new(),
+            being_written: 0,
+        }
+    }
 }
 
 impl Ledger {
@@ -177,15 +191,7 @@ impl Ledger {
                     spans.insert(Span { start: first.0, end: first.0.saturating_add(count), when_s, by });
                 }
             }
-            Record::Damage(damage) => {
-                let place = (damage.arc, damage.copy, damage.frame);
-                let known = self.places.get(&place);
-                let room = known.is_some() || self.places.len() < MAX_PLACES;
-                // Of the same second the last one counts: it is the later one of its segment.
-                if room && known.is_none_or(|known| known.when_s <= damage.when_s) {
-                    self.places.insert(place, damage);
-                }
-            }
+            Record::Damage(damage) => self.places.take(damage),
             Record::Run(run) => keep_newest(&mut self.runs, run, |run| run.when_s),
             Record::Flip(flip) => keep_newest(&mut self.flips, flip, |flip| flip.when_s),
             Record::Session(session) => {
@@ -206,35 +212,48 @@ impl Ledger {
         self.runs.sort_by_key(|run| run.when_s);
         self.sessions.sort_by_key(|session| session.started_s);
         self.flips.sort_by_key(|flip| flip.when_s);
-        let mut places = std::mem::take(&mut self.places);
-        for damage in places.values_mut().filter(|damage| !damage.mended) {
-            if let Some(proof) = self.proof_after(damage) {
-                (damage.mended, damage.when_s) = (true, proof.when_s);
-            }
+        let open: Vec<Damage> = self.places.iter().filter(|damage| !damage.mended).cloned().collect();
+        for damage in &open {
+            self.mended_since(damage).into_iter().for_each(|mended| self.places.take(mended));
         }
         // Kept for a while: another segment may still say that the place is damaged.
-        places.retain(|_, damage| !damage.mended || damage.when_s.saturating_add(PROOF_MAX_AGE_S) >= self.now_s);
-        self.open = places.values().filter(|damage| !damage.mended).cloned().collect();
-        self.places = places;
+        let now_s = self.now_s;
+        let recent = |when_ms: u64| (when_ms / 1000).saturating_add(PROOF_MAX_AGE_S) >= now_s;
+        self.places.retain(|damage| !damage.mended || recent(damage.when_ms));
+        self.open = self.places.iter().filter(|damage| !damage.mended).cloned().collect();
     }
 
-    /// The proof that mends: of the frame, or for a missing arc of anything in it.
-    fn proof_after(&self, damage: &Damage) -> Option<Proof> {
-        let later = |proof: &Proof| proof.when_s > damage.when_s;
-        match damage.frame {
-            Some(no) => self.frame(damage.arc, damage.copy, no, How::Read).filter(later),
-            None if damage.code == "ARC_MISSING" => [How::Read, How::Medium].into_iter().find_map(|how| {
-                self.proven(damage.copy, how)
-                    .filter(|frames| frames.arc == damage.arc)
-                    .map(|frames| frames.proof)
-                    .find(later)
-            }),
-            None => None,
+    /// What of some damage was proven to be right since: the frames themselves, or for a missing arc anything in it.
+    fn mended_since(&self, damage: &Damage) -> Vec<Damage> {
+        let mended = |when_s: u64| Damage { when_ms: when_s.saturating_mul(1000), mended: true, ..damage.clone() };
+        let later = |proof: &Proof| proof.when_s.saturating_mul(1000) > damage.when_ms;
+        let Some(first) = damage.frame else {
+            let of_arc = |how| self.proven(damage.copy, how).filter(|frames| frames.arc == damage.arc);
+            let proofs = [How::Read, How::Medium].into_iter().flat_map(of_arc).map(|frames| frames.proof);
+            let proof = if damage.is_absence() { proofs.filter(later).max_by_key(|proof| proof.when_s) } else { None };
+            return proof.map(|proof| mended(proof.when_s)).into_iter().collect();
+        };
+        let mut found: Vec<Damage> = Vec::new();
+        for no in (first.0..first.0.saturating_add(damage.count)).map(FrameNo) {
+            let Some(proof) = self.proof(damage.arc, damage.copy, no, How::Read).filter(later) else { continue };
+            let one = Damage { frame: Some(no), count: 1, ..mended(proof.when_s) };
+            match found.last_mut() {
+                Some(last) if last.when_ms == one.when_ms && last.frame.is_some_and(|at| at.0 + last.count == no.0) => {
+                    last.count += 1;
+                }
+                _ => found.push(one),
+            }
         }
+        found
     }
 
-    /// The newest proof of a frame that was read at least in this way.
+    /// The newest proof of a frame that was read at least in this way; none if it was found damaged since.
     pub fn frame(&self, arc: ArcSerial, copy: CopyId, no: FrameNo, how: How) -> Option<Proof> {
+        if self.is_damaged(arc, copy, no) { None } else { self.proof(arc, copy, no, how) }
+    }
+
+    /// As `frame`, whatever was found since.
+    fn proof(&self, arc: ArcSerial, copy: CopyId, no: FrameNo, how: How) -> Option<Proof> {
         let at = BlockId::new(arc, no).0;
         let of = |how: How| {
             let span = self.frames.get(&(copy, how))?.get(at)?;
@@ -286,11 +305,11 @@ impl Ledger {
         &self.open
     }
 
-    /// True if this frame, or the whole arc that it is in, was found damaged and not mended since.
+    /// True if this frame was found damaged and not mended since, or its arc missing.
     pub fn is_damaged(&self, arc: ArcSerial, copy: CopyId, no: FrameNo) -> bool {
-        let is_open = |place: DamagePlace| self.places.get(&place).filter(|damage| !damage.mended);
-        is_open((arc, copy, Some(no))).is_some()
-            || is_open((arc, copy, None)).is_some_and(|damage| damage.code == "ARC_MISSING")
+        let open = |damage: &&Damage| !damage.mended;
+        self.places.frame(arc, copy, no).filter(open).is_some()
+            || self.places.whole(arc, copy).filter(open).is_some_and(Damage::is_absence)
     }
 
     /// Single flipped bits, oldest first.
@@ -328,7 +347,7 @@ impl Ledger {
                 Record::Files(Files { first: Logid(start), count: end - start, extent: *extent, when_s, by })
             })
         });
-        let damage = self.places.values().cloned().map(Record::Damage);
+        let damage = self.places.iter().cloned().map(Record::Damage);
         let runs = self.runs.iter().cloned().map(Record::Run);
         let sessions = self.sessions.iter().copied().map(Record::Session);
         frames

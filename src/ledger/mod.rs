@@ -6,6 +6,7 @@
 
 pub(crate) mod bits;
 mod merged;
+mod places;
 pub(crate) mod segment;
 mod spans;
 #[cfg(test)]
@@ -92,18 +93,28 @@ pub struct Run {
     pub fixed: u64,
 }
 
-/// Damage of one frame, or of an arc as a whole, as it stood at a time.
+/// Damage of neighbouring frames, or of an arc apart from them, as it stood at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    pub when_s: u64,
+    /// Milliseconds since 1970: it is told from what was read a moment before or after.
+    pub when_ms: u64,
     pub arc: ArcSerial,
     pub copy: CopyId,
-    /// None: header, footer, trailer, or the whole file.
+    /// The first frame; None: header, footer, trailer, or the file itself.
     pub frame: Option<FrameNo>,
+    /// Frames from the first on; 0 without one.
+    pub count: u32,
     /// Stable error code.
     pub code: String,
     /// It reads right again: healed, put back or fixed.
     pub mended: bool,
+}
+
+impl Damage {
+    /// The arc is not there: whatever was known of its frames can't be read.
+    pub fn is_absence(&self) -> bool {
+        self.frame.is_none() && self.code == "ARC_MISSING"
+    }
 }
 
 /// A single flipped bit that was found: the same one twice speaks for bad memory.
@@ -146,5 +157,10 @@ pub enum Record {
 
 /// The clock, seconds since 1970.
 pub fn now_s() -> u64 {
-    std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+    now_ms() / 1000
+}
+
+/// The clock, milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -14,7 +14,7 @@ use crate::crypto::{ArcCipher, Domain, Keys, TAG_LEN};
 use crate::ids::{ArcSalt, ArcSerial, BackupId, BlockId, CopyId, FrameNo, Logid, SegmentId};
 
 /// Version of the format that this program writes.
-pub const SEGMENT_FORMAT: u16 = 1;
+pub const SEGMENT_FORMAT: u16 = 2;
 pub const SEGMENT_HEADER_LEN: usize = 96;
 pub const BATCH_HEADER_LEN: usize = 12;
 /// Plain bytes of a batch, at most.
@@ -182,10 +182,11 @@ fn put_record(e: &mut Encoder, record: &Record) {
         }
         Record::Damage(damage) => {
             e.u8(4);
-            e.uint(damage.when_s);
+            e.uint(damage.when_ms);
             e.uint(damage.arc.0);
             e.uint(u64::from(damage.copy.0));
             e.uint(damage.frame.map_or(0, |no| u64::from(no.0) + 1));
+            e.uint(u64::from(damage.count));
             e.bytes(short(&damage.code));
             e.u8(u8::from(damage.mended));
         }
@@ -247,16 +248,18 @@ fn record(d: &mut Decoder<'_>) -> Decoded<Record> {
             fixed: d.uint()?,
         }),
         4 => Record::Damage(Damage {
-            when_s: d.uint()?,
+            when_ms: d.uint()?,
             arc: serial(d)?,
             copy: CopyId(d.small()?),
             frame: match d.uint()? {
                 0 => None,
                 no => Some(FrameNo(u32::try_from(no - 1).map_err(|_| BadRecord("frame number"))?)),
             },
+            count: d.small()?,
             code: d.string()?,
             mended: flag(d)?,
-        }),
+        })
+        .checked()?,
         5 => Record::Flip(Flip {
             when_s: d.uint()?,
             block: BlockId(d.uint()?),
@@ -284,6 +287,10 @@ impl Record {
             Record::Frames(frames) => {
                 frames.count > 0 && u64::from(frames.first.0) + u64::from(frames.count) < 1 << FrameNo::BITS
             }
+            Record::Damage(Damage { frame: Some(first), count, .. }) => {
+                *count > 0 && u64::from(first.0) + u64::from(*count) < 1 << FrameNo::BITS
+            }
+            Record::Damage(Damage { count, .. }) => *count == 0,
             Record::Files(files) => {
                 files.count > 0 && files.first.0.checked_add(files.count).is_some_and(|end| end <= 1 << 63)
             }

@@ -21,13 +21,14 @@ const ARC: ArcSerial = ArcSerial(7);
 struct Lab {
     dir: tempfile::TempDir,
     keys: Arc<Keys>,
+    /// Milliseconds.
     clock: Arc<AtomicU64>,
 }
 
 impl Lab {
     fn new() -> Lab {
         let keys = Arc::new(Keys::new(&Zeroizing::new([3; 32]), BackupId([4; 16])));
-        Lab { dir: tempfile::tempdir().unwrap(), keys, clock: Arc::new(AtomicU64::new(NOW_S)) }
+        Lab { dir: tempfile::tempdir().unwrap(), keys, clock: Arc::new(AtomicU64::new(1000 * NOW_S)) }
     }
     fn writer(&self, by: By) -> LedgerWriter {
         let clock = self.clock.clone();
@@ -37,10 +38,13 @@ impl Lab {
         Arc::new(OwnDir::open(self.dir.path(), Sharing::Refused).unwrap())
     }
     fn later(&self, seconds: u64) {
-        self.clock.fetch_add(seconds, Ordering::Relaxed);
+        self.clock.fetch_add(1000 * seconds, Ordering::Relaxed);
     }
     fn now_s(&self) -> u64 {
-        self.clock.load(Ordering::Relaxed)
+        self.clock.load(Ordering::Relaxed) / 1000
+    }
+    fn tick(&self) {
+        self.clock.fetch_add(1, Ordering::Relaxed);
     }
     fn load(&self) -> (Ledger, Vec<Refused>) {
         Ledger::load_at(&self.own(), &self.keys, self.now_s()).unwrap()
@@ -74,7 +78,7 @@ fn frames(ledger: &Ledger, how: How) -> Vec<u32> {
 
 fn damage(when_s: u64, no: u32) -> Damage {
     let (code, frame) = ("ARC_TAG_MISMATCH".to_string(), Some(FrameNo(no)));
-    Damage { when_s, arc: ARC, copy: CopyId::LOCAL, frame, code, mended: false }
+    Damage { when_ms: 1000 * when_s, arc: ARC, copy: CopyId::LOCAL, frame, count: 1, code, mended: false }
 }
 
 fn run(when_s: u64) -> Run {
@@ -402,7 +406,7 @@ fn old_proofs_and_those_of_a_wrong_clock_count_for_nothing() {
     // The clock was two days ahead, and is put right.
     lab.later(2 * 86_400);
     note(2);
-    lab.clock.fetch_sub(2 * 86_400, Ordering::Relaxed);
+    lab.clock.fetch_sub(2 * 86_400_000, Ordering::Relaxed);
     assert_eq!(frames(&lab.ledger(), How::Read), [1]);
     lab.later(86_400);
     assert_eq!(frames(&lab.ledger(), How::Read), [1, 2]);
@@ -414,8 +418,9 @@ fn damage_is_open_until_it_reads_right_again() {
     let writer = lab.writer(By::Mount);
     writer.frame(ARC, CopyId::LOCAL, FrameNo(1), How::Read);
     (1..4).for_each(|no| writer.record(Record::Damage(damage(lab.now_s(), no))));
-    let missing = Damage { frame: None, code: "ARC_MISSING".into(), ..damage(lab.now_s(), 0) };
-    let header = Damage { arc: ArcSerial(8), frame: None, code: "ARC_HEADER_BAD".into(), ..damage(lab.now_s(), 0) };
+    let missing = Damage { frame: None, count: 0, code: "ARC_MISSING".into(), ..damage(lab.now_s(), 0) };
+    let header =
+        Damage { arc: ArcSerial(8), frame: None, count: 0, code: "ARC_HEADER_BAD".into(), ..damage(lab.now_s(), 0) };
     writer.record(Record::Damage(missing));
     writer.record(Record::Damage(header.clone()));
     writer.flush().unwrap();
@@ -426,7 +431,7 @@ fn damage_is_open_until_it_reads_right_again() {
     writer.frame(ARC, CopyId::LOCAL, FrameNo(2), How::Medium);
     writer.flush().unwrap();
     let open = |lab: &Lab| lab.ledger().open_damage().iter().map(|d| d.frame.map(|no| no.0)).collect::<Vec<_>>();
-    assert_eq!(open(&lab), [None, Some(3), None]);
+    assert_eq!(open(&lab), [None, Some(3)], "the header of the other arc, and one frame");
     // Another one reads the last, later; a frame of the arc proves that it is there.
     lab.later(5);
     let other = lab.writer(By::Selftest);
@@ -492,4 +497,49 @@ fn files_and_directory_are_the_owners_alone() {
     assert_eq!((mode(lab.dir.path().join(LEDGER_DIR)), mode(lab.segment())), (0o700, 0o600));
     assert_eq!(lab.merge(), []);
     assert_eq!(mode(lab.segment()), 0o600);
+}
+
+#[test]
+fn the_later_verdict_counts_whatever_process_and_flush_it_is_from() {
+    let lab = Lab::new();
+    let proven = |no: u32| lab.ledger().frame(ARC, CopyId::LOCAL, FrameNo(no), How::Read).is_some();
+    // Good, then bad in the same flush: a run of frames, and an arc that was away for less than a minute.
+    let mount = lab.writer(By::Mount);
+    (0..10).for_each(|no| mount.frame(ARC, CopyId::LOCAL, FrameNo(no), How::Read));
+    mount.frame(ArcSerial(8), CopyId::LOCAL, FrameNo(0), How::Read);
+    lab.later(10);
+    mount.record(Record::Damage(Damage { count: 5, ..damage(lab.now_s(), 2) }));
+    let away =
+        Damage { arc: ArcSerial(8), frame: None, count: 0, code: "ARC_MISSING".into(), ..damage(lab.now_s(), 0) };
+    mount.record(Record::Damage(away));
+    mount.flush().unwrap();
+    assert_eq!((0..10).filter(|no| proven(*no)).collect::<Vec<_>>(), [0, 1, 7, 8, 9]);
+    assert!(lab.ledger().frame(ArcSerial(8), CopyId::LOCAL, FrameNo(0), How::Read).is_none());
+    // Right again, in the window that began before the damage; one frame of the run, anything of the arc.
+    mount.frame(ARC, CopyId::LOCAL, FrameNo(9), How::Read);
+    lab.later(5);
+    mount.record(Record::Damage(damage(lab.now_s(), 9)));
+    mount.frame(ARC, CopyId::LOCAL, FrameNo(9), How::Read);
+    mount.frame(ARC, CopyId::LOCAL, FrameNo(4), How::Read);
+    mount.frame(ArcSerial(8), CopyId::LOCAL, FrameNo(3), How::Read);
+    mount.flush().unwrap();
+    assert_eq!((0..10).filter(|no| proven(*no)).collect::<Vec<_>>(), [0, 1, 4, 7, 8, 9]);
+    assert!(lab.ledger().frame(ArcSerial(8), CopyId::LOCAL, FrameNo(0), How::Read).is_some());
+    // Another process, in the same second: it knows what is open.
+    for _ in 0..8 {
+        let other = lab.writer(By::Selftest).expecting(&lab.ledger());
+        (0..10).for_each(|no| other.frame(ARC, CopyId::LOCAL, FrameNo(no), How::Medium));
+        other.flush().unwrap();
+        assert_eq!((lab.ledger().open_damage().len(), proven(3)), (0, true));
+        lab.tick();
+        let other = lab.writer(By::Selftest);
+        let when_ms = lab.clock.load(Ordering::Relaxed);
+        other.record(Record::Damage(Damage { when_ms, ..damage(0, 3) }));
+        other.flush().unwrap();
+        assert_eq!((lab.ledger().open_damage().len(), proven(3)), (1, false));
+        lab.tick();
+    }
+    drop(mount);
+    assert_eq!(lab.merge(), []);
+    assert_eq!((lab.ledger().open_damage().len(), proven(3), proven(2)), (1, false, true));
 }

@@ -4,15 +4,16 @@
 //! not noted; all notes since a flush have the time of the first of them, never a later one. A segment is locked by its
 //! process as long as that lives, and never written to after a write has failed: what was noted then stays in memory.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bits::Bits;
 use super::merged::{LEDGER_DIR, new_header, segment_name};
+use super::places::Places;
 use super::segment::seal_batches;
-use super::{By, Damage, Extent, Files, Frames, How, Ledger, Proof, Record, now_s};
+use super::{By, Extent, Files, Frames, How, Ledger, Proof, Record, now_ms};
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid};
@@ -38,17 +39,28 @@ pub struct LedgerWriter {
 }
 
 /// What was noted since the last flush.
-#[derive(Default)]
 struct Notes {
     /// When the first of them was made.
     since_s: u64,
     frames: HashMap<(CopyId, How), Bits>,
     files: BTreeMap<Extent, Bits>,
-    /// The last of each place.
-    damage: BTreeMap<(ArcSerial, CopyId, Option<FrameNo>), Damage>,
+    damage: Places,
     others: Vec<Record>,
-    /// Frames that were damaged when last read, over all flushes.
-    bad: HashSet<(ArcSerial, CopyId, FrameNo)>,
+    /// What was damaged when last read, over all flushes.
+    bad: Places,
+}
+
+impl Default for Notes {
+    fn default() -> Notes {
+        Notes {
+            since_s: 0,
+            frames: HashMap::new(),
+            files: BTreeMap::new(),
+            damage: Places::new(MAX_RECORDS),
+            others: Vec::new(),
+            bad: Places::new(MAX_RECORDS),
+        }
+    }
 }
 
 /// Where notes go.
@@ -67,10 +79,10 @@ enum Sink {
 impl LedgerWriter {
     /// Nothing is written before the first `flush` that has something to say.
     pub fn new(dir: &Arc<OwnDir>, keys: Arc<Keys>, by: By) -> LedgerWriter {
-        LedgerWriter::with_clock(dir, keys, by, now_s)
+        LedgerWriter::with_clock(dir, keys, by, now_ms)
     }
 
-    /// As `new`, by another clock.
+    /// As `new`, by another clock, which tells milliseconds since 1970.
     pub fn with_clock(
         dir: &Arc<OwnDir>,
         keys: Arc<Keys>,
@@ -87,8 +99,20 @@ impl LedgerWriter {
         }
     }
 
+    /// Makes damage known that is open in a ledger: what of it reads right from now on is noted as mended, at the moment
+    /// when it did.
+    pub fn expecting(self, known: &Ledger) -> LedgerWriter {
+        known.open_damage().iter().for_each(|damage| self.notes().bad.take(damage.clone()));
+        self
+    }
+
     /// The time by this writer's clock.
     pub fn now_s(&self) -> u64 {
+        self.now_ms() / 1000
+    }
+
+    /// The same, milliseconds.
+    pub fn now_ms(&self) -> u64 {
         (self.clock)()
     }
 
@@ -98,14 +122,9 @@ impl LedgerWriter {
         let notes = &mut *notes;
         let room = notes.room_for((copy, how));
         notes.frames.entry((copy, how)).or_default().insert(BlockId::new(arc, no).0, room);
-        if !notes.bad.is_empty() && notes.bad.remove(&(arc, copy, no)) {
-            let mended = |damage: &Damage| Damage { when_s: self.now_s(), mended: true, ..damage.clone() };
-            let place = (arc, copy, Some(no));
-            let damage = match notes.damage.get(&place) {
-                Some(damage) => mended(damage),
-                None => Damage { when_s: self.now_s(), arc, copy, frame: Some(no), code: String::new(), mended: true },
-            };
-            notes.damage.insert(place, damage);
+        if !notes.bad.is_empty() {
+            let mended = notes.bad.mend(arc, copy, no, self.now_ms());
+            mended.into_iter().for_each(|damage| notes.damage.take(damage));
         }
     }
 
@@ -122,18 +141,9 @@ impl LedgerWriter {
         let mut notes = self.notes();
         match record {
             Record::Damage(damage) => {
-                let place = (damage.arc, damage.copy, damage.frame);
-                if notes.damage.len() >= MAX_RECORDS && !notes.damage.contains_key(&place) {
-                    return;
-                }
-                if let Some(no) = damage.frame {
-                    if damage.mended {
-                        notes.bad.remove(&(damage.arc, damage.copy, no));
-                    } else if notes.bad.len() < MAX_RECORDS {
-                        notes.bad.insert((damage.arc, damage.copy, no));
-                    }
-                }
-                notes.damage.insert(place, damage);
+                notes.bad.take(damage.clone());
+                notes.bad.retain(|damage| !damage.mended);
+                notes.damage.take(damage);
             }
             other if notes.others.len() < MAX_RECORDS => notes.others.push(other),
             _ => {}
@@ -149,7 +159,7 @@ impl LedgerWriter {
         let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
         let records = {
             let mut notes = self.notes();
-            let bad = std::mem::take(&mut notes.bad);
+            let bad = notes.bad.clone();
             let taken = std::mem::replace(&mut *notes, Notes { bad, ..Notes::default() });
             drop(notes);
             taken.records(self.by)
@@ -281,7 +291,7 @@ impl Notes {
                 Record::Files(Files { first, count, extent: *extent, when_s, by })
             }));
         }
-        records.extend(self.damage.values().cloned().map(Record::Damage));
+        records.extend(self.damage.iter().cloned().map(Record::Damage));
         records.extend(self.others.iter().cloned());
         records
     }

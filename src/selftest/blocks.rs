@@ -27,9 +27,6 @@ use crate::ledger::{self, How, Record};
 use crate::monitor::{Event, Progress};
 use crate::store::lock;
 
-/// Frames of one finding that the ledger notes one by one.
-const MAX_NOTED: u32 = 1000;
-
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let plan = Plan::make(exam)?;
     report.notes.extend(plan.notes.iter().cloned());
@@ -59,8 +56,8 @@ struct Run<'a> {
     exam: &'a Exam<'a>,
     copy: &'a dyn Depot,
     plan: &'a Plan,
-    /// Frames that were known to be damaged, by arc.
-    known: HashMap<ArcSerial, Vec<ledger::Damage>>,
+    /// Arcs that were known to be damaged apart from their frames.
+    known: HashMap<ArcSerial, ledger::Damage>,
     wrong: Mutex<Vec<Wrong>>,
     unlisted: AtomicU64,
     arcs: AtomicU64,
@@ -72,10 +69,8 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(exam: &'a Exam<'a>, copy: &'a dyn Depot, plan: &'a Plan) -> Run<'a> {
-        let mut known: HashMap<ArcSerial, Vec<ledger::Damage>> = HashMap::new();
-        for damage in exam.known.open_damage().iter().filter(|damage| damage.copy == copy.id()) {
-            known.entry(damage.arc).or_default().push(damage.clone());
-        }
+        let of_arc = |damage: &&ledger::Damage| damage.copy == copy.id() && damage.frame.is_none();
+        let known = exam.known.open_damage().iter().filter(of_arc).map(|damage| (damage.arc, damage.clone())).collect();
         let expected_bytes = match (exam.options.sample, &exam.due) {
             (None, None) => plan.arcs.iter().map(|entry| entry.arc_bytes).sum(),
             (None, Some(due)) => due.bytes,
@@ -300,14 +295,10 @@ impl<'a> Run<'a> {
             (_, Error::Arc { damage, .. }) => Error::Arc { place, damage: damage.clone() },
             (_, other) => other.clone(),
         };
-        if let (Some(serial), true) = (serial, matches!(error, Error::Arc { .. })) {
-            let note = |frame| self.damage(serial, frame, error.code(), fault.cause == Cause::Transient);
-            match fault.part {
-                Part::Frames { first, count } if count <= MAX_NOTED => {
-                    (first.0..first.0 + count).for_each(|no| note(Some(FrameNo(no))));
-                }
-                _ => note(None),
-            }
+        if let (Some(serial), Error::Arc { damage, .. }) = (serial, &error) {
+            // Of a missing arc no frame is damaged: they are all right when it comes back.
+            let noted = frames.filter(|_| *damage != Damage::Missing);
+            self.damage(serial, noted, error.code(), fault.cause == Cause::Transient);
         }
         let spot = Spot { copy: self.copy.id(), serial, part: fault.part };
         let frames = serial.zip(frames).map(|(serial, (first, count))| (serial, first, first + count));
@@ -319,12 +310,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn damage(&self, arc: ArcSerial, frame: Option<FrameNo>, code: &str, mended: bool) {
+    /// Notes the verdict on frames (first, count), or on the arc apart from them.
+    fn damage(&self, arc: ArcSerial, frames: Option<(u32, u32)>, code: &str, mended: bool) {
         self.exam.ledger.record(Record::Damage(ledger::Damage {
-            when_s: ledger::now_s(),
+            when_ms: ledger::now_ms(),
             arc,
             copy: self.copy.id(),
-            frame,
+            frame: frames.map(|(first, _)| FrameNo(first)),
+            count: frames.map_or(0, |(_, count)| count),
             code: code.to_string(),
             mended,
         }));
@@ -440,8 +433,13 @@ impl Watch for Run<'_> {
         let Job { name, serial, frames, whole, faults, foreign, other, bad, .. } = job;
         let mut bad = bad.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         bad.sort_by_key(|bad| bad.no);
-        if let Some(serial) = serial {
-            self.mended(serial, &frames, whole && faults.is_empty(), &bad);
+        // Frames that read right mend themselves; what surrounds them is right if all of the arc is.
+        if let Some(known) = serial.and_then(|serial| self.known.get(&serial))
+            && whole
+            && faults.is_empty()
+            && bad.is_empty()
+        {
+            self.damage(known.arc, None, &known.code, true);
         }
         let nothing_opens = bad.len() == frames.len() && bad.iter().all(|bad| bad.cause == Cause::Medium);
         if (foreign || other) && nothing_opens {
@@ -456,24 +454,6 @@ impl Watch for Run<'_> {
         for fault in folded(bad) {
             let Part::Frames { first, count } = fault.part else { continue };
             self.add(name, serial, &fault, Some((first.0, count)));
-        }
-    }
-}
-
-impl Run<'_> {
-    /// Damage that was known and reads right again.
-    fn mended(&self, serial: ArcSerial, frames: &[Placed], whole: bool, bad: &[Bad]) {
-        for known in self.known.get(&serial).into_iter().flatten() {
-            let right = match known.frame {
-                None => whole && bad.is_empty(),
-                Some(no) => {
-                    frames.binary_search_by_key(&no, |(no, ..)| *no).is_ok()
-                        && bad.binary_search_by_key(&no, |bad| bad.no).is_err()
-                }
-            };
-            if right {
-                self.damage(serial, known.frame, &known.code, true);
-            }
         }
     }
 }

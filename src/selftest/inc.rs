@@ -3,12 +3,12 @@
 //! Invariants: a unit of work lies in one arc (or one range of files), so that it is read in one go; what is chosen is
 //! fixed at the start of the run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::schedule::{Plan, Schedule, Unit, plan};
 use super::{Exam, Level};
-use crate::catalog::{ArcEntry, Kind};
+use crate::catalog::{ArcEntry, Child, Kind};
 use crate::error::Result;
 use crate::ids::{ArcSerial, CopyId, FrameNo, Logid, Version};
 use crate::index::{ScanTable, Scanned};
@@ -45,17 +45,83 @@ impl Due {
 
     /// What an operator should know beside the counts.
     pub fn notes(&self) -> Vec<String> {
-        let share = |part: u64| 100.0 * part as f64 / self.total_bytes.max(1) as f64;
-        let mut notes = vec![format!("{:.1} % of the backup was due", share(self.bytes))];
+        let share = |part: u64| share(part, self.total_bytes);
+        let mut notes = vec![match (self.bytes, self.total_bytes) {
+            (_, 0) => "there is nothing to prove yet".into(),
+            (0, _) => "nothing was due".into(),
+            (bytes, _) => format!("{} of the backup was due", share(bytes)),
+        }];
         if let Some(longer_s) = self.longer_s {
-            let days = longer_s.div_ceil(86_400);
-            notes.push(format!("with this limit everything is proven once in {days} days, not in the period given"));
+            let days = crate::text::counted(longer_s.div_ceil(86_400), "day");
+            notes.push(format!("with this limit everything is proven once in {days}, not in the period given"));
         }
         if self.late_bytes > 0 {
             let what = "is older than the period, and waits for the next runs: earlier ones were missed";
-            notes.push(format!("{:.1} % {what}, or the limit is too low", share(self.late_bytes)));
+            notes.push(format!("{} of the backup {what}, or the limit is too low", share(self.late_bytes)));
         }
         notes
+    }
+}
+
+/// A part of a whole, in words that are never 0 % for something, nor 100 % for less than all.
+fn share(part: u64, whole: u64) -> String {
+    let tenths = (u128::from(part) * 1000).checked_div(u128::from(whole)).unwrap_or(1000);
+    match tenths {
+        1000.. => "all".into(),
+        0 => "less than 0.1 %".into(),
+        tenths => format!("{}.{} %", tenths / 10, tenths % 10),
+    }
+}
+
+/// When things were written.
+struct Written {
+    /// When each version was finished, removed ones included.
+    versions: BTreeMap<Version, u64>,
+    /// The highest logid up to a version, and its time: logids grow with the runs.
+    states: Vec<(Logid, u64)>,
+}
+
+impl Written {
+    fn read(exam: &Exam<'_>) -> Result<Written> {
+        let rows = exam.index.snapshot()?;
+        let mut versions = BTreeMap::new();
+        let mut cursor = rows.cursor(ScanTable::Versions);
+        while let Some(scanned) = cursor.take() {
+            let Scanned::Row(row) = scanned else { continue };
+            // What can't be read here is a finding of the structure.
+            let Ok((version, _)) = rows.open_version(&row) else { continue };
+            versions.insert(version.version, version.info.finished.sec.max(0) as u64);
+        }
+        let mut written = Written { versions, states: Vec::new() };
+        if exam.options.level == Level::Files {
+            let mut highest: BTreeMap<Version, Logid> = BTreeMap::new();
+            let mut entries = rows.cursor(ScanTable::Entries);
+            while let Some(scanned) = entries.take() {
+                let Scanned::Row(row) = scanned else { continue };
+                let Ok(span) = row.span(rows.index()) else { continue };
+                if let Child::Node(logid) = span.child {
+                    let known = highest.entry(span.from).or_insert(logid);
+                    *known = logid.max(*known);
+                }
+            }
+            let mut so_far = Logid(0);
+            for (version, logid) in highest {
+                so_far = so_far.max(logid);
+                written.states.push((so_far, written.by(version)));
+            }
+        }
+        Ok(written)
+    }
+
+    /// A run without a version counts from the one before it.
+    fn by(&self, run: Version) -> u64 {
+        self.versions.range(..=run).next_back().map_or(0, |(_, written_s)| *written_s)
+    }
+
+    /// When a file state was first saved.
+    fn state(&self, logid: Logid) -> u64 {
+        let at = self.states.partition_point(|(highest, _)| *highest < logid);
+        self.states.get(at).or(self.states.last()).map_or(0, |(_, written_s)| *written_s)
     }
 }
 
@@ -67,22 +133,18 @@ pub(super) fn due(exam: &Exam<'_>, schedule: &Schedule) -> Result<Due> {
     let level = exam.options.level as u8;
     let runs = exam.known.runs().iter().rev();
     let last_run_s = runs.filter(|run| run.level == level && run.inc.is_some()).map(|run| run.when_s).next();
-    let written: HashMap<Version, u64> = {
-        let rows = exam.index.versions()?;
-        rows.iter().map(|row| (row.version, row.info.finished.sec.max(0) as u64)).collect()
-    };
+    let written = Written::read(exam)?;
     let now_s = ledger::now_s();
     let mut found = Due::default();
     if exam.options.level == Level::Files {
-        let chosen = plan(file_units(exam)?, schedule, now_s, last_run_s);
+        let chosen = plan(file_units(exam, &written)?, schedule, now_s, last_run_s);
         found.take(&chosen);
         found.files = chosen.chosen;
         found.files.sort_by_key(|range| range.start);
     } else {
         let mut units = Vec::new();
         for row in exam.index.arcs()? {
-            let written_s = written.get(&row.run).copied().unwrap_or(0);
-            frame_units(exam, &row.entry, written_s, &mut units)?;
+            frame_units(exam, &row.entry, written.by(row.run), &mut units)?;
         }
         let chosen = plan(units, schedule, now_s, last_run_s);
         found.take(&chosen);
@@ -122,8 +184,11 @@ fn frame_units(exam: &Exam<'_>, entry: &ArcEntry, written_s: u64, units: &mut Ve
     while no < entry.frames {
         let chunk = exam.index.frame_chunk(entry.serial, FrameNo(no))?;
         for info in &chunk.frames {
-            let proof = exam.known.frame(entry.serial, CopyId::LOCAL, FrameNo(no), How::Medium);
-            since_s = since_s.min(proof.map_or(written_s, |proof| proof.when_s));
+            let frame = FrameNo(no);
+            let proof = exam.known.frame(entry.serial, CopyId::LOCAL, frame, How::Medium);
+            // What is known to be damaged is told again by each run.
+            let bad = exam.known.is_damaged(entry.serial, CopyId::LOCAL, frame);
+            since_s = since_s.min(if bad { 0 } else { proof.map_or(written_s, |proof| proof.when_s) });
             bytes += info.frame_len();
             no += 1;
             if bytes >= UNIT_BYTES || no == entry.frames {
@@ -135,9 +200,8 @@ fn frame_units(exam: &Exam<'_>, entry: &ArcEntry, written_s: u64, units: &mut Ve
     Ok(())
 }
 
-/// Runs of file states, whatever versions show them; what a state is as old as is not known, so one that was never
-/// proven is due at once.
-fn file_units(exam: &Exam<'_>) -> Result<Vec<Unit<Range<u64>>>> {
+/// Runs of file states, whatever versions show them.
+fn file_units(exam: &Exam<'_>, written: &Written) -> Result<Vec<Unit<Range<u64>>>> {
     let mut units: Vec<Unit<Range<u64>>> = Vec::new();
     let mut open: Option<Unit<Range<u64>>> = None;
     let rows = exam.index.snapshot()?;
@@ -151,7 +215,7 @@ fn file_units(exam: &Exam<'_>) -> Result<Vec<Unit<Range<u64>>>> {
         }
         let bytes = node.attr.size;
         let proof = exam.known.file(node.logid).filter(|files| files.extent == Extent::Hashed);
-        let since_s = proof.map_or(0, |files| files.when_s);
+        let since_s = proof.map_or_else(|| written.state(node.logid), |files| files.when_s);
         match &mut open {
             Some(unit) if unit.bytes + bytes <= UNIT_BYTES && node.logid.0 - unit.key.start < UNIT_FILES => {
                 unit.key.end = node.logid.0 + 1;

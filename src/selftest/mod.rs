@@ -185,7 +185,8 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             Ledger::default()
         }
     };
-    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest));
+    let ledger = LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest).expecting(&known);
+    let ledger = Arc::new(ledger);
     let mut exam = Exam { dir, index: Arc::new(index), options, monitor, ledger, known, findings, due: None };
     exam.known_names(opens)?;
     if let Some(schedule) = options.inc.as_ref().filter(|_| opens) {

@@ -556,10 +556,11 @@ impl Inner {
             // A missing arc is one place, however many blocks were looked for in it.
             let frame = place.frame.filter(|_| *damage != Damage::Missing);
             ledger.record(ledger::Record::Damage(ledger::Damage {
-                when_s: ledger.now_s(),
+                when_ms: ledger.now_ms(),
                 arc,
                 copy: CopyId::LOCAL,
                 frame,
+                count: u32::from(frame.is_some()),
                 code: error.code().to_string(),
                 mended: end == End::ReadAgain,
             }));
