@@ -80,6 +80,7 @@ pub struct FrameNo(pub u32);
 
 impl FrameNo {
     pub const BITS: u32 = 24;
+    pub const MAX: FrameNo = FrameNo((1 << FrameNo::BITS) - 1);
 }
 
 /// Where a block was first stored: arc serial and frame number in one number.
@@ -89,6 +90,9 @@ impl FrameNo {
 pub struct BlockId(pub u64);
 
 impl BlockId {
+    /// The last frame of the last arc.
+    pub const MAX: BlockId = BlockId((1 << 63) - 1);
+
     pub fn new(arc: ArcSerial, frame: FrameNo) -> BlockId {
         BlockId(arc.0 << FrameNo::BITS | u64::from(frame.0))
     }
@@ -113,6 +117,8 @@ pub struct Logid(pub u64);
 impl Logid {
     /// Smaller inode numbers belong to the mount itself (root, `latest`).
     pub const FIRST: Logid = Logid(16);
+    /// Larger inode numbers are those of directories.
+    pub const MAX: Logid = Logid((1 << 63) - 1);
 }
 
 /// A directory, the same one in all versions in which its path is a directory without a break.
@@ -195,8 +201,8 @@ mod tests {
 
     #[test]
     fn block_ids_take_apart_into_what_they_were_made_of() {
-        let id = BlockId::new(ArcSerial::MAX, FrameNo((1 << FrameNo::BITS) - 1));
-        assert_eq!((id.arc(), id.frame()), (ArcSerial::MAX, FrameNo((1 << 24) - 1)));
+        let id = BlockId::new(ArcSerial::MAX, FrameNo::MAX);
+        assert_eq!((id, id.arc(), id.frame()), (BlockId::MAX, ArcSerial::MAX, FrameNo((1 << 24) - 1)));
         assert!(i64::try_from(id.0).is_ok());
     }
 }

@@ -6,6 +6,8 @@
 use std::cell::RefCell;
 use std::ops::Deref;
 
+use super::zframe;
+use crate::catalog::ArcRole;
 use crate::crypto::{ArcCipher, Domain, Keys, TAG_LEN};
 use crate::error::Damage;
 use crate::ids::{BlockHash, FrameNo};
@@ -25,6 +27,17 @@ pub enum FrameKind {
     Catalog = 2,
     Commit = 3,
     Footer = 4,
+}
+
+impl FrameKind {
+    /// What an arc of this role is made of.
+    pub fn of(role: ArcRole) -> FrameKind {
+        match role {
+            ArcRole::Data => FrameKind::Block,
+            ArcRole::Catalog => FrameKind::Catalog,
+            ArcRole::Commit => FrameKind::Commit,
+        }
+    }
 }
 
 /// How the plain bytes are stored inside the envelope; the discriminants are the on-disk codes.
@@ -85,9 +98,12 @@ impl FrameInfo {
             plain_len: u32::from_le_bytes([p0, p1, p2, p3]),
             hash: BlockHash(hash),
         };
-        let bounded = info.plain_len as usize <= MAX_PLAIN_LEN && info.stored_len <= info.plain_len;
-        let fits = info.codec == Codec::Zstd || info.stored_len == info.plain_len;
-        (bounded && fits).then_some(info)
+        // What does not shrink is stored plain.
+        let fits = match info.codec {
+            Codec::Plain => info.stored_len == info.plain_len,
+            Codec::Zstd => info.stored_len < info.plain_len,
+        };
+        (fits && info.plain_len as usize <= MAX_PLAIN_LEN).then_some(info)
     }
 
     /// The header that this frame has on disk.
@@ -145,7 +161,9 @@ pub fn seal(cipher: &ArcCipher, no: FrameNo, info: &FrameInfo, stored: &[u8]) ->
     let mut out = Vec::with_capacity(FRAME_OVERHEAD + stored.len());
     out.extend_from_slice(&header);
     out.extend_from_slice(stored);
-    let tag = cipher.seal(info.domain(), no.0, &header, out.get_mut(FRAME_HEADER_LEN..).unwrap_or_default());
+    // The header is in `out`: it can't be too short to be split behind it.
+    let (_, body) = out.split_at_mut(FRAME_HEADER_LEN);
+    let tag = cipher.seal(info.domain(), no.0, &header, body);
     out.extend_from_slice(&tag);
     out
 }
@@ -159,7 +177,7 @@ thread_local! {
 /// A larger buffer is given back after use.
 const KEPT_SCRATCH_BYTES: usize = 4 << 20;
 
-/// Verifies one frame: length → header → AEAD → zstd bounded by the authenticated length → length → block hash.
+/// Verifies one frame: length → header → AEAD → zstd, one frame bounded by the authenticated length → length → block hash.
 ///
 /// `expected` comes from the index or the frame table, `frame` is what was read from the frame's place.
 /// Nothing of `frame` is returned unless all of it is right.
@@ -221,6 +239,9 @@ pub(super) fn unpack(
     let plain_len = expected.plain_len as usize;
     if expected.codec == Codec::Plain {
         return if stored.len() == plain_len { Ok(stored.to_vec()) } else { Err(Damage::BadCompression) };
+    }
+    if !zframe::is_one_frame(stored, expected.plain_len) {
+        return Err(Damage::BadCompression);
     }
     if context.is_none() {
         *context = zstd::bulk::Decompressor::new().ok();

@@ -16,8 +16,16 @@ mod repair_tests;
 mod search;
 pub mod shell;
 pub mod writer;
+mod zframe;
 
 pub use frame::{Codec, FRAME_HEADER_LEN, FRAME_OVERHEAD, FrameInfo, FrameKind, MAX_PLAIN_LEN, VerifiedBlock};
 pub use pack::{Packed, Packer};
 pub use shell::{ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, decode_frame_table};
 pub use writer::{ArcWriter, FinishedArc};
+
+/// `catalog` stands before this module and checks what a commit record says of arcs.
+const _: () = {
+    use crate::catalog::{MAX_BLOCK_BYTES, commit};
+    assert!(commit::ARC_HEADER_BYTES == ARC_HEADER_LEN as u64 && commit::ARC_TRAILER_BYTES == ARC_TRAILER_LEN as u64);
+    assert!(commit::FRAME_OVERHEAD_BYTES == FRAME_OVERHEAD as u64 && MAX_BLOCK_BYTES as usize == MAX_PLAIN_LEN);
+};

@@ -7,11 +7,13 @@
 //!               footer length u32 frames u32 tag[16]
 //! ```
 //! Integers are little endian. `flags` are three u16 sets of features (compatible, read-only compatible,
-//! incompatible); this version writes zeros and refuses any incompatible one. The tags are AES-GCM tags over
+//! incompatible); this version writes zeros, refuses any incompatible one and ignores the others: the one thing that is
+//! not written again as it was read. The tags are AES-GCM tags over
 //! nothing with the bytes before them as associated data.
 
-use super::frame::FrameInfo;
+use super::frame::{FrameInfo, FrameKind};
 use crate::catalog::ArcRole;
+use crate::catalog::commit::footer_fits;
 use crate::crypto::{Domain, Keys, TAG_LEN};
 use crate::error::Damage;
 use crate::ids::{ArcId, ArcName, ArcSalt, BackupId, Version};
@@ -74,9 +76,14 @@ impl ArcHeader {
             id: ArcId(array_at(bytes, 44)),
             salt: ArcSalt(array_at(bytes, 60)),
         };
+        let commit = header.role == ArcRole::Commit;
         let ours = bytes[0..8] == *HEADER_MAGIC
             && u16::from_le_bytes(array_at(bytes, 8)) == FORMAT
             && bytes[14..16] == [0, 0]
+            && bytes[17..20] == [0; 3]
+            && bytes[92..96] == [0; 4]
+            && header.name.version <= Version::MAX
+            && commit == (header.name.number == 0)
             && BackupId(array_at(bytes, 28)) == keys.backup_id();
         let cipher = keys.arc_cipher(header.id, &header.salt);
         let tag: [u8; TAG_LEN] = array_at(bytes, 96);
@@ -118,7 +125,10 @@ impl ArcTrailer {
             footer_len: u32_at(bytes, 72),
             frames: u32_at(bytes, 76),
         };
-        let ours = bytes[0..8] == *TRAILER_MAGIC && u16::from_le_bytes(array_at(bytes, 8)) == FORMAT;
+        let ours = bytes[0..8] == *TRAILER_MAGIC
+            && u16::from_le_bytes(array_at(bytes, 8)) == FORMAT
+            && bytes[11..16] == [0; 5]
+            && footer_fits(trailer.footer_offset, trailer.footer_len, trailer.frames);
         let cipher = keys.arc_cipher(trailer.id, &trailer.salt);
         let tag: [u8; TAG_LEN] = array_at(bytes, 80);
         if ours && cipher.open(Domain::Trailer, 0, &bytes[..80], &mut [], &tag) {
@@ -129,12 +139,21 @@ impl ArcTrailer {
     }
 }
 
-/// Frame table ↔ footer plain bytes: `FrameInfo::encode` of each frame, one after the other.
+/// A frame table, or part of one: `FrameInfo::encode` of each frame, one after the other. All are of the one kind that
+/// the arc's role allows.
 pub fn decode_frame_table(plain: &[u8]) -> Result<Vec<FrameInfo>, Damage> {
     let (entries, rest) = plain.as_chunks::<{ FrameInfo::ENCODED_LEN }>();
     let frames: Option<Vec<FrameInfo>> = entries.iter().map(FrameInfo::decode).collect();
-    frames.filter(|_| rest.is_empty()).ok_or(Damage::BadRecord("frame table"))
+    let alike = |frames: &Vec<FrameInfo>| {
+        let kind = frames.first().map(|info| info.kind);
+        kind != Some(FrameKind::Footer) && frames.iter().all(|info| Some(info.kind) == kind)
+    };
+    frames.filter(|frames| rest.is_empty() && alike(frames)).ok_or(Damage::BadRecord("frame table"))
 }
+
+#[cfg(test)]
+#[path = "shell_tests.rs"]
+mod tests;
 
 fn role(code: u8) -> Option<ArcRole> {
     match code {

@@ -96,8 +96,8 @@ impl ArcFile {
 
     /// True when trailer and length agree: it is not cut.
     fn is_whole(&self) -> bool {
-        let end = |(at, len, _)| at + u64::from(len) + ARC_TRAILER_LEN as u64;
-        self.footer.is_some_and(|footer| end(footer) == self.len)
+        let end = |(at, len, _): (u64, u32, u32)| at.checked_add(u64::from(len) + ARC_TRAILER_LEN as u64);
+        self.footer.is_some_and(|footer| end(footer) == Some(self.len))
     }
 
     /// All frames, from the footer. When it is damaged, from the headers of the frames themselves: then as many as
@@ -117,7 +117,8 @@ impl ArcFile {
             return Err(damaged(self.name, None, self.len, Damage::BadTrailer));
         };
         let bytes = self.bytes(at, u64::from(len))?;
-        open_footer(keys, &self.cipher, frames, &bytes).map_err(|damage| damaged(self.name, None, at, damage))
+        let table = open_footer(keys, &self.cipher, self.role, frames, at, &bytes);
+        table.map_err(|damage| damaged(self.name, None, at, damage))
     }
 
     /// Length of the file, bytes.
@@ -137,13 +138,16 @@ impl ArcFile {
                 Err(error) => return Err(error),
             };
             let claim = header.and_then(|bytes| FrameInfo::from_header(bytes.first_chunk()?));
-            match claim.filter(|(no, info)| no.0 as usize == table.len() && at + info.frame_len() <= self.len) {
-                Some((_, info)) if info.kind != FrameKind::Footer => {
-                    table.push(info);
-                    at += info.frame_len();
-                }
-                _ => break,
-            }
+            // Within the file, so the sum is in bounds; numbers in a row, so each is one that an arc can have.
+            let fits = |(no, info): &(FrameNo, FrameInfo)| {
+                no.0 as usize == table.len()
+                    && *no <= FrameNo::MAX
+                    && info.kind == FrameKind::of(self.role)
+                    && at + info.frame_len() <= self.len
+            };
+            let Some((_, info)) = claim.filter(fits) else { break };
+            table.push(info);
+            at += info.frame_len();
         }
         Ok(table)
     }
@@ -182,8 +186,16 @@ impl ArcFile {
     }
 }
 
-/// Verifies a footer frame and reads the frame table in it, which must have so many frames.
-pub fn open_footer(keys: &Keys, cipher: &ArcCipher, frames: u32, bytes: &[u8]) -> Result<Vec<FrameInfo>, Damage> {
+/// Verifies a footer frame and reads the frame table in it: so many frames, of the kind that the role allows, and they end
+/// where the footer begins.
+pub fn open_footer(
+    keys: &Keys,
+    cipher: &ArcCipher,
+    role: ArcRole,
+    frames: u32,
+    footer_offset: u64,
+    bytes: &[u8],
+) -> Result<Vec<FrameInfo>, Damage> {
     let header = bytes
         .first_chunk()
         .ok_or(Damage::Truncated { wanted_bytes: FRAME_OVERHEAD as u64, found_bytes: bytes.len() as u64 })?;
@@ -192,7 +204,10 @@ pub fn open_footer(keys: &Keys, cipher: &ArcCipher, frames: u32, bytes: &[u8]) -
         return Err(Damage::WrongFrame);
     }
     let table = decode_frame_table(&frame::open(keys, cipher, no, &info, bytes)?)?;
-    if table.len() == frames as usize { Ok(table) } else { Err(Damage::BadRecord("frame table")) }
+    let fits = table.len() == frames as usize
+        && table.iter().all(|info| info.kind == FrameKind::of(role))
+        && ARC_HEADER_LEN as u64 + table.iter().map(FrameInfo::frame_len).sum::<u64>() == footer_offset;
+    if fits { Ok(table) } else { Err(Damage::BadRecord("frame table")) }
 }
 
 /// Number of a run's commit arc: `arc.V.0` exists if and only if run V was committed.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::shown;
+
 /// Settings, with their defaults where the file is silent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -58,22 +60,40 @@ impl Config {
     }
 }
 
-/// Parses `4096`, `64k`, `64KiB`, `1.5G`, `2MB`: powers of 1024 in every spelling, as hb, restic and rsync have it.
+/// Longest fraction of a size: all of its digits count.
+const MAX_FRACTION_DIGITS: usize = 9;
+
+/// Parses `4096`, `64k`, `64KiB`, `1.5G`, `2 MB`: powers of 1024 in every spelling, as hb, restic and rsync have it.
+///
+/// size = digits [`.` digits] [space] [unit]; unit = `B` | (`K` | `M` | `G` | `T`) [`B` | `iB`], in either case. A fraction
+/// needs a unit above bytes, and what it leaves of a byte is cut off.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit.trim().to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return Err(format!("`{text}` is not a size such as 64KiB or 1G")),
+    let wrong = || format!("`{}` is not a size such as 64KiB or 1G", shown(text));
+    let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_end);
+    let shift = match unit.strip_prefix(' ').unwrap_or(unit).to_ascii_lowercase().as_str() {
+        "" | "b" if !unit.ends_with(' ') => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(wrong()),
     };
-    let number: f64 = number.parse().map_err(|_| format!("`{text}` is not a size such as 64KiB or 1G"))?;
-    let bytes = number * (1u64 << shift) as f64;
-    if bytes < (1u64 << 62) as f64 { Ok(bytes as u64) } else { Err(format!("`{text}` is too large")) }
+    let (whole, fraction) = match number.split_once('.') {
+        Some((whole, fraction)) if shift > 0 && (1..=MAX_FRACTION_DIGITS).contains(&fraction.len()) => {
+            (whole, fraction)
+        }
+        Some(_) => return Err(wrong()),
+        None => (number, "0"),
+    };
+    let digits = |digits: &str| {
+        let all = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        if all { Ok(digits.parse::<u64>().unwrap_or(u64::MAX)) } else { Err(wrong()) }
+    };
+    let (whole, numerator) = (u128::from(digits(whole)?), u128::from(digits(fraction)?));
+    let bytes = (whole << shift) + (numerator << shift) / 10u128.pow(fraction.len() as u32);
+    let bytes = u64::try_from(bytes).ok().filter(|bytes| *bytes < 1 << 62);
+    bytes.ok_or_else(|| format!("`{}` is too large", shown(text)))
 }
 
 mod size {
@@ -119,12 +139,67 @@ mod tests {
     #[test]
     fn sizes_are_read_in_every_common_spelling() {
         for (text, bytes) in
-            [("0", 0), ("4096", 4096), ("64k", 65536), ("64KiB", 65536), ("1.5M", 1_572_864), ("2 GB", 2 << 30)]
+            [("0", 0), ("4096", 4096), ("4096b", 4096), ("64k", 65536), ("64KiB", 65536), ("1.5M", 1_572_864)]
         {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for bad in ["", "k", "-1", "1x", "9999999T"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
+        for (text, bytes) in [("2 GB", 2 << 30), ("2gib", 2 << 30), ("0.5K", 512), ("1.3k", 1331), ("3T", 3 << 40)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for bad in [
+            "",
+            " ",
+            "k",
+            "b",
+            ".",
+            "-1",
+            "+1",
+            "1x",
+            "1kx",
+            "1kbb",
+            "1bb",
+            "1kii",
+            "1ki",
+            "1i",
+            "1ib",
+            "1kibb",
+            "1bk",
+            "1 ",
+            " 1",
+            "1  k",
+            "1k ",
+            "1\tk",
+            "1\u{a0}k",
+            "1\n",
+            "1.",
+            ".5k",
+            "1.k",
+            "1.2.3",
+            "1.2.3k",
+            "1..5k",
+            "1.5",
+            "1.5b",
+            "1,5k",
+            "1_000",
+            "1e3",
+            "0x10",
+            "nan",
+            "inf",
+            "NaNk",
+            "1e400",
+            "9999999T",
+            "4611686018427387904",
+            "99999999999999999999999999",
+            "1.0000000001k",
+            "１k",
+            "1K\0",
+        ] {
+            assert!(parse_size(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(parse_size("4611686018427387903"), Ok((1 << 62) - 1));
     }
 }

@@ -1,122 +1,14 @@
 //! Catalog values ↔ bytes (docs/format.md, "Catalog"). Pure.
 //!
-//! Invariants: whatever `encode` writes `decode` reads back equal; `decode` never panics and refuses bytes that
-//! are cut, have something left over, or hold a value that `encode` can't have written.
-//! Numbers are LEB128 varints, signed ones zigzag; strings are a length and the bytes.
+//! Invariants: whatever `encode` writes `decode` reads back equal, and what `decode` accepts `encode` writes again, byte
+//! for byte; `decode` never panics and refuses what no backup writes: each rule of docs/format.md is refused by name.
 
+pub use super::numbers::{BadRecord, Decoded, Decoder, Encoder, require};
 use super::*;
-use crate::ids::{BlockId, Dirno, FileHash, Logid, Version};
+use crate::ids::{BlockId, Dirno, FileHash};
 
-/// Bytes that are no record; says which part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BadRecord(pub &'static str);
-
-type Decoded<T> = Result<T, BadRecord>;
-
-/// Appends numbers and strings to a buffer.
-#[derive(Default)]
-pub struct Encoder(pub Vec<u8>);
-
-impl Encoder {
-    pub fn u8(&mut self, value: u8) {
-        self.0.push(value);
-    }
-    pub fn uint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.0.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.0.push(value as u8);
-    }
-    pub fn int(&mut self, value: i64) {
-        self.uint(((value << 1) ^ (value >> 63)) as u64);
-    }
-    pub fn bytes(&mut self, value: &[u8]) {
-        self.uint(value.len() as u64);
-        self.raw(value);
-    }
-    pub fn raw(&mut self, value: &[u8]) {
-        self.0.extend_from_slice(value);
-    }
-    pub fn time(&mut self, time: Timespec) {
-        self.int(time.sec);
-        self.uint(u64::from(time.nsec));
-    }
-}
-
-/// Reads what `Encoder` wrote.
-pub struct Decoder<'a>(&'a [u8]);
-
-impl<'a> Decoder<'a> {
-    pub fn new(bytes: &'a [u8]) -> Decoder<'a> {
-        Decoder(bytes)
-    }
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-    pub fn u8(&mut self) -> Decoded<u8> {
-        let (first, rest) = self.0.split_first().ok_or(BadRecord("cut short"))?;
-        self.0 = rest;
-        Ok(*first)
-    }
-    pub fn uint(&mut self) -> Decoded<u64> {
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.u8()?;
-            let bits = u64::from(byte & 0x7f);
-            if shift == 63 && bits > 1 {
-                break;
-            }
-            value |= bits << shift;
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err(BadRecord("number too long"))
-    }
-    /// A number that must fit the smaller type.
-    pub fn small<T: TryFrom<u64>>(&mut self) -> Decoded<T> {
-        T::try_from(self.uint()?).map_err(|_| BadRecord("number out of range"))
-    }
-    pub fn int(&mut self) -> Decoded<i64> {
-        let raw = self.uint()?;
-        Ok((raw >> 1) as i64 ^ -((raw & 1) as i64))
-    }
-    pub fn raw(&mut self, len: usize) -> Decoded<&'a [u8]> {
-        let (bytes, rest) = self.0.split_at_checked(len).ok_or(BadRecord("cut short"))?;
-        self.0 = rest;
-        Ok(bytes)
-    }
-    pub fn array<const N: usize>(&mut self) -> Decoded<[u8; N]> {
-        let (bytes, rest) = self.0.split_first_chunk().ok_or(BadRecord("cut short"))?;
-        self.0 = rest;
-        Ok(*bytes)
-    }
-    pub fn bytes(&mut self) -> Decoded<&'a [u8]> {
-        let len = self.small()?;
-        self.raw(len)
-    }
-    pub fn string(&mut self) -> Decoded<String> {
-        String::from_utf8(self.bytes()?.to_vec()).map_err(|_| BadRecord("text is not UTF-8"))
-    }
-    pub fn time(&mut self) -> Decoded<Timespec> {
-        let time = Timespec { sec: self.int()?, nsec: self.small()? };
-        if time.nsec < 1_000_000_000 { Ok(time) } else { Err(BadRecord("nanoseconds out of range")) }
-    }
-    /// A count of things that take at least one byte each, so it can't make a reader allocate more than it was given.
-    pub fn count(&mut self) -> Decoded<usize> {
-        let count = self.small()?;
-        if count <= self.0.len() { Ok(count) } else { Err(BadRecord("count too large")) }
-    }
-    /// What is not decoded yet.
-    pub fn rest(self) -> &'a [u8] {
-        self.0
-    }
-    pub fn end(self) -> Decoded<()> {
-        if self.0.is_empty() { Ok(()) } else { Err(BadRecord("bytes left over")) }
-    }
-}
+/// Files, and so offsets in them, are shorter than this, as in `off_t`.
+const MAX_FILE_BYTES: u64 = i64::MAX as u64;
 
 impl Kind {
     pub fn from_code(code: u8) -> Option<Kind> {
@@ -172,9 +64,8 @@ fn attr(d: &mut Decoder) -> Decoded<Attr> {
         attr.rdev_major = d.small()?;
         attr.rdev_minor = d.small()?;
     }
-    if attr.perm > 0o7777 || attr.size > i64::MAX as u64 {
-        return Err(BadRecord("attribute out of range"));
-    }
+    require(attr.perm <= 0o7777, BadRecord("permissions out of range"))?;
+    require(attr.size <= MAX_FILE_BYTES, BadRecord("size out of range"))?;
     Ok(attr)
 }
 
@@ -187,7 +78,15 @@ fn put_xattrs(e: &mut Encoder, xattrs: &Xattrs) {
 }
 
 fn xattrs(d: &mut Decoder) -> Decoded<Xattrs> {
-    (0..d.count()?).map(|_| Ok((d.bytes()?.to_vec(), d.bytes()?.to_vec()))).collect()
+    let mut list = Xattrs::new();
+    for _ in 0..d.count()? {
+        let name = d.bytes()?;
+        require(!name.is_empty() && !name.contains(&0), BadRecord("impossible name of an extended attribute"))?;
+        let ascends = list.last().is_none_or(|(before, _)| before.as_slice() < name);
+        require(ascends, BadRecord("extended attributes out of order"))?;
+        list.push((name.to_vec(), d.bytes()?.to_vec()));
+    }
+    Ok(list)
 }
 
 fn put_segments(e: &mut Encoder, segments: &[Segment]) {
@@ -198,35 +97,36 @@ fn put_segments(e: &mut Encoder, segments: &[Segment]) {
             Segment::Hole { len } => e.uint(len << 1 | 1),
             Segment::Data { block, len } => {
                 e.uint(u64::from(len) << 1);
-                e.int((block.0 as i64).wrapping_sub(expected as i64));
+                e.int(block.0.wrapping_sub(expected) as i64);
                 expected = block.0.wrapping_add(1);
             }
         }
     }
 }
 
-fn segments(d: &mut Decoder) -> Decoded<Vec<Segment>> {
-    let mut expected = 0u64;
-    let mut total = 0u64;
-    (0..d.count()?)
-        .map(|_| {
-            let head = d.uint()?;
-            let len = head >> 1;
-            total = total.checked_add(len).filter(|t| *t <= i64::MAX as u64).ok_or(BadRecord("file too long"))?;
-            if len == 0 {
-                return Err(BadRecord("empty segment"));
-            }
-            if head & 1 == 1 {
-                return Ok(Segment::Hole { len });
-            }
-            let block = (expected as i64).wrapping_add(d.int()?) as u64;
-            if block > i64::MAX as u64 {
-                return Err(BadRecord("block id out of range"));
-            }
-            expected = block.wrapping_add(1);
-            Ok(Segment::Data { block: BlockId(block), len: len.try_into().map_err(|_| BadRecord("block too long"))? })
-        })
-        .collect()
+/// Segments of a file from `start` on.
+fn segments(d: &mut Decoder, start: u64) -> Decoded<Vec<Segment>> {
+    let count = d.count()?;
+    require(count <= MAX_INLINE_SEGMENTS, BadRecord("too many segments"))?;
+    let mut list = Vec::with_capacity(count);
+    let (mut at, mut expected) = (start, 0u64);
+    for _ in 0..count {
+        let head = d.uint()?;
+        let len = head >> 1;
+        require(len > 0, BadRecord("empty segment"))?;
+        at = at.checked_add(len).filter(|end| *end <= MAX_FILE_BYTES).ok_or(BadRecord("file too long"))?;
+        if head & 1 == 1 {
+            list.push(Segment::Hole { len });
+            continue;
+        }
+        // Each block id has one difference modulo 2^64.
+        let block = BlockId(expected.wrapping_add_signed(d.int()?));
+        require(block <= BlockId::MAX, BadRecord("block id out of range"))?;
+        expected = block.0 + 1;
+        let len = u32::try_from(len).ok().filter(|len| *len <= MAX_BLOCK_BYTES).ok_or(BadRecord("block too long"))?;
+        list.push(Segment::Data { block, len });
+    }
+    Ok(list)
 }
 
 /// Segments in a row: count, then (length × 2 + 1 for a hole) and the block id as difference to the one expected.
@@ -236,10 +136,17 @@ pub fn encode_segments(list: &[Segment]) -> Vec<u8> {
     e.0
 }
 
-pub fn decode_segments(bytes: &[u8]) -> Decoded<Vec<Segment>> {
+/// A stretch of a long file that begins at `start`.
+pub fn decode_segments(start: u64, bytes: &[u8]) -> Decoded<Vec<Segment>> {
     let mut d = Decoder::new(bytes);
-    let list = segments(&mut d)?;
+    let list = stretch(&mut d, start)?;
     d.end()?;
+    Ok(list)
+}
+
+fn stretch(d: &mut Decoder, start: u64) -> Decoded<Vec<Segment>> {
+    let list = segments(d, start)?;
+    require(!list.is_empty(), BadRecord("no segments"))?;
     Ok(list)
 }
 
@@ -266,31 +173,43 @@ fn put_node(e: &mut Encoder, node: &Node) {
 }
 
 fn node(d: &mut Decoder) -> Decoded<Node> {
-    let logid = Logid(d.uint()?);
-    let attr = attr(d)?;
-    let data_bytes = d.uint()?;
+    let (logid, attr, data_bytes) = node_head(d)?;
     let flags = d.u8()?;
-    if flags > FLAG_RACY + FLAG_SHA1 + FLAG_CHUNKED || attr.kind == Kind::Dir {
-        return Err(BadRecord("node flags"));
-    }
+    require(flags <= FLAG_RACY + FLAG_SHA1 + FLAG_CHUNKED, BadRecord("unknown flag of a node"))?;
+    require(flags == 0 || attr.kind == Kind::File, BadRecord("flag of what is no regular file"))?;
     let sha1 = if flags & FLAG_SHA1 != 0 { Some(FileHash(d.array()?)) } else { None };
-    let content = if flags & FLAG_CHUNKED != 0 { Content::Chunked } else { Content::Inline(segments(d)?) };
-    if let Content::Inline(list) = &content {
-        let total: u64 = list.iter().map(Segment::len).sum();
-        if total != if attr.kind == Kind::File { attr.size } else { 0 } {
-            return Err(BadRecord("segments do not add up to the file's size"));
+    let content = if flags & FLAG_CHUNKED != 0 { Content::Chunked } else { Content::Inline(segments(d, 0)?) };
+    let file_bytes = if attr.kind == Kind::File { attr.size } else { 0 };
+    match &content {
+        Content::Inline(list) => {
+            let (mut bytes, mut data) = (0, 0);
+            for segment in list {
+                bytes += segment.len();
+                data += if matches!(segment, Segment::Data { .. }) { segment.len() } else { 0 };
+            }
+            require(bytes == file_bytes, BadRecord("segments do not add up to the file's size"))?;
+            require(data == data_bytes, BadRecord("data bytes are not the sum of its data ranges"))?;
+        }
+        Content::Chunked => {
+            require(file_bytes > MAX_INLINE_SEGMENTS as u64, BadRecord("file too short for Extents records"))?;
         }
     }
-    Ok(Node {
-        logid,
-        attr,
-        data_bytes,
-        racy: flags & FLAG_RACY != 0,
-        sha1,
-        content,
-        target: d.bytes()?.to_vec(),
-        xattrs: xattrs(d)?,
-    })
+    let target = d.bytes()?.to_vec();
+    require(attr.kind == Kind::Symlink || target.is_empty(), BadRecord("target of what is no symlink"))?;
+    require(!target.contains(&0), BadRecord("impossible target"))?;
+    let measured = attr.kind != Kind::Symlink || attr.size == target.len() as u64;
+    require(measured, BadRecord("symlink of another size than its target"))?;
+    Ok(Node { logid, attr, data_bytes, racy: flags & FLAG_RACY != 0, sha1, content, target, xattrs: xattrs(d)? })
+}
+
+fn node_head(d: &mut Decoder) -> Decoded<(Logid, Attr, u64)> {
+    let (logid, attr, data_bytes) = (d.logid()?, attr(d)?, d.uint()?);
+    require(attr.kind != Kind::Dir, BadRecord("directory in the place of a node"))?;
+    let sized = matches!(attr.kind, Kind::File | Kind::Symlink) || attr.size == 0;
+    require(sized, BadRecord("size of what has no content"))?;
+    let bound = if attr.kind == Kind::File { attr.size } else { 0 };
+    require(data_bytes <= bound, BadRecord("more data bytes than the file has"))?;
+    Ok((logid, attr, data_bytes))
 }
 
 pub fn encode_node(value: &Node) -> Vec<u8> {
@@ -308,9 +227,8 @@ pub fn decode_node(bytes: &[u8]) -> Decoded<Node> {
 
 /// The attributes and data bytes of an encoded node, of which the first 150 bytes are enough.
 pub fn decode_node_attr(bytes: &[u8]) -> Decoded<(Attr, u64)> {
-    let mut d = Decoder::new(bytes);
-    d.uint()?;
-    Ok((attr(&mut d)?, d.uint()?))
+    let (_, attr, data_bytes) = node_head(&mut Decoder::new(bytes))?;
+    Ok((attr, data_bytes))
 }
 
 fn put_dir_state(e: &mut Encoder, state: &DirState) {
@@ -321,9 +239,7 @@ fn put_dir_state(e: &mut Encoder, state: &DirState) {
 
 fn dir_state(d: &mut Decoder) -> Decoded<DirState> {
     let attr = attr(d)?;
-    if attr.kind != Kind::Dir {
-        return Err(BadRecord("directory with another type"));
-    }
+    require(attr.kind == Kind::Dir, BadRecord("directory with another type"))?;
     Ok(DirState { attr, children: d.uint()?, xattrs: xattrs(d)? })
 }
 
@@ -356,11 +272,26 @@ pub fn valid_name(name: &[u8]) -> bool {
 
 fn name(d: &mut Decoder) -> Decoded<Vec<u8>> {
     let name = d.bytes()?;
-    if valid_name(name) { Ok(name.to_vec()) } else { Err(BadRecord("impossible name")) }
+    require(valid_name(name), BadRecord("impossible name"))?;
+    Ok(name.to_vec())
 }
 
-fn dirno(d: &mut Decoder) -> Decoded<Dirno> {
-    Some(Dirno(d.uint()?)).filter(|n| *n <= Dirno::MAX).ok_or(BadRecord("directory number out of range"))
+/// Number, parent and name of a directory: the root is its own parent, and nothing else is.
+pub fn dir_place(d: &mut Decoder) -> Decoded<(Dirno, Dirno, Vec<u8>)> {
+    let dirno = d.dirno()?;
+    let (parent, name) = parent_and_name(d, dirno)?;
+    Ok((dirno, parent, name))
+}
+
+/// As `dir_place`, where the number is known already.
+pub fn parent_and_name(d: &mut Decoder, dirno: Dirno) -> Decoded<(Dirno, Vec<u8>)> {
+    let parent = d.dirno()?;
+    if dirno == Dirno::ROOT {
+        require(parent == Dirno::ROOT && d.bytes()?.is_empty(), BadRecord("root directory with a name or parent"))?;
+        return Ok((parent, Vec::new()));
+    }
+    require(parent != dirno, BadRecord("directory below itself"))?;
+    Ok((parent, name(d)?))
 }
 
 /// Appends one record to a catalog frame.
@@ -419,11 +350,7 @@ pub fn encode_record(out: &mut Vec<u8>, record: &Record) {
 fn record(d: &mut Decoder) -> Decoded<Record> {
     Ok(match d.u8()? {
         1 => {
-            let (dirno, parent) = (dirno(d)?, dirno(d)?);
-            let name = if dirno == Dirno::ROOT { d.bytes()?.to_vec() } else { name(d)? };
-            if dirno == Dirno::ROOT && !(name.is_empty() && parent == Dirno::ROOT) {
-                return Err(BadRecord("root directory with a name"));
-            }
+            let (dirno, parent, name) = dir_place(d)?;
             let listing = match d.u8()? {
                 1 => Listing::Delta,
                 2 => Listing::Full,
@@ -431,47 +358,86 @@ fn record(d: &mut Decoder) -> Decoded<Record> {
                 4 => Listing::Lost,
                 _ => return Err(BadRecord("unknown listing")),
             };
-            Record::Dir { dirno, parent, name, listing, state: if flag(d)? { Some(dir_state(d)?) } else { None } }
+            Record::Dir { dirno, parent, name, listing, state: if d.flag()? { Some(dir_state(d)?) } else { None } }
         }
         2 => {
-            let (name, kind, id) = (name(d)?, kind(d)?, d.uint()?);
-            let child = if kind == Kind::Dir { Child::Dir(Dirno(id)) } else { Child::Node(Logid(id)) };
-            let node = if flag(d)? { Some(Box::new(node(d)?)) } else { None };
-            let fits = match (&child, &node) {
-                (Child::Node(logid), Some(node)) => node.logid == *logid && node.attr.kind == kind,
-                (Child::Node(_), None) => true,
-                (Child::Dir(dirno), node) => node.is_none() && *dirno <= Dirno::MAX,
-            };
-            if !fits || id > i64::MAX as u64 {
-                return Err(BadRecord("entry and node disagree"));
+            let (name, kind) = (name(d)?, kind(d)?);
+            let child = child(d, kind)?;
+            let node = if d.flag()? { Some(Box::new(node(d)?)) } else { None };
+            if let Some(node) = &node {
+                let same = child == Child::Node(node.logid) && kind == node.attr.kind;
+                require(same, BadRecord("entry and node disagree"))?;
             }
             Record::Put { name, child, kind, node }
         }
         3 => Record::Remove { name: name(d)? },
-        4 => Record::Extents(ExtentChunk { logid: Logid(d.uint()?), start: d.uint()?, segments: segments(d)? }),
-        5 => Record::RemoveVersion(Version(d.small()?)),
-        6 => Record::Relocate { from: BlockId(d.uint()?), to: BlockId(d.uint()?) },
-        7 => Record::DropArc(crate::ids::ArcSerial(d.uint()?)),
+        4 => {
+            let (logid, start) = (d.logid()?, d.uint()?);
+            Record::Extents(ExtentChunk { logid, start, segments: stretch(d, start)? })
+        }
+        5 => Record::RemoveVersion(d.version()?),
+        6 => {
+            let (from, to) = (d.block()?, d.block()?);
+            require(from != to, BadRecord("block that moves to where it is"))?;
+            Record::Relocate { from, to }
+        }
+        7 => Record::DropArc(d.serial()?),
         _ => return Err(BadRecord("unknown record")),
     })
 }
 
-fn flag(d: &mut Decoder) -> Decoded<bool> {
-    match d.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(BadRecord("flag")),
+/// What a name of this type stands for. Nothing is above the root, so it is nobody's child.
+pub fn child(d: &mut Decoder, kind: Kind) -> Decoded<Child> {
+    if kind != Kind::Dir {
+        return d.logid().map(Child::Node);
+    }
+    let dirno = d.dirno()?;
+    require(dirno != Dirno::ROOT, BadRecord("root directory below another"))?;
+    Ok(Child::Dir(dirno))
+}
+
+/// The records of a catalog frame, one by one, so that a frame of many small ones takes no memory.
+pub struct Records<'a> {
+    rest: Decoder<'a>,
+    open: Option<Dirno>,
+}
+
+impl<'a> Records<'a> {
+    /// Proves that all of `bytes` are records, and keep the caller's own rule, before the first is given.
+    pub fn new(bytes: &'a [u8], rule: impl Fn(&Record) -> Decoded<()>) -> Decoded<Records<'a>> {
+        let records = |bytes| Records { rest: Decoder::new(bytes), open: None };
+        records(bytes).try_for_each(|record| rule(&record?))?;
+        Ok(records(bytes))
+    }
+
+    /// A record in its place: Put and Remove are about the Dir before them.
+    fn record(&mut self) -> Decoded<Record> {
+        let record = record(&mut self.rest)?;
+        match &record {
+            Record::Dir { dirno, .. } => self.open = Some(*dirno),
+            Record::Put { child, .. } => {
+                let dir = self.open.ok_or(BadRecord("entry of no directory"))?;
+                require(*child != Child::Dir(dir), BadRecord("directory below itself"))?;
+            }
+            Record::Remove { .. } => require(self.open.is_some(), BadRecord("entry of no directory"))?,
+            _ => {}
+        }
+        Ok(record)
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = Decoded<Record>;
+
+    fn next(&mut self) -> Option<Decoded<Record>> {
+        (!self.rest.is_empty()).then(|| self.record())
     }
 }
 
 /// All records of a catalog frame, in order.
+#[cfg(test)]
 pub fn decode_records(bytes: &[u8]) -> Decoded<Vec<Record>> {
-    let mut d = Decoder::new(bytes);
-    let mut records = Vec::new();
-    while !d.is_empty() {
-        records.push(record(&mut d)?);
-    }
-    Ok(records)
+    Records::new(bytes, |_| Ok(()))?.collect()
 }
 
 pub fn encode_version_info(value: &VersionInfo) -> Vec<u8> {

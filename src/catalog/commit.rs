@@ -1,11 +1,19 @@
 //! The commit record: what makes a version exist.
 //!
-//! Sealed twice in a commit arc that appears under its final name by one rename, last of all. Each record
+//! Invariants: what `decode` accepts is consistent in itself (arcs in order and of this run, catalog frames in them,
+//! counters above all that they count), so that whoever applies it adds and loops within bounds. Sealed twice in a commit arc that appears under its final name by one rename, last of all. Each record
 //! names the one before it by digest, so that a missing link shows.
 
-use super::Timespec;
-use super::codec::{BadRecord, Decoder, Encoder};
-use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, Dirno, FrameNo, Version};
+use super::codec::{BadRecord, Decoded, Decoder, Encoder, require, valid_name};
+use super::{MAX_BLOCK_BYTES, Timespec};
+use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, Dirno, FrameNo, Logid, Version};
+
+/// What an arc has beside the stored bytes of its frames; `arc` has the same numbers, and the compiler compares them.
+pub const ARC_HEADER_BYTES: u64 = 112;
+pub const ARC_TRAILER_BYTES: u64 = 96;
+pub const FRAME_OVERHEAD_BYTES: u64 = 52;
+/// A catalog frame describes at most so many: it is closed at as many bytes, and each directory takes several.
+const MAX_FRAME_DIRS: u64 = 1 << 16;
 
 /// What an arc is for; the discriminants are the on-disk codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -117,15 +125,7 @@ impl Commit {
         }
         e.uint(self.catalog.len() as u64);
         for frame in &self.catalog {
-            e.uint(frame.arc.0);
-            e.uint(u64::from(frame.frame.0));
-            e.uint(frame.dirs.len() as u64);
-            let mut last = 0u64;
-            for (first, count) in &frame.dirs {
-                e.int(first.0.wrapping_sub(last) as i64);
-                e.uint(*count);
-                last = first.0.wrapping_add(*count);
-            }
+            frame.encode(&mut e);
         }
         e.uint(self.next_serial);
         e.uint(self.next_logid);
@@ -136,46 +136,93 @@ impl Commit {
     /// Reads a record back.
     ///
     /// # Errors
-    /// `BadRecord` for anything that `encode` can't have written.
-    pub fn decode(bytes: &[u8]) -> Result<Commit, BadRecord> {
+    /// `BadRecord` for anything that no run can have written.
+    pub fn decode(bytes: &[u8]) -> Decoded<Commit> {
         let mut d = Decoder::new(bytes);
-        if d.u8()? != COMMIT_FORMAT {
-            return Err(BadRecord("commit record of another format"));
-        }
-        let run = Version(d.small()?);
+        require(d.u8()? == COMMIT_FORMAT, BadRecord("commit record of another format"))?;
+        let run = d.version()?;
         let run_id = d.array()?;
         let flags = d.u8()?;
-        if flags > 7 {
-            return Err(BadRecord("commit flags"));
-        }
+        require(flags <= 7, BadRecord("unknown flag of a commit"))?;
         let commit = Commit {
             run,
             run_id,
-            previous: if flags & 1 != 0 { Some((Version(d.small()?), d.array()?)) } else { None },
+            previous: if flags & 1 != 0 { Some((d.version()?, d.array()?)) } else { None },
             version: if flags & 2 != 0 { Some(VersionInfo::decode(d.bytes()?)?) } else { None },
             base: flags & 4 != 0,
-            arcs: (0..d.count()?).map(|_| ArcEntry::decode(d.bytes()?)).collect::<Result<_, _>>()?,
-            catalog: (0..d.count()?)
-                .map(|_| {
-                    let (arc, frame) = (ArcSerial(d.uint()?), FrameNo(d.small()?));
-                    let mut last = 0u64;
-                    let dirs = (0..d.count()?)
-                        .map(|_| {
-                            let first = last.wrapping_add(d.int()? as u64);
-                            let count = d.uint()?;
-                            last = first.wrapping_add(count);
-                            Ok((Dirno(first), count))
-                        })
-                        .collect::<Result<_, BadRecord>>()?;
-                    Ok(CatalogFrame { arc, frame, dirs })
-                })
-                .collect::<Result<_, BadRecord>>()?,
-            next_serial: d.uint()?,
-            next_logid: d.uint()?,
-            next_dirno: d.uint()?,
+            arcs: (0..d.count()?).map(|_| ArcEntry::decode(d.bytes()?)).collect::<Decoded<_>>()?,
+            catalog: (0..d.count()?).map(|_| CatalogFrame::decode(&mut d)).collect::<Decoded<_>>()?,
+            next_serial: d.within(0, ArcSerial::MAX.0 + 1, BadRecord("counter out of range"))?,
+            next_logid: d.within(Logid::FIRST.0, Logid::MAX.0 + 1, BadRecord("counter out of range"))?,
+            next_dirno: d.within(1, Dirno::MAX.0 + 1, BadRecord("counter out of range"))?,
         };
         d.end()?;
+        commit.check()?;
         Ok(commit)
+    }
+
+    /// What must hold between the fields.
+    fn check(&self) -> Decoded<()> {
+        let follows = self.previous.is_none_or(|(before, _)| before < self.run);
+        require(follows, BadRecord("commit before this one is not below it"))?;
+        require(self.base || self.previous.is_some(), BadRecord("first commit that is no base"))?;
+        let own_name = |info: &VersionInfo| info.name.ends_with(&format!("-{}", self.run));
+        require(self.version.as_ref().is_none_or(own_name), BadRecord("version name of another run"))?;
+        for arc in &self.arcs {
+            let run = arc.name.version;
+            let known = run == self.run || (self.base && run < self.run);
+            require(known, BadRecord("arc of another run"))?;
+        }
+        let ascend = self.arcs.is_sorted_by(|a, b| a.serial < b.serial && a.name < b.name);
+        require(ascend, BadRecord("arcs out of order"))?;
+        let counted = self.arcs.last().is_none_or(|arc| arc.serial.0 < self.next_serial);
+        require(counted, BadRecord("arc above the next serial"))?;
+        let ascend = self.catalog.is_sorted_by(|a, b| (a.arc, a.frame) < (b.arc, b.frame));
+        require(ascend, BadRecord("catalog frames out of order"))?;
+        for frame in &self.catalog {
+            let arc = self.arc(frame.arc).filter(|arc| arc.role == ArcRole::Catalog && arc.name.version == self.run);
+            let arc = arc.ok_or(BadRecord("catalog frame of no catalog arc of this run"))?;
+            require(frame.frame.0 < arc.frames, BadRecord("catalog frame that its arc does not have"))?;
+            let counted = frame.dirs.iter().all(|(first, count)| first.0 + count <= self.next_dirno);
+            require(counted, BadRecord("directory above the next one"))?;
+        }
+        Ok(())
+    }
+
+    /// The arc with this serial, if the commit lists it.
+    pub fn arc(&self, serial: ArcSerial) -> Option<&ArcEntry> {
+        let at = self.arcs.binary_search_by_key(&serial, |arc| arc.serial).ok()?;
+        self.arcs.get(at)
+    }
+}
+
+impl CatalogFrame {
+    fn encode(&self, e: &mut Encoder) {
+        e.uint(self.arc.0);
+        e.uint(u64::from(self.frame.0));
+        e.uint(self.dirs.len() as u64);
+        let mut end = 0u64;
+        for (first, count) in &self.dirs {
+            e.int(first.0.wrapping_sub(end) as i64);
+            e.uint(*count);
+            end = first.0.wrapping_add(*count);
+        }
+    }
+
+    fn decode(d: &mut Decoder<'_>) -> Decoded<CatalogFrame> {
+        let (arc, frame) = (d.serial()?, d.frame_no()?);
+        let (mut dirs, mut end, mut described) = (Vec::new(), 0u64, 0u64);
+        for n in 0..d.count()? {
+            let difference = d.int()?;
+            let count = d.within(1, MAX_FRAME_DIRS, BadRecord("directory run out of range"))?;
+            let first = end.checked_add_signed(difference).filter(|first| *first <= Dirno::MAX.0 + 1 - count);
+            let first = first.ok_or(BadRecord("directory run out of range"))?;
+            require(n == 0 || difference != 0, BadRecord("directory run that goes on with the one before"))?;
+            (end, described) = (first + count, described + count);
+            require(described <= MAX_FRAME_DIRS, BadRecord("too many directories in a frame"))?;
+            dirs.push((Dirno(first), count));
+        }
+        Ok(CatalogFrame { arc, frame, dirs })
     }
 }
 
@@ -197,16 +244,16 @@ impl ArcEntry {
         e.0
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<ArcEntry, BadRecord> {
+    pub fn decode(bytes: &[u8]) -> Decoded<ArcEntry> {
         let mut d = Decoder::new(bytes);
         let entry = ArcEntry {
-            serial: Some(ArcSerial(d.uint()?)).filter(|s| *s <= ArcSerial::MAX).ok_or(BadRecord("arc serial"))?,
-            name: ArcName { version: Version(d.small()?), number: d.small()? },
+            serial: d.serial()?,
+            name: ArcName { version: d.version()?, number: d.small()? },
             role: match d.u8()? {
                 1 => ArcRole::Data,
                 2 => ArcRole::Catalog,
-                3 => ArcRole::Commit,
-                _ => return Err(BadRecord("arc role")),
+                // A commit arc has no serial, and no record lists one.
+                _ => return Err(BadRecord("role of an arc")),
             },
             id: ArcId(d.array()?),
             salt: ArcSalt(d.array()?),
@@ -218,8 +265,23 @@ impl ArcEntry {
             plain_bytes: d.uint()?,
         };
         d.end()?;
+        require(entry.name.number > 0, BadRecord("arc with the name of a commit arc"))?;
+        let laid_out = footer_fits(entry.footer_offset, entry.footer_len, entry.frames)
+            && entry.footer_offset + u64::from(entry.footer_len) + ARC_TRAILER_BYTES == entry.arc_bytes;
+        require(laid_out, BadRecord("parts of an arc that do not add up"))?;
+        let most = u64::from(entry.frames) * u64::from(MAX_BLOCK_BYTES);
+        require(entry.plain_bytes <= most, BadRecord("more plain bytes than the frames can hold"))?;
         Ok(entry)
     }
+}
+
+/// Can a footer of this length stand there, behind so many frames? Then nothing about the arc reaches 2^63.
+pub fn footer_fits(offset: u64, len: u32, frames: u32) -> bool {
+    let body = |frames: u32, each: u64| ARC_HEADER_BYTES + u64::from(frames) * (FRAME_OVERHEAD_BYTES + each);
+    let frame = FRAME_OVERHEAD_BYTES..=FRAME_OVERHEAD_BYTES + u64::from(MAX_BLOCK_BYTES);
+    frames <= FrameNo::MAX.0
+        && (body(frames, 0)..=body(frames, u64::from(MAX_BLOCK_BYTES))).contains(&offset)
+        && frame.contains(&u64::from(len))
 }
 
 impl VersionInfo {
@@ -240,7 +302,7 @@ impl VersionInfo {
         e.0
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<VersionInfo, BadRecord> {
+    pub fn decode(bytes: &[u8]) -> Decoded<VersionInfo> {
         let mut d = Decoder::new(bytes);
         let mut info = VersionInfo {
             name: d.string()?,
@@ -248,7 +310,7 @@ impl VersionInfo {
             host: d.string()?,
             started: d.time()?,
             finished: d.time()?,
-            paths: (0..d.count()?).map(|_| Ok(d.bytes()?.to_vec())).collect::<Result<_, BadRecord>>()?,
+            paths: (0..d.count()?).map(|_| Ok(d.bytes()?.to_vec())).collect::<Decoded<_>>()?,
             ..VersionInfo::default()
         };
         for number in [
@@ -269,9 +331,9 @@ impl VersionInfo {
             *number = d.uint()?;
         }
         d.end()?;
-        if !super::codec::valid_name(info.name.as_bytes()) {
-            return Err(BadRecord("version name"));
-        }
+        require(valid_name(info.name.as_bytes()), BadRecord("impossible version name"))?;
+        let absolute = info.paths.iter().all(|path| path.starts_with(b"/") && !path.contains(&0));
+        require(absolute, BadRecord("impossible path"))?;
         Ok(info)
     }
 

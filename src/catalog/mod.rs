@@ -6,6 +6,9 @@
 
 pub mod codec;
 pub mod commit;
+mod numbers;
+#[cfg(test)]
+mod refusal_tests;
 
 use crate::ids::{BlockId, Dirno, FileHash, Logid, Version};
 
@@ -55,10 +58,13 @@ pub struct Attr {
 /// Extended attributes (ACLs are `system.posix_acl_*`), sorted by name, names unique.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// Longest block, plain bytes.
+pub const MAX_BLOCK_BYTES: u32 = 64 << 20;
+
 /// A piece of a file's content; the segments of a file tile `0..size` without gap or overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment {
-    /// All `len` plain bytes of one block (`len` > 0, equal to the block's plain length).
+    /// All `len` plain bytes of one block (1 to `MAX_BLOCK_BYTES`, equal to the block's plain length).
     Data { block: BlockId, len: u32 },
     /// `len` zero bytes that take no space (`len` > 0).
     Hole { len: u64 },
@@ -89,8 +95,9 @@ pub enum Content {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtentChunk {
     pub logid: Logid,
-    /// File offset of the first segment, bytes.
+    /// File offset of the first segment, bytes; with what follows at most 2^63 − 1.
     pub start: u64,
+    /// At least one.
     pub segments: Vec<Segment>,
 }
 
@@ -110,6 +117,7 @@ pub struct Node {
     /// Bytes in data segments (not holes): `st_blocks` comes from it.
     pub data_bytes: u64,
     /// The ctime was so fresh when the file was read that a later change may not show: read it again next time.
+    /// Regular files only.
     pub racy: bool,
     /// SHA-1 of the content; regular files only.
     pub sha1: Option<FileHash>,

@@ -11,6 +11,7 @@ mod flips;
 mod hazards;
 mod lab;
 mod losses;
+pub mod mutate;
 mod proofs;
 mod questions;
 mod recoveries;

@@ -15,10 +15,12 @@ use super::row::{EntryRow, Key, MAX_KEYED_ROW, Table, seal, split};
 use super::rows::{self, DirValue, Found, PartOf, blob, part_key};
 use super::schema::{changed_key, dir_key};
 use crate::arc::FrameInfo;
-use crate::catalog::codec::{self, Encoder};
-use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Child, Commit, DirState, Kind, Listing, Node, Record, Segment};
+use crate::catalog::codec::{self, BadRecord, Encoder, Records};
+use crate::catalog::{
+    ArcEntry, ArcRole, CatalogFrame, Child, Commit, Content, DirState, Kind, Listing, Node, Record, Segment,
+};
 use crate::error::{Damage, Error, Place, Result};
-use crate::ids::{ArcName, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcName, BlockId, Dirno, FrameNo, Logid, Version};
 
 /// How `apply` gets at the arcs of a commit.
 pub trait CatalogSource {
@@ -89,10 +91,10 @@ pub(super) fn apply_commit(
     }
     state.hashes += apply.arcs(commit, source)?;
     for frame in &commit.catalog {
-        let Some(arc) = commit.arcs.iter().find(|arc| arc.serial == frame.arc) else {
+        let Some(arc) = commit.arc(frame.arc) else {
             return Err(refuse("it names a catalog arc that it does not list"));
         };
-        apply.frame(frame, arc, source, &mut state.hashes)?;
+        apply.frame(frame, arc, commit, source, &mut state.hashes)?;
     }
     apply.finish_listing()?;
     apply.drop_unclaimed_extents()?;
@@ -100,8 +102,7 @@ pub(super) fn apply_commit(
         .arcs
         .iter()
         .filter(|arc| arc.role == ArcRole::Catalog && arc.name.version == commit.run)
-        .map(|arc| arc.plain_bytes)
-        .sum::<u64>();
+        .fold(0u64, |sum, arc| sum.saturating_add(arc.plain_bytes));
     if commit.base {
         (state.base_catalog_bytes, state.catalog_bytes_since_base) = (catalog_bytes, 0);
     } else {
@@ -114,6 +115,36 @@ pub(super) fn apply_commit(
     state.last_commit = Some((commit.run, digest));
     rows::put_state(c, &state)?;
     Ok(apply.report)
+}
+
+/// A commit's counters stand above all that its catalog names: what it does not count would be given again.
+fn counted(record: &Record, commit: &Commit) -> Result<(), BadRecord> {
+    let logid = |logid: &Logid| logid.0 < commit.next_logid;
+    let dirno = |dirno: &Dirno| dirno.0 < commit.next_dirno;
+    let block = |block: &BlockId| block.arc().0 < commit.next_serial;
+    let stored = |segments: &[Segment]| {
+        segments.iter().all(|segment| match segment {
+            Segment::Data { block: id, .. } => block(id),
+            Segment::Hole { .. } => true,
+        })
+    };
+    let counted = match record {
+        Record::Dir { dirno: no, parent, .. } => dirno(no) && dirno(parent),
+        Record::Put { child: Child::Dir(no), .. } => dirno(no),
+        Record::Put { child: Child::Node(id), node, .. } => {
+            logid(id)
+                && node.as_ref().is_none_or(|node| match &node.content {
+                    Content::Inline(segments) => stored(segments),
+                    Content::Chunked => true,
+                })
+        }
+        Record::Remove { .. } => true,
+        Record::Extents(chunk) => logid(&chunk.logid) && stored(&chunk.segments),
+        Record::RemoveVersion(version) => *version < commit.run,
+        Record::Relocate { from, to } => block(from) && block(to),
+        Record::DropArc(serial) => serial.0 < commit.next_serial,
+    };
+    codec::require(counted, BadRecord("id that its commit does not count"))
 }
 
 /// The directory that `Put` and `Remove` are about.
@@ -142,17 +173,21 @@ impl Apply<'_> {
         &mut self,
         frame: &CatalogFrame,
         arc: &ArcEntry,
+        commit: &Commit,
         source: &mut dyn CatalogSource,
         hashes: &mut u64,
     ) -> Found<()> {
-        let records = source.catalog_frame(frame, arc).and_then(|bytes| {
-            codec::decode_records(&bytes).map_err(|bad| Error::Arc {
+        let plain = source.catalog_frame(frame, arc);
+        let records = plain.as_deref().map_err(Error::clone).and_then(|plain| {
+            Records::new(plain, |record| counted(record, commit)).map_err(|bad| Error::Arc {
                 place: Place { arc: arc.name, frame: Some(frame.frame), block: None, offset: 0 },
                 damage: Damage::BadRecord(bad.0),
             })
         });
         match records {
-            Ok(records) => records.into_iter().try_for_each(|record| self.record(record, hashes)),
+            Ok(mut records) => {
+                records.try_for_each(|record| self.record(record.map_err(|bad| Fail::Row(bad.0))?, hashes))
+            }
             Err(error) if error.is_damage() => {
                 self.lose(frame)?;
                 let (arc, frame, dirs) = (arc.name, frame.frame, frame.dirs.clone());
@@ -166,8 +201,7 @@ impl Apply<'_> {
     fn lose(&mut self, frame: &CatalogFrame) -> Found<()> {
         self.any_lost = true;
         for (first, count) in &frame.dirs {
-            for no in first.0..first.0.saturating_add(*count).min(Dirno::MAX.0 + 1) {
-                let dirno = Dirno(no);
+            for dirno in (first.0..first.0 + count).map(Dirno) {
                 self.put_lost(dirno, self.v, None)?;
                 self.touch(dirno)?;
                 if let Some(open) = self.open.as_mut().filter(|open| open.dirno == dirno) {
@@ -471,14 +505,11 @@ impl Apply<'_> {
     }
 
     fn extents(&mut self, logid: Logid, start: u64, segments: &[Segment]) -> Found<()> {
-        let Ok(start_id) = i64::try_from(start) else {
-            self.report.conflicts += 1;
-            return Ok(());
-        };
+        let start_id = start as i64;
         let body = codec::encode_segments(segments);
         if body.len() + 32 > MAX_KEYED_ROW && segments.len() > 1 {
             let (head, tail) = segments.split_at(segments.len() / 2);
-            let middle = start.saturating_add(head.iter().map(Segment::len).sum::<u64>());
+            let middle = start + head.iter().map(Segment::len).sum::<u64>();
             self.extents(logid, start, head)?;
             return self.extents(logid, middle, tail);
         }

@@ -76,7 +76,7 @@ fn uses_in(c: &rusqlite::Connection, logid: Logid, blocks: &HashSet<BlockId>, us
             while let Some(chunk) = found.next()? {
                 let start: i64 = chunk.get(0)?;
                 let body = row::open(Table::Extents, Key(logid.0 as i64, start, &[]), blob(chunk, 1)?)?;
-                look(start as u64, &codec::decode_segments(body)?);
+                look(start as u64, &codec::decode_segments(start as u64, body)?);
             }
         }
     }

@@ -30,6 +30,8 @@ pub(crate) mod model;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod row_tests;
+#[cfg(test)]
 pub(crate) mod vandal;
 #[cfg(test)]
 mod view_tests;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::apply::CatalogSource;
 use super::{ApplyReport, Index, IndexWriter};
 use crate::arc::{Codec, FrameInfo, FrameKind};
-use crate::catalog::codec::encode_record;
+use crate::catalog::codec::{decode_records, encode_record};
 use crate::catalog::*;
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::*;
@@ -53,7 +53,7 @@ pub fn node(logid: u64, salt: u64, serial: u64) -> Node {
         logid: Logid(logid),
         attr: attr(kind, salt),
         data_bytes: 0,
-        racy: salt % 5 == 1,
+        racy: kind == Kind::File && salt % 5 == 1,
         sha1: None,
         target: vec![],
         xattrs: vec![],
@@ -298,10 +298,22 @@ impl Model {
         self.push(run, frames, base);
     }
 
+    /// The counters stand above all that a catalog names.
+    fn count(&mut self, frame: &[u8]) {
+        for record in decode_records(frame).unwrap() {
+            match record {
+                Record::Dir { dirno, .. } => self.next_dirno = self.next_dirno.max(dirno.0 + 1),
+                Record::Put { child: Child::Node(logid), .. } => self.next_logid = self.next_logid.max(logid.0 + 1),
+                _ => {}
+            }
+        }
+    }
+
     /// Adds a commit with these catalog frames, a data arc and no version of its own if `run` has none.
     pub fn push(&mut self, run: Version, frames: Vec<(Vec<u8>, Vec<Dirno>)>, base: bool) {
         let (data, catalog) = (ArcSerial(self.next_serial), ArcSerial(self.next_serial + 1));
         self.next_serial += 2;
+        frames.iter().for_each(|(bytes, _)| self.count(bytes));
         let mut tables: BTreeMap<ArcSerial, Vec<FrameInfo>> = BTreeMap::new();
         tables.insert(data, (0..self.blocks).map(|i| block_info(data.0, i)).collect());
         let table = frames.iter().map(|(bytes, _)| FrameInfo {
@@ -318,10 +330,10 @@ impl Model {
             role,
             id: ArcId([serial.0 as u8; 16]),
             salt: ArcSalt([3; 32]),
-            arc_bytes: 1 << 20,
+            arc_bytes: (1 << 24) + 1000 + 96,
             digest: ArcDigest([4; 32]),
             frames: tables[&serial].len() as u32,
-            footer_offset: 1 << 19,
+            footer_offset: 1 << 24,
             footer_len: 1000,
             plain_bytes: 1 << 21,
         };
@@ -337,7 +349,7 @@ impl Model {
             previous: self.commits.last().map(|made| (made.commit.run, made.digest)),
             version,
             base,
-            arcs: vec![arc(data, ArcRole::Data, 0), arc(catalog, ArcRole::Catalog, 1)],
+            arcs: vec![arc(data, ArcRole::Data, 1), arc(catalog, ArcRole::Catalog, 2)],
             catalog: frames
                 .iter()
                 .zip(0..)

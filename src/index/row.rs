@@ -6,9 +6,9 @@
 
 use sha1::{Digest, Sha1};
 
-use crate::catalog::codec::{BadRecord, Decoder, Encoder};
+use crate::catalog::codec::{self, BadRecord, Decoder, Encoder};
 use crate::catalog::{ArcEntry, Child, Kind};
-use crate::ids::{Dirno, Logid, Version};
+use crate::ids::Version;
 
 /// Longest value of a rowid table (4,096-byte pages with 80 reserved hold 3,981 bytes without overflow).
 #[cfg(test)]
@@ -112,18 +112,30 @@ impl EntryRow {
 
     pub fn decode(key: Key<'_>, value: &[u8]) -> Result<EntryRow, BadRow> {
         let mut body = Decoder::new(open(Table::Entries, key, value)?);
-        let v_to: u32 = body.small()?;
+        let v_to = end_of_interval(&mut body)?;
         let kind = Kind::from_code(body.u8()?).ok_or(BadRow("unknown file type"))?;
-        let id = body.uint()?;
+        let child = codec::child(&mut body, kind)?;
         body.end()?;
-        let child = if kind == Kind::Dir { Child::Dir(Dirno(id)) } else { Child::Node(Logid(id)) };
-        Ok(EntryRow { v_to: (v_to != 0).then_some(Version(v_to)), kind, child })
+        Ok(EntryRow { v_to, kind, child })
     }
 
     /// True if an entry that came with a version up to `v` is still there in `v`.
     pub fn covers(&self, v: Version) -> bool {
         self.v_to.is_none_or(|to| v < to)
     }
+}
+
+/// The version that ended it; 0: none has.
+fn end_of_interval(d: &mut Decoder<'_>) -> Result<Option<Version>, BadRow> {
+    Ok(Some(d.version()?).filter(|v| *v != Version(0)))
+}
+
+/// Body of a `lost` row: the end of the interval.
+pub fn decode_lost(body: &[u8]) -> Result<Option<Version>, BadRow> {
+    let mut d = Decoder::new(body);
+    let v_to = end_of_interval(&mut d)?;
+    d.end()?;
+    Ok(v_to)
 }
 
 /// A long value cut up: the body of its main row, and the bodies of rows in `parts`, numbered from 1.
@@ -157,7 +169,11 @@ impl<'a> Main<'a> {
         let mut body = Decoder::new(bytes);
         let parts = body.uint()?;
         let sum = if parts == 0 { [0; SEAL_LEN] } else { body.array()? };
-        Ok(Main { first: body.rest(), parts, sum })
+        let first = body.rest();
+        if first.len() > FIRST_LEN || (parts > 0 && first.len() < FIRST_LEN) {
+            return Err(BadRow("value is cut elsewhere"));
+        }
+        Ok(Main { first, parts, sum })
     }
 
     /// Checks the whole value once its parts have been appended to `first`.
@@ -194,9 +210,11 @@ impl ArcValue {
 
     pub fn decode(serial: i64, value: &[u8]) -> Result<ArcValue, BadRow> {
         let mut body = Decoder::new(open(Table::Arcs, Key::id(serial), value)?);
-        let dropped = body.u8()? != 0;
-        let run = Version(body.small()?);
+        let (dropped, run) = (body.flag()?, body.version()?);
         let entry = ArcEntry::decode(body.rest())?;
+        if entry.serial.0 as i64 != serial || entry.name.version != run {
+            return Err(BadRow("the row is another arc's"));
+        }
         Ok(ArcValue { entry, run, dropped })
     }
 }

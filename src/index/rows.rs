@@ -9,9 +9,9 @@ use super::pool::Fail;
 use super::row::{self, ArcValue, BadRow, EntryRow, Key, Main, Table};
 use super::schema::{FRAMES_PER_ROW, changed_key, dir_key, frames_key, version_of_dir_key};
 use super::{DirRow, FrameChunk, State, VersionRow};
-use crate::arc::FrameInfo;
-use crate::catalog::codec::{self, Decoder, Encoder};
-use crate::catalog::{Attr, DirState, ExtentChunk, Node};
+use crate::arc::{ARC_HEADER_LEN, decode_frame_table};
+use crate::catalog::codec::{self, BadRecord, Decoder, Encoder};
+use crate::catalog::{Attr, DirState, ExtentChunk, Node, Segment};
 use crate::error::Error;
 use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
 
@@ -99,31 +99,32 @@ impl PartKey {
 }
 
 const STATE_ID: i64 = 1;
+const COUNTER: BadRecord = BadRecord("counter out of range");
+/// A counter of runs that has none left.
+const LAST_RUN: u64 = Version::MAX.0 as u64 + 1;
 
 pub fn state(c: &Connection) -> Found<State> {
-    value(c, Table::Meta, STATE_ID, |body| {
-        let mut d = Decoder::new(body);
-        let state = State {
-            next_serial: d.uint()?,
-            next_logid: d.uint()?,
-            next_dirno: d.uint()?,
-            next_run: Version(d.small()?),
-            settled_below: Version(d.small()?),
-            last_commit: match d.u8()? {
-                0 => None,
-                _ => Some((Version(d.small()?), d.array()?)),
-            },
-            catalog_bytes_since_base: d.uint()?,
-            base_catalog_bytes: d.uint()?,
-            hashes: d.uint()?,
-        };
-        d.end()?;
-        Ok(state)
-    })?
-    .ok_or(Fail::Row("the state row is missing"))
+    value(c, Table::Meta, STATE_ID, |body| Ok(decode_state(body)?))?.ok_or(Fail::Row("the state row is missing"))
 }
 
-pub fn put_state(c: &Connection, state: &State) -> Found<()> {
+pub(super) fn decode_state(body: &[u8]) -> Result<State, BadRow> {
+    let mut d = Decoder::new(body);
+    let state = State {
+        next_serial: d.within(0, ArcSerial::MAX.0 + 1, COUNTER)?,
+        next_logid: d.within(Logid::FIRST.0, Logid::MAX.0 + 1, COUNTER)?,
+        next_dirno: d.within(1, Dirno::MAX.0 + 1, COUNTER)?,
+        next_run: Version(d.within(0, LAST_RUN, COUNTER)? as u32),
+        settled_below: Version(d.within(0, LAST_RUN, COUNTER)? as u32),
+        last_commit: if d.flag()? { Some((d.version()?, d.array()?)) } else { None },
+        catalog_bytes_since_base: d.uint()?,
+        base_catalog_bytes: d.uint()?,
+        hashes: d.uint()?,
+    };
+    d.end()?;
+    Ok(state)
+}
+
+pub(super) fn encode_state(state: &State) -> Vec<u8> {
     let mut e = Encoder::default();
     e.uint(state.next_serial);
     e.uint(state.next_logid);
@@ -138,7 +139,11 @@ pub fn put_state(c: &Connection, state: &State) -> Found<()> {
     e.uint(state.catalog_bytes_since_base);
     e.uint(state.base_catalog_bytes);
     e.uint(state.hashes);
-    let sealed = row::seal(Table::Meta, Key::id(STATE_ID), e.0);
+    e.0
+}
+
+pub fn put_state(c: &Connection, state: &State) -> Found<()> {
+    let sealed = row::seal(Table::Meta, Key::id(STATE_ID), encode_state(state));
     c.prepare_cached("INSERT OR REPLACE INTO meta(id, row) VALUES(?1, ?2)")?.execute(params![STATE_ID, sealed])?;
     Ok(())
 }
@@ -147,8 +152,9 @@ pub fn put_state(c: &Connection, state: &State) -> Found<()> {
 pub fn version_of(c: &Connection, id: i64, body: &[u8]) -> Found<(VersionRow, bool)> {
     let whole = whole(c, PartOf::Version, id, body)?;
     let mut d = Decoder::new(&whole);
-    let (removed, base) = (d.u8()? != 0, d.u8()? != 0);
-    let version = Version(u32::try_from(id).map_err(|_| Fail::Row("impossible version"))?);
+    let (removed, base) = (d.flag()?, d.flag()?);
+    let version = u32::try_from(id).ok().map(Version).filter(|v| *v <= Version::MAX);
+    let version = version.ok_or(Fail::Row("impossible version"))?;
     Ok((VersionRow { version, info: codec::decode_version_info(d.rest())?, base }, removed))
 }
 
@@ -197,9 +203,9 @@ impl DirValue {
         e.0
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<DirValue, BadRow> {
+    pub(super) fn decode(dirno: Dirno, bytes: &[u8]) -> Result<DirValue, BadRow> {
         let mut d = Decoder::new(bytes);
-        let (parent, name, gone) = (Dirno(d.uint()?), d.bytes()?.to_vec(), d.u8()? != 0);
+        let ((parent, name), gone) = (codec::parent_and_name(&mut d, dirno)?, d.flag()?);
         let rest = d.rest();
         let state = if rest.is_empty() { None } else { Some(codec::decode_dir_state(rest)?) };
         Ok(DirValue { parent, name, gone, state })
@@ -220,9 +226,9 @@ pub fn dir(c: &Connection, dirno: Dirno, v: Version) -> Found<Option<(Version, D
             let body = row::open(Table::Dirs, Key::id(id), blob(found, 1)?)?;
             let main = Main::read(body)?;
             let value = if main.parts == 0 {
-                DirValue::decode(main.first)?
+                DirValue::decode(dirno, main.first)?
             } else {
-                DirValue::decode(&whole(c, PartOf::Dir, id, body)?)?
+                DirValue::decode(dirno, &whole(c, PartOf::Dir, id, body)?)?
             };
             Ok(Some((version_of_dir_key(id), value)))
         }
@@ -240,10 +246,8 @@ pub fn lost_row(c: &Connection, dirno: Dirno, v: Version) -> Found<Option<(Versi
         None => Ok(None),
         Some(found) => {
             let id: i64 = found.get(0)?;
-            let mut d = Decoder::new(row::open(Table::Lost, Key::id(id), blob(found, 1)?)?);
-            let v_to: u32 = d.small()?;
-            d.end()?;
-            Ok(Some((version_of_dir_key(id), (v_to != 0).then_some(Version(v_to)))))
+            let v_to = row::decode_lost(row::open(Table::Lost, Key::id(id), blob(found, 1)?)?)?;
+            Ok(Some((version_of_dir_key(id), v_to)))
         }
     }
 }
@@ -274,7 +278,7 @@ pub fn dir_row(c: &Connection, v: Version, dirno: Dirno) -> Found<DirRow> {
 pub fn attr(c: &Connection, logid: Logid) -> Found<(Attr, u64)> {
     value(c, Table::Nodes, logid.0 as i64, |body| {
         let mut d = Decoder::new(Main::read(body)?.first);
-        d.uint()?;
+        d.dirno()?;
         Ok(codec::decode_node_attr(d.rest())?)
     })?
     .ok_or(Fail::Row("the file has no row"))
@@ -286,8 +290,14 @@ pub fn node_bytes(c: &Connection, logid: Logid) -> Found<Option<(Dirno, Vec<u8>)
     value(c, Table::Nodes, id, |body| {
         let whole = whole(c, PartOf::Node, id, body)?;
         let mut d = Decoder::new(&whole);
-        Ok((Dirno(d.uint()?), d.rest().to_vec()))
+        Ok((d.dirno()?, d.rest().to_vec()))
     })
+}
+
+/// The whole value of a node's row: directory of its first link, and the node.
+pub fn decode_node_row(whole: &[u8]) -> Result<(Dirno, Node), BadRow> {
+    let mut d = Decoder::new(whole);
+    Ok((d.dirno()?, codec::decode_node(d.rest())?))
 }
 
 pub fn node(c: &Connection, logid: Logid) -> Found<Node> {
@@ -312,8 +322,8 @@ pub fn extents(c: &Connection, logid: Logid, offset: u64) -> Found<ExtentChunk> 
     let Some(found) = rows.next()? else { return Err(lost()) };
     let start: i64 = found.get(0)?;
     let body = row::open(Table::Extents, Key(logid.0 as i64, start, &[]), blob(found, 1)?)?;
-    let segments = codec::decode_segments(body)?;
-    let len = segments.iter().map(|segment| segment.len()).fold(0u64, u64::saturating_add);
+    let segments = codec::decode_segments(start as u64, body)?;
+    let len: u64 = segments.iter().map(Segment::len).sum();
     if (offset - start) as u64 >= len {
         return Err(lost());
     }
@@ -337,17 +347,17 @@ pub fn frames(c: &Connection, serial: ArcSerial, frame: FrameNo) -> Found<Option
 
 pub fn decode_frames(first: u32, body: &[u8]) -> Result<FrameChunk, BadRow> {
     let (offset, rest) = body.split_first_chunk::<8>().ok_or(BadRow("frame row is too short"))?;
-    let (encoded, left) = rest.as_chunks::<{ FrameInfo::ENCODED_LEN }>();
-    if !left.is_empty() {
-        return Err(BadRow("frame row is cut"));
+    let offset = u64::from_le_bytes(*offset);
+    let frames = decode_frame_table(rest).map_err(|_| BadRow("frame row is no frame table"))?;
+    let places = ARC_HEADER_LEN as u64..MAX_ARC_BYTES;
+    if frames.is_empty() || frames.len() > FRAMES_PER_ROW as usize || !places.contains(&offset) {
+        return Err(BadRow("frame row out of range"));
     }
-    let frames: Option<Vec<FrameInfo>> = encoded.iter().map(FrameInfo::decode).collect();
-    Ok(FrameChunk {
-        first: FrameNo(first),
-        offset: u64::from_le_bytes(*offset),
-        frames: frames.ok_or(BadRow("frame row has an unknown code"))?,
-    })
+    Ok(FrameChunk { first: FrameNo(first), offset, frames })
 }
+
+/// Frames of an arc that has as many as can be, each as long as it can be, end before: offsets can be added.
+const MAX_ARC_BYTES: u64 = 1 << 62;
 
 /// Where a block is read from: its name, unless it was relocated.
 pub fn location(c: &Connection, block: BlockId) -> Found<BlockId> {
@@ -357,7 +367,7 @@ pub fn location(c: &Connection, block: BlockId) -> Found<BlockId> {
 
 pub fn decode_relocation(body: &[u8]) -> Result<BlockId, BadRow> {
     let mut d = Decoder::new(body);
-    let to = BlockId(d.uint()?);
+    let to = d.block()?;
     d.end()?;
     Ok(to)
 }
@@ -374,7 +384,8 @@ pub fn hash_row(c: &Connection, key: i64) -> Found<Option<BlockId>> {
     let mut rows = statement.raw_query();
     match rows.next()? {
         None => Ok(None),
-        Some(found) => Ok(Some(BlockId(found.get::<_, i64>(0)? as u64))),
+        // `hashes` has no seals: a block that is not there is told where it is looked up.
+        Some(found) => Ok(u64::try_from(found.get::<_, i64>(0)?).ok().map(BlockId)),
     }
 }
 

@@ -13,10 +13,10 @@ use rusqlite::{Connection, params};
 use super::pool::Fail;
 use super::row::{self, ArcValue, EntryRow, Key, Table};
 use super::rows::{self, DirValue, Found, PartOf, blob};
-use super::schema::{FRAMES_PER_ROW, dir_key, version_of_dir_key};
+use super::schema::{FRAMES_PER_ROW, dir_key, dirno_of_dir_key, version_of_dir_key};
 use super::view::View;
 use super::{FrameChunk, Index, State, VersionRow};
-use crate::catalog::codec::{self, Decoder};
+use crate::catalog::codec;
 use crate::catalog::{Child, Node, Segment};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
@@ -291,9 +291,7 @@ impl<'i> Snapshot<'i> {
         self.ask(|c| {
             let body = row::open(Table::Nodes, Key::id(row.key.first), &row.value)?;
             let whole = rows::whole(c, PartOf::Node, row.key.first, body)?;
-            let mut d = Decoder::new(&whole);
-            let first_link = Dirno(d.uint()?);
-            let node = codec::decode_node(d.rest())?;
+            let (first_link, node) = rows::decode_node_row(&whole)?;
             if node.logid.0 as i64 != row.key.first {
                 return Err(Fail::Row("the row is another file's"));
             }
@@ -304,7 +302,8 @@ impl<'i> Snapshot<'i> {
     pub fn open_dir(&self, row: &ScanRow) -> Result<DirValue> {
         self.ask(|c| {
             let body = row::open(Table::Dirs, Key::id(row.key.first), &row.value)?;
-            Ok(DirValue::decode(&rows::whole(c, PartOf::Dir, row.key.first, body)?)?)
+            let dirno = dirno_of_dir_key(row.key.first);
+            Ok(DirValue::decode(dirno, &rows::whole(c, PartOf::Dir, row.key.first, body)?)?)
         })
     }
 
@@ -490,12 +489,8 @@ impl ScanRow {
     }
 
     pub fn relocation(&self, index: &Index) -> Result<(BlockId, BlockId)> {
-        let opened = row::open(Table::Relocations, Key::id(self.key.first), &self.value).and_then(|body| {
-            let mut d = Decoder::new(body);
-            let to = BlockId(d.uint()?);
-            d.end()?;
-            Ok(to)
-        });
+        let opened =
+            row::open(Table::Relocations, Key::id(self.key.first), &self.value).and_then(rows::decode_relocation);
         Ok((BlockId(self.key.first as u64), self.at(index, opened)?))
     }
 
@@ -507,18 +502,13 @@ impl ScanRow {
     pub fn extents(&self, index: &Index) -> Result<(Logid, u64, Vec<Segment>)> {
         let key = Key(self.key.first, self.key.second, &[]);
         let opened = row::open(Table::Extents, key, &self.value)
-            .and_then(|body| codec::decode_segments(body).map_err(row::BadRow::from));
+            .and_then(|body| Ok(codec::decode_segments(self.key.second as u64, body)?));
         Ok((Logid(self.key.first as u64), self.key.second as u64, self.at(index, opened)?))
     }
 
     /// Of `lost`: the end of the interval.
     pub fn lost_until(&self, index: &Index) -> Result<Option<Version>> {
-        let opened = row::open(Table::Lost, Key::id(self.key.first), &self.value).and_then(|body| {
-            let mut d = Decoder::new(body);
-            let to: u32 = d.small()?;
-            d.end()?;
-            Ok((to != 0).then_some(Version(to)))
-        });
+        let opened = row::open(Table::Lost, Key::id(self.key.first), &self.value).and_then(row::decode_lost);
         self.at(index, opened)
     }
 }

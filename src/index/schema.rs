@@ -78,6 +78,11 @@ pub fn version_of_dir_key(key: i64) -> Version {
     Version((key & 0xff_ffff) as u32)
 }
 
+/// The directory in a key of `dirs` and `lost`.
+pub fn dirno_of_dir_key(key: i64) -> Dirno {
+    Dirno(key as u64 >> 24)
+}
+
 /// Row of `changed`: a directory that a version touched.
 pub fn changed_key(v: Version, dirno: Dirno) -> i64 {
     (u64::from(v.0) << 39 | dirno.0) as i64
@@ -162,7 +167,8 @@ mod tests {
     fn keys_of_the_largest_ids_stay_positive_and_apart() {
         assert!(dir_key(Dirno::MAX, Version::MAX) > dir_key(Dirno::MAX, Version(0)));
         assert!(dir_key(Dirno(5), Version(0)) > dir_key(Dirno(4), Version::MAX));
-        assert_eq!(version_of_dir_key(dir_key(Dirno::MAX, Version(77))), Version(77));
+        let key = dir_key(Dirno::MAX, Version(77));
+        assert_eq!((dirno_of_dir_key(key), version_of_dir_key(key)), (Dirno::MAX, Version(77)));
         assert!(changed_key(Version::MAX, Dirno::MAX) > 0);
         let last = frames_key(ArcSerial::MAX.0, (1 << FrameNo::BITS) - 1);
         assert!(last > 0 && frames_key(1, 0) == frames_key(0, (1 << FrameNo::BITS) - 1) + 1);

@@ -229,9 +229,7 @@ fn nodes(c: &Connection, after: i64) -> Found<Vec<(i64, Vec<Segment>)>> {
     while let Some(found) = found.next()? {
         let id: i64 = found.get(0)?;
         let whole = rows::whole(c, PartOf::Node, id, row::open(Table::Nodes, Key::id(id), blob(found, 1)?)?)?;
-        let mut d = Decoder::new(&whole);
-        d.uint()?;
-        let segments = match codec::decode_node(d.rest())?.content {
+        let segments = match rows::decode_node_row(&whole)?.1.content {
             Content::Inline(segments) => segments,
             Content::Chunked => Vec::new(),
         };
@@ -248,7 +246,7 @@ fn extents(c: &Connection, after: (i64, i64)) -> Found<Vec<(i64, i64, Vec<Segmen
     while let Some(found) = found.next()? {
         let (logid, start): (i64, i64) = (found.get(0)?, found.get(1)?);
         let body = row::open(Table::Extents, Key(logid, start, &[]), blob(found, 2)?)?;
-        batch.push((logid, start, codec::decode_segments(body)?));
+        batch.push((logid, start, codec::decode_segments(start as u64, body)?));
     }
     Ok(batch)
 }

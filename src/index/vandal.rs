@@ -6,7 +6,7 @@ use rusqlite::{Connection, params};
 
 use super::row::{self, ArcValue, EntryRow, Key, Main, Table, seal, split};
 use super::rows::{self, DirValue};
-use super::schema::{Access, connect};
+use super::schema::{Access, connect, dirno_of_dir_key};
 use super::{FrameChunk, State};
 use crate::catalog::codec::{self, Decoder, Encoder};
 use crate::catalog::{Node, Segment, VersionInfo};
@@ -121,7 +121,7 @@ impl Vandal {
     }
 
     pub fn dir(&self, id: i64, change: impl FnOnce(&mut DirValue)) {
-        let mut value = DirValue::decode(&self.short("dirs", Table::Dirs, id)).unwrap();
+        let mut value = DirValue::decode(dirno_of_dir_key(id), &self.short("dirs", Table::Dirs, id)).unwrap();
         change(&mut value);
         self.put_short("dirs", Table::Dirs, id, &value.encode());
     }

@@ -17,7 +17,7 @@ use super::schema::{self, Access};
 use super::view::{real_path, refuse_network, target_path};
 use crate::catalog::Commit;
 use crate::error::{Error, Result};
-use crate::ids::{Logid, Version};
+use crate::ids::{ArcSerial, Dirno, Logid, Version};
 
 /// Numbers passed over for runs whose commit record is lost: more than they can have used.
 const LOST_LOGIDS: u64 = 1 << 40;
@@ -67,9 +67,10 @@ impl IndexWriter {
             let mut state = rows::state(c)?;
             state.settled_below = state.next_run;
             if lost_arcs > 0 {
-                state.next_serial += lost_arcs;
-                state.next_logid += LOST_LOGIDS;
-                state.next_dirno += LOST_DIRNOS;
+                // Where none are left the next run can't give any, and says so.
+                state.next_serial = state.next_serial.saturating_add(lost_arcs).min(ArcSerial::MAX.0 + 1);
+                state.next_logid = state.next_logid.saturating_add(LOST_LOGIDS).min(Logid::MAX.0 + 1);
+                state.next_dirno = state.next_dirno.saturating_add(LOST_DIRNOS).min(Dirno::MAX.0 + 1);
                 state.catalog_bytes_since_base = u64::MAX / 2;
             }
             rows::put_state(c, &state)

@@ -9,9 +9,10 @@
 //! no more than `MAX_BATCH_BYTES`, and refuses what no encoder writes.
 
 use super::{By, Damage, Extent, Files, Flip, Frames, How, Proof, Record, Run, Session};
-use crate::catalog::codec::{BadRecord, Decoder, Encoder};
+use crate::arc::{FRAME_OVERHEAD, MAX_PLAIN_LEN};
+use crate::catalog::codec::{BadRecord, Decoded, Decoder, Encoder, require};
 use crate::crypto::{ArcCipher, Domain, Keys, TAG_LEN};
-use crate::ids::{ArcSalt, ArcSerial, BackupId, BlockId, CopyId, FrameNo, Logid, SegmentId};
+use crate::ids::{ArcSalt, BackupId, CopyId, FrameNo, Logid, SegmentId};
 
 /// Version of the format that this program writes.
 pub const SEGMENT_FORMAT: u16 = 2;
@@ -23,6 +24,9 @@ pub const MAX_BATCH_BYTES: usize = 1 << 20;
 const FULL_BATCH_BYTES: usize = MAX_BATCH_BYTES - (64 << 10);
 /// Texts in a record are cut here, bytes.
 const MAX_TEXT_BYTES: usize = 8 << 10;
+
+/// A whole frame.
+const MAX_FRAME_LEN: u64 = (MAX_PLAIN_LEN + FRAME_OVERHEAD) as u64;
 
 const MAGIC: &[u8; 8] = b"ASSAYLED";
 
@@ -54,6 +58,9 @@ impl SegmentHeader {
         }
         if u16::from_le_bytes(array_at(bytes, 8)) != SEGMENT_FORMAT {
             return Err("its format is not known");
+        }
+        if bytes[10..16] != [0; 6] {
+            return Err("its header has bytes that are not known");
         }
         if BackupId(array_at(bytes, 16)) != keys.backup_id() {
             return Err("it belongs to another backup dir");
@@ -216,57 +223,55 @@ fn short(text: &str) -> &[u8] {
     text.get(..end).unwrap_or_default().as_bytes()
 }
 
-type Decoded<T> = Result<T, BadRecord>;
-
 fn record(d: &mut Decoder<'_>) -> Decoded<Record> {
     Ok(match d.u8()? {
-        1 => Record::Frames(Frames {
-            arc: serial(d)?,
-            copy: CopyId(d.small()?),
-            first: FrameNo(d.small()?),
-            count: d.small()?,
-            proof: Proof { when_s: d.uint()?, how: how(d)?, by: by(d)? },
-        })
-        .checked()?,
-        2 => Record::Files(Files {
-            first: Logid(d.uint()?),
-            count: d.uint()?,
-            extent: extent(d)?,
-            when_s: d.uint()?,
-            by: by(d)?,
-        })
-        .checked()?,
+        1 => {
+            let (arc, copy, first) = (d.serial()?, CopyId(d.small()?), d.frame_no()?);
+            // Not up to the last one: runs of two arcs must not touch.
+            let count = run(d, u64::from(first.0), u64::from(FrameNo::MAX.0) - 1)? as u32;
+            Record::Frames(Frames {
+                arc,
+                copy,
+                first,
+                count,
+                proof: Proof { when_s: d.uint()?, how: how(d)?, by: by(d)? },
+            })
+        }
+        2 => {
+            let first = d.logid()?;
+            let count = run(d, first.0, Logid::MAX.0)?;
+            Record::Files(Files { first, count, extent: extent(d)?, when_s: d.uint()?, by: by(d)? })
+        }
         3 => Record::Run(Run {
             when_s: d.uint()?,
             seconds: d.uint()?,
             level: d.u8()?,
-            inc: Some(d.string()?).filter(|inc| !inc.is_empty()),
-            scope: d.string()?,
+            inc: Some(text(d)?).filter(|inc| !inc.is_empty()),
+            scope: text(d)?,
             blocks: d.uint()?,
             bytes: d.uint()?,
             findings: d.uint()?,
             fixed: d.uint()?,
         }),
-        4 => Record::Damage(Damage {
-            when_ms: d.uint()?,
-            arc: serial(d)?,
-            copy: CopyId(d.small()?),
-            frame: match d.uint()? {
+        4 => {
+            let (when_ms, arc, copy) = (d.uint()?, d.serial()?, CopyId(d.small()?));
+            let frame = match d.within(0, u64::from(FrameNo::MAX.0) + 1, BadRecord("frame number out of range"))? {
                 0 => None,
-                no => Some(FrameNo(u32::try_from(no - 1).map_err(|_| BadRecord("frame number"))?)),
-            },
-            count: d.small()?,
-            code: d.string()?,
-            mended: flag(d)?,
-        })
-        .checked()?,
+                no => Some(FrameNo(no as u32 - 1)),
+            };
+            let count = match frame {
+                Some(first) => run(d, u64::from(first.0), u64::from(FrameNo::MAX.0) - 1)? as u32,
+                None => d.within(0, 0, BadRecord("run out of range"))? as u32,
+            };
+            Record::Damage(Damage { when_ms, arc, copy, frame, count, code: text(d)?, mended: d.flag()? })
+        }
         5 => Record::Flip(Flip {
             when_s: d.uint()?,
-            block: BlockId(d.uint()?),
-            byte: d.small()?,
-            bit: d.u8()?,
-            to_one: flag(d)?,
-            again: flag(d)?,
+            block: d.block()?,
+            byte: d.within(0, MAX_FRAME_LEN - 1, BadRecord("byte behind the frame"))? as u32,
+            bit: Some(d.u8()?).filter(|bit| *bit < 8).ok_or(BadRecord("bit of no byte"))?,
+            to_one: d.flag()?,
+            again: d.flag()?,
         }),
         6 => Record::Session(Session {
             started_s: d.uint()?,
@@ -280,36 +285,15 @@ fn record(d: &mut Decoder<'_>) -> Decoded<Record> {
     })
 }
 
-impl Record {
-    /// Runs of nothing, and those that would leave the numbers there are, were written by nobody.
-    fn checked(self) -> Decoded<Record> {
-        let sound = match &self {
-            Record::Frames(frames) => {
-                frames.count > 0 && u64::from(frames.first.0) + u64::from(frames.count) < 1 << FrameNo::BITS
-            }
-            Record::Damage(Damage { frame: Some(first), count, .. }) => {
-                *count > 0 && u64::from(first.0) + u64::from(*count) < 1 << FrameNo::BITS
-            }
-            Record::Damage(Damage { count, .. }) => *count == 0,
-            Record::Files(files) => {
-                files.count > 0 && files.first.0.checked_add(files.count).is_some_and(|end| end <= 1 << 63)
-            }
-            _ => true,
-        };
-        if sound { Ok(self) } else { Err(BadRecord("run out of range")) }
-    }
+/// The length of a run of numbers from `first` on: not empty, and up to the last one at most.
+fn run(d: &mut Decoder<'_>, first: u64, last: u64) -> Decoded<u64> {
+    d.within(1, (last + 1).saturating_sub(first), BadRecord("run out of range"))
 }
 
-fn serial(d: &mut Decoder<'_>) -> Decoded<ArcSerial> {
-    Some(ArcSerial(d.uint()?)).filter(|serial| *serial <= ArcSerial::MAX).ok_or(BadRecord("arc serial"))
-}
-
-fn flag(d: &mut Decoder<'_>) -> Decoded<bool> {
-    match d.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(BadRecord("flag")),
-    }
+fn text(d: &mut Decoder<'_>) -> Decoded<String> {
+    let text = d.string()?;
+    require(text.len() <= MAX_TEXT_BYTES, BadRecord("text too long"))?;
+    Ok(text)
 }
 
 fn how(d: &mut Decoder<'_>) -> Decoded<How> {
@@ -344,3 +328,7 @@ fn array_at<const N: usize, const LEN: usize>(bytes: &[u8; LEN], offset: usize) 
     out.copy_from_slice(&bytes[offset..offset + N]);
     out
 }
+
+#[cfg(test)]
+#[path = "segment_tests.rs"]
+mod tests;

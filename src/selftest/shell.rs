@@ -78,10 +78,11 @@ impl Shell {
         let footer = entry
             .map(|e| (e.footer_offset, e.footer_len, e.frames))
             .or(trailer.map(|t| (t.footer_offset, t.footer_len, t.frames)));
-        if let (Some((id, salt, _)), Some((offset, len, frames))) = (shell.identity, footer) {
+        if let (Some((id, salt, role)), Some((offset, len, frames))) = (shell.identity, footer) {
             let cipher = keys.arc_cipher(id, &salt);
-            shell.table = shell
-                .part(bytes, Part::Footer, offset, u64::from(len), |found| open_footer(keys, &cipher, frames, found));
+            shell.table = shell.part(bytes, Part::Footer, offset, u64::from(len), |found| {
+                open_footer(keys, &cipher, role, frames, offset, found)
+            });
         }
         shell
     }
