@@ -10,6 +10,7 @@ mod concurrency;
 mod coverage;
 mod damage;
 mod fidelity;
+mod history;
 mod index_damage;
 mod names;
 mod place;

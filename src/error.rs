@@ -130,6 +130,8 @@ pub enum Error {
     ExtentsLost { logid: Logid, offset: u64 },
     #[error("{}: all blocks are good, but the file's SHA-1 is {found}, backed up was {expected}", shown(path))]
     FileHashMismatch { path: Vec<u8>, expected: FileHash, found: FileHash },
+    #[error("{}: {what}", shown(path))]
+    Stray { path: PathBuf, what: String },
     #[error("{} is left as it was: {what}", shown(path))]
     NotFixed { path: PathBuf, what: String },
     #[error("{}: {what}", shown(path))]
@@ -199,6 +201,7 @@ impl Error {
             Error::DirectoryLost { .. } => "DIRECTORY_LOST",
             Error::ExtentsLost { .. } => "EXTENTS_LOST",
             Error::FileHashMismatch { .. } => "FILE_HASH_MISMATCH",
+            Error::Stray { .. } => "STRAY_FILE",
             Error::NotFixed { .. } => "NOT_FIXED",
             Error::DirShared { .. } => "DIR_SHARED",
             Error::FileForeign { .. } => "FILE_FOREIGN",
@@ -243,6 +246,7 @@ impl Error {
             | Error::DirectoryLost { .. }
             | Error::ExtentsLost { .. }
             | Error::FileHashMismatch { .. }
+            | Error::Stray { .. }
             | Error::NotFixed { .. }
             | Error::DirShared { .. }
             | Error::FileForeign { .. }
@@ -266,6 +270,7 @@ impl Error {
     pub fn exit_code(&self) -> Exit {
         match self {
             Error::Usage(_) => Exit::Usage,
+            Error::Stray { .. } => Exit::FinishedWithErrors,
             Error::Arc { .. }
             | Error::IndexDamaged { .. }
             | Error::IndexRow { .. }
@@ -360,6 +365,7 @@ impl Error {
                 Some("run as a user who may do this")
             }
             Error::Io { .. }
+            | Error::Stray { .. }
             | Error::IndexIo { .. }
             | Error::PassphraseWrong { .. }
             | Error::Config { .. }
@@ -375,6 +381,11 @@ impl Error {
     /// True when this process, or the machine, may open no more files: that says nothing about the file in question.
     pub fn is_lack_of_descriptors(&self) -> bool {
         matches!(self, Error::Io { errno: libc::EMFILE | libc::ENFILE, .. })
+    }
+
+    /// True when there is no room left, on the disk or in a quota.
+    pub fn is_lack_of_space(&self) -> bool {
+        matches!(self, Error::Io { errno: libc::ENOSPC | libc::EDQUOT | libc::EFBIG, .. })
     }
 
     /// True for anything that means stored bytes are not what they should be (the mount then exits 4).

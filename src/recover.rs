@@ -7,10 +7,11 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::backupdir::arcs::{self, ArcSource};
-use crate::backupdir::{BackupDir, remove_if_there};
+use crate::backupdir::{BackupDir, Claim, remove_if_there};
+use crate::catalog::Commit;
 use crate::error::{Error, Result};
 use crate::ids::{ArcName, Dirno, Version};
-use crate::index::{Index, IndexWriter, LostFrame};
+use crate::index::{Index, IndexWriter, LostFrame, State};
 use crate::monitor::{Event, Monitor, Progress};
 
 /// What a recovery found.
@@ -26,6 +27,10 @@ pub struct Recovered {
     pub lost_runs: Vec<(Version, Error)>,
     /// Arcs above the last commit that belong to no commit: left alone, now and later.
     pub uncommitted_arcs: usize,
+    /// Runs that the old index knew and of which no commit is there any more, as after a rollback of the storage.
+    pub missing_runs: Vec<Version>,
+    /// Files with names of arcs that are none of this backup dir, or not those.
+    pub strays: Vec<Error>,
     /// Where the old index was put.
     pub old_index: Option<PathBuf>,
 }
@@ -78,7 +83,20 @@ pub fn build(dir: &BackupDir, path: &Path, monitor: &dyn Monitor) -> Result<Reco
         return Err(Error::CommitDamaged { run: Version(0), what });
     }
     rebuild.go_on(None, monitor)?;
-    rebuild.finish()
+    let before = dir.open_index().and_then(|index| Before::of(&index)).ok();
+    rebuild.finish(before)
+}
+
+/// What the index before knew, if it can be read.
+pub struct Before {
+    state: State,
+    runs: BTreeSet<Version>,
+}
+
+impl Before {
+    fn of(index: &Index) -> Result<Before> {
+        Ok(Before { state: index.state()?, runs: index.known_runs()? })
+    }
 }
 
 /// Gives a finished new index its place; the old one is kept beside it, and its path returned.
@@ -134,7 +152,8 @@ impl<'a> Rebuild<'a> {
     /// that is told by the arcs.
     pub fn go_on(&mut self, last: Option<Version>, monitor: &dyn Monitor) -> Result<()> {
         let runs = arcs::runs(self.dir.own())?;
-        let last_commit = last.or_else(|| runs.iter().filter(|run| run.committed).map(|run| run.version).max());
+        let is_committed = |run: &&arcs::Run| run.committed && Claim::of(self.dir, run).committed;
+        let last_commit = last.or_else(|| runs.iter().rev().find(is_committed).map(|run| run.version));
         let fresh = |run: &&arcs::Run| run.version >= self.next && last.is_none_or(|last| run.version <= last);
         let fresh: Vec<&arcs::Run> = runs.iter().filter(fresh).collect();
         for (done, run) in fresh.iter().enumerate() {
@@ -147,24 +166,31 @@ impl<'a> Rebuild<'a> {
                 return Err(Error::Interrupted);
             }
             self.next = Version(run.version.0 + 1);
-            self.writer.reserve_run(run.version)?;
-            if !run.committed && last_commit.is_none_or(|last| run.version > last) {
-                self.recovered.uncommitted_arcs += run.arcs.len();
-                // Cut, or committed and its commit arc is lost too: nobody can tell, so nothing may be reused or removed.
-                self.lost_arcs += run.arcs.len() as u64;
-                continue;
+            let read = arcs::read_commit(self.dir.own(), run.version, self.dir.keys());
+            if read.is_err() {
+                let claim = Claim::of(self.dir, run);
+                self.recovered.strays.extend(claim.strays.iter().filter_map(|stray| stray.stray(self.dir)));
+                if !claim.committed && claim.arcs == 0 {
+                    continue;
+                }
+                if !claim.committed && last_commit.is_none_or(|last| run.version > last) {
+                    self.writer.pass_over(run.version)?;
+                    self.recovered.uncommitted_arcs += claim.arcs;
+                    // Cut, or committed and its commit arc is lost too: nobody can tell, so nothing may be reused or
+                    // removed.
+                    self.lost_arcs += claim.arcs as u64;
+                    continue;
+                }
+                self.unreadable.insert(run.version);
             }
-            self.apply(run, monitor)?;
+            self.writer.pass_over(run.version)?;
+            self.apply(run, read, monitor)?;
         }
         Ok(())
     }
 
     /// After a lost commit record only a base, which stands alone, tells the whole tree again.
-    fn apply(&mut self, run: &arcs::Run, monitor: &dyn Monitor) -> Result<()> {
-        let read = arcs::read_commit(self.dir.own(), run.version, self.dir.keys());
-        if read.is_err() {
-            self.unreadable.insert(run.version);
-        }
+    fn apply(&mut self, run: &arcs::Run, read: Result<(Commit, [u8; 32])>, monitor: &dyn Monitor) -> Result<()> {
         let applied = read.and_then(|(commit, digest)| {
             self.writer.apply(&commit, digest, &mut ArcSource::new(self.dir.own(), self.dir.keys()))
         });
@@ -217,17 +243,22 @@ impl<'a> Rebuild<'a> {
     ///
     /// # Errors
     /// `COMMIT_DAMAGED` when not one run could be applied.
-    pub fn finish(self) -> Result<Recovered> {
+    pub fn finish(self, before: Option<Before>) -> Result<Recovered> {
         let Rebuild { dir, path, mut writer, mut recovered, lost, applied, lost_arcs, .. } = self;
         if let (true, Some((run, error))) = (applied.is_empty(), recovered.lost_runs.first()) {
             let what = format!("not one version can be brought back; the first is {run}: {error}");
             return Err(Error::CommitDamaged { run: *run, what });
         }
-        writer.leave_behind(lost_arcs)?;
+        writer.leave_behind(lost_arcs, before.as_ref().map(|before| &before.state))?;
         writer.checkpoint()?;
         drop(writer);
         let index = Index::open(&path, &dir.keys().index_key())?;
         recovered.versions = index.versions()?.into_iter().map(|row| row.version).collect();
+        if let Some(before) = before {
+            let lost = |run: &Version| recovered.lost_runs.iter().any(|(lost, _)| lost == run);
+            let now = index.known_runs()?;
+            recovered.missing_runs = before.runs.difference(&now).filter(|run| !lost(run)).copied().collect();
+        }
         // An arc that was dropped since holds nothing that could be missed.
         let in_use: HashSet<ArcName> = index.arcs()?.into_iter().map(|row| row.entry.name).collect();
         recovered.lost_arcs.retain(|(name, _)| in_use.contains(name));

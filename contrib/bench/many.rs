@@ -16,7 +16,7 @@ use assay::backupdir::{BackupDir, Config, arcs};
 use assay::catalog::{Attr, Child, Commit, Content, DirState, Kind, Node, Segment, Timespec, VersionInfo};
 use assay::crypto::FileHasher;
 use assay::ids::{BlockId, Dirno, FileHash, Logid, Version};
-use assay::index::IndexWriter;
+use assay::index::{IndexWriter, OpenRun};
 
 type Done<T> = Result<T, Box<dyn Error>>;
 
@@ -157,8 +157,9 @@ fn main() -> Done<()> {
     let _lock = dir.lock()?;
     let mut writer = IndexWriter::open(&dir.index_path(), &dir.keys().index_key())?;
     let run = Version(0);
-    writer.reserve_run(run)?;
-    let mut out = Output::new(dir.own(), dir.keys(), run, 0, dir.config().arc_size_limit)?;
+    let open_run = OpenRun::new(run)?;
+    writer.reserve_run(open_run)?;
+    let mut out = Output::new(dir.own(), dir.keys(), open_run, 0, dir.config().arc_size_limit)?;
     let mut packer = Packer::new(3)?;
     let mut blocks = Vec::new();
     for i in 0..64u64 {
@@ -200,7 +201,7 @@ fn main() -> Done<()> {
     };
     let commit = Commit {
         run,
-        run_id: assay::crypto::random()?,
+        run_id: open_run.id,
         previous: None,
         version: Some(info),
         base: true,

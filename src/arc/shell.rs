@@ -95,6 +95,14 @@ impl ArcHeader {
     }
 }
 
+impl ArcHeader {
+    /// The backup dir that a header names, authentic or not; None for what is no header.
+    pub fn backup_id(bytes: &[u8]) -> Option<BackupId> {
+        let bytes: &[u8; ARC_HEADER_LEN] = bytes.first_chunk()?;
+        (bytes[0..8] == *HEADER_MAGIC).then(|| BackupId(array_at(bytes, 28)))
+    }
+}
+
 impl ArcTrailer {
     pub fn encode(&self, keys: &Keys) -> [u8; ARC_TRAILER_LEN] {
         let mut out = [0; ARC_TRAILER_LEN];

@@ -60,16 +60,16 @@ pub struct FinishedArc<W> {
 }
 
 impl<W: Write> ArcWriter<W> {
-    /// Starts an arc with a fresh random id and salt and writes its header.
+    /// Starts an arc with a fresh random salt and writes its header.
     pub fn create(
         out: W,
         keys: &Keys,
         name: ArcName,
         role: ArcRole,
         serial: ArcSerial,
+        id: ArcId,
     ) -> Result<ArcWriter<W>, AppendError> {
-        let header =
-            ArcHeader { name, role, id: ArcId(crate::crypto::random()?), salt: ArcSalt(crate::crypto::random()?) };
+        let header = ArcHeader { name, role, id, salt: ArcSalt(crate::crypto::random()?) };
         let cipher = keys.arc_cipher(header.id, &header.salt);
         let bytes = header.encode(keys);
         if ArcHeader::decode(&bytes, keys).as_ref() != Ok(&header) {
@@ -86,6 +86,8 @@ impl<W: Write> ArcWriter<W> {
             frames: Vec::new(),
         };
         writer.put(&bytes)?;
+        // From here on the file says what it is, whatever ends its writer.
+        writer.out.flush()?;
         debug_assert_eq!(writer.offset, ARC_HEADER_LEN as u64);
         Ok(writer)
     }
@@ -209,7 +211,8 @@ mod tests {
         let keys = Keys::new(&Zeroizing::new([1; 32]), BackupId([2; 16]));
         let mut packer = Packer::new(3).unwrap();
         let name = ArcName { version: Version(3), number: 1 };
-        let mut writer = ArcWriter::create(Vec::new(), &keys, name, ArcRole::Data, ArcSerial(9)).unwrap();
+        let mut writer =
+            ArcWriter::create(Vec::new(), &keys, name, ArcRole::Data, ArcSerial(9), ArcId([5; 16])).unwrap();
         let blocks: Vec<Vec<u8>> = (0..20u8).map(|n| vec![n; usize::from(n) * 100]).collect();
         for block in &blocks {
             let packed = packer.pack(block).unwrap();

@@ -11,6 +11,7 @@ use super::expect::Expected;
 use super::output::Output;
 use super::pipeline::{Budget, FileHead, Found, HashedBlock, LongRead, Step, Totals, Was};
 use super::read::{FileError, FileRead};
+use super::resume::Spare;
 use super::walk;
 use crate::catalog::{
     CatalogFrame, Child, Content, DirState, ExtentChunk, Kind, MAX_INLINE_SEGMENTS, Node, Segment, VersionInfo,
@@ -20,9 +21,10 @@ use crate::ids::{FileHash, Logid};
 use crate::index::{DedupTable, Index};
 use crate::monitor::{Event, Monitor, Progress};
 
-pub struct Assembler<'a> {
-    pub out: Output<'a>,
+pub struct Assembler<'a, 'o> {
+    out: &'a mut Output<'o>,
     index: &'a Index,
+    spare: Spare,
     catalog: CatalogBuilder,
     dedup: &'a DedupTable,
     budget: &'a Budget,
@@ -47,18 +49,20 @@ struct LongFile {
     data_bytes: u64,
 }
 
-impl<'a> Assembler<'a> {
+impl<'a, 'o> Assembler<'a, 'o> {
     pub fn new(
-        out: Output<'a>,
+        out: &'a mut Output<'o>,
         index: &'a Index,
         dedup: &'a DedupTable,
+        spare: Spare,
         budget: &'a Budget,
         monitor: &'a dyn Monitor,
         expected: &'a Expected,
-    ) -> Assembler<'a> {
+    ) -> Assembler<'a, 'o> {
         Assembler {
             out,
             index,
+            spare,
             catalog: CatalogBuilder::default(),
             dedup,
             budget,
@@ -86,10 +90,10 @@ impl<'a> Assembler<'a> {
                 let (children, subdirs) = self.catalog.counts();
                 let mut attr = walk::attr(&stat);
                 attr.nlink = walk::directory_nlink(&stat, subdirs);
-                self.catalog.leave(&mut self.out, DirState { attr, xattrs, children })?;
+                self.catalog.leave(self.out, DirState { attr, xattrs, children })?;
             }
             Step::LeaveKept { state } => {
-                self.catalog.leave(&mut self.out, state)?;
+                self.catalog.leave(self.out, state)?;
             }
             Step::Keep { name, kind, child, node } => {
                 self.progress.files += u64::from(kind == Kind::File);
@@ -147,9 +151,9 @@ impl<'a> Assembler<'a> {
     }
 
     /// Closes the catalog; returns its frames, the counts of this run, and how the tree's totals changed.
-    pub fn finish(mut self) -> Result<(Output<'a>, Vec<CatalogFrame>, VersionInfo, Totals, Totals)> {
-        let frames = self.catalog.finish(&mut self.out)?;
-        Ok((self.out, frames, self.info, self.gained, self.lost))
+    pub fn finish(self) -> Result<(Spare, Vec<CatalogFrame>, VersionInfo, Totals, Totals)> {
+        let frames = self.catalog.finish(self.out)?;
+        Ok((self.spare, frames, self.info, self.gained, self.lost))
     }
 
     fn file(&mut self, head: FileHead, read: Result<FileRead, FileError>) -> Result<()> {
@@ -240,7 +244,7 @@ impl<'a> Assembler<'a> {
         while offset < node.attr.size {
             let chunk = self.index.extents_at(node.logid, offset)?;
             offset = chunk.start + chunk.segments.iter().map(Segment::len).sum::<u64>();
-            self.catalog.extents(&mut self.out, chunk)?;
+            self.catalog.extents(self.out, chunk)?;
         }
         Ok(())
     }
@@ -354,6 +358,7 @@ impl<'a> Assembler<'a> {
         let id = match (known, block.found) {
             (Some(id), _) | (None, Found::Known(id)) => {
                 self.info.blocks_deduped += 1;
+                self.spare.note(id);
                 id
             }
             (None, Found::New(packed)) => {
@@ -387,7 +392,7 @@ impl<'a> Assembler<'a> {
             let count = long.segments.len().min(ExtentChunk::MAX_SEGMENTS);
             let segments: Vec<Segment> = long.segments.drain(..count).collect();
             let len: u64 = segments.iter().map(Segment::len).sum();
-            self.catalog.extents(&mut self.out, ExtentChunk { logid: long.head.logid, start: long.start, segments })?;
+            self.catalog.extents(self.out, ExtentChunk { logid: long.head.logid, start: long.start, segments })?;
             long.start += len;
         }
         Ok(())

@@ -8,7 +8,7 @@ use super::output::Output;
 use crate::catalog::codec::encode_record;
 use crate::catalog::{CatalogFrame, Child, DirState, ExtentChunk, Kind, Listing, Node, Record};
 use crate::error::Result;
-use crate::ids::{BlockId, Dirno};
+use crate::ids::{ArcSerial, BlockId, Dirno};
 
 /// Plain bytes after which a frame is closed: small, because a lost frame costs all directories in it.
 const FRAME_BYTES: usize = 64 << 10;
@@ -59,6 +59,16 @@ pub fn relocations(
     out: &mut Output<'_>,
     moves: impl IntoIterator<Item = Result<(BlockId, BlockId)>>,
 ) -> Result<Vec<CatalogFrame>> {
+    records(out, moves.into_iter().map(|moved| moved.map(|(from, to)| Record::Relocate { from, to })))
+}
+
+/// Writes frames of DropArc records.
+pub fn drops(out: &mut Output<'_>, arcs: impl IntoIterator<Item = ArcSerial>) -> Result<Vec<CatalogFrame>> {
+    records(out, arcs.into_iter().map(|serial| Ok(Record::DropArc(serial))))
+}
+
+/// Writes frames of records that are about no directory.
+fn records(out: &mut Output<'_>, records: impl IntoIterator<Item = Result<Record>>) -> Result<Vec<CatalogFrame>> {
     let (mut frames, mut plain) = (Vec::new(), Vec::new());
     let mut close = |plain: &mut Vec<u8>| -> Result<()> {
         let at = out.catalog(plain)?;
@@ -66,9 +76,8 @@ pub fn relocations(
         plain.clear();
         Ok(())
     };
-    for moved in moves {
-        let (from, to) = moved?;
-        encode_record(&mut plain, &Record::Relocate { from, to });
+    for record in records {
+        encode_record(&mut plain, &record?);
         if plain.len() >= CLOSE_AT_BYTES {
             close(&mut plain)?;
         }

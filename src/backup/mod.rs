@@ -14,6 +14,7 @@ pub mod output;
 pub mod pipeline;
 pub mod previous;
 pub mod read;
+pub mod resume;
 pub mod roots;
 pub mod settle;
 pub mod traverse;
@@ -26,11 +27,11 @@ use std::time::Instant;
 
 use crossbeam::channel::{Receiver, bounded};
 
-use crate::backupdir::{BackupDir, arcs};
+use crate::backupdir::{BackupDir, Survey, arcs};
 use crate::catalog::{Commit, VersionInfo};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, FrameNo, Logid, Version};
-use crate::index::{ApplyReport, DedupTable, Index, VersionRow};
+use crate::index::{ApplyReport, DedupTable, Index, OpenRun, VersionRow};
 use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor};
 use crate::text::shown;
@@ -42,6 +43,8 @@ use output::Output;
 use pipeline::{Budget, IN_FLIGHT_STEPS, Job, Step, Totals, Worker};
 use previous::Previous;
 use read::Cutting;
+pub use resume::Resumed;
+use resume::{Spare, Whole, remove_dropped};
 use roots::PathNode;
 use settle::Settled;
 use traverse::Traverse;
@@ -82,6 +85,34 @@ pub struct Summary {
     pub arc_bytes: u64,
     pub arcs: usize,
     pub base: bool,
+    /// Blocks that runs that were cut had stored, and that this version uses.
+    pub resumed: Resumed,
+    /// The version is saved, and this could not be done any more.
+    pub left_to_do: Option<LeftToDo>,
+}
+
+/// What comes after the commit, and is done by the next backup if it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftToDo {
+    /// The directory could not be synced after the commit got its name.
+    Durable,
+    /// The index does not know the version yet.
+    Apply,
+    /// The index knows it, but its write-ahead log could not be emptied.
+    Checkpoint,
+}
+
+impl LeftToDo {
+    pub fn text(self) -> &'static str {
+        match self {
+            LeftToDo::Durable => {
+                "it may not outlive a power cut yet, and does not show yet: the next backup makes it durable and adds it \
+                 to the index"
+            }
+            LeftToDo::Apply => "it does not show yet: the next backup, or `assay recover`, adds it to the index",
+            LeftToDo::Checkpoint => "it shows; the next backup moves the write-ahead log into the index",
+        }
+    }
 }
 
 /// Largest block of `-B`, bytes.
@@ -101,12 +132,15 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let opened = PathNode::open(&options.paths, dir.path(), monitor)?;
     let mut writer = lock.as_ref().map(|lock| dir.open_index_writer(lock)).transpose()?;
     let index = Arc::new(dir.open_index()?);
-    let settled = writer.as_mut().map(|writer| settle::settle(dir, &index, writer)).transpose()?;
+    let settled = writer.as_mut().map(|writer| settle::settle(dir, &index, writer, monitor)).transpose()?;
     let settled_damage = settled.iter().flat_map(|settled| &settled.applied);
     let settled_damage = settled_damage.map(|(_, report)| tell(report, monitor)).sum::<u64>();
-    if let Some(removed @ 1..) = settled.as_ref().map(|settled| settled.removed_arcs) {
-        let what = format!("removed {removed} arcs of a run that was cut");
-        monitor.event(Event::Warning { path: b"", what });
+    let warn = |what: String| monitor.event(Event::Warning { path: b"", what });
+    if let Some(Settled { survey, removed_arcs, .. }) = &settled {
+        survey.strays(dir).for_each(|stray| warn(stray.to_string()));
+        if *removed_arcs > 0 {
+            warn(format!("removed {removed_arcs} arcs of a run that was cut"));
+        }
     }
     let state = index.state()?;
     let newest = index.newest_ever()?;
@@ -134,21 +168,25 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     };
     let before = totals_of(newest.as_ref());
     let expected = Expected::new(before);
-    let (Some(mut writer), Some(Settled { next_run: run, .. })) = (writer, settled) else {
+    let (Some(mut writer), Some(Settled { survey: Survey { next_run: run, .. }, .. })) = (writer, settled) else {
         let mut info = std::thread::scope(|scope| {
             let walker = spawn_walk(scope, walk, opened.root)?;
             let info = dry(steps, monitor);
             join(walker)?.map(|_| info)
         })?;
         info.errors += opened.failures + inventory.failures;
-        return Ok(Summary { version: None, info, arc_bytes: 0, arcs: 0, base });
+        let resumed = Resumed::default();
+        return Ok(Summary { version: None, info, arc_bytes: 0, arcs: 0, base, resumed, left_to_do: None });
     };
 
-    writer.reserve_run(run)?;
+    let no_random = |e: std::io::Error| Error::io("get random bytes for", dir.path(), &e);
+    let open_run = OpenRun::new(run).map_err(no_random)?;
+    writer.reserve_run(open_run)?;
+    let mut out = Output::new(dir.own(), dir.keys(), open_run, state.next_serial, dir.config().arc_size_limit)?;
     let written = (|| {
         let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?.without(inventory.lost.clone());
-        let out = Output::new(dir.own(), dir.keys(), run, state.next_serial, dir.config().arc_size_limit)?;
-        let assembler = Assembler::new(out, &index, &dedup, &budget, monitor, &expected);
+        let spare = Spare::of(&index)?;
+        let assembler = Assembler::new(&mut out, &index, &dedup, spare, &budget, monitor, &expected);
         let (assembler, next) = std::thread::scope(|scope| {
             // Without a version before there is nothing to estimate from.
             if newest.is_none() && monitor.wants_totals() {
@@ -158,7 +196,8 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             expected.stop();
             done
         })?;
-        let (mut out, mut catalog, mut info, gained, lost) = assembler.finish()?;
+        let (spare, mut catalog, mut info, gained, lost) = assembler.finish()?;
+        let (resumed, unused) = spare.settled(&index)?;
         if let Some(error) = dedup.trouble() {
             info.errors += 1;
             monitor.event(Event::Failure { path: b"", error: &error });
@@ -166,17 +205,18 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         if base {
             catalog.extend(catalog::relocations(&mut out, in_force(&index, state.next_serial))?);
         }
+        catalog.extend(catalog::drops(&mut out, unused.iter().copied())?);
         let (new_arcs, next_serial) = out.finish()?;
         let mut arcs = Vec::new();
         if base {
-            arcs.extend(index.arcs()?.into_iter().map(|row| row.entry));
+            arcs.extend(index.arcs()?.into_iter().map(|row| row.entry).filter(|arc| !unused.contains(&arc.serial)));
         }
         arcs.extend(new_arcs);
         complete(&mut info, run, started, options, opened.paths, opened.failures);
         tree_totals(&mut info, before, gained, lost);
         let commit = Commit {
             run,
-            run_id: crate::crypto::random().map_err(|e| Error::io("get random bytes for", dir.path(), &e))?,
+            run_id: open_run.id,
             previous: index.state()?.last_commit,
             version: Some(info),
             base,
@@ -189,29 +229,58 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         if monitor.interrupted() {
             return Err(Error::Interrupted);
         }
-        arcs::write_commit(dir.own(), dir.keys(), &commit)?;
-        Ok(commit)
+        let not_durable = match arcs::write_commit(dir.own(), dir.keys(), &commit) {
+            Ok(_) => None,
+            // It has its name: from here on the version exists.
+            Err(error) if arcs::is_there(dir.own(), arcs::commit_arc(run)) => Some(error),
+            Err(error) => return Err(error),
+        };
+        Ok((commit, resumed, not_durable))
     })();
-    let commit = match written {
-        Ok(commit) => commit,
+    let (commit, resumed, not_durable) = match written {
+        Ok(written) => written,
         Err(e) => {
-            // The next run would do this too; doing it now gives a full disk its room back.
-            let _ = clear_cut_run(dir, run);
+            out.abandon();
+            // A full disk gets its room back; else what is whole is used again.
+            let whole = if e.is_lack_of_space() { Whole::Remove } else { Whole::Keep };
+            let _ = resume::clear_failed_run(dir, &index, open_run, whole);
             return Err(e);
         }
     };
-    let unreadable = tell(&settle::apply(dir, &mut writer, run)?, monitor);
+    let applied = match not_durable {
+        Some(error) => Err((LeftToDo::Durable, error)),
+        None => settle::apply(dir, &mut writer, run).map_err(|error| (LeftToDo::Apply, error)),
+    };
     let appeared = Instant::now();
-    drop(index);
-    writer.checkpoint()?;
+    let mut after = 0;
+    let mut left_to_do = None;
+    let mut fail = |(left, error): (LeftToDo, Error)| {
+        monitor.event(Event::Failure { path: b"", error: &error });
+        after += 1;
+        left_to_do = Some(left);
+    };
+    let unreadable = match applied {
+        Ok(report) => {
+            if let Err(error) = remove_dropped(dir, &index) {
+                warn(format!("arcs that hold nothing that is used were not removed: {error}"));
+            }
+            drop(index);
+            writer.checkpoint().unwrap_or_else(|error| fail((LeftToDo::Checkpoint, error)));
+            tell(&report, monitor)
+        }
+        Err(failed) => {
+            fail(failed);
+            0
+        }
+    };
     merge_ledger(dir, monitor);
     drop(lock);
     std::thread::sleep(LATEST_LIFETIME.saturating_sub(appeared.elapsed()));
     let own = || commit.arcs.iter().filter(|arc| arc.name.version == run);
     let (arcs, arc_bytes) = (own().count() + 1, own().map(|arc| arc.arc_bytes).sum());
     let mut info = commit.version.unwrap_or_default();
-    info.errors += unreadable + settled_damage + inventory.failures;
-    Ok(Summary { version: Some(run), info, arc_bytes, arcs, base })
+    info.errors += unreadable + settled_damage + inventory.failures + after;
+    Ok(Summary { version: Some(run), info, arc_bytes, arcs, base, resumed, left_to_do })
 }
 
 /// Tells what of a catalog could not be read when it was applied; returns how much that was.
@@ -235,7 +304,7 @@ fn merge_ledger(dir: &BackupDir, monitor: &dyn Monitor) {
 
 /// Runs walk, workers and assembler until all steps are taken.
 #[expect(clippy::too_many_arguments, reason = "the parts of a pipeline meet here, and only here")]
-fn flow<'a>(
+fn flow<'a, 'o>(
     dir: &BackupDir,
     dedup: &DedupTable,
     budget: &Budget,
@@ -243,8 +312,8 @@ fn flow<'a>(
     root: PathNode,
     jobs: Receiver<Job>,
     steps: Receiver<Step>,
-    mut assembler: Assembler<'a>,
-) -> Result<(Assembler<'a>, (u64, u64))> {
+    mut assembler: Assembler<'a, 'o>,
+) -> Result<(Assembler<'a, 'o>, (u64, u64))> {
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16) + 2;
     std::thread::scope(|scope| {
         let pool: Vec<_> = (0..workers)
@@ -346,14 +415,6 @@ fn in_force(index: &Index, next_serial: u64) -> impl Iterator<Item = Result<(Blo
         moves.into_iter().map(Ok).chain(failed)
     };
     (0..next_serial).map(ArcSerial).flat_map(of_arc)
-}
-
-/// Removes what a run wrote that was not committed.
-pub(crate) fn clear_cut_run(dir: &BackupDir, run: Version) -> Result<()> {
-    for found in arcs::runs(dir.own())?.iter().filter(|found| found.version == run && !found.committed) {
-        arcs::remove_leftovers(dir.own(), &found.arcs)?;
-    }
-    arcs::remove_leftovers(dir.own(), &[])
 }
 
 fn cutting(dir: &BackupDir, options: &Options) -> Cutting {

@@ -12,7 +12,8 @@ use crate::catalog::codec::Records;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::crypto::Keys;
 use crate::error::{Error, Result};
-use crate::ids::{ArcName, ArcSerial, BlockHash, BlockId, Version};
+use crate::ids::{ArcSerial, BlockHash, BlockId};
+use crate::index::OpenRun;
 use crate::own::OwnDir;
 
 /// Frames an arc may hold: bounds its frame table (30 bytes each) and the writer's memory.
@@ -23,7 +24,7 @@ const MAX_SYNCING: usize = 2;
 pub struct Output<'a> {
     dir: &'a OwnDir,
     keys: &'a Keys,
-    run: Version,
+    run: OpenRun,
     arc_size_limit: u64,
     next_number: u32,
     next_serial: ArcSerial,
@@ -38,7 +39,7 @@ impl<'a> Output<'a> {
     pub fn new(
         dir: &'a OwnDir,
         keys: &'a Keys,
-        run: Version,
+        run: OpenRun,
         next_serial: u64,
         arc_size_limit: u64,
     ) -> Result<Output<'a>> {
@@ -85,11 +86,10 @@ impl<'a> Output<'a> {
             self.close(arc, role)?;
         }
         if self.slot(role).is_none() {
-            let name = ArcName { version: self.run, number: self.next_number };
             let serial = Some(self.next_serial).filter(|s| *s <= ArcSerial::MAX);
             let serial = serial
                 .ok_or_else(|| Error::Unsupported { path: self.dir.path().into(), what: "too many arcs".into() })?;
-            let arc = arcs::create(self.dir, self.keys, name, role, serial)?;
+            let arc = arcs::create(self.dir, self.keys, self.run, self.next_number, role, serial)?;
             self.next_number += 1;
             self.next_serial.0 += 1;
             *self.slot(role) = Some(arc);
@@ -123,7 +123,7 @@ impl<'a> Output<'a> {
     }
 
     /// Closes all arcs and waits until they, and their names, are on the medium.
-    pub fn finish(mut self) -> Result<(Vec<ArcEntry>, u64)> {
+    pub fn finish(&mut self) -> Result<(Vec<ArcEntry>, u64)> {
         for role in [ArcRole::Data, ArcRole::Catalog] {
             if let Some(arc) = self.slot(role).take() {
                 self.close(arc, role)?;
@@ -134,7 +134,19 @@ impl<'a> Output<'a> {
         }
         self.dir.sync()?;
         self.done.sort_by_key(|arc| arc.serial);
-        Ok((self.done, self.next_serial.0))
+        Ok((std::mem::take(&mut self.done), self.next_serial.0))
+    }
+}
+
+impl Output<'_> {
+    /// Ends it without a commit: the open arc of blocks is closed, so that the next run can use what is in it.
+    pub fn abandon(&mut self) {
+        if let Some(arc) = self.data.take() {
+            let _ = self.close(arc, ArcRole::Data);
+        }
+        for thread in self.syncing.drain(..) {
+            let _ = join(thread);
+        }
     }
 }
 

@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::PathBuf;
 
+use sha2::{Digest, Sha256};
+
 use crate::arc::{
     ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, ArcWriter, FRAME_HEADER_LEN, FRAME_OVERHEAD, FrameInfo,
     FrameKind, MAX_PLAIN_LEN, Packer, VerifiedBlock, decode_frame_table, frame,
@@ -15,17 +17,40 @@ use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit};
 use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{LocalArc, StoredArc};
 use crate::error::{Damage, Error, Place, Result};
-use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
+use crate::ids::{ArcDigest, ArcName, ArcSerial, BlockId, FrameNo, Version};
+use crate::index::OpenRun;
 use crate::own::OwnDir;
 
-const TMP_SUFFIX: &str = ".tmp";
+pub(super) const TMP_SUFFIX: &str = ".tmp";
 
 /// Names of all arcs in the directory, sorted; files with other names are not arcs.
 pub fn list(dir: &OwnDir) -> Result<Vec<ArcName>> {
-    let parse = |name: &Vec<u8>| std::str::from_utf8(name).ok().and_then(ArcName::parse);
-    let mut names: Vec<ArcName> = dir.names()?.iter().filter_map(parse).collect();
+    Ok(list_all(dir)?.into_iter().filter(|(_, tmp)| !tmp).map(|(name, _)| name).collect())
+}
+
+/// As `list`, and the commit arcs that stand under their temporary names.
+pub(super) fn list_all(dir: &OwnDir) -> Result<Vec<(ArcName, bool)>> {
+    let mut names = Vec::new();
+    for text in dir.names()?.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
+        let tmp = text.strip_suffix(TMP_SUFFIX).and_then(ArcName::parse).filter(|name| name.number == COMMIT_NUMBER);
+        names.extend(ArcName::parse(text).map(|name| (name, false)).or(tmp.map(|name| (name, true))));
+    }
     names.sort();
     Ok(names)
+}
+
+/// True if a file has the name of this arc, whatever is in it.
+pub fn is_there(dir: &OwnDir, name: ArcName) -> bool {
+    dir.stat(name.to_string()).is_ok_and(|found| found.is_some())
+}
+
+/// True if a file has the temporary name of the run's commit arc.
+pub fn is_being_committed(dir: &OwnDir, run: Version) -> bool {
+    dir.stat(write_name(commit_arc(run), ArcRole::Commit)).is_ok_and(|found| found.is_some())
+}
+
+pub fn commit_arc(run: Version) -> ArcName {
+    ArcName { version: run, number: COMMIT_NUMBER }
 }
 
 /// None when there is no arc on which the key could be tried.
@@ -62,9 +87,7 @@ impl ArcFile {
         let file = LocalArc::open(dir, name)?;
         let len = file.len_bytes();
         let whole = |damage| damaged(name, None, 0, damage);
-        let head = file.exactly(0, len.min(ARC_HEADER_LEN as u64) as usize)?;
-        let tail_at = len.saturating_sub(ARC_TRAILER_LEN as u64);
-        let tail = file.exactly(tail_at, (len - tail_at) as usize)?;
+        let (head, tail) = ends(&file)?;
         let header = ArcHeader::decode(&head, keys);
         let trailer = ArcTrailer::decode(&tail, keys);
         let (id, salt, role) = match (&header, &trailer) {
@@ -95,7 +118,7 @@ impl ArcFile {
     }
 
     /// True when trailer and length agree: it is not cut.
-    fn is_whole(&self) -> bool {
+    pub fn is_whole(&self) -> bool {
         let end = |(at, len, _): (u64, u32, u32)| at.checked_add(u64::from(len) + ARC_TRAILER_LEN as u64);
         self.footer.is_some_and(|footer| end(footer) == Some(self.len))
     }
@@ -186,6 +209,60 @@ impl ArcFile {
     }
 }
 
+/// Verifies every byte of a closed arc that no commit names, and makes it durable; gives what a commit says of it, but
+/// for the serial. `advance` is told of bytes as they are done, and says whether to go on.
+///
+/// # Errors
+/// `ARC_…` where it is not exactly what was sealed; `INTERRUPTED`.
+pub fn prove(dir: &OwnDir, name: ArcName, keys: &Keys, advance: impl Fn(u64) -> bool) -> Result<ArcEntry> {
+    let arc = ArcFile::open(dir, name, keys)?;
+    let whole = |damage| damaged(name, None, 0, damage);
+    arc.file.sync()?;
+    let (head, tail) = ends(&arc.file)?;
+    let (header, trailer) =
+        (ArcHeader::decode(&head, keys).map_err(whole)?, ArcTrailer::decode(&tail, keys).map_err(whole)?);
+    let same = header.name == name && (header.id, header.salt, header.role) == (trailer.id, trailer.salt, trailer.role);
+    if !same || !arc.is_whole() {
+        return Err(whole(Damage::BadTrailer));
+    }
+    let table = arc.footer_table(keys)?;
+    let mut digest = Sha256::new();
+    digest.update(&head);
+    let (mut at, mut plain_bytes) = (ARC_HEADER_LEN as u64, 0);
+    for (info, no) in table.iter().zip(0..) {
+        let bytes = arc.bytes(at, info.frame_len())?;
+        let bad = |damage| damaged(name, Some(FrameNo(no)), at, damage);
+        if info.kind != FrameKind::Block {
+            return Err(bad(Damage::WrongFrame));
+        }
+        frame::open(keys, &arc.cipher, FrameNo(no), info, &bytes).map_err(bad)?;
+        digest.update(&bytes);
+        at += info.frame_len();
+        plain_bytes += u64::from(info.plain_len);
+        if !advance(info.frame_len()) {
+            return Err(Error::Interrupted);
+        }
+    }
+    if at != trailer.footer_offset {
+        return Err(whole(Damage::BadRecord("frame table")));
+    }
+    digest.update(arc.bytes(at, u64::from(trailer.footer_len))?);
+    digest.update(&tail);
+    Ok(ArcEntry {
+        serial: ArcSerial(0),
+        name,
+        role: header.role,
+        id: header.id,
+        salt: header.salt,
+        arc_bytes: arc.len,
+        digest: ArcDigest(digest.finalize().into()),
+        frames: trailer.frames,
+        footer_offset: trailer.footer_offset,
+        footer_len: trailer.footer_len,
+        plain_bytes,
+    })
+}
+
 /// Verifies a footer frame and reads the frame table in it: so many frames, of the kind that the role allows, and they end
 /// where the footer begins.
 pub fn open_footer(
@@ -218,6 +295,16 @@ pub const COMMIT_NUMBER: u32 = 0;
 /// # Errors
 /// `COMMIT_DAMAGED` when neither copy of the record is right; what keeps them from being read.
 pub fn read_commit(dir: &OwnDir, run: Version, keys: &Keys) -> Result<(Commit, [u8; 32])> {
+    let (commit, digest) = read_record(dir, run, keys)?;
+    if commit.run == run {
+        Ok((commit, digest))
+    } else {
+        Err(Error::CommitDamaged { run, what: format!("it is the record of {}", commit.run) })
+    }
+}
+
+/// Reads the commit record in `arc.V.0`, whatever run it is of.
+pub fn read_record(dir: &OwnDir, run: Version, keys: &Keys) -> Result<(Commit, [u8; 32])> {
     let name = ArcName { version: run, number: COMMIT_NUMBER };
     let damaged = |what: &dyn std::fmt::Display| Error::CommitDamaged { run, what: what.to_string() };
     let judged = |error: Error| if error.is_damage() { damaged(&error) } else { error };
@@ -227,10 +314,7 @@ pub fn read_commit(dir: &OwnDir, run: Version, keys: &Keys) -> Result<(Commit, [
     for (n, _) in table.iter().enumerate().filter(|(_, info)| info.kind == FrameKind::Commit) {
         match arc.open_frame(keys, &table, FrameNo(n as u32), None) {
             Ok(record) => match Commit::decode(&record) {
-                Ok(commit) if commit.run == run => {
-                    return Ok((commit, crate::crypto::sha256(&record)));
-                }
-                Ok(_) => last = damaged(&"it is the record of another run"),
+                Ok(commit) => return Ok((commit, crate::crypto::sha256(&record))),
                 Err(e) => last = damaged(&e),
             },
             Err(e) => last = judged(e),
@@ -323,10 +407,19 @@ pub type ArcFileWriter = ArcWriter<BufWriter<File>>;
 ///
 /// # Errors
 /// `IO` also when the name is taken: names are never written twice.
-pub fn create(dir: &OwnDir, keys: &Keys, name: ArcName, role: ArcRole, serial: ArcSerial) -> Result<ArcFileWriter> {
+pub fn create(
+    dir: &OwnDir,
+    keys: &Keys,
+    run: OpenRun,
+    number: u32,
+    role: ArcRole,
+    serial: ArcSerial,
+) -> Result<ArcFileWriter> {
+    let name = ArcName { version: run.version, number };
     let path = write_path(dir, name, role);
     let file = dir.create(write_name(name, role), 0o400)?;
-    ArcWriter::create(BufWriter::with_capacity(1 << 20, file), keys, name, role, serial).map_err(|e| e.at(&path))
+    let out = BufWriter::with_capacity(1 << 20, file);
+    ArcWriter::create(out, keys, name, role, serial, run.arc_id(number)).map_err(|e| e.at(&path))
 }
 
 /// Ends an arc file; the returned file still has to be made durable by `sync_all`.
@@ -366,9 +459,9 @@ pub fn write_commit(dir: &OwnDir, keys: &Keys, commit: &Commit) -> Result<[u8; 3
     }
     let tmp_name = write_name(name, ArcRole::Commit);
     let tmp = dir.path_of(&tmp_name);
-    dir.remove_if_there(&tmp_name)?;
     let mut packer = Packer::new(3)?;
-    let mut arc = create(dir, keys, name, ArcRole::Commit, ArcSerial(0))?;
+    let run = OpenRun { version: commit.run, id: commit.run_id };
+    let mut arc = create(dir, keys, run, COMMIT_NUMBER, ArcRole::Commit, ArcSerial(0))?;
     let packed = packer.pack(&record)?;
     for _ in 0..2 {
         arc.append(FrameKind::Commit, &packed, record.len(), keys.block_hash(&record)).map_err(|e| e.at(&tmp))?;
@@ -380,18 +473,12 @@ pub fn write_commit(dir: &OwnDir, keys: &Keys, commit: &Commit) -> Result<[u8; 3
     Ok(crate::crypto::sha256(&record))
 }
 
-/// Removes the arcs of a run that was cut, and temporary files.
-pub fn remove_leftovers(dir: &OwnDir, arcs: &[ArcName]) -> Result<()> {
-    for name in arcs {
-        dir.remove_if_there(name.to_string())?;
-    }
-    for name in dir.names()? {
-        let name = std::str::from_utf8(&name).unwrap_or_default();
-        if name.strip_suffix(TMP_SUFFIX).is_some_and(|name| ArcName::parse(name).is_some()) {
-            dir.remove_if_there(name)?;
-        }
-    }
-    Ok(())
+/// Header and trailer, or what stands in their places.
+pub(super) fn ends(file: &LocalArc) -> Result<(Vec<u8>, Vec<u8>)> {
+    let len = file.len_bytes();
+    let head = file.exactly(0, len.min(ARC_HEADER_LEN as u64) as usize)?;
+    let tail_at = len.saturating_sub(ARC_TRAILER_LEN as u64);
+    Ok((head, file.exactly(tail_at, (len - tail_at) as usize)?))
 }
 
 fn damaged(arc: ArcName, frame: Option<FrameNo>, offset: u64, damage: Damage) -> Error {

@@ -8,6 +8,7 @@ pub mod arcs;
 pub mod config;
 #[cfg(test)]
 mod tests;
+mod unlisted;
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{ErrorKind, Read, Write as _};
@@ -21,13 +22,14 @@ use crate::catalog::Kind;
 use crate::crypto::keyfile::{self, KeyFileError};
 use crate::crypto::{Keys, MasterKey};
 use crate::error::{Error, Foreign, Result};
-use crate::ids::{BackupId, Version};
+use crate::ids::BackupId;
 use crate::index::{Index, IndexWriter};
 use crate::os::dir::Write;
 use crate::os::stat;
 use crate::own::{OwnDir, Sharing};
 
 pub use config::Config;
+pub use unlisted::{Claim, Survey, Unlisted, What, unknown_commits};
 
 const KEY_FILE: &str = "key.conf";
 const KEY_FILE_NEW: &str = "key.conf.new";
@@ -324,18 +326,6 @@ impl BackupDir {
         })
     }
 
-    /// Runs whose commit arc is there but that the index does not know, because a backup was cut just before it told
-    /// the index, or because the index is an older copy; a recovery that gave them up does not count them.
-    pub fn unknown_commits(&self, index: &Index) -> Result<Vec<Version>> {
-        let state = index.state()?;
-        let unknown = |run: &arcs::Run| {
-            run.committed
-                && run.version >= state.settled_below
-                && state.last_commit.is_none_or(|(last, _)| run.version > last)
-        };
-        Ok(arcs::runs(&self.own)?.into_iter().filter(unknown).map(|run| run.version).collect())
-    }
-
     /// A key that opens an arc is right, whatever the index says; one that opens none of several is wrong.
     fn key_or_index(&self, error: Error) -> Error {
         if !matches!(error, Error::KeyWrong { .. } | Error::IndexDamaged { .. }) {
@@ -349,6 +339,12 @@ impl BackupDir {
             },
             (Some(true) | None, own_reason) => own_reason,
         }
+    }
+
+    /// True while another process holds the lock; nothing is changed.
+    pub fn is_locked(&self) -> bool {
+        let lock = self.own.read(LOCK_FILE);
+        lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
     }
 
     /// Becomes the one writer.

@@ -7,8 +7,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::ui::Ui;
-use super::{Context, print, print_json, show};
-use crate::backup::{self, MAX_FIXED_BLOCK, Options, Summary};
+use super::{Context, print, print_json, report, say, show};
+use crate::backup::{self, LeftToDo, MAX_FIXED_BLOCK, Options, Resumed, Summary};
 use crate::error::{Error, Exit, Result};
 
 /// Save paths as a new version
@@ -75,16 +75,30 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         other => other?,
     };
     super::check_writer(&dir)?;
-    if args.json {
-        print_json(&as_json(&summary, ui.elapsed()))?;
-    } else if !context.quiet {
-        print(&as_text(&summary, ui.elapsed()))?;
-    }
-    Ok(match summary.info.errors {
+    let exit = match summary.info.errors {
         0 => Exit::Ok,
         _ if ui.met_damage() => Exit::Damage,
         _ => Exit::FinishedWithErrors,
-    })
+    };
+    let saved = summary.version.map(|version| format!("{version} ({}) is saved", summary.info.name));
+    if let (Some(saved), Some(left)) = (&saved, summary.left_to_do) {
+        say(&format!("assay: {saved}; {}", left.text()));
+    }
+    let printed = match (args.json, context.quiet) {
+        (true, _) => print_json(&as_json(&summary, ui.elapsed())),
+        (false, false) => print(&as_text(&summary, ui.elapsed())),
+        (false, true) => Ok(()),
+    };
+    match (printed, saved) {
+        (Ok(()), _) | (Err(Error::Io { errno: libc::EPIPE, .. }), _) => Ok(exit),
+        // What counts is done: whoever goes by the exit code must not do it again.
+        (Err(error), Some(saved)) => {
+            report(&error);
+            say(&format!("assay: {saved}; only its summary could not be printed"));
+            Ok(exit.max(Exit::FinishedWithErrors))
+        }
+        (Err(error), None) => Err(error),
+    }
 }
 
 fn ui_was_interrupted(ui: &Ui) -> bool {
@@ -110,13 +124,20 @@ fn as_text(summary: &Summary, time: Duration) -> String {
         );
     }
     let found = info.blocks_new + info.blocks_deduped;
+    let resumed = match summary.resumed {
+        Resumed { blocks: 0, .. } => String::new(),
+        Resumed { blocks, bytes } => {
+            format!("Resumed   {} blocks, {} of a run that was cut\n", show::number(blocks), show::bytes(bytes))
+        }
+    };
+    let left = summary.left_to_do.map_or_else(String::new, |left| format!("Left      {}\n", left.text()));
     format!(
         "Version   {}\n\
          Entries   {counts}\n\
          Tree      {} files, {} directories, {} others, {}\n\
          Read      {} in {} ({}/s)\n\
          Stored    {} in {} arcs; of {} blocks {} were new\n\
-         Ratios    dedup {}, compression {}\n{errors}",
+         Ratios    dedup {}, compression {}\n{resumed}{errors}{left}",
         info.name,
         show::number(info.files),
         show::number(info.dirs),
@@ -156,6 +177,9 @@ fn as_json(summary: &Summary, time: Duration) -> serde_json::Value {
         "arc_bytes": summary.arc_bytes,
         "arcs": summary.arcs,
         "base_catalog": summary.base,
+        "resumed_blocks": summary.resumed.blocks,
+        "resumed_bytes": summary.resumed.bytes,
+        "left_to_do": summary.left_to_do.map(LeftToDo::text),
         "time_s": time.as_secs_f64(),
     })
 }

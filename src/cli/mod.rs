@@ -30,7 +30,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Parser, Subcommand};
 use zeroize::Zeroizing;
 
-use crate::backupdir::{BackupDir, LockOfKey};
+use crate::backupdir::{BackupDir, LockOfKey, unknown_commits};
 use crate::error::{Error, Exit, Result};
 use crate::index::Index;
 use crate::own::Sharing;
@@ -251,7 +251,7 @@ impl Context {
 /// Opens the index for a command that only reads, and tells when it is behind the arcs.
 fn open_index(dir: &BackupDir) -> Result<Index> {
     let index = dir.open_index()?;
-    let unknown = dir.unknown_commits(&index)?;
+    let unknown = unknown_commits(dir, &index)?;
     if let (Some(first), Some(last)) = (unknown.first(), unknown.last()) {
         let which = if first == last { first.to_string() } else { format!("{first} to {last}") };
         log::warn!("the index does not know {which} yet: the next backup, or `assay recover`, adds what is missing");

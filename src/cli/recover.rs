@@ -32,7 +32,10 @@ pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
     } else {
         print(&as_text(&found))?;
     }
-    let whole = found.lost.is_empty() && found.lost_arcs.is_empty() && found.lost_runs.is_empty();
+    let whole = found.lost.is_empty()
+        && found.lost_arcs.is_empty()
+        && found.lost_runs.is_empty()
+        && found.missing_runs.is_empty();
     Ok(if whole { Exit::Ok } else { Exit::Damage })
 }
 
@@ -57,6 +60,12 @@ fn as_text(found: &Recovered) -> String {
     for (arc, error) in &found.lost_arcs {
         text += &format!("The blocks of {arc} can't be read: {error}\n");
     }
+    for run in &found.missing_runs {
+        text += &format!("{run} is missing: the old index knew it, and there is no commit of it\n");
+    }
+    for stray in &found.strays {
+        text += &format!("{stray}\n");
+    }
     if found.uncommitted_arcs > 0 {
         text += &format!(
             "{} arcs belong to no commit: a backup was cut, or its arc.V.0 is lost. They are left alone.\n",
@@ -78,6 +87,8 @@ fn as_json(found: &Recovered) -> serde_json::Value {
         }), "directories", &lost.paths)).collect::<Vec<_>>(),
         "lost_arcs": found.lost_arcs.iter().map(|(arc, e)| json!({"arc": arc.to_string(), "error": e.to_string()})).collect::<Vec<_>>(),
         "uncommitted_arcs": found.uncommitted_arcs,
+        "missing_versions": found.missing_runs.iter().map(|run| run.0).collect::<Vec<_>>(),
+        "strays": found.strays.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "old_index": Value::Null,
     });
     match &found.old_index {

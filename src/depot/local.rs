@@ -47,10 +47,20 @@ pub struct LocalArc {
 
 impl LocalArc {
     pub fn open(dir: &OwnDir, name: ArcName) -> Result<LocalArc> {
-        let file = dir.read(name.to_string()).map_err(|error| judged(name, error))?;
-        let path = dir.path_of(name.to_string());
+        LocalArc::open_as(dir, name, &name.to_string())
+    }
+
+    /// Opens an arc that stands under another name, as one that is not committed yet does.
+    pub fn open_as(dir: &OwnDir, name: ArcName, file_name: &str) -> Result<LocalArc> {
+        let file = dir.read(file_name).map_err(|error| judged(name, error))?;
+        let path = dir.path_of(file_name);
         let found = stat::of_fd(&file).map_err(|e| judged(name, Error::io("stat", &path, &e)))?;
         Ok(LocalArc { file, name, path, len_bytes: found.size, identity: (found.dev, found.ino) })
+    }
+
+    /// Makes it durable.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|e| Error::io("fsync", &self.path, &e))
     }
 
     pub fn path(&self) -> &Path {

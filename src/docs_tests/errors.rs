@@ -36,6 +36,7 @@ fn all_errors() -> Vec<Error> {
         Error::ExtentsLost { logid: Logid(16), offset: 0 },
         Error::FileHashMismatch { path: b"/p".to_vec(), expected: FileHash([0; 20]), found: FileHash([1; 20]) },
         Error::NotFixed { path: path(), what: what.clone() },
+        Error::Stray { path: path(), what: what.clone() },
         Error::NotABackupDir { path: path() },
         Error::NotEmpty { path: path() },
         Error::Locked { path: path(), holder: "1".into() },

@@ -11,9 +11,11 @@ use crate::arc::repair::repair;
 use crate::arc::{FrameInfo, FrameKind};
 use crate::backup::Options;
 use crate::backupdir::BackupDir;
+use crate::backupdir::arcs::read_commit;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::ids::{BlockId, FrameNo, Version};
-use crate::index::{Index, IndexWriter};
+use crate::index::{Index, IndexWriter, OpenRun};
+use crate::monitor::Silent;
 use crate::selftest::fix::{
     FrameAt, Original, Recut, originals, read_original, recorded, recut, rewrite_frame, rewrite_shell,
 };
@@ -160,7 +162,7 @@ fn recut_all(dir: &BackupDir, blocks: &[(BlockId, Vec<u8>)]) -> crate::Result<Re
     let lock = dir.lock()?;
     let index = dir.open_index()?;
     let mut writer = IndexWriter::open(&dir.index_path(), &dir.keys().index_key())?;
-    recut(dir, &lock, &index, &mut writer, blocks)
+    recut(dir, &lock, &index, &mut writer, blocks, &Silent)
 }
 
 fn recovered(copy: &Copy) -> Copy {
@@ -242,6 +244,8 @@ fn a_run_that_was_cut_left_all_of_it_or_nothing() {
     let before = copy.files();
     recut_all(&dir, &blocks).unwrap();
     let after = copy.files();
+    let (commit, _) = read_commit(dir.own(), Version(4), dir.keys()).unwrap();
+    let begun = OpenRun { version: commit.run, id: commit.run_id };
     let new: Vec<&String> = after.keys().filter(|name| !before.contains_key(*name)).collect();
     assert_eq!(new, ["arc.4.0", "arc.4.1", "arc.4.2"]);
     let source = Source::new();
@@ -256,6 +260,11 @@ fn a_run_that_was_cut_left_all_of_it_or_nothing() {
         let mut files = before.clone();
         files.extend(kept.iter().map(|name| (name.to_string(), after[*name].clone())));
         let cut = Copy::of(&files);
+        if !kept.is_empty() && !whole {
+            let dir = cut.open();
+            let lock = dir.lock().unwrap();
+            dir.open_index_writer(&lock).unwrap().reserve_run(begun).unwrap();
+        }
         let summary = cut.backup(&source, &Options::default());
         assert_eq!(summary.version, Some(Version(if kept.is_empty() { 4 } else { 5 })), "{kept:?}");
         for copy in [recovered(&cut), cut] {

@@ -12,11 +12,13 @@ use tempfile::TempDir;
 
 use super::Rng;
 use super::questions::{Reader, Truth};
-use crate::backup::{self, Options, Summary};
+use crate::arc::Packer;
+use crate::backup::output::Output;
+use crate::backup::{self, Options, Summary, catalog};
 use crate::backupdir::{BackupDir, Config};
 use crate::catalog::{Child, Kind};
-use crate::ids::{ArcName, Version};
-use crate::index::IndexWriter;
+use crate::ids::{ArcName, ArcSerial, Version};
+use crate::index::{IndexWriter, OpenRun};
 use crate::monitor::{Event, Monitor, Progress, Silent};
 use crate::os::{DirFd, xattr};
 
@@ -344,11 +346,30 @@ impl Copy {
         crate::index::vandal::Vandal::of(&dir.index_path(), &dir.keys().index_key())
     }
 
+    /// A run that is cut when all its arcs are closed, before its commit: one of these blocks, one of catalog frames.
+    pub fn cut_run(&self, blocks: &[Vec<u8>]) -> Version {
+        let dir = self.open();
+        let (lock, index) = (dir.lock().unwrap(), dir.open_index().unwrap());
+        let mut writer = dir.open_index_writer(&lock).unwrap();
+        let state = index.state().unwrap();
+        let run = OpenRun::new(state.next_run).unwrap();
+        writer.reserve_run(run).unwrap();
+        let mut out = Output::new(dir.own(), dir.keys(), run, state.next_serial, 64 << 20).unwrap();
+        let mut packer = Packer::new(3).unwrap();
+        for plain in blocks {
+            let packed = packer.pack(plain).unwrap();
+            out.block(&packed, plain.len() as u32, dir.keys().block_hash(plain)).unwrap();
+        }
+        catalog::drops(&mut out, [ArcSerial(7)]).unwrap();
+        out.finish().unwrap();
+        run.version
+    }
+
     /// The next catalog will be a base, as if the deltas had grown.
     pub fn make_a_base_due(&self) {
         let dir = self.open();
         let mut writer = IndexWriter::open(&dir.index_path(), &dir.keys().index_key()).unwrap();
-        writer.leave_behind(1).unwrap();
+        writer.leave_behind(1, None).unwrap();
         writer.checkpoint().unwrap();
     }
 

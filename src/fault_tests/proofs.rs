@@ -444,14 +444,16 @@ fn a_part_is_tested_alone_and_a_block_names_its_files() {
 
 #[test]
 fn what_a_cut_backup_leaves_is_told_and_is_no_damage() {
-    let lab = lab();
-    let mut files = lab.files.clone();
-    files.insert("arc.4.1".into(), b"cut".to_vec());
-    files.insert("arc.4.0.tmp".into(), b"cut too".to_vec());
-    let report = test(&Copy::of(&files), Level::LocalBlocks);
+    let copy = Copy::of(&lab().files);
+    copy.cut_run(&[b"a block".to_vec()]);
+    fs::write(copy.path("arc.4.0.tmp"), b"").unwrap();
+    let report = test(&copy, Level::LocalBlocks);
     assert!(report.findings.is_empty() && report.notes.len() == 1, "{report:#?}");
-    assert!(report.notes[0].contains("arc.4.1"), "{:?}", report.notes);
-    // A commit that the index does not know: it was cut before it told the index.
+    assert!(report.notes[0].contains("arc.4."), "{:?}", report.notes);
+}
+
+#[test]
+fn commits_that_the_index_does_not_know_and_what_does_not_belong_here_are_findings() {
     let source = Source::new();
     source.write("f", b"one");
     let copy = Copy::init();
@@ -460,8 +462,21 @@ fn what_a_cut_backup_leaves_is_told_and_is_no_damage() {
     source.write("f", b"two");
     copy.backup(&source, &BackupOptions::default());
     fs::write(copy.path("index.db"), index).unwrap();
-    let report = test(&copy, Level::LocalBlocks);
-    assert!(report.findings.is_empty() && report.notes.iter().any(|note| note.contains("r1")), "{report:#?}");
+    for level in [Level::Structure, Level::LocalBlocks, Level::Files] {
+        let report = test(&copy, level);
+        let [found] = report.findings.as_slice() else { panic!("{report:#?}") };
+        assert!(found.cause == Cause::Index && found.error.to_string().contains("r1 is committed"), "{report:#?}");
+    }
+    let fixed =
+        selftest::run(&copy.open(), &Options { fix: Fix::Correct, ..options(Level::Structure) }, &Silent).unwrap();
+    assert!(fixed.findings.iter().all(|finding| finding.is_fixed()), "{fixed:#?}");
+    assert!(test(&copy, Level::Files).findings.is_empty());
+    fs::rename(copy.path("arc.0.1"), copy.path("arc.8.1")).unwrap();
+    fs::write(copy.path("arc.8.2"), b"junk").unwrap();
+    let report = test(&copy, Level::Structure);
+    let causes: Vec<Cause> = report.findings.iter().map(|finding| finding.cause).collect();
+    assert_eq!(causes, [Cause::Missing, Cause::Stray, Cause::Stray], "{report:#?}");
+    assert!(report.findings[1].error.to_string().contains("rename it to arc.0.1"), "{report:#?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::backupdir::arcs::{self, ArcFile};
 use crate::catalog::codec::encode_record;
 use crate::catalog::{ArcRole, CatalogFrame, Commit, Record};
 use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Version};
-use crate::index::{IndexWriter, State};
+use crate::index::{IndexWriter, OpenRun, State};
 use crate::vfs::{Ino, Vfs, VfsOptions};
 
 /// Commits a run without a version: blocks that are copied, and records that are made from their new names.
@@ -23,8 +23,9 @@ pub fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[Block
     let index = dir.open_index().unwrap();
     let State { next_serial, next_logid, next_dirno, next_run: run, last_commit, .. } = index.state().unwrap();
     let mut writer = IndexWriter::open(&dir.index_path(), &dir.keys().index_key()).unwrap();
-    writer.reserve_run(run).unwrap();
-    let mut out = Output::new(dir.own(), dir.keys(), run, next_serial, 64 << 20).unwrap();
+    let open_run = OpenRun::new(run).unwrap();
+    writer.reserve_run(open_run).unwrap();
+    let mut out = Output::new(dir.own(), dir.keys(), open_run, next_serial, 64 << 20).unwrap();
     let mut packer = Packer::new(3).unwrap();
     let mut to = Vec::new();
     for block in moved {
@@ -42,7 +43,7 @@ pub fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[Block
     let (arcs, next_serial) = out.finish().unwrap();
     let commit = Commit {
         run,
-        run_id: [7; 16],
+        run_id: open_run.id,
         previous: last_commit,
         version: None,
         base: false,

@@ -13,6 +13,7 @@ use rusqlite::{Connection, params};
 use super::pool::Fail;
 use super::row::{EntryRow, Key, MAX_KEYED_ROW, Table, seal, split};
 use super::rows::{self, DirValue, Found, PartOf, blob, part_key};
+use super::runs;
 use super::schema::{changed_key, dir_key};
 use crate::arc::FrameInfo;
 use crate::catalog::codec::{self, BadRecord, Encoder, Records};
@@ -114,6 +115,7 @@ pub(super) fn apply_commit(
     state.next_run = state.next_run.max(Version(commit.run.0 + 1));
     state.last_commit = Some((commit.run, digest));
     rows::put_state(c, &state)?;
+    runs::note_commit(c, commit)?;
     Ok(apply.report)
 }
 

@@ -340,7 +340,7 @@ fn a_commit_that_does_not_follow_is_refused_and_changes_nothing() {
     let next = &model.commits[1];
     assert!(matches!(writer.apply(&next.commit, next.digest, &mut source), Err(Error::Interrupted)));
     assert_eq!(dump(&built.path()), before);
-    writer.reserve_run(Version(40)).unwrap();
+    writer.pass_over(Version(40)).unwrap();
     assert_eq!(writer.state().unwrap().next_run, Version(41));
     apply(&mut writer, next).unwrap();
     assert_eq!(writer.state().unwrap().next_run, Version(41));

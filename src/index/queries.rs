@@ -176,18 +176,8 @@ impl Index {
 
     /// All committed arcs that were not dropped, by serial.
     pub fn arcs(&self) -> Result<Vec<ArcRow>> {
-        self.ask(|c| {
-            let mut statement = c.prepare_cached("SELECT id, row FROM arcs ORDER BY id")?;
-            let mut rows = statement.query([])?;
-            let mut arcs = Vec::new();
-            while let Some(found) = rows.next()? {
-                let value = ArcValue::decode(found.get(0)?, blob(found, 1)?)?;
-                if !value.dropped {
-                    arcs.push(ArcRow { entry: value.entry, run: value.run });
-                }
-            }
-            Ok(arcs)
-        })
+        let there = self.all_arcs()?.into_iter().filter(|value| !value.dropped);
+        Ok(there.map(|value| ArcRow { entry: value.entry, run: value.run }).collect())
     }
 
     /// The neighbours of a frame and itself.

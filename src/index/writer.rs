@@ -12,7 +12,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::State;
 use super::apply::{ApplyReport, CatalogSource, apply_commit};
 use super::pool::{Fail, check_format, check_shared, open_error};
-use super::rows;
+use super::rows::{self, Found};
+use super::runs::{self, OpenRun};
 use super::schema::{self, Access};
 use super::view::{real_path, refuse_network, target_path};
 use crate::catalog::Commit;
@@ -49,22 +50,33 @@ impl IndexWriter {
         rows::state(&self.connection).map_err(|fail| fail.at(&self.path))
     }
 
-    /// Burns the run number `v`: no later run gets it, whatever becomes of this one.
-    pub fn reserve_run(&mut self, v: Version) -> Result<()> {
+    /// Burns a run's number: no later run gets it, whatever becomes of this one, and what it leaves is known by its id.
+    pub fn reserve_run(&mut self, run: OpenRun) -> Result<()> {
         self.transaction(|c| {
-            let mut state = rows::state(c)?;
-            state.next_run = state.next_run.max(Version(v.0.saturating_add(1)));
-            rows::put_state(c, &state)
+            pass_over(c, run.version)?;
+            runs::put_open_run(c, run)
         })
+    }
+
+    /// No later run gets this number.
+    pub fn pass_over(&mut self, v: Version) -> Result<()> {
+        self.transaction(|c| pass_over(c, v))
     }
 
     /// Ends a recovery: what it could not apply stays behind, and the next run goes on without it.
     ///
     /// Numbers that the `lost_arcs` of lost runs may have used are passed over, and the next catalog is a base: should
     /// a lost commit record come back one day, nothing in it contradicts what was saved since.
-    pub fn leave_behind(&mut self, lost_arcs: u64) -> Result<()> {
+    /// Nor is a number given again that the index before gave, if its counters are known.
+    pub fn leave_behind(&mut self, lost_arcs: u64, before: Option<&State>) -> Result<()> {
         self.transaction(|c| {
             let mut state = rows::state(c)?;
+            if let Some(before) = before {
+                state.next_run = state.next_run.max(before.next_run);
+                state.next_serial = state.next_serial.max(before.next_serial);
+                state.next_logid = state.next_logid.max(before.next_logid);
+                state.next_dirno = state.next_dirno.max(before.next_dirno);
+            }
             state.settled_below = state.next_run;
             if lost_arcs > 0 {
                 // Where none are left the next run can't give any, and says so.
@@ -131,6 +143,12 @@ impl IndexWriter {
         })();
         done.map_err(|fail: Fail| fail.at(&self.path))
     }
+}
+
+fn pass_over(c: &Connection, v: Version) -> Found<()> {
+    let mut state = rows::state(c)?;
+    state.next_run = state.next_run.max(Version(v.0.saturating_add(1)));
+    rows::put_state(c, &state)
 }
 
 /// Makes an empty index where `path` leads to. The caller syncs the directory.

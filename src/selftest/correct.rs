@@ -98,7 +98,7 @@ impl<'a> Correction<'a> {
         let tried = match finding.cause {
             Cause::Medium | Cause::Memory | Cause::Missing => finding.level >= Level::LocalBlocks,
             Cause::Catalog => true,
-            Cause::Transient | Cause::Index | Cause::Key | Cause::Unchecked => false,
+            Cause::Transient | Cause::Index | Cause::Key | Cause::Stray | Cause::Unchecked => false,
         } && finding.error.is_damage();
         let Some(place) = finding.place.as_ref().filter(|_| tried) else { return Vec::new() };
         let entry = self.arcs.values().find(|entry| entry.name == place.arc);
@@ -245,7 +245,7 @@ impl<'a> Correction<'a> {
             blocks.iter().map(|(name, _, how)| (self.index.location(*name).unwrap_or(*name), how.clone())).collect();
         let plain: Vec<(BlockId, Vec<u8>)> = blocks.into_iter().map(|(name, plain, _)| (name, plain)).collect();
         let mut writer = self.exam.dir.open_index_writer(&self.lock)?;
-        let sealed = recut(self.exam.dir, &self.lock, &self.index, &mut writer, &plain);
+        let sealed = recut(self.exam.dir, &self.lock, &self.index, &mut writer, &plain, self.exam.monitor);
         for (place, how) in places {
             let outcome = match &sealed {
                 Ok(done) => Fixed::Sealed { arc: done.arc, how },

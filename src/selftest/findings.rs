@@ -30,6 +30,8 @@ pub enum Cause {
     Catalog,
     /// Another key, another backup dir.
     Key,
+    /// A file that does not belong where it is.
+    Stray,
     /// It could not be checked: an I/O error, a permission.
     Unchecked,
 }
@@ -45,6 +47,7 @@ impl Cause {
             Cause::Index => "index",
             Cause::Catalog => "catalog",
             Cause::Key => "key",
+            Cause::Stray => "stray",
             Cause::Unchecked => "unchecked",
         }
     }
@@ -61,6 +64,7 @@ impl Cause {
                 "the catalog or commit record in an arc is damaged; the index may still know what it says"
             }
             Cause::Key => "another key made it: it belongs to another backup dir, or key.conf does",
+            Cause::Stray => "it does not belong where it is",
             Cause::Unchecked => "it could not be checked",
         }
     }
@@ -76,6 +80,7 @@ impl Cause {
             Cause::Index => "`assay selftest -v2 --fix`, or `assay recover`, makes the index anew from the arcs",
             Cause::Catalog => "put the arc back from a copy of the backup dir; do not lose the index before",
             Cause::Key => "put the right file back from a copy of this backup dir",
+            Cause::Stray => "move it out of the backup dir, or give it its own name back",
             Cause::Unchecked => "make it readable, then run the selftest again",
         }
     }
@@ -243,7 +248,7 @@ impl Finding {
     pub fn exit(&self) -> Exit {
         match (self.cause, self.error.exit_code()) {
             (_, Exit::WrongKey) => Exit::WrongKey,
-            (Cause::Unchecked, _) => Exit::FinishedWithErrors,
+            (Cause::Unchecked, _) | (_, Exit::FinishedWithErrors) => Exit::FinishedWithErrors,
             _ => Exit::Damage,
         }
     }

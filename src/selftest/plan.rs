@@ -66,42 +66,11 @@ impl Plan {
         let known = |run: Version| versions.contains(&run) || run >= state.settled_below;
         let mut commits: BTreeSet<Version> = versions.iter().copied().collect();
         commits.extend(rows.iter().map(|row| row.run).filter(|run| known(*run)));
-        let named: BTreeSet<ArcName> = rows.iter().map(|row| row.entry.name).collect();
-        let (mut unknown, mut unfinished, mut left) = (Vec::new(), Vec::<ArcName>::new(), 0u64);
-        for run in on_disk {
-            if run.committed && settled(run.version) && known(run.version) {
-                commits.insert(run.version);
-            } else if run.committed && !settled(run.version) && run.version >= state.settled_below {
-                unknown.push(run.version);
-                continue;
-            }
-            let others = run.arcs.iter().filter(|name| !named.contains(name) && name.number != COMMIT_NUMBER);
-            if settled(run.version) || run.version < state.settled_below {
-                left += others.count() as u64;
-            } else {
-                unfinished.extend(others.copied());
-            }
-        }
-        let mut notes = Vec::new();
-        if let Some(first) = unknown.first() {
-            notes.push(format!(
-                "{} committed runs, the first of them {first}, are not in the index yet and were not looked at: \
-                 a backup is just ending, or was cut; the next one adds them",
-                unknown.len()
-            ));
-        }
-        if let Some(first) = unfinished.first() {
-            notes.push(format!(
-                "{} arcs, the first of them {first}, belong to no commit and were not looked at: a backup is running, \
-                 or was cut; the next one removes what a cut one left",
-                unfinished.len()
-            ));
-        }
-        if left > 0 {
-            notes.push(format!("{left} arcs that no commit in the index names were not looked at"));
-        }
+        let committed = |run: &&arcs::Run| run.committed && settled(run.version) && known(run.version);
+        commits.extend(on_disk.iter().filter(committed).map(|run| run.version));
+        // What the index does not list is what v2 looks at.
         let arcs = rows.into_iter().map(|row| row.entry).collect();
-        Ok(Plan { arcs, commits: commits.into_iter().collect(), orphans: Vec::new(), notes, indexed: true })
+        Ok(Plan { arcs, commits: commits.into_iter().collect(), orphans: Vec::new(), notes: Vec::new(), indexed: true })
     }
 
     /// What the commit records themselves tell; those that can't be read are found when their arcs are checked.

@@ -10,7 +10,7 @@ use crate::catalog::{
 };
 use crate::crypto::Keys;
 use crate::error::Result;
-use crate::ids::{ArcName, ArcSerial, BackupId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcId, ArcName, ArcSerial, BackupId, Dirno, FrameNo, Logid, Version};
 use crate::index::{CatalogSource, Index, IndexWriter};
 use crate::own::{OwnDir, Sharing};
 use crate::store::{Store, StoreOptions};
@@ -121,7 +121,9 @@ impl Fixture {
         self.next_serial += 1;
         let name = ArcName { version: Version(self.runs), number: serial.0 as u32 };
         let mut packer = Packer::new(1).unwrap();
-        let mut arc = ArcWriter::create(Vec::new(), &self.keys, name, role, serial).unwrap();
+        let mut arc =
+            ArcWriter::create(Vec::new(), &self.keys, name, role, serial, ArcId(crate::crypto::random().unwrap()))
+                .unwrap();
         for plain in frames {
             let packed = packer.pack(plain).unwrap();
             arc.append(kind, &packed, plain.len(), self.keys.block_hash(plain)).unwrap();

@@ -5,12 +5,14 @@
 
 use crate::arc::{FrameInfo, FrameKind, Packer};
 use crate::backup::output::Output;
-use crate::backup::{catalog, clear_cut_run, settle};
+use crate::backup::resume::{Whole, clear_failed_run};
+use crate::backup::{catalog, settle};
 use crate::backupdir::{BackupDir, Lock, arcs};
 use crate::catalog::Commit;
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, BlockId, Version};
-use crate::index::{Index, IndexWriter};
+use crate::index::{Index, IndexWriter, OpenRun};
+use crate::monitor::Monitor;
 
 /// What `recut` did.
 #[derive(Debug)]
@@ -43,6 +45,7 @@ pub fn recut(
     index: &Index,
     writer: &mut IndexWriter,
     blocks: &[(BlockId, Vec<u8>)],
+    monitor: &dyn Monitor,
 ) -> Result<Recut> {
     if blocks.is_empty() {
         return Err(Error::Usage("no block to seal anew".into()));
@@ -56,11 +59,12 @@ pub fn recut(
             return Err(Error::Arc { place, damage: Damage::HashMismatch { expected: info.hash, found } });
         }
     }
-    let run = settle::settle(dir, index, writer)?.next_run;
+    let run = settle::settle(dir, index, writer, monitor)?.survey.next_run;
     let state = index.state()?;
-    writer.reserve_run(run)?;
+    let open_run = OpenRun::new(run).map_err(|e| Error::io("get random bytes for", dir.path(), &e))?;
+    writer.reserve_run(open_run)?;
     let written = (|| {
-        let mut out = Output::new(dir.own(), dir.keys(), run, state.next_serial, dir.config().arc_size_limit)?;
+        let mut out = Output::new(dir.own(), dir.keys(), open_run, state.next_serial, dir.config().arc_size_limit)?;
         let mut packer = Packer::new(dir.config().zstd_level)?;
         let mut moved = Vec::new();
         for (block, plain) in blocks {
@@ -73,7 +77,7 @@ pub fn recut(
         let arc = arcs.first().map_or(ArcName { version: run, number: arcs::COMMIT_NUMBER }, |entry| entry.name);
         let commit = Commit {
             run,
-            run_id: crate::crypto::random().map_err(|e| Error::io("get random bytes for", dir.path(), &e))?,
+            run_id: open_run.id,
             previous: state.last_commit,
             version: None,
             base: false,
@@ -89,7 +93,7 @@ pub fn recut(
     let (arc, moved) = match written {
         Ok(written) => written,
         Err(e) => {
-            let _ = clear_cut_run(dir, run);
+            let _ = clear_failed_run(dir, index, open_run, Whole::Remove);
             return Err(e);
         }
     };

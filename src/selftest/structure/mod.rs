@@ -13,6 +13,7 @@ mod content;
 mod fix;
 mod names;
 mod shadow;
+mod strays;
 mod tree;
 
 use std::cell::{Cell, RefCell};
@@ -52,6 +53,10 @@ pub(super) enum Subject {
     GivenUp,
     /// The comparison itself.
     Shadow,
+    /// Commits that the index does not know.
+    Behind,
+    /// A file that does not belong where it is.
+    Stray(ArcName),
 }
 
 /// Subjects that are remembered; beyond them a thing may be told twice.
@@ -149,7 +154,7 @@ impl<'a> Check<'a> {
                 break;
             }
         }
-        Ok(())
+        strays::check(self, report)
     }
 
     /// Without a shadow the rules are still checked, and it is told that the comparison was not made.
@@ -309,7 +314,7 @@ impl<'a> Check<'a> {
         if let Some(arcs) = &self.only_arcs {
             return match subject {
                 Subject::Arc(serial) => arcs.contains(&serial),
-                Subject::ArcFile(_) | Subject::Rows(..) => true,
+                Subject::ArcFile(_) | Subject::Rows(..) | Subject::Behind | Subject::Stray(_) => true,
                 _ => false,
             };
         }
@@ -317,7 +322,7 @@ impl<'a> Check<'a> {
             let concerned = match subject {
                 Subject::Version(version) => version == v,
                 Subject::Commit(run) => run <= v,
-                Subject::Counters => false,
+                Subject::Counters | Subject::Behind | Subject::Stray(_) => false,
                 Subject::Dir(_) | Subject::File(_) | Subject::Catalog(..) => {
                     hits.is_empty() || hits.iter().any(|hit| hit.versions.0 <= v && v <= hit.versions.1)
                 }

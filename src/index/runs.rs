@@ -1,0 +1,156 @@
+//! What the index knows of runs beside their versions: those that were begun, and arcs that no version uses yet.
+//!
+//! Invariants: a run is noted, durably, before any of its arcs is made, and until a later commit is applied; spare arcs
+//! follow from the commits alone, so that a recovery finds the same ones.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use rusqlite::{Connection, params};
+
+use super::Index;
+use super::row::{self, ArcValue, Key, Table};
+use super::rows::{Found, blob, value};
+use crate::catalog::Commit;
+use crate::catalog::codec::{Decoder, Encoder};
+use crate::error::Result;
+use crate::ids::{ArcId, Version};
+
+const OPEN_RUNS_ID: i64 = 2;
+const SPARE_ARCS_ID: i64 = 3;
+/// More runs than this were never cut one after the other; what the oldest of them left would stay.
+const MAX_OPEN_RUNS: usize = 128;
+
+/// A run that was begun: its number is burned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenRun {
+    pub version: Version,
+    /// Random, tells two runs with the same number apart; the ids of its arcs are made from it.
+    pub id: [u8; 16],
+}
+
+impl OpenRun {
+    pub fn new(version: Version) -> std::io::Result<OpenRun> {
+        Ok(OpenRun { version, id: crate::crypto::random()? })
+    }
+
+    /// The id of the run's arc with this number: no other run has one with it.
+    pub fn arc_id(&self, number: u32) -> ArcId {
+        let digest = crate::crypto::sha256(&[&b"assay arc id"[..], &self.id, &number.to_le_bytes()].concat());
+        ArcId(*digest.first_chunk().unwrap_or(&[0; 16]))
+    }
+}
+
+impl Index {
+    /// Runs that were begun since the last commit: running, or cut.
+    pub fn open_runs(&self) -> Result<Vec<OpenRun>> {
+        self.ask(open_runs)
+    }
+
+    /// Serials of arcs that cut runs have left and that no version uses.
+    pub fn spare_arcs(&self) -> Result<Vec<Range<u64>>> {
+        self.ask(spare_arcs)
+    }
+
+    /// All arcs that were ever committed, by serial.
+    pub fn all_arcs(&self) -> Result<Vec<ArcValue>> {
+        self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id, row FROM arcs ORDER BY id")?;
+            let mut rows = statement.query([])?;
+            let mut arcs = Vec::new();
+            while let Some(found) = rows.next()? {
+                arcs.push(ArcValue::decode(found.get(0)?, blob(found, 1)?)?);
+            }
+            Ok(arcs)
+        })
+    }
+
+    /// Runs of which there is a version or an arc.
+    pub fn known_runs(&self) -> Result<BTreeSet<Version>> {
+        let mut runs: BTreeSet<Version> = self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id FROM versions")?;
+            let runs = statement.query_map([], |found| Ok(Version(found.get(0)?)))?.collect::<Result<_, _>>()?;
+            Ok(runs)
+        })?;
+        runs.extend(self.all_arcs()?.iter().map(|arc| arc.run));
+        Ok(runs)
+    }
+}
+
+pub(super) fn open_runs(c: &Connection) -> Found<Vec<OpenRun>> {
+    let runs = value(c, Table::Meta, OPEN_RUNS_ID, |body| {
+        let mut d = Decoder::new(body);
+        let mut runs = Vec::new();
+        for _ in 0..d.count()? {
+            runs.push(OpenRun { version: Version(d.small()?), id: d.array()? });
+        }
+        d.end()?;
+        Ok(runs)
+    })?;
+    Ok(runs.unwrap_or_default())
+}
+
+pub(super) fn put_open_run(c: &Connection, run: OpenRun) -> Found<()> {
+    let mut runs = open_runs(c)?;
+    runs.push(run);
+    let extra = runs.len().saturating_sub(MAX_OPEN_RUNS);
+    put_open_runs(c, runs.get(extra..).unwrap_or_default())
+}
+
+fn put_open_runs(c: &Connection, runs: &[OpenRun]) -> Found<()> {
+    let mut e = Encoder::default();
+    e.uint(runs.len() as u64);
+    for run in runs {
+        e.uint(u64::from(run.version.0));
+        e.raw(&run.id);
+    }
+    put(c, OPEN_RUNS_ID, e)
+}
+
+fn spare_arcs(c: &Connection) -> Found<Vec<Range<u64>>> {
+    let spare = value(c, Table::Meta, SPARE_ARCS_ID, |body| {
+        let mut d = Decoder::new(body);
+        let mut spare = Vec::new();
+        for _ in 0..d.count()? {
+            let first = d.uint()?;
+            spare.push(first..first.saturating_add(d.uint()?));
+        }
+        d.end()?;
+        Ok(spare)
+    })?;
+    Ok(spare.unwrap_or_default())
+}
+
+/// After a commit: what a version does not use by then it has dropped.
+pub(super) fn note_commit(c: &Connection, commit: &Commit) -> Found<()> {
+    let mut open = open_runs(c)?;
+    let before = open.len();
+    open.retain(|run| run.version > commit.run);
+    if open.len() != before {
+        put_open_runs(c, &open)?;
+    }
+    let mut spare = spare_arcs(c)?;
+    let before = spare.len();
+    if commit.version.is_some() {
+        spare.clear();
+    } else if let (true, Some(first), Some(last)) = (commit.catalog.is_empty(), commit.arcs.first(), commit.arcs.last())
+    {
+        spare.push(first.serial.0..last.serial.0.saturating_add(1));
+    }
+    if spare.len() == before {
+        return Ok(());
+    }
+    let mut e = Encoder::default();
+    e.uint(spare.len() as u64);
+    for range in &spare {
+        e.uint(range.start);
+        e.uint(range.end.saturating_sub(range.start));
+    }
+    put(c, SPARE_ARCS_ID, e)
+}
+
+fn put(c: &Connection, id: i64, e: Encoder) -> Found<()> {
+    let sealed = row::seal(Table::Meta, Key::id(id), e.0);
+    c.prepare_cached("INSERT OR REPLACE INTO meta(id, row) VALUES(?1, ?2)")?.execute(params![id, sealed])?;
+    Ok(())
+}
