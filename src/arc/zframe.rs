@@ -97,7 +97,9 @@ mod tests {
             let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
             encoder.set_pledged_src_size(size).unwrap();
             encoder.include_checksum(checksum).unwrap();
-            window_log.map(|log| encoder.window_log(log).unwrap());
+            if let Some(log) = window_log {
+                encoder.window_log(log).unwrap();
+            }
             encoder.write_all(&plain).unwrap();
             encoder.finish().unwrap()
         };
