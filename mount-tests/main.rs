@@ -11,6 +11,7 @@ mod coverage;
 mod damage;
 mod fidelity;
 mod index_damage;
+mod left_out;
 mod names;
 mod place;
 mod project;
