@@ -43,7 +43,8 @@ pub fn run(context: &Context, args: &InitArgs) -> Result<Exit> {
         config.block_size = size;
         Config::parse(&config.to_text()).map_err(|what| Error::Usage(format!("--block-size: {what}")))?;
     }
-    BackupDir::init(&context.dir, passphrase.as_ref().map(|text| text.as_str()), &config)?;
+    let passphrase_text = passphrase.as_ref().map(|text| text.as_str());
+    BackupDir::init_as(&context.dir, passphrase_text, &config, context.sharing)?;
     if !context.quiet {
         let dir = shown(&context.dir);
         print(&format!(

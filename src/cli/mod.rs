@@ -244,7 +244,8 @@ impl Context {
     }
 
     fn has_spare_passphrase(&self, dir: &BackupDir) -> bool {
-        dir.lock_of_key() == LockOfKey::Nothing && std::env::var_os("ASSAY_PASSPHRASE").is_some()
+        let given = std::env::var_os("ASSAY_PASSPHRASE").is_some_and(|given| !given.is_empty());
+        given && dir.lock_of_key() == LockOfKey::Nothing
     }
 }
 

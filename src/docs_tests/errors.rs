@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{file, table};
-use crate::error::{Damage, Error, Exit, Place};
+use crate::error::{Damage, Error, Exit, Foreign, Place};
 use crate::ids::{ArcName, BlockHash, Dirno, FileHash, Logid, Version};
 
 fn all_damage() -> Vec<Damage> {
@@ -37,11 +37,14 @@ fn all_errors() -> Vec<Error> {
         Error::FileHashMismatch { path: b"/p".to_vec(), expected: FileHash([0; 20]), found: FileHash([1; 20]) },
         Error::NotFixed { path: path(), what: what.clone() },
         Error::Stray { path: path(), what: what.clone() },
+        Error::DirShared { path: path(), what: what.clone() },
+        Error::FileForeign { path: path(), why: Foreign::Link },
         Error::NotABackupDir { path: path() },
         Error::NotEmpty { path: path() },
         Error::Locked { path: path(), holder: "1".into() },
         Error::KeyWrong { path: path() },
         Error::KeyDamaged { path: path(), what: "what" },
+        Error::KeyBare { path: path() },
         Error::PassphraseWrong { path: path() },
         Error::PassphraseMissing { path: path() },
         Error::Config { path: path(), what: what.clone() },

@@ -13,7 +13,7 @@ use super::Index;
 use super::pool::Fail;
 use super::view::{real_path, wal_path};
 use crate::error::{Error, Result};
-use crate::os::file::{Advice, advise, read_up_to};
+use crate::os::file::{forget_cached, read_up_to};
 
 /// Complaints that are kept.
 const MAX_FAULTS: usize = 100_000;
@@ -90,7 +90,7 @@ impl Index {
     /// Pages that do not authenticate, by what SQLCipher says of them.
     fn unauthentic(&self, stop: &(dyn Fn() -> bool + Sync)) -> Result<BTreeMap<String, String>> {
         if let Ok(file) = std::fs::File::open(self.path()) {
-            advise(&file, 0, 0, Advice::DontNeed);
+            forget_cached(&file, 0, 0);
         }
         let lines = match self.complaints("PRAGMA cipher_integrity_check", stop) {
             // It can't even begin: a connection reads the first page before anything else.
