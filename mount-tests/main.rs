@@ -13,6 +13,7 @@ mod fidelity;
 mod history;
 mod index_damage;
 mod names;
+mod paths;
 mod place;
 mod project;
 mod recover;
