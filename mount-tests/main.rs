@@ -14,6 +14,7 @@ mod history;
 mod index_damage;
 mod left_out;
 mod names;
+mod paths;
 mod place;
 mod project;
 mod recover;

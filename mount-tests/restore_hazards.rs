@@ -204,6 +204,21 @@ fn a_restore_that_is_killed_leaves_nothing_behind_and_nothing_in_the_next_backup
     assert_eq!(fs::read(&theirs).unwrap(), b"mine");
 }
 
+#[test]
+fn where_a_file_can_not_be_named_later_it_is_named_first() {
+    let lab = Lab::with_files(&[("a", b"content of a"), ("dir/b", b"content of b"), ("old", b"saved")]);
+    let (home, log) = (lab.path("home"), lab.path("strace.log"));
+    for error in ["EOPNOTSUPP", "EXDEV"] {
+        let to = lab.path(error);
+        fs::create_dir_all(to.join("src")).unwrap();
+        fs::write(to.join("src/old"), "another").unwrap();
+        let run = strace::fail_at(&get_command(&lab, &to), &home, &log, "linkat", error, 1, true).expect("it is tried");
+        run.out.ok();
+        tool("diff").arg("-r").arg(lab.src()).arg(to.join("src")).ok();
+        assert_eq!(leftovers(&to), Vec::<String>::new());
+    }
+}
+
 /// `chattr` on a directory, undone at the end.
 struct Flagged(PathBuf, &'static str);
 

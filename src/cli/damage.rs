@@ -41,8 +41,10 @@ pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
     let options = StoreOptions { ledger: Some(ledger.clone()), ..StoreOptions::default() };
     let store = Store::with_options(dir.own(), dir.keys().clone(), index.clone(), options);
     let tree = Tree::new(index, View::Whole);
-    let version = tree.version(args.rev.as_deref().unwrap_or("latest"))?.version;
-    let (path, _) = paths::stored(&args.file, |path| tree.find(version, path).map(drop))?;
+    let given = [paths::given(&args.file, dir.path())?];
+    let version = tree.version(paths::version_of(args.rev.as_deref(), &given)?)?.version;
+    let [given] = &given;
+    let (path, _) = paths::stored(&given.path, |path| tree.find(version, path).map(drop))?;
     let Found::Node(logid, crate::catalog::Kind::File) = tree.find(version, &path)? else {
         return Err(Error::Usage(format!("{} is no regular file", shown(&path))));
     };

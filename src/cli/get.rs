@@ -1,6 +1,6 @@
 //! `assay get`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -10,7 +10,7 @@ use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, open_index, paths, print, print_json, show};
 use crate::backup::walk;
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
 use crate::ledger::{By, LedgerWriter};
 use crate::restore::{self, Decision, Extra, Lack, Options, Question, Report, Source, Spare, Target, VersionSource};
 use crate::store::{Store, StoreOptions};
@@ -26,10 +26,10 @@ use crate::tree::{Tree, View};
 /// the exit code is 3. The backup dir itself is never replaced or written into.
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// What to restore (relative paths count from the current directory)
+    /// What to restore (relative paths count from the current directory; paths in a mount too)
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// The version, as r3, 3, or a folder name of the mount; the newest if not given
+    /// The version, as r3, 3, or a folder name of the mount; if not given that of the PATH in a mount, or the newest
     #[arg(short, long, value_name = "REV")]
     rev: Option<String>,
     /// Put each path below this directory, under its last name
@@ -72,15 +72,21 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let store = Arc::new(Store::with_options(dir.own(), dir.keys().clone(), index.clone(), options));
     let tree = Arc::new(Tree::new(index, View::Whole));
     let versions = if args.delete { tree.versions()? } else { Vec::new() };
-    let row = tree.version(args.rev.as_deref().unwrap_or("latest"))?;
+    let given = args.paths.iter().map(|path| paths::given(path.as_os_str(), dir.path())).collect::<Result<Vec<_>>>()?;
+    let row = tree.version(paths::version_of(args.rev.as_deref(), &given)?)?;
     let source = VersionSource::new(tree, store.clone(), row.version);
     let target = match (&args.to, args.orig) {
         (_, true) => Target::Original,
         (Some(to), _) => Target::Below(to.clone()),
+        (None, false) if paths::mount_of(Path::new(".")).is_some() => {
+            let what =
+                "the current directory is in a mount, which takes nothing: name another with --to, or use --orig";
+            return Err(Error::Usage(what.into()));
+        }
         (None, false) => Target::Below(".".into()),
     };
-    let stored = |path: &PathBuf| paths::stored(path.as_os_str(), |reading| source.find(reading).map(drop));
-    let paths = args.paths.iter().map(|path| Ok(stored(path)?.0)).collect::<Result<Vec<_>>>()?;
+    let stored = |given: &paths::Given| paths::stored(&given.path, |reading| source.find(reading).map(drop));
+    let paths = given.iter().map(|given| Ok(stored(given)?.0)).collect::<Result<Vec<_>>>()?;
     if args.delete && !args.ignore_errors {
         for path in &paths {
             restore::refuse_delete(&versions, row.version, path)?;

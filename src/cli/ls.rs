@@ -1,6 +1,7 @@
 //! `assay ls`.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
@@ -11,7 +12,7 @@ use super::json::with_name;
 use super::{Context, open_index, paths, print, print_json, show};
 use crate::catalog::{Attr, Child, Kind};
 use crate::error::{Error, Exit, Result};
-use crate::ids::{Dirno, Version};
+use crate::ids::{Dirno, Logid, Version};
 use crate::index::VersionRow;
 use crate::text::shown;
 use crate::tree::{Found, Tree, View};
@@ -19,15 +20,16 @@ use crate::tree::{Found, Tree, View};
 /// List what a version holds
 ///
 /// A directory is listed with its entries; without PATH, everything that was saved. What is not the path of an
-/// entry and has `*`, `?` or `[` in it is a pattern: `*` stops at a slash, `**` does not; one without a slash
-/// matches names anywhere.
+/// entry and has `*`, `?` or `[` in it is a pattern: `*` stops at a slash, `**` does not; one without a slash, or that begins
+/// with `**/`, matches anywhere, any other counts from the current directory, as a path does. Exit code 1 if there is no such
+/// path, or nothing that matches.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true)]
 pub struct LsArgs {
     /// The version, as r3, 3, or a folder name of the mount; the newest if not given
     #[arg(short, long, value_name = "REV", conflicts_with = "all")]
     rev: Option<String>,
-    /// All versions, oldest first; an entry is shown with the version in which it is new
+    /// All versions, oldest first; an entry is shown with each version in which it is new or was changed
     #[arg(short, long)]
     all: bool,
     /// Mode, links, owner, size and time too
@@ -51,41 +53,77 @@ pub struct LsArgs {
 enum Wanted {
     All,
     Path(Vec<u8>),
-    Glob(GlobMatcher),
+    Glob(Pattern),
+}
+
+struct Pattern {
+    /// As it was given.
+    text: Vec<u8>,
+    /// The directory from which it counts, as versions have it; none if they don't.
+    below: Option<Vec<u8>>,
+    /// Of the path from there on.
+    glob: GlobMatcher,
+}
+
+/// How far the entries of a directory are listed.
+#[derive(Clone, Copy)]
+enum Which<'a> {
+    /// Its own.
+    Entries,
+    /// All below.
+    Tree,
+    /// Those below that match; the length of the path where the pattern begins.
+    Matching(&'a GlobMatcher, usize),
 }
 
 struct Lister<'a> {
     tree: &'a Tree,
     args: &'a LsArgs,
     row: VersionRow,
+    /// What the path was in the version before.
+    before: Option<Logid>,
     found: bool,
     failed: Option<Error>,
     out: String,
 }
 
 pub fn run(context: &Context, args: &LsArgs) -> Result<Exit> {
-    let index = Arc::new(open_index(&context.open()?)?);
+    let dir = context.open()?;
+    let index = Arc::new(open_index(&dir)?);
     let tree = Tree::new(index, View::Whole);
-    let rows = if args.all { tree.versions()? } else { vec![tree.version(args.rev.as_deref().unwrap_or("latest"))?] };
-    let wanted: Vec<Wanted> = match args.what.as_slice() {
-        [] => vec![Wanted::All],
-        some => some.iter().map(|what| wanted(what, &tree, &rows)).collect::<Result<_>>()?,
+    let rows = |folder: Option<&str>| {
+        if args.all {
+            tree.versions()
+        } else {
+            Ok(vec![tree.version(args.rev.as_deref().or(folder).unwrap_or("latest"))?])
+        }
+    };
+    let all: Vec<(Wanted, Vec<VersionRow>)> = match args.what.as_slice() {
+        [] => vec![(Wanted::All, rows(None)?)],
+        some => some.iter().map(|what| wanted(what, dir.path(), &tree, &rows)).collect::<Result<_>>()?,
     };
     let mut exit = Exit::Ok;
-    for wanted in &wanted {
+    for (wanted, rows) in &all {
         let mut found = false;
-        for row in &rows {
+        let mut before = None;
+        for row in rows {
             let mut lister =
-                Lister { tree: &tree, args, row: row.clone(), found: false, failed: None, out: String::new() };
+                Lister { tree: &tree, args, row: row.clone(), before, found: false, failed: None, out: String::new() };
             lister.list(wanted)?;
             lister.flush()?;
             found |= lister.found;
+            before = lister.before;
             if let Some(error) = lister.failed {
                 super::report(&error);
                 exit = exit.max(if error.is_damage() { Exit::Damage } else { Exit::FinishedWithErrors });
             }
         }
-        if let (false, Wanted::Path(path), Some(row)) = (found, wanted, rows.last()) {
+        let missing = match wanted {
+            Wanted::All => None,
+            Wanted::Path(path) => Some(path),
+            Wanted::Glob(pattern) => Some(&pattern.text),
+        };
+        if let (false, Some(path), Some(row)) = (found, missing, rows.last()) {
             super::report(&Error::NoPath { path: path.clone(), version: row.version });
             exit = exit.max(Exit::Failed);
         }
@@ -93,8 +131,11 @@ pub fn run(context: &Context, args: &LsArgs) -> Result<Exit> {
     Ok(exit)
 }
 
-fn wanted(what: &OsStr, tree: &Tree, rows: &[VersionRow]) -> Result<Wanted> {
-    let find = |path: &[u8]| {
+type Rows<'a> = &'a dyn Fn(Option<&str>) -> Result<Vec<VersionRow>>;
+
+/// What the user means by `what`, and the versions to look at.
+fn wanted(what: &OsStr, backup_dir: &Path, tree: &Tree, rows: Rows<'_>) -> Result<(Wanted, Vec<VersionRow>)> {
+    let find = |rows: &[VersionRow], path: &[u8]| {
         let mut last = Err(Error::NoPath { path: path.to_vec(), version: Version(0) });
         for row in rows.iter().rev() {
             last = tree.find(row.version, path).map(drop);
@@ -104,45 +145,75 @@ fn wanted(what: &OsStr, tree: &Tree, rows: &[VersionRow]) -> Result<Wanted> {
         }
         last
     };
-    let (path, known) = paths::stored(what, find)?;
+    let given = paths::given(what, backup_dir)?;
+    let among = rows(given.folder.as_deref())?;
+    let (path, known) = paths::stored(&given.path, |path| find(&among, path))?;
     let Some(text) = what.to_str().filter(|text| !known && text.contains(['*', '?', '['])) else {
-        return Ok(Wanted::Path(path));
+        return Ok((Wanted::Path(path), among));
     };
-    let pattern = if text.contains('/') { text.to_string() } else { format!("**/{text}") };
-    GlobBuilder::new(&pattern)
-        .literal_separator(true)
-        .build()
-        .map(|glob| Wanted::Glob(glob.compile_matcher()))
-        .map_err(|e| Error::Usage(e.to_string()))
+    // What stands before the first name with something special in it is a path.
+    let special = text.find(['*', '?', '[', '{', '\\']).unwrap_or(0);
+    let start = text.get(..special).and_then(|plain| plain.rfind('/')).map_or(0, |slash| slash + 1);
+    let (mut plain, rest) = text.split_at(start);
+    let names: Vec<&str> = rest.split('/').filter(|name| !name.is_empty() && *name != ".").collect();
+    let mut pattern = names.join("/");
+    if !text.contains('/') {
+        pattern = format!("**/{pattern}");
+    }
+    if plain.is_empty() {
+        plain = if pattern.starts_with("**/") { "/" } else { "." };
+    }
+    let glob = GlobBuilder::new(&pattern).literal_separator(true).build();
+    let glob = glob.map_err(|e| Error::Usage(e.to_string()))?.compile_matcher();
+    let given = paths::given(plain.as_ref(), backup_dir)?;
+    let among = rows(given.folder.as_deref())?;
+    let (below, known) = paths::stored(&given.path, |path| find(&among, path))?;
+    Ok((Wanted::Glob(Pattern { text: text.into(), below: known.then_some(below), glob }), among))
 }
 
 impl Lister<'_> {
     fn list(&mut self, wanted: &Wanted) -> Result<()> {
         let version = self.row.version;
-        let Wanted::Path(path) = wanted else {
-            return self.below(version, Dirno::ROOT, &mut Vec::new(), wanted, true);
+        let path = match wanted {
+            Wanted::All => return self.below(version, Dirno::ROOT, &mut Vec::new(), Which::Tree),
+            Wanted::Glob(Pattern { below: None, .. }) => return Ok(()),
+            Wanted::Glob(Pattern { below: Some(path), .. }) | Wanted::Path(path) => path,
         };
-        match self.tree.find(version, path) {
-            Ok(Found::Dir(dirno)) => {
-                self.found = true;
+        let found = match self.tree.find(version, path) {
+            Err(Error::NoPath { .. }) => {
+                self.before = None;
+                return Ok(());
+            }
+            found => found?,
+        };
+        match (found, wanted) {
+            (Found::Dir(dirno), _) => {
                 let mut path = path.clone();
                 while path.last() == Some(&b'/') {
                     path.pop();
                 }
-                self.below(version, dirno, &mut path, &Wanted::All, false)
+                if let Wanted::Glob(pattern) = wanted {
+                    let start = path.len() + 1;
+                    return self.below(version, dirno, &mut path, Which::Matching(&pattern.glob, start));
+                }
+                self.found = true;
+                self.below(version, dirno, &mut path, Which::Entries)
             }
-            Ok(Found::Node(logid, kind)) => {
+            (Found::Node(..), Wanted::Glob(_)) => Ok(()),
+            (Found::Node(logid, kind), _) => {
+                self.found = true;
+                // A state of a file that an earlier version had is no news.
+                if self.args.all && self.before.replace(logid) == Some(logid) {
+                    return Ok(());
+                }
                 let child = Child::Node(logid);
                 let attr = self.tree.attr(logid).map(|(attr, _)| attr);
-                self.found = true;
                 self.entry(version, path, kind, child, attr)
             }
-            Err(Error::NoPath { .. }) => Ok(()),
-            Err(e) => Err(e),
         }
     }
 
-    fn below(&mut self, version: Version, dir: Dirno, path: &mut Vec<u8>, wanted: &Wanted, deep: bool) -> Result<()> {
+    fn below(&mut self, version: Version, dir: Dirno, path: &mut Vec<u8>, which: Which<'_>) -> Result<()> {
         let mut listing = match self.tree.list(version, dir) {
             Ok(listing) => listing,
             Err(e) => return self.trouble(e),
@@ -157,18 +228,19 @@ impl Lister<'_> {
                 let length = path.len();
                 path.push(b'/');
                 path.extend_from_slice(&listed.entry.name);
-                let matches = match wanted {
-                    Wanted::Glob(glob) => glob.is_match(crate::backup::walk::path_of(path)),
-                    Wanted::All | Wanted::Path(_) => true,
+                let matches = match which {
+                    Which::Matching(glob, start) => {
+                        glob.is_match(crate::backup::walk::path_of(path.get(start..).unwrap_or_default()))
+                    }
+                    Which::Entries | Which::Tree => true,
                 };
-                let new = !self.args.all || listed.entry.since == version;
-                if matches && new {
-                    self.found = true;
+                self.found |= matches;
+                if matches && (!self.args.all || listed.entry.since == version) {
                     let attr = listed.attr.map(|(attr, _)| attr);
                     self.entry(version, path, listed.entry.kind, listed.entry.child, attr)?;
                 }
-                if let (Child::Dir(dirno), true) = (listed.entry.child, deep) {
-                    self.below(version, dirno, path, wanted, deep)?;
+                if let (Child::Dir(dirno), Which::Tree | Which::Matching(..)) = (listed.entry.child, which) {
+                    self.below(version, dirno, path, which)?;
                 }
                 path.truncate(length);
             }

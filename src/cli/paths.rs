@@ -1,14 +1,64 @@
 //! What a path that the user gives is called in a version.
 //!
 //! Versions hold paths as they really are: absolute, with the symlinks before the last name resolved. The user may
-//! write it otherwise, and what the path leads through may be gone or changed by now: each reading is tried.
+//! write it otherwise, and what the path leads through may be gone or changed by now: each reading is tried. In a mount of
+//! the same backup dir a path has the version in it, and means what is shown there.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use crate::backup::walk;
 use crate::error::{Error, Result};
+use crate::os::mounts;
+use crate::text::shown;
+
+/// What the user named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// As it was given; if it is in a mount, what it is there below the folder of its version.
+    pub path: OsString,
+    /// That folder.
+    pub folder: Option<String>,
+}
+
+/// Takes a path in a mount of the backup dir apart; any other stays as it is.
+///
+/// Errors: `Usage` if it is in a mount of another backup dir.
+pub fn given(what: &OsStr, backup_dir: &Path) -> Result<Given> {
+    let plain = Given { path: what.into(), folder: None };
+    let Some((mount, inside)) = mount_of(Path::new(what)) else { return Ok(plain) };
+    let own = [backup_dir.canonicalize().unwrap_or_default(), PathBuf::from("assay")].contains(&mount.source);
+    if !own {
+        let (what, source) = (shown(what), shown(&mount.source));
+        return Err(Error::Usage(format!("{what} is in a mount of another backup dir: name that with -c {source}")));
+    }
+    let mut names = inside.components();
+    let folder = names.next().and_then(|name| name.as_os_str().to_str().map(str::to_string));
+    Ok(match folder {
+        Some(_) => Given { path: Path::new("/").join(names.as_path()).into(), folder },
+        None => plain,
+    })
+}
+
+/// The mount of ours that a path is in, and the rest of the path.
+pub fn mount_of(path: &Path) -> Option<(mounts::Mount, PathBuf)> {
+    let absolute = walk::absolute(path).or_else(|_| std::path::absolute(path)).ok()?;
+    let all = mounts::all().ok()?;
+    let mount = mounts::holding(&all, &absolute).filter(|mount| mount.fstype == "fuse.assay")?;
+    Some((mount.clone(), absolute.strip_prefix(&mount.point).ok()?.to_path_buf()))
+}
+
+/// The version that paths are of: the one that was asked for, or the one in whose folder they are, or the newest.
+pub fn version_of<'a>(asked: Option<&'a str>, given: &'a [Given]) -> Result<&'a str> {
+    let mut folders = given.iter().map(|given| given.folder.as_deref());
+    let first = folders.next().flatten();
+    match (asked, folders.find(|folder| *folder != first)) {
+        (Some(asked), _) => Ok(asked),
+        (None, None) => Ok(first.unwrap_or("latest")),
+        (None, Some(_)) => Err(Error::Usage("the paths are of different versions: name one with -r".into())),
+    }
+}
 
 /// The first reading of a path that `find` knows, or the first of all if none is known. `true` if it is known.
 ///

@@ -42,6 +42,14 @@ pub(super) struct Draft<'d> {
     temp: Option<Temp<'d>>,
 }
 
+/// What was tried when a file that is whole could not be given its name.
+const NAMING: &str = "give its name to";
+
+/// True where files can be made without a name, but not be given one later.
+pub(super) fn needs_names(error: &Error) -> bool {
+    matches!(error, Error::Io { op: NAMING, errno: libc::EOPNOTSUPP | libc::ENOSYS | libc::EXDEV | libc::ENOENT, .. })
+}
+
 /// Longest file name of Linux's file systems, bytes.
 const NAME_MAX: usize = 255;
 
@@ -88,12 +96,16 @@ impl Restore<'_> {
         }
         if now.is_some_and(|now| !now.is_dir()) {
             hold(&file);
-            let (temp, ()) = self.make_temp(parent, name, |temp| parent.link_open(&file, temp))?;
+            let named = self.make_temp(parent, name, |temp| parent.link_open(&file, temp));
+            let (temp, ()) = named.map_err(|error| match error {
+                Error::Io { op: "make", path, errno } => Error::Io { op: NAMING, path, errno },
+                other => other,
+            })?;
             return self.rename(temp, parent, name, now);
         }
         self.clear_the_way(parent, name, now)?;
         // Nothing may be there: what came meanwhile was not asked about.
-        parent.link_open(&file, name).map_err(|error| Error::io("make", self.target_path(Some(name)), &error))
+        parent.link_open(&file, name).map_err(|error| Error::io(NAMING, self.target_path(Some(name)), &error))
     }
 
     /// As `publish`, for anything with a temporary name.

@@ -171,7 +171,8 @@ impl<'a> Restore<'a> {
             for (_, _, child) in &found {
                 expected.add(self.source.totals(*child, &|| self.monitor.interrupted()));
             }
-            self.report.expected = Some(expected);
+            // A sum that was cut short is none.
+            self.report.expected = (!self.monitor.interrupted()).then_some(expected);
         }
         if matches!(self.target, Target::Below(_)) {
             draft::sweep(&self.base);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::DamagedFile;
 use super::attributes::{self, Failed};
 use super::content::{self, Bad, ContentWriter};
+use super::draft;
 use super::engine::{Made, Restore, check_name, existing};
 use crate::backup::walk;
 use crate::catalog::{Attr, Kind, Node};
@@ -53,7 +54,13 @@ impl Restore<'_> {
             }
         }
         match node.attr.kind {
-            Kind::File => self.file(parent, name, now, &node),
+            Kind::File => match self.file(parent, name, now, &node) {
+                Err(error) if self.can_name_later && draft::needs_names(&error) => {
+                    self.can_name_later = false;
+                    self.file(parent, name, now, &node)
+                }
+                other => other,
+            },
             Kind::Dir => Err(Error::Unsupported { path, what: "recorded as a directory and as a file".into() }),
             _ => self.special(parent, name, now, &node),
         }

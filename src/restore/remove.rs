@@ -40,8 +40,10 @@ enum Step {
 }
 
 /// What a removal has to know.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Limits<'a> {
+    /// Asked before each entry; true ends it.
+    pub stop: &'a dyn Fn() -> bool,
     pub spare: &'a Spare,
     /// Path of the parent in the version.
     pub saved: &'a [u8],
@@ -57,6 +59,9 @@ pub fn remove_tree(parent: &DirFd, parent_stat: &Stat, name: &[u8], limits: Limi
     let mut stack: Descent<Level> = Descent::new();
     let mut next = Some(name.to_vec());
     loop {
+        if (limits.stop)() {
+            return removal;
+        }
         if let Some(name) = next.take() {
             let above = stack.iter().map(|level| level.name.as_slice());
             let path = above.chain([name.as_slice()]).fold(limits.saved.to_vec(), join);
@@ -151,7 +156,8 @@ impl Restore<'_> {
 
     pub(super) fn remove_tree(&self, dir: &DirFd, stat: &Stat, name: &[u8]) -> Removal {
         let saved = self.saved_path(None);
-        let limits = Limits { spare: &self.spare, saved: &saved, asked_bytes: self.asked_bytes };
+        let stop = || self.monitor.interrupted();
+        let limits = Limits { stop: &stop, spare: &self.spare, saved: &saved, asked_bytes: self.asked_bytes };
         remove_tree(dir, stat, name, limits)
     }
 
@@ -181,7 +187,7 @@ mod tests {
 
     fn none() -> Limits<'static> {
         let spare = Box::leak(Box::new(Spare::default()));
-        Limits { spare, saved: b"/", asked_bytes: 0 }
+        Limits { stop: &|| false, spare, saved: b"/", asked_bytes: 0 }
     }
 
     #[test]
