@@ -170,7 +170,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
         };
         self.monitor.event(Event::Path(&head.path));
         let FileRead { read, block } = read;
-        self.progress.bytes += read.attr.size;
+        self.progress.bytes = self.progress.bytes.saturating_add(read.attr.size);
         self.info.bytes_read += read.attr.size;
         let segments = match block {
             Some(block) => vec![self.store(block)?],

@@ -34,7 +34,7 @@ use crossbeam::channel::{Receiver, bounded};
 use crate::backupdir::{BackupDir, Survey, arcs};
 use crate::catalog::{Commit, VersionInfo};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockId, FrameNo, Logid, Version};
+use crate::ids::{BlockId, Logid, Version};
 use crate::index::{ApplyReport, DedupTable, Index, OpenRun, VersionRow};
 use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor};
@@ -222,7 +222,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             monitor.event(Event::Failure { path: b"", error: &error });
         }
         if base {
-            catalog.extend(catalog::relocations(&mut out, in_force(&index, state.next_serial))?);
+            catalog.extend(catalog::relocations(&mut out, in_force(&index))?);
         }
         catalog.extend(catalog::drops(&mut out, unused.iter().copied())?);
         let (new_arcs, next_serial) = out.finish()?;
@@ -437,17 +437,21 @@ fn dry(steps: Receiver<Step>, monitor: &dyn Monitor) -> VersionInfo {
     info
 }
 
-/// All relocations, an arc's blocks at a time.
-fn in_force(index: &Index, next_serial: u64) -> impl Iterator<Item = Result<(BlockId, BlockId)>> {
-    let of_arc = |serial| {
-        let (first, last) = (FrameNo(0), FrameNo((1 << FrameNo::BITS) - 1));
-        let (moves, failed) = match index.relocations(BlockId::new(serial, first)..=BlockId::new(serial, last)) {
+/// All relocations, some at a time: the time that it takes is theirs, whatever the counters say.
+fn in_force(index: &Index) -> impl Iterator<Item = Result<(BlockId, BlockId)>> {
+    const AT_ONCE: usize = 4096;
+    let mut next = Some(BlockId(0));
+    let page = move || {
+        let found = index.relocations_from(next?, AT_ONCE);
+        let last = found.as_ref().ok().filter(|moves| moves.len() == AT_ONCE).and_then(|moves| moves.last());
+        next = last.filter(|(from, _)| *from < BlockId::MAX).map(|(from, _)| BlockId(from.0 + 1));
+        let (moves, failed) = match found {
             Ok(moves) => (moves, None),
             Err(error) => (Vec::new(), Some(Err(error))),
         };
-        moves.into_iter().map(Ok).chain(failed)
+        Some(moves.into_iter().map(Ok).chain(failed))
     };
-    (0..next_serial).map(ArcSerial).flat_map(of_arc)
+    std::iter::from_fn(page).flatten()
 }
 
 fn cutting(dir: &BackupDir, options: &Options) -> Cutting {
@@ -489,5 +493,5 @@ fn tree_totals(info: &mut VersionInfo, before: Totals, gained: Totals, lost: Tot
     info.files = sum(before.files, gained.files, lost.files);
     info.dirs = sum(before.dirs, gained.dirs, lost.dirs);
     info.others = sum(before.others, gained.others, lost.others);
-    info.tree_bytes = sum(before.bytes, gained.bytes, lost.bytes);
+    info.tree_bytes = before.bytes.wrapping_add(gained.bytes).wrapping_sub(lost.bytes);
 }

@@ -116,7 +116,7 @@ pub struct Was {
     pub size: u64,
 }
 
-/// Counts of a subtree.
+/// Counts of a subtree; `bytes` modulo 2^64, for sparse files can have 2^63 − 1 each: what one run adds another takes away.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
     pub files: u64,

@@ -454,8 +454,9 @@ fn write_name(name: ArcName, role: ArcRole) -> String {
 pub fn write_commit(dir: &OwnDir, keys: &Keys, commit: &Commit) -> Result<[u8; 32]> {
     let name = ArcName { version: commit.run, number: COMMIT_NUMBER };
     let record = commit.encode();
-    if Commit::decode(&record).as_ref() != Ok(commit) {
-        return Err(Error::SelfCheck { what: "the commit record does not decode to what it was".into() });
+    let self_check = |why: &str| Error::SelfCheck { what: format!("the commit record does not decode: {why}") };
+    if Commit::decode(&record).map_err(|bad| self_check(bad.0))? != *commit {
+        return Err(self_check("it becomes another"));
     }
     let tmp_name = write_name(name, ArcRole::Commit);
     let tmp = dir.path_of(&tmp_name);

@@ -37,7 +37,9 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
         }
     }
     let index_bytes = std::fs::metadata(dir.index_path()).map_or(0, |meta| meta.len());
-    let sum = |of: fn(&crate::catalog::VersionInfo) -> u64| versions.iter().map(|row| of(&row.info)).sum::<u64>();
+    let sum = |of: fn(&crate::catalog::VersionInfo) -> u64| {
+        versions.iter().map(|row| of(&row.info)).fold(0, u64::saturating_add)
+    };
     let newest = versions.last().map(|row| row.info.clone()).unwrap_or_default();
     let all_trees = sum(|info| info.tree_bytes);
     let (plain, stored) = (sum(|info| info.plain_bytes), sum(|info| info.stored_bytes));

@@ -19,6 +19,7 @@ mod reserved;
 mod restored;
 mod rules;
 mod runs;
+mod sealed;
 mod structures;
 mod swaps;
 

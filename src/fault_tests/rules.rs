@@ -100,7 +100,7 @@ fn each_broken_rule_is_one_finding_with_and_without_catalogs() {
         ("other name", &|v| v.dir(key(sub, 0), |value| value.name = b"else".to_vec()), ""),
         ("loop", &|v| v.dir(key(sub, 0), |value| value.parent = sub), ""),
         ("gone", &|v| v.dir(key(sub, 0), |value| (value.gone, value.state) = (true, None)), ""),
-        ("data bytes", &|v| v.node(plain, |node| node.data_bytes += 1), "data ranges"),
+        ("data bytes", &|v| v.node(plain, |node| node.data_bytes -= 1), "data ranges"),
         (
             "block length",
             &|v| {
@@ -185,21 +185,19 @@ fn each_broken_rule_is_one_finding_with_and_without_catalogs() {
 
 #[test]
 fn directories_in_a_ring_are_found() {
-    let (source, copy) = history();
+    let (source, copy) = (Source::new(), Copy::init());
+    source.write("dir/sub/deep/er", b"below a ring");
+    copy.backup(&source, &BackupOptions::default());
     let r = copy.reader();
-    let (dir, sub) = (dirno(&r, &source.join("dir")), dirno(&r, &source.join("dir/sub")));
+    let [dir, sub, deep] = ["dir", "dir/sub", "dir/sub/deep"].map(|path| dirno(&r, &source.join(path)));
     drop(r);
     let vandal = copy.vandal();
     let row = vandal.entries().into_iter().find(|e| e.0 == dir && e.1 == b"sub").unwrap().3;
     assert_eq!(vandal.sql(&format!("DELETE FROM entries WHERE parent={} AND name=x'737562'", dir.0)), 1);
-    vandal.entry(sub, b"sub", Version(0), row);
-    vandal.dir(key(sub, 0), |value| {
-        value.parent = sub;
-        value.state.as_mut().unwrap().children += 1;
-    });
-    for v in 0..3 {
-        vandal.dir(key(dir, v), |value| value.state.as_mut().unwrap().children -= 1);
-    }
+    vandal.entry(deep, b"sub", Version(0), row);
+    vandal.dir(key(sub, 0), |value| value.parent = deep);
+    vandal.dir(key(deep, 0), |value| value.state.as_mut().unwrap().children += 1);
+    vandal.dir(key(dir, 0), |value| value.state.as_mut().unwrap().children -= 1);
     drop(vandal);
     without_commits(&copy);
     let own = only(&v2(&copy), Cause::Index);

@@ -198,9 +198,19 @@ impl Index {
 
     /// Relocated blocks of a range of names, with the place that each is read from.
     pub fn relocations(&self, names: RangeInclusive<BlockId>) -> Result<Vec<(BlockId, BlockId)>> {
+        self.some_relocations(names, i64::MAX)
+    }
+
+    /// The first relocated blocks from a name on.
+    pub fn relocations_from(&self, first: BlockId, limit: usize) -> Result<Vec<(BlockId, BlockId)>> {
+        self.some_relocations(first..=BlockId::MAX, limit as i64)
+    }
+
+    fn some_relocations(&self, names: RangeInclusive<BlockId>, limit: i64) -> Result<Vec<(BlockId, BlockId)>> {
         self.ask(|c| {
-            let mut statement = c.prepare_cached("SELECT id, row FROM relocations WHERE id BETWEEN ?1 AND ?2")?;
-            let mut rows = statement.query([names.start().0 as i64, names.end().0 as i64])?;
+            let sql = "SELECT id, row FROM relocations WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3";
+            let mut statement = c.prepare_cached(sql)?;
+            let mut rows = statement.query([names.start().0 as i64, names.end().0 as i64, limit])?;
             let mut moved = Vec::new();
             while let Some(found) = rows.next()? {
                 let id: i64 = found.get(0)?;

@@ -71,7 +71,7 @@ impl Restore<'_> {
             Kind::File => self.report.files += 1,
             _ => self.report.others += 1,
         }
-        self.report.bytes += bytes;
+        self.report.bytes = self.report.bytes.saturating_add(bytes);
         self.done(node);
     }
 
@@ -79,7 +79,7 @@ impl Restore<'_> {
     fn done(&mut self, node: &Node) {
         if node.attr.kind == Kind::File {
             self.so_far.files += 1;
-            self.so_far.bytes += node.attr.size;
+            self.so_far.bytes = self.so_far.bytes.saturating_add(node.attr.size);
         }
         self.show_progress();
     }

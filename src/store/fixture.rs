@@ -119,7 +119,7 @@ impl Fixture {
     fn arc(&mut self, role: ArcRole, kind: FrameKind, frames: &[Vec<u8>]) -> (ArcEntry, Vec<FrameInfo>) {
         let serial = ArcSerial(self.next_serial);
         self.next_serial += 1;
-        let name = ArcName { version: Version(self.runs), number: serial.0 as u32 };
+        let name = ArcName { version: Version(self.runs), number: serial.0 as u32 + 1 };
         let mut packer = Packer::new(1).unwrap();
         let mut arc =
             ArcWriter::create(Vec::new(), &self.keys, name, role, serial, ArcId(crate::crypto::random().unwrap()))

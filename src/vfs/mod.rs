@@ -263,7 +263,7 @@ impl Vfs {
         let info = self.newest()?.map(|row| row.info).unwrap_or_default();
         Ok(FsSize {
             blocks: info.tree_bytes.div_ceil(u64::from(FsSize::UNIT)).max(1),
-            files: (info.files + info.dirs + info.others).max(1),
+            files: info.files.saturating_add(info.dirs).saturating_add(info.others).max(1),
         })
     }
 

@@ -48,7 +48,7 @@ pub fn check(check: &Check<'_>, ground: &Ground<'_, '_>) -> Result<()> {
     versions(check, ground, &totals)
 }
 
-/// Files, directories, others, bytes that come and go with each version.
+/// Files, directories, others, bytes that come and go with each version; modulo 2^64, as a version's totals are.
 #[derive(Default)]
 struct Totals(BTreeMap<Version, [i64; 4]>);
 
@@ -230,8 +230,7 @@ impl Pass<'_, '_, '_> {
             Some(fact) if fact.kind == span.kind => {
                 fact.named = fact.named.saturating_add(1);
                 if fact.kind == Kind::File {
-                    let size = i64::try_from(fact.size).unwrap_or(i64::MAX);
-                    self.totals.add(&span, [0, 0, 0, size]);
+                    self.totals.add(&span, [0, 0, 0, fact.size as i64]);
                 }
             }
             Some(_) if self.check.knows(Subject::Dir(span.parent)) => {}
