@@ -190,7 +190,8 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         let (assembler, next) = std::thread::scope(|scope| {
             // Without a version before there is nothing to estimate from.
             if newest.is_none() && monitor.wants_totals() {
-                scope.spawn(|| expected.count(&opened.paths, &boundaries_seen, monitor));
+                let count = || expected.count(&opened.paths, &boundaries_seen, monitor);
+                let _ = std::thread::Builder::new().spawn_scoped(scope, count);
             }
             let done = flow(dir, &dedup, &budget, walk, opened.root, jobs, steps, assembler);
             expected.stop();
@@ -316,14 +317,15 @@ fn flow<'a, 'o>(
 ) -> Result<(Assembler<'a, 'o>, (u64, u64))> {
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16) + 2;
     std::thread::scope(|scope| {
-        let pool: Vec<_> = (0..workers)
+        let pool: Vec<std::thread::ScopedJoinHandle<'_, Result<()>>> = (0..workers)
             .map(|_| {
                 let jobs = jobs.clone();
                 let (zstd_level, block_bytes) = (dir.config().zstd_level, walk.cutting.whole_file_bytes());
                 let worker = Worker { keys: dir.keys(), dedup, zstd_level, block_bytes };
-                scope.spawn(move || worker.run(jobs))
+                std::thread::Builder::new().spawn_scoped(scope, move || worker.run(jobs))
             })
-            .collect();
+            .collect::<std::io::Result<_>>()
+            .map_err(|e| Error::io("start a thread for", "the backup", &e))?;
         drop(jobs);
         let walker = spawn_walk(scope, walk, root)?;
         let mut failed = None;
