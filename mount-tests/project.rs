@@ -11,6 +11,7 @@ const ORDER: &[&str] = &[
     "monitor",
     "catalog",
     "os",
+    "scratch",
     "own",
     "depot",
     "crypto",

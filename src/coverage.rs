@@ -95,6 +95,8 @@ pub struct Coverage {
     pub being_written: bool,
     /// There were more blocks than can be told apart.
     pub inexact: bool,
+    /// It was stopped before all was looked up: the counts are of what was.
+    pub interrupted: bool,
 }
 
 /// Walks a version; `each` gets every file with content, by each of its names.
@@ -138,6 +140,7 @@ pub fn run(
         mount,
         being_written: ledger.being_written() > 0,
         inexact: false,
+        interrupted: false,
     };
     let moved = tree.index().has_moved_blocks()?;
     let mut walk = Walk {
@@ -156,10 +159,14 @@ pub fn run(
     while path.last() == Some(&b'/') {
         path.pop();
     }
-    match tree.find(v, &path)? {
-        Found::Dir(dir) => walk.below(v, dir, &mut path)?,
-        Found::Node(logid, Kind::File) => walk.file(&path, logid)?,
-        Found::Node(..) => {}
+    let walked = match tree.find(v, &path)? {
+        Found::Dir(dir) => walk.below(v, dir, &mut path),
+        Found::Node(logid, Kind::File) => walk.file(&path, logid),
+        Found::Node(..) => Ok(()),
+    };
+    match walked {
+        Err(Error::Interrupted) => walk.result.interrupted = true,
+        other => other?,
     }
     Ok(walk.result)
 }
@@ -276,6 +283,9 @@ impl Walk<'_> {
         let node = self.tree.node(logid)?;
         let mut at = 0;
         while at < size {
+            if self.monitor.interrupted() {
+                return Err(Error::Interrupted);
+            }
             let len = WINDOW_BYTES.min(size - at);
             for piece in self.tree.segments(&node, at, len)? {
                 if let Piece::Data { block, block_len, .. } = piece {

@@ -46,7 +46,8 @@ impl fmt::Display for Place {
         if let Some(block) = self.block {
             write!(f, " block {block}")?;
         }
-        write!(f, " at offset {}", self.offset)
+        // An arc as a whole is nowhere in itself.
+        if self.frame.is_some() || self.offset > 0 { write!(f, " at offset {}", self.offset) } else { Ok(()) }
     }
 }
 
@@ -114,7 +115,7 @@ impl fmt::Display for Foreign {
 pub enum Error {
     #[error("{op} {}: {}", shown(path), errno_text(*errno))]
     Io { op: &'static str, path: PathBuf, errno: i32 },
-    #[error("{place}: {}", damage_text(damage))]
+    #[error("{place}: {}", damage_text(place, damage))]
     Arc { place: Place, damage: Damage },
     #[error("index {}: {what}", shown(path))]
     IndexDamaged { path: PathBuf, what: String },
@@ -425,11 +426,12 @@ impl Damage {
     }
 }
 
-fn damage_text(damage: &Damage) -> String {
+fn damage_text(place: &Place, damage: &Damage) -> String {
     match damage {
         Damage::Missing => "the arc is missing".into(),
         Damage::Truncated { wanted_bytes, found_bytes } => {
-            format!("the arc is cut short: {found_bytes} of {wanted_bytes} bytes are there")
+            let part = if place.frame.is_some() { "frame" } else { "arc" };
+            format!("the {part} is cut short: {found_bytes} of {wanted_bytes} bytes are there")
         }
         Damage::BadHeader => "the arc header is damaged".into(),
         Damage::BadTrailer => "the arc trailer is damaged".into(),

@@ -176,9 +176,9 @@ fn on_all_cores<W: FnMut(usize) -> Option<Searched>>(
     let (next, done, stop) = (&next, &done, &stop);
     std::thread::scope(|scope| {
         let (found_by, found) = bounded::<Searched>(1);
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+        for number in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             let found_by = found_by.clone();
-            scope.spawn(move || {
+            let search = move || {
                 let mut test = worker();
                 while !stop.load(Ordering::Relaxed) {
                     let at = next.fetch_add(1, Ordering::Relaxed);
@@ -192,7 +192,10 @@ fn on_all_cores<W: FnMut(usize) -> Option<Searched>>(
                     }
                     done.fetch_add(work(at), Ordering::Relaxed);
                 }
-            });
+            };
+            if std::thread::Builder::new().spawn_scoped(scope, search.clone()).is_err() && number == 0 {
+                search();
+            }
         }
         drop(found_by);
         let stopped = loop {

@@ -207,9 +207,8 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         let (assembler, walked) = std::thread::scope(|scope| {
             // Without a version before there is nothing to estimate from.
             if newest.is_none() && monitor.wants_totals() {
-                scope.spawn(|| {
-                    expected.count(&roots.given, &boundaries_seen, open_dirs.for_the_walk() / 2, monitor);
-                });
+                let count = || expected.count(&roots.given, &boundaries_seen, open_dirs.for_the_walk() / 2, monitor);
+                let _ = std::thread::Builder::new().spawn_scoped(scope, count);
             }
             let done = flow(dir, &dedup, &budget, walk, &roots.tree, jobs, steps, assembler);
             expected.stop();
@@ -336,14 +335,15 @@ fn flow<'a, 'o>(
 ) -> Result<(Assembler<'a, 'o>, Walked)> {
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16) + 2;
     std::thread::scope(|scope| {
-        let pool: Vec<_> = (0..workers)
+        let pool: Vec<std::thread::ScopedJoinHandle<'_, Result<()>>> = (0..workers)
             .map(|_| {
                 let jobs = jobs.clone();
                 let (zstd_level, cutting) = (dir.config().zstd_level, walk.cutting);
                 let worker = Worker { keys: dir.keys(), dedup, zstd_level, cutting };
-                scope.spawn(move || worker.run(jobs))
+                std::thread::Builder::new().spawn_scoped(scope, move || worker.run(jobs))
             })
-            .collect();
+            .collect::<std::io::Result<_>>()
+            .map_err(|e| Error::io("start a thread for", "the backup", &e))?;
         drop(jobs);
         let walker = spawn_walk(scope, walk, paths)?;
         let mut failed = None;

@@ -4,6 +4,7 @@
 //! creation and never again; `finish` returns only when every arc of the run is on the medium.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::arc::{FrameKind, Packed, Packer};
@@ -118,7 +119,13 @@ impl<'a> Output<'a> {
         while self.syncing.len() >= MAX_SYNCING {
             join(self.syncing.remove(0))?;
         }
-        self.syncing.push(std::thread::spawn(move || file.sync_all().map_err(|e| Error::io("fsync", path, &e))));
+        let file = Arc::new(file);
+        let (theirs, at) = (file.clone(), path.clone());
+        let sync = move || theirs.sync_all().map_err(|e| Error::io("fsync", at, &e));
+        match std::thread::Builder::new().spawn(sync) {
+            Ok(thread) => self.syncing.push(thread),
+            Err(_) => file.sync_all().map_err(|e| Error::io("fsync", path, &e))?,
+        }
         Ok(())
     }
 

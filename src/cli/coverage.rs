@@ -109,7 +109,11 @@ pub fn run(context: &Context, args: &CoverageArgs) -> Result<Exit> {
     } else if args.list.is_none() {
         print(&as_text(&result, &asked))?;
     }
-    Ok(if result.failures > 0 { Exit::Damage } else { Exit::Ok })
+    Ok(match result.failures {
+        _ if result.interrupted => Exit::Interrupted,
+        0 => Exit::Ok,
+        _ => Exit::Damage,
+    })
 }
 
 fn how_text(how: How) -> &'static str {
@@ -138,7 +142,7 @@ fn percent(part: u64, whole: u64) -> String {
 }
 
 fn amount(amount: &Amount) -> String {
-    format!("{} blocks, {}", show::number(amount.blocks), show::bytes(amount.bytes))
+    format!("{}, {}", show::counted(amount.blocks, "block"), show::bytes(amount.bytes))
 }
 
 fn as_text(found: &Coverage, path: &[u8]) -> String {
@@ -167,7 +171,11 @@ fn as_text(found: &Coverage, path: &[u8]) -> String {
     let at_most = if found.inexact { "at most " } else { "" };
     line("blocks", format!("{at_most}{}", amount(&found.total)));
     let shares = (percent(found.proven.blocks, found.total.blocks), percent(found.proven.bytes, found.total.bytes));
-    line("proven", format!("{}: {} of the blocks, {} of the bytes", amount(&found.proven), shares.0, shares.1));
+    let proven = match found.total.blocks {
+        0 => "there is nothing to prove".into(),
+        _ => format!("{}: {} of the blocks, {} of the bytes", amount(&found.proven), shares.0, shares.1),
+    };
+    line("proven", proven);
     for (how, by, part) in &found.by {
         let how = match how {
             How::Read => "through the page cache",
@@ -191,12 +199,16 @@ fn as_text(found: &Coverage, path: &[u8]) -> String {
     if let (Some(oldest_s), Some(newest_s)) = (found.oldest_s, found.newest_s) {
         line("", format!("oldest {}, newest {}", time(oldest_s), time(newest_s)));
     }
-    line(
-        "damage",
-        if found.damaged == 0 { "none known".into() } else { format!("{} blocks", show::number(found.damaged)) },
-    );
+    let damage = match found.damaged {
+        0 => "none known".into(),
+        count => show::counted(count, "block") + ", not proven since",
+    };
+    line("damage", damage);
     if found.failures > 0 {
         line("", format!("the index could not tell all of {} files or directories", show::number(found.failures)));
+    }
+    if found.interrupted {
+        text += "Interrupted: the counts are of what was looked up until then.\n";
     }
     if found.being_written {
         text += "A mount or another process is verifying: what it read in the last minute may be missing here (unmount it, or \
@@ -204,10 +216,10 @@ fn as_text(found: &Coverage, path: &[u8]) -> String {
     }
     if let Some(mount) = found.mount.filter(|_| found.only_walked()) {
         text += &format!(
-            "The mount of {} listed {} directories and read no file. `rsync -a` compares size and mtime only: use \
+            "The mount of {} listed {} and read no file. `rsync -a` compares size and mtime only: use \
              `rsync -c`, or `diff -r`.\n",
             time(mount.started_s),
-            show::number(mount.dirs_listed)
+            show::counted(mount.dirs_listed, "directory")
         );
     }
     text
@@ -237,6 +249,7 @@ fn as_json(found: &Coverage) -> serde_json::Value {
         "being_written": found.being_written,
         "only_walked": found.only_walked(),
         "inexact": found.inexact,
+        "interrupted": found.interrupted,
         "mount": found.mount.map(|session| json!({
             "started_s": session.started_s, "seconds": session.seconds, "dirs_listed": session.dirs_listed,
             "files_read": session.files_read, "bytes_read": session.bytes_read

@@ -13,7 +13,7 @@ use super::{Context, open_index, paths, print, print_json};
 use crate::error::{Error, Exit, Result};
 use crate::ledger::{By, LedgerWriter};
 use crate::selftest::bad_ranges;
-use crate::store::{Store, StoreOptions};
+use crate::store::{Store, StoreOptions, Words};
 use crate::text::shown;
 use crate::tree::{Found, Tree, View};
 
@@ -38,7 +38,7 @@ pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
     let dir = context.open()?;
     let index = Arc::new(open_index(&dir)?);
     let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest));
-    let options = StoreOptions { ledger: Some(ledger.clone()), ..StoreOptions::default() };
+    let options = StoreOptions { ledger: Some(ledger.clone()), words: Words::Reader, ..StoreOptions::default() };
     let store = Store::with_options(dir.own(), dir.keys().clone(), index.clone(), options);
     let tree = Tree::new(index, View::Whole);
     let given = [paths::given(&args.file, dir.path())?];
@@ -52,10 +52,12 @@ pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
     let bad = bad_ranges(&tree, &store, &node)?;
     // It has said so itself, and the map is right all the same.
     let _ = ledger.flush();
+    let healed = store.tally().summary().places.into_iter().filter(|met| met.healed).collect::<Vec<_>>();
     if args.json {
         let found = json!({
             "version": version.0,
             "size": node.attr.size,
+            "healed_blocks": healed.len(),
             "damaged": bad.iter().map(|(range, error)| json!({
                 "start": range.start, "end": range.end, "code": error.code(), "error": error.to_string()
             })).collect::<Vec<_>>(),
@@ -63,8 +65,12 @@ pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
         print_json(&with_name(found, "path", &path))?;
     } else {
         print(&mapfile(&shown(&path).to_string(), version, node.attr.size, &bad))?;
+        if !context.quiet {
+            healed.iter().for_each(|met| super::say(&format!("assay: {}: {}; {}", met.code, met.what, met.how)));
+        }
     }
-    Ok(if bad.is_empty() { Exit::Ok } else { Exit::Damage })
+    // What was put right on the way is readable, but the backup is not as it was.
+    Ok(if bad.is_empty() && healed.is_empty() { Exit::Ok } else { Exit::Damage })
 }
 
 /// A map file of GNU ddrescue: comments, the current position, then ranges that tile the file.

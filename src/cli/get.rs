@@ -13,7 +13,7 @@ use crate::backup::walk;
 use crate::error::{Error, Exit, Result};
 use crate::ledger::{By, LedgerWriter};
 use crate::restore::{self, Decision, Extra, Lack, Options, Question, Report, Source, Spare, Target, VersionSource};
-use crate::store::{Store, StoreOptions};
+use crate::store::{Store, StoreOptions, Words};
 use crate::text::shown;
 use crate::tree::{Tree, View};
 
@@ -68,7 +68,8 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
     let index = Arc::new(open_index(&dir)?);
     let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Get));
-    let options = StoreOptions { cache_bytes: CACHE_BYTES, ledger: Some(ledger.clone()), ..StoreOptions::default() };
+    let (cache_bytes, words) = (CACHE_BYTES, Words::Reader);
+    let options = StoreOptions { cache_bytes, words, ledger: Some(ledger.clone()), ..StoreOptions::default() };
     let store = Arc::new(Store::with_options(dir.own(), dir.keys().clone(), index.clone(), options));
     let tree = Arc::new(Tree::new(index, View::Whole));
     let versions = if args.delete { tree.versions()? } else { Vec::new() };

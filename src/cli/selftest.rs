@@ -14,7 +14,7 @@ use crate::backupdir::BackupDir;
 use crate::error::{Error, Exit, Result};
 use crate::ids::ArcName;
 use crate::selftest::{
-    self, BlockRef, BlockUse, Drilled, Finding, Fix, Hit, Level, Options, Part, Report, Schedule, Scope,
+    self, BlockRef, BlockUse, Drilled, Finding, Fix, Hit, Level, NotChecked, Options, Part, Report, Schedule, Scope,
 };
 use crate::text::shown;
 use crate::tree::{Tree, View};
@@ -81,7 +81,11 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
         inc: args.inc,
         fix: if args.fix { Fix::Correct } else { Fix::Report },
     };
-    let noun = if level == Level::Files { "files" } else { "arcs" };
+    let noun = match level {
+        Level::Files => "files",
+        Level::LocalBlocks | Level::AllCopies => "arcs",
+        Level::Opens | Level::Pages | Level::Structure => "steps",
+    };
     let ui = Ui::counting(context, "Testing", noun).listing(args.debug);
     let done = selftest::run(&dir, &options, &ui);
     ui.finish();
@@ -150,7 +154,11 @@ fn drill(context: &Context, dir: &BackupDir, args: &SelftestArgs, count: u32) ->
         format!("Drill     {} damaged, {found} found in their place, {healed} repaired", report.drilled.len());
     text += &format!(" (copies only; --seed {} repeats it)\n", report.seed);
     if report.elsewhere > 0 {
-        text += &format!("Note      {} findings were elsewhere: run the selftest itself\n", report.elsewhere);
+        let elsewhere = show::counted(report.elsewhere, "finding");
+        text += &format!("Note      {elsewhere} not in the place of a drill: run the selftest itself\n");
+    }
+    if report.interrupted {
+        text += &format!("Result    interrupted: {} of {count} were done\n", report.drilled.len());
     }
     print(&text)?;
     Ok(exit)
@@ -259,7 +267,11 @@ fn hits_text(hits: &[Hit], total: u64) -> String {
         let (first, last) = hit.versions;
         let versions = if first == last { first.to_string() } else { format!("{first} to {last}") };
         let path = shown(&hit.path);
-        text += &format!("  hits: {path} in {versions}, bytes {}-{}\n", hit.bytes.start, hit.bytes.end);
+        let bytes = match hit.bytes.is_empty() {
+            true => String::new(),
+            false => format!(", bytes {}-{}", hit.bytes.start, hit.bytes.end),
+        };
+        text += &format!("  hits: {path} in {versions}{bytes}\n");
     }
     let more = total.saturating_sub(hits.len().min(MAX_SHOWN_HITS) as u64);
     if more > 0 {
@@ -274,17 +286,21 @@ fn summary_text(report: &Report, level: Level, elapsed: Duration) -> String {
         text += &format!("Note      {note}\n");
     }
     text += &format!("Level     {}\n", level_text(level));
-    let counts = [(report.arcs, "arcs"), (report.blocks, "blocks"), (report.files, "files")];
-    let mut checked: Vec<String> = counts
-        .iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, what)| format!("{} {what}", show::number(*count)))
-        .collect();
+    let counted = |counts: [(u64, &str); 3]| -> Vec<String> {
+        let some = counts.into_iter().filter(|(count, _)| *count > 0);
+        some.map(|(count, noun)| show::counted(count, noun)).collect()
+    };
+    let mut checked = counted([(report.arcs, "arc"), (report.blocks, "block"), (report.files, "file")]);
     if report.bytes > 0 {
         checked.push(show::bytes(report.bytes));
     }
     if !checked.is_empty() {
         text += &format!("Checked   {}\n", checked.join(", "));
+    }
+    let NotChecked { arcs, files } = report.not_checked;
+    let not_checked = counted([(arcs, "arc"), (0, "block"), (files, "file")]);
+    if !not_checked.is_empty() {
+        text += &format!("Not read  {}\n", not_checked.join(", "));
     }
     let mut time = show::duration(elapsed);
     if report.bytes > 0 {
@@ -293,9 +309,9 @@ fn summary_text(report: &Report, level: Level, elapsed: Duration) -> String {
     text += &format!("Time      {time}\n");
     let fixed = report.findings.iter().filter(|finding| finding.is_fixed()).count();
     let mut verdict = match report.found() {
+        0 if report.interrupted => "nothing is wrong so far".to_string(),
         0 => "nothing is wrong".to_string(),
-        1 => "1 finding".to_string(),
-        found => format!("{} findings", show::number(found)),
+        found => show::counted(found, "finding"),
     };
     if report.unlisted > 0 {
         verdict += &format!(", {} of them not listed", show::number(report.unlisted));
@@ -379,6 +395,7 @@ fn summary_json(report: &Report, level: Level, elapsed: Duration, exit: Exit) ->
         "unlisted": report.unlisted,
         "fixed": report.findings.iter().filter(|finding| finding.is_fixed()).count(),
         "notes": report.notes,
+        "not_checked": { "arcs": report.not_checked.arcs, "files": report.not_checked.files },
         "interrupted": report.interrupted,
         "exit": exit as u8,
     })

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::catalog::{Kind, Timespec};
-pub use crate::text::number;
 use crate::text::shown;
+pub use crate::text::{counted, number};
 
 /// `1.25 GiB`; exact below 1 KiB.
 pub fn bytes(count: u64) -> String {

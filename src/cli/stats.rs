@@ -76,9 +76,9 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     }
     print(&format!(
         "Versions       {}\n\
-         Newest         {} ({} files, {} directories, {} others, {})\n\
+         Newest         {} ({}, {}, {}, {})\n\
          All versions   {} as separate trees\n\
-         Arcs           {} files, {}\n\
+         Arcs           {}, {}\n\
          Index          {}\n\
          Blocks         {} of {} on average\n\
          Dedup          {} (bytes read to bytes in blocks)\n\
@@ -86,12 +86,12 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
          In all         {} (all versions to arcs and index)\n",
         show::number(versions.len() as u64),
         if newest.name.is_empty() { "none yet" } else { &newest.name },
-        show::number(newest.files),
-        show::number(newest.dirs),
-        show::number(newest.others),
+        show::counted(newest.files, "file"),
+        show::counted(newest.dirs, "directory"),
+        show::counted(newest.others, "other"),
         show::bytes(newest.tree_bytes),
         show::bytes(all_trees),
-        show::number(arcs_found),
+        show::counted(arcs_found, "file"),
         show::bytes(arc_bytes),
         show::bytes(index_bytes),
         show::number(blocks),
@@ -119,7 +119,7 @@ fn health_text(selftests: &BTreeMap<u8, &Run>, open: usize, damage: &[Value], me
         let part = if run.scope.is_empty() { String::new() } else { format!(" of {}", run.scope) };
         let found = match run.findings {
             0 => "nothing found".into(),
-            count => format!("{} findings, {} fixed", show::number(count), show::number(run.fixed)),
+            count => format!("{}, {} fixed", show::counted(count, "finding"), show::number(run.fixed)),
         };
         line("Selftest", format!("-v{}{part} {}: {found}", run.level, time(run.when_s)));
     }
@@ -128,11 +128,17 @@ fn health_text(selftests: &BTreeMap<u8, &Run>, open: usize, damage: &[Value], me
     }
     match open {
         0 => line("Damage", "none known".into()),
-        count => line("Damage", format!("{} places, not seen right since", show::number(count as u64))),
+        count => line("Damage", format!("{}, not seen right since", show::counted(count as u64, "place"))),
     }
     for place in damage {
         let text = |key: &str| place.get(key).and_then(Value::as_str).unwrap_or_default();
-        let frame = place.get("frame").and_then(Value::as_u64).map_or_else(String::new, |no| format!(" frame {no}"));
+        let number = |key: &str| place.get(key).and_then(Value::as_u64);
+        let frames = number("frames").filter(|count| *count > 1);
+        let frame = match (number("frame"), frames) {
+            (Some(no), Some(count)) => format!(" frames {no} to {}", no + count - 1),
+            (Some(no), None) => format!(" frame {no}"),
+            (None, _) => String::new(),
+        };
         let when_s = place.get("when_s").and_then(Value::as_u64).unwrap_or_default();
         line("", format!("{} {}{frame}, {}", text("code"), text("arc"), time(when_s)));
     }

@@ -59,34 +59,34 @@ fn joined(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     all
 }
 
-/// Every file that uses one of these blocks is a finding, with its ranges, names and versions; no other is.
+/// The damaged place is one finding, which names every file that uses one of these blocks, with its ranges, names and
+/// versions, and no other.
 fn assert_told(findings: &[Finding], users: &Users, bad: &[BlockId], cause: Cause, what: &str) {
-    let mut wanted: BTreeMap<Logid, Vec<Range<u64>>> = BTreeMap::new();
+    let [finding] = findings else { panic!("{what}: {:#?}", shown(findings)) };
+    assert_eq!(finding.cause, cause, "{what}: {}", finding.error);
+    let mut wanted: BTreeMap<(Vec<u8>, Version), Vec<Range<u64>>> = BTreeMap::new();
     for (logid, ranges) in bad.iter().filter_map(|block| users.blocks.get(block)).flatten() {
-        wanted.entry(*logid).or_default().extend(ranges.iter().cloned());
-    }
-    let told: BTreeSet<Logid> = findings.iter().map(|f| f.hits[0].logid).collect();
-    assert_eq!(told, wanted.keys().copied().collect(), "{what}: {:#?}", shown(findings));
-    assert_eq!(findings.len(), told.len(), "{what}");
-    for finding in findings {
-        assert_eq!(finding.cause, cause, "{what}: {}", finding.error);
-        let logid = finding.hits[0].logid;
-        let mut ranges = wanted[&logid].clone();
-        ranges.sort_by_key(|range| range.start);
-        let mut expected = BTreeSet::new();
-        for (path, versions) in &users.names[&logid] {
-            for range in joined(&ranges) {
-                let (first, last) = (*versions.first().unwrap(), *versions.last().unwrap());
-                expected.insert((path.clone(), first, last, range.start, range.end));
+        for (path, versions) in &users.names[logid] {
+            for v in versions {
+                wanted.entry((path.clone(), *v)).or_default().extend(ranges.iter().cloned());
             }
         }
-        let hits: BTreeSet<_> = finding
-            .hits
-            .iter()
-            .map(|hit| (hit.path.clone(), hit.versions.0, hit.versions.1, hit.bytes.start, hit.bytes.end))
-            .collect();
-        assert_eq!(hits, expected, "{what}: {:#?}", shown(std::slice::from_ref(finding)));
     }
+    let mut told: BTreeMap<(Vec<u8>, Version), Vec<Range<u64>>> = BTreeMap::new();
+    for hit in &finding.hits {
+        for v in hit.versions.0.0..=hit.versions.1.0 {
+            told.entry((hit.path.clone(), Version(v))).or_default().push(hit.bytes.clone());
+        }
+    }
+    let tidy = |all: BTreeMap<(Vec<u8>, Version), Vec<Range<u64>>>| -> Vec<_> {
+        let of = |(key, mut ranges): (_, Vec<Range<u64>>)| {
+            ranges.sort_by_key(|range| range.start);
+            (key, joined(&ranges))
+        };
+        all.into_iter().map(of).collect()
+    };
+    assert_eq!(tidy(told), tidy(wanted), "{what}: {:#?}", shown(findings));
+    assert_eq!(finding.hits_total, finding.hits.len() as u64, "{what}");
 }
 
 #[test]

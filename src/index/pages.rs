@@ -134,7 +134,8 @@ fn interruptible<T>(connection: &Connection, stop: &(dyn Fn() -> bool + Sync), w
     let handle = connection.get_interrupt_handle();
     let (done, finished) = crossbeam::channel::bounded::<()>(0);
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        // Where no thread can be had the work is not broken off.
+        let _ = std::thread::Builder::new().spawn_scoped(scope, move || {
             // Ends when the other end of the channel is dropped.
             while let Err(crossbeam::channel::RecvTimeoutError::Timeout) = finished.recv_timeout(STOP_POLL) {
                 if stop() {

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
-use tempfile::TempDir;
 
 use super::pool::{Fail, check_header, open_error};
 use super::schema::{self, Access};
 use crate::error::{Error, Result};
+use crate::scratch::Scratch;
 
 /// How often a file that changes all the time is looked at again before giving up.
 const TRIES: usize = 5;
@@ -68,7 +68,7 @@ enum Mode {
     Live,
     /// Read without locks.
     Immutable,
-    Copy(TempDir),
+    Copy(Scratch),
 }
 
 /// A state of the index that connections can be opened on.
@@ -187,11 +187,11 @@ pub(super) fn copy_lasts(took: Duration) -> Duration {
 }
 
 /// Index and WAL as they were at one moment, in a private directory.
-fn copy(real: &Path) -> Result<(TempDir, Files)> {
+fn copy(real: &Path) -> Result<(Scratch, Files)> {
     let io = |e: std::io::Error| Error::io("copy", real, &e);
     let wal = wal_path(real);
     for _ in 0..TRIES {
-        let dir = tempfile::Builder::new().prefix("assay-index-").tempdir().map_err(io)?;
+        let dir = Scratch::new()?;
         let before = Files::of(real, &wal);
         copy_file(real, &dir.path().join("index.db")).map_err(io)?;
         if before.wal.is_some() {

@@ -6,12 +6,12 @@
 //! Invariants: neighbouring frames with the same damage are one finding, and so is an arc that is missing, cut, or
 //! another one; damage, and what reads right again, is noted in the ledger.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::findings::{Cause, Finding, MAX_LISTED, Part, Spot};
-use super::hits;
+use super::hits::{self, Wrong};
 use super::medium::{self, Bad, Job, Placed, Watch};
 use super::plan::{Plan, commit_arc};
 use super::shell::{Fault, Shell, cause_of};
@@ -22,7 +22,6 @@ use crate::catalog::ArcEntry;
 use crate::depot::{Depot, Local, StoredArc};
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
-use crate::index::Places;
 use crate::ledger::{self, How, Record};
 use crate::monitor::{Event, Progress};
 use crate::store::lock;
@@ -36,19 +35,10 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     }
     for copy in copies {
         let run = Run::new(exam, copy, &plan);
-        medium::verify_all(exam.dir.keys(), run.jobs(), &run);
+        medium::verify_all(exam.dir.keys(), run.jobs(), &run)?;
         run.end(report);
     }
     Ok(())
-}
-
-/// Something wrong, before it is known which files it hits.
-struct Wrong {
-    error: Error,
-    cause: Cause,
-    spot: Spot,
-    /// Frames of a data arc that can't be read.
-    frames: Option<(ArcSerial, u32, u32)>,
 }
 
 /// One copy being checked.
@@ -60,7 +50,12 @@ struct Run<'a> {
     known: HashMap<ArcSerial, ledger::Damage>,
     wrong: Mutex<Vec<Wrong>>,
     unlisted: AtomicU64,
+    /// Arcs that were not, or not wholly, read, for reasons that say nothing of their bytes.
+    unread: Mutex<BTreeSet<ArcName>>,
+    /// Arcs that were verified to their end.
     arcs: AtomicU64,
+    /// Arcs of which nothing is to be read: not due, missing, not to be opened.
+    without_job: AtomicU64,
     blocks: AtomicU64,
     plain_bytes: AtomicU64,
     read_bytes: AtomicU64,
@@ -83,7 +78,9 @@ impl<'a> Run<'a> {
             known,
             wrong: Mutex::default(),
             unlisted: AtomicU64::new(0),
+            unread: Mutex::default(),
             arcs: AtomicU64::new(0),
+            without_job: AtomicU64::new(0),
             blocks: AtomicU64::new(0),
             plain_bytes: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),
@@ -94,10 +91,13 @@ impl<'a> Run<'a> {
     /// All arcs, each opened when its turn comes.
     fn jobs(&self) -> impl Iterator<Item = Job> {
         let go_on = |_: &&ArcEntry| !self.stop();
-        let arcs = self.plan.arcs.iter().take_while(go_on).filter_map(|entry| self.arc(entry));
-        let commits = self.plan.commits.iter().take_while(|_| !self.stop()).filter_map(|run| self.commit(*run));
-        let orphans = self.plan.orphans.iter().take_while(|_| !self.stop()).filter_map(|name| self.orphan(*name));
-        arcs.chain(commits).chain(orphans)
+        let arcs = self.plan.arcs.iter().take_while(go_on).map(|entry| self.arc(entry));
+        let commits = self.plan.commits.iter().take_while(|_| !self.stop()).map(|run| self.commit(*run));
+        let orphans = self.plan.orphans.iter().take_while(|_| !self.stop()).map(|name| self.orphan(*name));
+        let counted = |job: &Option<Job>| {
+            self.without_job.fetch_add(u64::from(job.is_none()), Relaxed);
+        };
+        arcs.chain(commits).chain(orphans).inspect(counted).flatten()
     }
 
     /// An arc that a commit record describes.
@@ -124,6 +124,7 @@ impl<'a> Run<'a> {
         let Some(mut frames) = self.frames(entry, &shell) else {
             let error = self.index_error(format!("the frame table of {} is lost, in the arc too", entry.name));
             self.note(Finding::new(Level::LocalBlocks, Cause::Unchecked, error));
+            lock(&self.unread).insert(entry.name);
             shell.faults.iter().for_each(|fault| self.fault(entry.name, Some(entry), fault));
             return None;
         };
@@ -187,9 +188,13 @@ impl<'a> Run<'a> {
     fn cut(&self, entry: &ArcEntry, len_bytes: u64, frames: &mut Vec<Placed>) {
         let there = frames.partition_point(|(_, offset, info)| offset + info.frame_len() <= len_bytes);
         let gone = frames.split_off(there);
-        let damage = Damage::Truncated { wanted_bytes: entry.arc_bytes, found_bytes: len_bytes };
+        let mut damage = Damage::Truncated { wanted_bytes: entry.arc_bytes, found_bytes: len_bytes };
         let (part, offset) = match gone.first() {
-            Some((first, offset, _)) => (Part::Frames { first: *first, count: gone.len() as u32 }, *offset),
+            Some((first, offset, info)) => {
+                let found_bytes = len_bytes.saturating_sub(*offset);
+                damage = Damage::Truncated { wanted_bytes: info.frame_len(), found_bytes };
+                (Part::Frames { first: *first, count: gone.len() as u32 }, *offset)
+            }
             None if len_bytes < entry.footer_offset + u64::from(entry.footer_len) => {
                 (Part::Footer, entry.footer_offset)
             }
@@ -300,6 +305,9 @@ impl<'a> Run<'a> {
             let noted = frames.filter(|_| *damage != Damage::Missing);
             self.damage(serial, noted, error.code(), fault.cause == Cause::Transient);
         }
+        if fault.cause == Cause::Unchecked {
+            lock(&self.unread).insert(name);
+        }
         let spot = Spot { copy: self.copy.id(), serial, part: fault.part };
         let frames = serial.zip(frames).map(|(serial, (first, count))| (serial, first, first + count));
         let mut wrong = lock(&self.wrong);
@@ -347,55 +355,13 @@ impl<'a> Run<'a> {
         report.arcs += self.arcs.load(Relaxed);
         report.blocks += self.blocks.load(Relaxed);
         report.bytes += self.plain_bytes.load(Relaxed);
-        let mut wrong = std::mem::take(&mut *lock(&self.wrong));
-        let before = wrong.len();
-        wrong.retain(|wrong| wrong.frames.is_none_or(|(serial, first, end)| self.is_in_use(serial, first..end)));
-        if wrong.len() < before {
-            report.notes.push(format!(
-                "{} damaged places were left out: all that they held was sealed anew in other arcs",
-                before - wrong.len()
-            ));
-        }
-        let mut places = Places::default();
-        for (tag, wrong) in wrong.iter().enumerate() {
-            if let Some((serial, first, end)) = wrong.frames {
-                places.add(serial, first..end, tag);
-            }
-        }
-        let stop = || self.exam.monitor.interrupted();
-        let mut hits = match hits::find(&self.exam.index, &places, wrong.len(), &stop) {
-            Ok(hits) => hits,
-            Err(Error::Interrupted) => Vec::new(),
-            Err(error) => {
-                let what = format!("which files use what is damaged can't be told: {error}");
-                let error = Error::IndexRow { path: self.exam.index.path().to_path_buf(), what };
-                self.exam.findings.add(Finding::new(Level::LocalBlocks, Cause::Unchecked, error));
-                Vec::new()
-            }
-        }
-        .into_iter();
-        for Wrong { error, cause, spot, .. } in wrong {
-            let (hits, hits_total) = hits.next().unwrap_or_default();
-            let finding = Finding::new(Level::LocalBlocks, cause, error);
-            self.exam.findings.add(Finding { spot: Some(spot), hits, hits_total, ..finding });
-        }
+        // Those that could not be read, and those whose turn did not come.
+        report.not_checked.arcs += lock(&self.unread).len() as u64;
+        let planned = (self.plan.arcs.len() + self.plan.commits.len() + self.plan.orphans.len()) as u64;
+        report.not_checked.arcs += planned.saturating_sub(self.arcs.load(Relaxed) + self.without_job.load(Relaxed));
+        let wrong = std::mem::take(&mut *lock(&self.wrong));
+        hits::tell(self.exam, Level::LocalBlocks, wrong, &mut report.notes);
         self.exam.findings.add_unlisted(self.unlisted.into_inner());
-    }
-}
-
-impl Run<'_> {
-    /// False if every block of these frames is read from another place by now.
-    fn is_in_use(&self, serial: ArcSerial, frames: std::ops::Range<u32>) -> bool {
-        let (Some(last), Some(first)) = (frames.clone().next_back(), frames.clone().next()) else { return true };
-        let names = BlockId::new(serial, FrameNo(first))..=BlockId::new(serial, FrameNo(last));
-        let moved = self.exam.index.relocations(names).unwrap_or_default();
-        // A block that was moved here, or one that never moved, is read from here.
-        let here = |place: BlockId| place.arc() == serial && frames.contains(&place.frame().0);
-        let moved_here = || {
-            let all = self.exam.index.relocations(BlockId(0)..=BlockId(i64::MAX as u64)).unwrap_or_default();
-            all.iter().any(|(_, place)| here(*place))
-        };
-        moved.len() < frames.len() || moved.iter().any(|(_, place)| here(*place)) || moved_here()
     }
 }
 

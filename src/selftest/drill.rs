@@ -18,7 +18,8 @@ use crate::ids::{BlockId, FrameNo};
 use crate::index::Index;
 use crate::ledger::{By, Ledger, LedgerWriter};
 use crate::monitor::{Event, Monitor, Progress, Silent};
-use crate::store::Store;
+use crate::scratch::Scratch;
+use crate::store::{Store, StoreOptions, Words};
 
 /// Pages of the index have this size.
 const PAGE_BYTES: u64 = 4096;
@@ -128,14 +129,13 @@ fn drill(
 
 /// A private directory that looks like the backup dir.
 struct Overlay {
-    _temp: tempfile::TempDir,
+    _temp: Scratch,
     dir: BackupDir,
 }
 
 impl Overlay {
     fn over(real: &BackupDir) -> Result<Overlay> {
-        let temp = tempfile::Builder::new().prefix("assay-drill-").tempdir();
-        let temp = temp.map_err(|e| Error::io("create", std::env::temp_dir(), &e))?;
+        let temp = Scratch::new()?;
         let listing = fs::read_dir(real.path()).map_err(|e| Error::io("list", real.path(), &e))?;
         for entry in listing {
             let entry = entry.map_err(|e| Error::io("list", real.path(), &e))?;
@@ -289,7 +289,8 @@ impl Overlay {
         let len = index.frame_chunk(arc.serial, FrameNo(frame)).ok();
         let len = len.and_then(|chunk| chunk.locate(FrameNo(frame)).map(|(_, info)| info.plain_len));
         let Ok(own) = self.dir.open_index() else { return false };
-        let store = Store::new(self.dir.own(), self.dir.keys().clone(), Arc::new(own), 0);
+        let options = StoreOptions { cache_bytes: 0, words: Words::Reader, ..StoreOptions::default() };
+        let store = Store::with_options(self.dir.own(), self.dir.keys().clone(), Arc::new(own), options);
         len.is_some_and(|len| store.block(block, len, None).is_ok())
     }
 }

@@ -9,15 +9,17 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
+use super::findings::{MAX_HITS, Part, Spot};
+use super::hits::{self, Wrong};
 use super::{Cause, Exam, Finding, Hit, Level, Report, Scope};
 use crate::catalog::{Child, Kind, Node};
 use crate::crypto::FileHasher;
-use crate::error::{Damage, Error, Result};
-use crate::ids::{BlockId, Dirno, Logid, Version};
-use crate::index::{ScanTable, Scanned};
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::{BlockId, CopyId, Dirno, FrameNo, Logid, Version};
+use crate::index::{ScanTable, Scanned, VersionRow};
 use crate::ledger::Extent;
 use crate::monitor::{Event, Progress};
-use crate::store::{Heal, Store, StoreOptions, Wanted, lock};
+use crate::store::{Heal, Store, StoreOptions, Wanted, Words, lock};
 use crate::tree::{Found, Piece, SeekTo, Tree, View};
 
 /// Verified blocks that are kept for files that share them.
@@ -28,8 +30,8 @@ const BATCH_FILES: usize = 1 << 16;
 const WINDOW_BYTES: u64 = 4 << 20;
 /// Where the list of blocks has a hole, it is narrowed down to pieces of this size.
 const GRAIN_BYTES: u64 = 64 << 10;
-/// Damaged files that are looked up by name at the end.
-const MAX_DAMAGED: usize = 10_000;
+/// Damaged blocks, and other troubles, that are told apart; more are only counted.
+const MAX_PLACES: usize = 200_000;
 
 /// A file state that waits to be read.
 struct Waiting {
@@ -40,13 +42,25 @@ struct Waiting {
     version: Version,
 }
 
-/// A file state that is not what was backed up.
-struct Damaged {
-    path: Vec<u8>,
-    version: Version,
+/// What keeps files from being what was backed up and is no damage of a block: one error, and the files that met it.
+struct Trouble {
     error: Error,
     cause: Cause,
-    ranges: Vec<Range<u64>>,
+    /// At most `MAX_HITS`.
+    hits: Vec<Hit>,
+    /// Files that are in `hits`, and all.
+    listed: u64,
+    count: u64,
+}
+
+/// What is wrong, before it is known by what names.
+#[derive(Default)]
+struct Wrongs {
+    /// By the place that the block is read from; a missing arc stands at its first.
+    blocks: BTreeMap<BlockId, (Error, Cause)>,
+    /// By the words of the error.
+    troubles: BTreeMap<String, Trouble>,
+    unlisted: u64,
 }
 
 struct Reading<'a> {
@@ -57,8 +71,10 @@ struct Reading<'a> {
     met: HashMap<u64, Box<[u8; 4096]>>,
     lost_dirs: HashSet<Dirno>,
     waiting: Vec<Waiting>,
-    damaged: Mutex<BTreeMap<Logid, Damaged>>,
+    wrongs: Mutex<Wrongs>,
     files: AtomicU64,
+    /// Files that could not be read, for reasons that say nothing of their bytes.
+    unread: AtomicU64,
     bytes: AtomicU64,
     expected: Progress,
     failed: Mutex<Option<Error>>,
@@ -66,17 +82,19 @@ struct Reading<'a> {
 
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let tree = Tree::new(exam.index.clone(), View::Whole);
-    let versions: Vec<Version> = match &exam.options.rev {
-        Some(rev) => vec![tree.version(rev)?.version],
+    let rows = match &exam.options.rev {
+        Some(rev) => vec![tree.version(rev)?],
         None => match tree.versions() {
-            Ok(rows) => rows.into_iter().map(|row| row.version).collect(),
+            Ok(rows) => rows,
             Err(error) => {
                 tell(exam, error, Cause::Index, Vec::new());
                 return Ok(());
             }
         },
     };
-    let expected = if exam.monitor.wants_totals() { expected(exam) } else { Progress::default() };
+    let only = rows.first().filter(|_| exam.options.rev.is_some());
+    let expected = if exam.monitor.wants_totals() { expected(exam, only) } else { Progress::default() };
+    let versions: Vec<Version> = rows.iter().map(|row| row.version).collect();
     let store = open_store(exam, Heal::Off, CACHE_BYTES);
     let mut reading = Reading {
         exam,
@@ -85,8 +103,9 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
         met: HashMap::new(),
         lost_dirs: HashSet::new(),
         waiting: Vec::new(),
-        damaged: Mutex::default(),
+        wrongs: Mutex::default(),
         files: AtomicU64::new(0),
+        unread: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
         expected,
         failed: Mutex::default(),
@@ -95,42 +114,46 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
         Scope::Paths(paths) => paths.clone(),
         _ => vec![b"/".to_vec()],
     };
-    for root in &roots {
-        let mut found = false;
-        let mut before = None;
-        for v in &versions {
-            found |= reading.version(*v, before, root)?;
-            before = Some(*v);
-        }
-        if let (false, Some(newest)) = (found, versions.last()) {
-            return Err(Error::NoPath { path: root.clone(), version: *newest });
-        }
-    }
-    reading.read_waiting()?;
+    let walked = reading.all(&roots, &versions);
     report.files += reading.files.load(Relaxed);
     report.bytes += reading.bytes.load(Relaxed);
     report.blocks += reading.store.tally().summary().blocks_verified;
-    reading.tell_damage()
+    report.not_checked.files += reading.unread.load(Relaxed);
+    if matches!(walked, Err(Error::Interrupted)) {
+        let done = reading.files.load(Relaxed) + reading.unread.load(Relaxed);
+        report.not_checked.files += reading.expected.expected_files.saturating_sub(done);
+    }
+    reading.tell(report);
+    walked
 }
 
 fn open_store(exam: &Exam<'_>, heal: Heal, cache_bytes: u64) -> Store {
     let ledger = Some(exam.ledger.clone());
-    let options = StoreOptions { cache_bytes, heal, ledger, ..StoreOptions::default() };
+    let options = StoreOptions { cache_bytes, heal, ledger, words: Words::Reader, ..StoreOptions::default() };
     Store::with_options(exam.dir.own(), exam.dir.keys().clone(), exam.index.clone(), options)
 }
 
-/// Files and bytes of all states, those of removed versions included.
-fn expected(exam: &Exam<'_>) -> Progress {
+/// Files and bytes that will be read: of all states, those of removed versions included, or of one version; nothing where
+/// that can't be told beforehand.
+fn expected(exam: &Exam<'_>, only: Option<&VersionRow>) -> Progress {
     let mut sum = Progress::default();
-    if let Ok(rows) = exam.index.snapshot() {
-        let mut nodes = rows.cursor(ScanTable::Nodes);
-        while let Some(scanned) = nodes.take() {
-            if let Scanned::Row(row) = scanned
-                && let Ok((_, node)) = rows.open_node(&row)
-            {
-                sum.expected_files += 1;
-                let bytes = if node.attr.kind == Kind::File { node.attr.size } else { 0 };
-                sum.expected_bytes = sum.expected_bytes.saturating_add(bytes);
+    match (&exam.options.scope, only, &exam.due) {
+        (_, _, Some(due)) => sum.expected_bytes = due.bytes,
+        (Scope::Paths(_), ..) => {}
+        (_, Some(row), _) => {
+            (sum.expected_files, sum.expected_bytes) = (row.info.files + row.info.others, row.info.tree_bytes);
+        }
+        (_, None, None) => {
+            let Ok(rows) = exam.index.snapshot() else { return sum };
+            let mut nodes = rows.cursor(ScanTable::Nodes);
+            while let Some(scanned) = nodes.take() {
+                if let Scanned::Row(row) = scanned
+                    && let Ok((_, node)) = rows.open_node(&row)
+                {
+                    sum.expected_files += 1;
+                    let bytes = if node.attr.kind == Kind::File { node.attr.size } else { 0 };
+                    sum.expected_bytes = sum.expected_bytes.saturating_add(bytes);
+                }
             }
         }
     }
@@ -159,6 +182,22 @@ fn cause_of(error: &Error) -> Cause {
 }
 
 impl Reading<'_> {
+    /// Reads what is at and below some paths, in all of some versions.
+    fn all(&mut self, roots: &[Vec<u8>], versions: &[Version]) -> Result<()> {
+        for root in roots {
+            let mut found = false;
+            let mut before = None;
+            for v in versions {
+                found |= self.version(*v, before, root)?;
+                before = Some(*v);
+            }
+            if let (false, Some(newest)) = (found, versions.last()) {
+                return Err(Error::NoPath { path: root.clone(), version: *newest });
+            }
+        }
+        self.read_waiting()
+    }
+
     /// Collects what is at and below a path in a version and was not so in the version looked at before. False if the
     /// path is not there.
     fn version(&mut self, v: Version, before: Option<Version>, root: &[u8]) -> Result<bool> {
@@ -292,7 +331,8 @@ impl Reading<'_> {
             }
         };
         std::thread::scope(|scope| {
-            (1..threads).for_each(|_| drop(scope.spawn(work)));
+            // Where no more threads can be had, this one does it all.
+            (1..threads).for_each(|_| drop(std::thread::Builder::new().spawn_scoped(scope, work)));
             work();
         });
         let failed = lock(&self.failed).take();
@@ -308,16 +348,18 @@ impl Reading<'_> {
         let node = match self.tree.node(file.logid) {
             Ok(node) => node,
             Err(error) => {
-                self.damaged(file, error, None, Vec::new());
+                self.trouble(file, &error, None, &[]);
                 return Ok(());
             }
         };
         if node.attr.kind == Kind::File {
-            self.content(file, &node)?;
-        } else if node.attr.kind == Kind::Symlink && node.target.len() as u64 != node.attr.size {
+            return self.content(file, &node);
+        }
+        if node.attr.kind == Kind::Symlink && node.target.len() as u64 != node.attr.size {
             let what = format!("the target of link {} does not have its length", file.logid.0);
             let error = Error::IndexRow { path: self.exam.index.path().to_path_buf(), what };
-            self.damaged(file, error, None, Vec::new());
+            self.trouble(file, &error, None, &[]);
+            return Ok(());
         }
         self.files.fetch_add(1, Relaxed);
         Ok(())
@@ -351,19 +393,22 @@ impl Reading<'_> {
             self.progress(len);
         }
         match bad.error {
-            Some(error) => self.damaged(file, error, bad.cause, bad.ranges),
+            Some(error) => return Ok(self.trouble(file, &error, bad.cause, &bad.ranges)),
+            // The blocks are told, with all who use them.
+            None if bad.blocks => {}
             None => {
                 let found = hasher.map(FileHasher::finish);
                 match node.sha1.zip(found) {
                     Some((expected, found)) if expected != found => {
                         let error = Error::FileHashMismatch { path: file.path.clone(), expected, found };
-                        self.damaged(file, error, None, std::iter::once(0..size).collect());
+                        return Ok(self.trouble(file, &error, None, std::slice::from_ref(&(0..size))));
                     }
                     Some(_) => self.exam.ledger.file(node.logid, Extent::Hashed),
                     None => self.exam.ledger.file(node.logid, Extent::Whole),
                 }
             }
         }
+        self.files.fetch_add(1, Relaxed);
         Ok(())
     }
 
@@ -394,7 +439,11 @@ impl Reading<'_> {
                     };
                     let found = found.or_else(|error| {
                         let (again, cause) = self.second_look(node.logid, block, block_len, &error);
-                        bad.add(error.clone(), Some(cause), offset..offset + u64::from(len));
+                        if self.damaged(block, &error, cause) {
+                            bad.blocks = true;
+                        } else {
+                            bad.add(error.clone(), Some(cause), offset..offset + u64::from(len));
+                        }
                         again.ok_or(error)
                     });
                     let part =
@@ -416,11 +465,12 @@ impl Reading<'_> {
         len: u32,
         error: &Error,
     ) -> (Option<std::sync::Arc<crate::arc::VerifiedBlock>>, Cause) {
-        if !error.is_damage() {
+        if !error.is_damage() || self.is_missing(block, error) {
             return (None, cause_of(error));
         }
         let small = |heal| {
-            let options = StoreOptions { cache_bytes: 0, heal, threads: 0, ..StoreOptions::default() };
+            let words = Words::Reader;
+            let options = StoreOptions { cache_bytes: 0, heal, threads: 0, words, ..StoreOptions::default() };
             Store::with_options(self.exam.dir.own(), self.exam.dir.keys().clone(), self.exam.index.clone(), options)
         };
         let healed = small(Heal::On).block(block, len, Some(file)).ok();
@@ -432,64 +482,132 @@ impl Reading<'_> {
 
     fn progress(&self, bytes: u64) {
         let bytes = self.bytes.fetch_add(bytes, Relaxed) + bytes;
-        let (files, errors) = (self.files.load(Relaxed), lock(&self.damaged).len() as u64);
+        let (files, errors) = (self.files.load(Relaxed), lock(&self.wrongs).count());
         self.exam.monitor.progress(Progress { files, bytes, errors, ..self.expected });
     }
 
-    fn damaged(&self, file: &Waiting, error: Error, cause: Option<Cause>, ranges: Vec<Range<u64>>) {
-        let cause = cause.unwrap_or_else(|| cause_of(&error));
-        let damaged = Damaged { path: file.path.clone(), version: file.version, error, cause, ranges };
-        let mut all = lock(&self.damaged);
-        if all.len() < MAX_DAMAGED {
-            all.insert(file.logid, damaged);
-        } else {
-            drop(all);
-            let hit =
-                Hit { logid: file.logid, path: damaged.path, versions: (file.version, file.version), bytes: 0..0 };
-            tell(self.exam, damaged.error, damaged.cause, vec![hit]);
-        }
+    /// The block's arc is known to be missing already.
+    fn is_missing(&self, block: BlockId, error: &Error) -> bool {
+        let first = BlockId::new(self.place_of(block).arc(), FrameNo(0));
+        let known = lock(&self.wrongs).blocks.get(&first).is_some_and(|(error, _)| is_missing(error));
+        known && is_missing(error)
     }
 
-    /// Tells each damaged file once, with all its names and versions: one pass over the entries finds them.
-    fn tell_damage(&self) -> Result<()> {
-        let damaged = std::mem::take(&mut *lock(&self.damaged));
-        if damaged.is_empty() {
-            return Ok(());
+    fn place_of(&self, block: BlockId) -> BlockId {
+        self.tree.index().location(block).unwrap_or(block)
+    }
+
+    /// Notes a damaged block by its place; false if the error is not about stored bytes.
+    fn damaged(&self, block: BlockId, error: &Error, cause: Cause) -> bool {
+        if !matches!(error, Error::Arc { .. }) {
+            return false;
         }
-        let mut hits: HashMap<Logid, Vec<Hit>> = HashMap::new();
-        let shown: Vec<Version> = match &self.exam.options.rev {
-            Some(rev) => self.tree.version(rev).into_iter().map(|row| row.version).collect(),
-            None => self.tree.versions().unwrap_or_default().into_iter().map(|row| row.version).collect(),
+        let place = self.place_of(block);
+        let at = if is_missing(error) { BlockId::new(place.arc(), FrameNo(0)) } else { place };
+        let mut wrongs = lock(&self.wrongs);
+        let wrongs = &mut *wrongs;
+        if let Some((_, known)) = wrongs.blocks.get_mut(&at) {
+            // What a second read mends must not hide what it does not.
+            *known = if *known == Cause::Transient { cause } else { *known };
+        } else if wrongs.blocks.len() < MAX_PLACES {
+            wrongs.blocks.insert(at, (error.clone(), cause));
+        } else {
+            wrongs.unlisted += 1;
+        }
+        true
+    }
+
+    /// Notes what is wrong with a file apart from its blocks. Files with the same trouble are told together.
+    fn trouble(&self, file: &Waiting, error: &Error, cause: Option<Cause>, ranges: &[Range<u64>]) {
+        let cause = cause.unwrap_or_else(|| cause_of(error));
+        let met = if cause == Cause::Unchecked { &self.unread } else { &self.files };
+        met.fetch_add(1, Relaxed);
+        let text = error.to_string();
+        let mut wrongs = lock(&self.wrongs);
+        if wrongs.troubles.len() >= MAX_PLACES && !wrongs.troubles.contains_key(&text) {
+            wrongs.unlisted += 1;
+            return;
+        }
+        let new = || Trouble { error: error.clone(), cause, hits: Vec::new(), listed: 0, count: 0 };
+        let trouble = wrongs.troubles.entry(text).or_insert_with(new);
+        trouble.count += 1;
+        let (logid, versions) = (file.logid, (file.version, file.version));
+        let hit = |bytes: &Range<u64>| Hit { logid, path: file.path.clone(), versions, bytes: bytes.clone() };
+        let ranges = if ranges.is_empty() { std::slice::from_ref(&(0..0)) } else { ranges };
+        let room = MAX_HITS.saturating_sub(trouble.hits.len());
+        trouble.hits.extend(ranges.iter().take(room).map(hit));
+        trouble.listed += u64::from(room > 0);
+    }
+
+    /// Hands over what was found: each damaged place once, each trouble once, with the files that they hit.
+    fn tell(&self, report: &mut Report) {
+        let Wrongs { blocks, troubles, unlisted } = std::mem::take(&mut *lock(&self.wrongs));
+        hits::tell(self.exam, Level::Files, self.folded(blocks), &mut report.notes);
+        let logids: HashSet<Logid> = troubles.values().flat_map(|trouble| &trouble.hits).map(|hit| hit.logid).collect();
+        let stop = || self.exam.monitor.interrupted();
+        let names = match logids.is_empty() {
+            true => Default::default(),
+            false => self.exam.index.names(&logids, MAX_HITS, &stop).unwrap_or_default(),
         };
-        let rows = self.exam.index.snapshot()?;
-        let mut entries = rows.cursor(ScanTable::Entries);
-        while let Some(scanned) = entries.take() {
-            let Scanned::Row(row) = scanned else { continue };
-            let Ok(span) = row.span(rows.index()) else { continue };
-            let Child::Node(logid) = span.child else { continue };
-            let Some(file) = damaged.get(&logid) else { continue };
-            let mut seen = shown.iter().filter(|v| span.covers(**v));
-            let Some(first) = seen.next() else { continue };
-            let last = seen.next_back().unwrap_or(first);
-            let Ok(mut path) = self.tree.index().path_of_dir(*first, span.parent) else { continue };
-            if path.last() != Some(&b'/') {
-                path.push(b'/');
+        for Trouble { error, cause, hits: met, listed, count } in troubles.into_values() {
+            let mut hits = Vec::new();
+            for hit in met {
+                match names.get(&hit.logid).filter(|(names, _)| !names.is_empty()) {
+                    Some((names, _)) => hits.extend(names.iter().map(|name| {
+                        let (path, versions) = (name.path.clone(), name.versions);
+                        Hit { path, versions, ..hit.clone() }
+                    })),
+                    // It is where it was met.
+                    None => hits.push(hit),
+                }
             }
-            path.extend_from_slice(&span.name);
-            let of = hits.entry(logid).or_default();
-            let hit = |bytes| Hit { logid, path: path.clone(), versions: (*first, *last), bytes };
-            of.extend(file.ranges.iter().cloned().map(hit));
-            if file.ranges.is_empty() {
-                of.push(hit(0..0));
+            let finding = Finding::new(Level::Files, cause, error).with_hits(hits);
+            self.exam.findings.add(Finding { hits_total: finding.hits_total + (count - listed), ..finding });
+        }
+        self.exam.findings.add_unlisted(unlisted);
+    }
+
+    /// Neighbouring blocks with the same damage, and all of an arc that is missing or from where it is cut on, are one.
+    fn folded(&self, blocks: BTreeMap<BlockId, (Error, Cause)>) -> Vec<Wrong> {
+        let mut wrongs: Vec<Wrong> = Vec::new();
+        for (place, (error, cause)) in blocks {
+            let (serial, no) = (place.arc(), place.frame().0);
+            if let Some(Wrong { error: before, cause: same, frames: Some((arc, first, end)), spot }) = wrongs.last_mut()
+                && (*arc, *end >= no, before.code(), *same) == (serial, true, error.code(), cause)
+            {
+                *end = (*end).max(no + 1);
+                let first = FrameNo(*first);
+                if let Part::Frames { count, .. } = &mut spot.part {
+                    *count = *end - first.0;
+                }
+                continue;
             }
+            let all = || self.exam.index.arc(serial).map_or(no + 1, |row| row.entry.frames.max(no + 1));
+            let (error, part, end) = match error {
+                Error::Arc { place: Place { arc, .. }, damage: Damage::Missing } => {
+                    let place = Place { arc, frame: None, block: None, offset: 0 };
+                    (Error::Arc { place, damage: Damage::Missing }, Part::Whole, all())
+                }
+                error @ Error::Arc { damage: Damage::Truncated { .. }, .. } => {
+                    let end = all();
+                    (error, Part::Frames { first: FrameNo(no), count: end - no }, end)
+                }
+                error => (error, Part::Frames { first: FrameNo(no), count: 1 }, no + 1),
+            };
+            let spot = Spot { copy: CopyId::LOCAL, serial: Some(serial), part };
+            wrongs.push(Wrong { error, cause, spot, frames: Some((serial, no, end)) });
         }
-        for (logid, file) in damaged {
-            let hits = hits.remove(&logid).unwrap_or_else(|| {
-                vec![Hit { logid, path: file.path, versions: (file.version, file.version), bytes: 0..0 }]
-            });
-            tell(self.exam, file.error, file.cause, hits);
-        }
-        Ok(())
+        wrongs
+    }
+}
+
+fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::Arc { damage: Damage::Missing, .. })
+}
+
+impl Wrongs {
+    fn count(&self) -> u64 {
+        (self.blocks.len() + self.troubles.len()) as u64 + self.unlisted
     }
 }
 
@@ -499,6 +617,8 @@ struct Bad {
     ranges: Vec<Range<u64>>,
     error: Option<Error>,
     cause: Option<Cause>,
+    /// Some block is damaged.
+    blocks: bool,
 }
 
 impl Bad {

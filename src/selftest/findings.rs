@@ -3,13 +3,14 @@
 //! Invariants: two findings about arcs never have the same code and the same place (the one that names more files
 //! stays); what is kept is bounded, what is more is counted.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Mutex;
 
 use super::Level;
 use crate::backupdir::arcs::COMMIT_NUMBER;
-use crate::error::{Error, Exit, Place};
+use crate::error::{Damage, Error, Exit, Place};
 use crate::ids::{ArcName, ArcSerial, CopyId, FrameNo, Logid, Version};
 use crate::store::lock;
 
@@ -253,15 +254,19 @@ impl Finding {
         }
     }
 
-    /// What two findings about the same part of an arc have in common. Those of v5 are about files.
-    fn subject(&self) -> Option<(&'static str, ArcName, Option<FrameNo>)> {
+    /// What two findings about the same part of an arc have in common.
+    fn subject(&self) -> Option<Subject> {
         if let Error::CommitDamaged { run, .. } = self.error {
             return Some((self.error.code(), ArcName { version: run, number: COMMIT_NUMBER }, None));
         }
-        let place = self.place.as_ref().filter(|_| self.level != Level::Files)?;
-        Some((self.error.code(), place.arc, place.frame))
+        let place = self.place.as_ref()?;
+        // An arc ends in one place only, whoever meets its end.
+        let cut = matches!(self.error, Error::Arc { damage: Damage::Truncated { .. }, .. });
+        Some((self.error.code(), place.arc, place.frame.filter(|_| !cut)))
     }
 }
+
+type Subject = (&'static str, ArcName, Option<FrameNo>);
 
 /// Findings that are listed; more are counted.
 pub const MAX_LISTED: usize = 10_000;
@@ -270,49 +275,61 @@ pub const MAX_HITS: usize = 100;
 
 /// Collects from any thread.
 #[derive(Debug, Default)]
-pub struct Findings(Mutex<(Vec<Finding>, u64)>);
+pub struct Findings(Mutex<Collected>);
+
+#[derive(Debug, Default)]
+struct Collected {
+    listed: Vec<Finding>,
+    unlisted: u64,
+    /// Where in `listed` the finding about a part of an arc is.
+    known: HashMap<Subject, usize>,
+}
 
 impl Findings {
     pub fn add(&self, finding: Finding) {
         let mut all = lock(&self.0);
+        let all = &mut *all;
         let subject = finding.subject();
-        let same = |known: &&mut Finding| subject.is_some() && known.subject() == subject;
-        if let Some(known) = all.0.iter_mut().find(same) {
-            if known.hits_total < finding.hits_total {
+        let same = subject.and_then(|subject| all.known.get(&subject).copied());
+        if let Some(known) = same.and_then(|at| all.listed.get_mut(at)) {
+            // Of two the one that says more: which frames, which files.
+            let more = (finding.hits_total, finding.spot.is_some()) > (known.hits_total, known.spot.is_some());
+            if more {
                 *known = finding;
             }
-        } else if all.0.len() < MAX_LISTED {
-            all.0.push(finding);
+        } else if all.listed.len() < MAX_LISTED {
+            all.known.extend(subject.map(|subject| (subject, all.listed.len())));
+            all.listed.push(finding);
         } else {
-            all.1 += 1;
+            all.unlisted += 1;
         }
     }
 
     /// Counts findings that are not listed.
     pub fn add_unlisted(&self, count: u64) {
-        lock(&self.0).1 += count;
+        lock(&self.0).unlisted += count;
     }
 
     pub fn count(&self) -> u64 {
         let all = lock(&self.0);
-        all.0.len() as u64 + all.1
+        all.listed.len() as u64 + all.unlisted
     }
 
     /// True if one with this cause is listed.
     pub fn any(&self, cause: Cause) -> bool {
-        lock(&self.0).0.iter().any(|finding| finding.cause == cause)
+        lock(&self.0).listed.iter().any(|finding| finding.cause == cause)
     }
 
     /// All of them, and how many more there were.
     pub fn take(&self) -> (Vec<Finding>, u64) {
-        std::mem::take(&mut *lock(&self.0))
+        let Collected { listed, unlisted, .. } = std::mem::take(&mut *lock(&self.0));
+        (listed, unlisted)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Damage;
 
     fn finding(frame: u32, hits_total: u64) -> Finding {
         let arc = ArcName { version: Version(1), number: 2 };

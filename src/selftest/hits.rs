@@ -1,10 +1,71 @@
 //! From damaged places to the files, versions and byte ranges that use them.
+//!
+//! Invariant: a damaged place is one finding, however many files use it.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
-use super::findings::{Hit, MAX_HITS};
-use crate::error::Result;
+use super::findings::{Cause, Finding, Hit, MAX_HITS, Spot};
+use super::{Exam, Level};
+use crate::error::{Error, Result};
+use crate::ids::{ArcSerial, BlockId, FrameNo};
 use crate::index::{Index, Places};
+use crate::text::counted;
+
+/// Something wrong with an arc, before it is known which files it hits.
+pub(super) struct Wrong {
+    pub error: Error,
+    pub cause: Cause,
+    pub spot: Spot,
+    /// Frames of a data arc that can't be read.
+    pub frames: Option<(ArcSerial, u32, u32)>,
+}
+
+/// Finds out which files are hit, and hands over what was found.
+pub(super) fn tell(exam: &Exam<'_>, level: Level, mut wrong: Vec<Wrong>, notes: &mut Vec<String>) {
+    let before = wrong.len();
+    wrong.retain(|wrong| wrong.frames.is_none_or(|(serial, first, end)| is_in_use(&exam.index, serial, first..end)));
+    if wrong.len() < before {
+        let places = counted((before - wrong.len()) as u64, "damaged place");
+        notes.push(format!("left out: {places}, of which all that they held was sealed anew in other arcs"));
+    }
+    let mut places = Places::default();
+    for (tag, wrong) in wrong.iter().enumerate() {
+        if let Some((serial, first, end)) = wrong.frames {
+            places.add(serial, first..end, tag);
+        }
+    }
+    let stop = || exam.monitor.interrupted();
+    let mut hits = match find(&exam.index, &places, wrong.len(), &stop) {
+        Ok(hits) => hits,
+        Err(Error::Interrupted) => Vec::new(),
+        Err(error) => {
+            let what = format!("which files use what is damaged can't be told: {error}");
+            let error = Error::IndexRow { path: exam.index.path().to_path_buf(), what };
+            exam.findings.add(Finding::new(level, Cause::Unchecked, error));
+            Vec::new()
+        }
+    }
+    .into_iter();
+    for Wrong { error, cause, spot, .. } in wrong {
+        let (hits, hits_total) = hits.next().unwrap_or_default();
+        exam.findings.add(Finding { spot: Some(spot), hits, hits_total, ..Finding::new(level, cause, error) });
+    }
+}
+
+/// False if every block of these frames is read from another place by now.
+fn is_in_use(index: &Index, serial: ArcSerial, frames: Range<u32>) -> bool {
+    let (Some(last), Some(first)) = (frames.clone().next_back(), frames.clone().next()) else { return true };
+    let names = BlockId::new(serial, FrameNo(first))..=BlockId::new(serial, FrameNo(last));
+    let moved = index.relocations(names).unwrap_or_default();
+    // A block that was moved here, or one that never moved, is read from here.
+    let here = |place: BlockId| place.arc() == serial && frames.contains(&place.frame().0);
+    let moved_here = || {
+        let all = index.relocations(BlockId(0)..=BlockId(i64::MAX as u64)).unwrap_or_default();
+        all.iter().any(|(_, place)| here(*place))
+    };
+    moved.len() < frames.len() || moved.iter().any(|(_, place)| here(*place)) || moved_here()
+}
 
 /// Hits of one place: at most `MAX_HITS`, and how many there are.
 pub(super) type Hits = (Vec<Hit>, u64);

@@ -83,14 +83,20 @@ struct Piece {
 }
 
 /// Verifies all frames of all jobs.
-pub(super) fn verify_all(keys: &Keys, jobs: impl Iterator<Item = Job>, watch: &dyn Watch) {
+///
+/// # Errors
+/// When no thread can be started for it.
+pub(super) fn verify_all(keys: &Keys, jobs: impl Iterator<Item = Job>, watch: &dyn Watch) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_THREADS);
     let flow = Flow::default();
     let (pieces, queue) = bounded::<Piece>(2 * threads);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for number in 0..threads {
             let (queue, flow) = (queue.clone(), &flow);
-            scope.spawn(move || serve(keys, &queue, flow, watch));
+            let started = std::thread::Builder::new().spawn_scoped(scope, move || serve(keys, &queue, flow, watch));
+            if let (0, Err(e)) = (number, started) {
+                return Err(Error::io("start a thread for", "the selftest", &e));
+            }
         }
         drop(queue);
         for job in jobs {
@@ -111,7 +117,8 @@ pub(super) fn verify_all(keys: &Keys, jobs: impl Iterator<Item = Job>, watch: &d
             finish(job, watch);
         }
         drop(pieces);
-    });
+        Ok(())
+    })
 }
 
 /// The next frames that lie together, with the range that they take.
@@ -345,7 +352,7 @@ mod tests {
 
     fn verify(jobs: Vec<Job>) -> (Vec<u32>, Vec<(u32, &'static str, Cause)>) {
         let (ears, count) = (Ears::default(), jobs.len() as u64);
-        verify_all(&keys(), jobs.into_iter(), &ears);
+        verify_all(&keys(), jobs.into_iter(), &ears).unwrap();
         assert_eq!(ears.closed.into_inner(), count, "each arc is closed once");
         let mut good = ears.good.into_inner().unwrap();
         good.sort_unstable();

@@ -115,7 +115,16 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Who uses the blocks that were named.
     pub uses: Vec<BlockUse>,
+    pub not_checked: NotChecked,
     pub interrupted: bool,
+}
+
+/// What was to be looked at and was not: it could not be read, or the run was interrupted before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NotChecked {
+    pub arcs: u64,
+    /// Files and links; 0 too where nobody counted before.
+    pub files: u64,
 }
 
 impl Report {
@@ -201,7 +210,11 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     if opens {
         exam.reads();
     }
-    exam.levels(opens, &mut report)?;
+    match exam.levels(opens, &mut report) {
+        // What was found until then is told all the same.
+        Err(Error::Interrupted) => report.interrupted = true,
+        other => other?,
+    }
     if opens && !monitor.interrupted() {
         exam.uses(&mut report)?;
     }
@@ -217,7 +230,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             structure::fix(&exam)?;
         }
     }
-    report.interrupted = monitor.interrupted();
+    report.interrupted |= monitor.interrupted();
     (report.findings, report.unlisted) = exam.findings.take();
     if !report.interrupted {
         exam.ledger.record(Record::Run(ledger::Run {

@@ -24,7 +24,7 @@ use crate::arc::{FrameKind, VerifiedBlock, frame};
 use crate::crypto::Keys;
 use crate::depot::Via;
 use crate::error::{Damage, Error, Place, Result};
-use crate::ids::{ArcSerial, BlockId, CopyId, Logid, Version};
+use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, Version};
 use crate::index::Index;
 use crate::ledger::{self, How, LedgerWriter};
 use crate::own::OwnDir;
@@ -71,12 +71,23 @@ pub struct StoreOptions {
     pub max_age: Option<Duration>,
     /// Takes note of what was verified.
     pub ledger: Option<Arc<crate::ledger::LedgerWriter>>,
+    pub words: Words,
+}
+
+/// Who tells of damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Words {
+    /// The store, a line in the log for each place.
+    Log,
+    /// Who reads, from the errors and the tally.
+    Reader,
 }
 
 impl Default for StoreOptions {
     fn default() -> StoreOptions {
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-        StoreOptions { cache_bytes: DEFAULT_CACHE_BYTES, heal: Heal::On, threads, max_age: None, ledger: None }
+        let (cache_bytes, heal, words) = (DEFAULT_CACHE_BYTES, Heal::On, Words::Log);
+        StoreOptions { cache_bytes, heal, threads, max_age: None, ledger: None, words }
     }
 }
 
@@ -97,6 +108,7 @@ struct Inner {
     shelf: Mutex<Shelf>,
     tally: Tally,
     heal: Heal,
+    words: Words,
     ledger: Option<Arc<LedgerWriter>>,
     /// Plain bytes that were asked for ahead and have not arrived.
     ahead_bytes: AtomicU64,
@@ -131,6 +143,7 @@ impl Store {
             shelf: Mutex::new(Shelf::new(options.cache_bytes, options.max_age)),
             tally: Tally::default(),
             heal: options.heal,
+            words: options.words,
             ledger: options.ledger,
             ahead_bytes: AtomicU64::new(0),
             max_ahead_bytes: (options.cache_bytes / 4).min(16 << 20),
@@ -410,13 +423,18 @@ impl Inner {
         let arc = match self.arcs.open(first.serial) {
             Ok(arc) => arc,
             Err(error) => {
+                let mut told = false;
                 for (slot, located) in run {
                     let Some(want) = deliver.job.wanted.get(*slot) else { continue };
                     if let Some(verified) = self.relocated_since(want.block, located) {
                         deliver.outcome(*slot, Ok(Arc::new(verified)));
                         continue;
                     }
-                    // The whole arc is out of reach; each message still names its own block.
+                    // The whole arc is out of reach. That is told once; each reader's error still names its own block.
+                    if !std::mem::replace(&mut told, true) {
+                        let key = BlockId::new(first.serial, FrameNo(0)).0;
+                        self.note(key, Some(first.serial), deliver.job.file, &error, "");
+                    }
                     let error = match error.clone() {
                         Error::Arc { place, damage } => Error::Arc {
                             place: Place {
@@ -429,8 +447,6 @@ impl Inner {
                         },
                         other => other,
                     };
-                    let more = format!("expected hash {}", located.info.hash);
-                    self.note(want.block.0, Some(first.serial), deliver.job.file, &error, &more);
                     deliver.outcome(*slot, Err(error));
                 }
                 return;
@@ -531,27 +547,30 @@ impl Inner {
         path: impl FnOnce() -> Option<(Version, Vec<u8>)>,
     ) -> bool {
         if !error.is_damage() {
-            log::warn!("{}: {error}", error.code());
+            if self.words == Words::Log && self.tally.is_first(key, error.code()) {
+                log::warn!("{}: {error}", error.code());
+            }
             return true;
         }
+        // Each time: it may have been right in between.
+        self.remember(arc, error, &end);
         let describe = || {
             let (path, version) = tally::shown_path(path());
             let how = end.how().unwrap_or_default();
             Met { code: error.code(), path, version, what: error.to_string(), healed: end != End::Lost, how }
         };
         let met = self.tally.damage(key, describe, error.code(), &end);
-        if let Some(met) = &met {
+        if let Some(met) = met.as_ref().filter(|_| self.words == Words::Log) {
             let version = met.version.map_or_else(String::new, |version| format!(" in r{version}"));
             let path = if met.path.is_empty() { "(path unknown)".into() } else { shown(&met.path).to_string() };
             let separator = if more.is_empty() { "" } else { ", " };
             log::error!("{}: {path}{version}: {}{separator}{more}", met.code, met.what);
-            self.remember(arc, error, end);
         }
         met.is_some()
     }
 
     /// Damage of an arc goes to the ledger too.
-    fn remember(&self, arc: Option<ArcSerial>, error: &Error, end: End) {
+    fn remember(&self, arc: Option<ArcSerial>, error: &Error, end: &End) {
         if let (Some(ledger), Some(arc), Error::Arc { place, damage }) = (&self.ledger, arc, error) {
             // A missing arc is one place, however many blocks were looked for in it.
             let frame = place.frame.filter(|_| *damage != Damage::Missing);
@@ -562,7 +581,7 @@ impl Inner {
                 frame,
                 count: u32::from(frame.is_some()),
                 code: error.code().to_string(),
-                mended: end == End::ReadAgain,
+                mended: *end == End::ReadAgain,
             }));
         }
     }

@@ -216,6 +216,12 @@ impl Tally {
         Some(met)
     }
 
+    /// True the first time that it is asked about a place and code; nothing is counted.
+    pub(super) fn is_first(&self, key: u64, code: &'static str) -> bool {
+        let mut damage = lock(&self.damage);
+        damage.told_apart.len() < MAX_TOLD_APART && damage.told_apart.insert((key, code))
+    }
+
     pub fn summary(&self) -> Summary {
         let files = lock(&self.files);
         let damage = lock(&self.damage);

@@ -23,7 +23,7 @@ fn with_blocks(count: u64, len: usize) -> (Fixture, Vec<Vec<u8>>, Vec<Wanted>) {
 }
 
 fn options(cache_bytes: u64, threads: usize) -> StoreOptions {
-    StoreOptions { cache_bytes, heal: Heal::On, threads, max_age: None, ledger: None }
+    StoreOptions { cache_bytes, heal: Heal::On, threads, max_age: None, ledger: None, words: Words::Log }
 }
 
 #[test]

@@ -69,6 +69,7 @@ pub fn compare(check: &Check<'_>, ground: &Ground<'_, '_>, shadow: &Shadow<'_>, 
     comparison.counters()?;
     for table in ScanTable::ALL {
         comparison.table(table)?;
+        check.step();
         comparison.tell_names(None);
     }
     Ok(!comparison.shadow_gaps && !comparison.index_gaps)

@@ -70,7 +70,7 @@ fn make_base_due(dir: &BackupDir) -> Result<()> {
 fn rebuild(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Rebuilt> {
     let _lock = dir.lock()?;
     let new_path = recover::new_index_path(dir)?;
-    if let Err(error) = recover::build(dir, &new_path, &Hush(monitor)) {
+    if let Err(error) = recover::build(dir, &new_path, &Hush::new(monitor)) {
         recover::remove_index(&new_path)?;
         return match error {
             Error::CommitDamaged { .. } => Ok(Rebuilt::Refused { why: error.to_string() }),
@@ -82,7 +82,7 @@ fn rebuild(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -
         return Ok(Rebuilt::Refused { why });
     }
     let old = recover::replace_index(dir, &new_path)?;
-    let findings = look_again(dir, &Hush(monitor), ledger.clone())?;
+    let findings = look_again(dir, &Hush::new(monitor), ledger.clone())?;
     let wrong = findings.iter().find(|finding| matches!(finding.cause, Cause::Index | Cause::Unchecked));
     match (wrong.map(|finding| finding.error.to_string()), old) {
         (None, old) => {

@@ -80,7 +80,12 @@ pub(super) struct Check<'a> {
     /// Only these arcs, with `Scope::Arcs` and `Scope::Blocks`.
     only_arcs: Option<HashSet<ArcSerial>>,
     only_version: Option<Version>,
+    /// Steps that are done, and how many there are.
+    steps: Cell<(u64, u64)>,
 }
+
+/// Steps beside the runs that are applied: arcs, each table that is compared, hashes, the rules of names and contents.
+const STEPS: u64 = 3 + ScanTable::ALL.len() as u64;
 
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let only_version = match &exam.options.rev {
@@ -94,6 +99,7 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
         blind: RefCell::default(),
         only_arcs: only_arcs(exam)?,
         only_version,
+        steps: Cell::new((0, STEPS)),
     };
     match check.run(report) {
         Err(error @ (Error::IndexDamaged { .. } | Error::IndexRow { .. })) => {
@@ -174,7 +180,9 @@ impl<'a> Check<'a> {
         loop {
             let last = self.exam.index.state()?.last_commit;
             if let (Some(made), Some((run, _))) = (shadow.as_mut(), last)
-                && self.try_shadow(made.go_on(run, &Hush(self.exam.monitor)))?.is_none()
+                && self
+                    .try_shadow(made.go_on(run, &Hush { monitor: self.exam.monitor, level: self.exam.options.level }))?
+                    .is_none()
             {
                 *shadow = None;
             }
@@ -188,12 +196,15 @@ impl<'a> Check<'a> {
     fn one_state(&self, rows: &Snapshot<'a>, shadow: Option<&Shadow<'a>>, report: &mut Report) -> Result<()> {
         let state = rows.state()?;
         let shadow_rows = shadow.map(|shadow| shadow.index.snapshot()).transpose()?;
+        let runs = shadow.map_or(0, |shadow| shadow.rebuild.applied().len() as u64);
+        self.steps.set((runs, runs + STEPS));
         let last = state.last_commit.map_or(Version(0), |(run, _)| run);
         let names = Names { rows, shadow: shadow_rows.as_ref(), last };
         if let Some(shadow) = shadow {
             shadow::tell_losses(self, shadow, rows, &names)?;
         }
         let arcs = arcs::check(self, rows, shadow_rows.as_ref(), report)?;
+        self.step();
         if self.only_arcs.is_some() {
             return Ok(());
         }
@@ -205,7 +216,24 @@ impl<'a> Check<'a> {
             ground.proven = whole && self.index_is_clean();
         }
         arcs::hashes(self, rows, &state)?;
-        tree::check(self, &ground)
+        self.step();
+        tree::check(self, &ground)?;
+        self.step();
+        Ok(())
+    }
+
+    /// One more step is done. Where files or arcs are read afterwards, these are what is counted.
+    fn step(&self) {
+        let (done, of) = self.steps.get();
+        self.steps.set(((done + 1).min(of), of));
+        self.show_progress();
+    }
+
+    fn show_progress(&self) {
+        if self.exam.options.level == Level::Structure {
+            let ((files, expected_files), errors) = (self.steps.get(), self.exam.findings.count());
+            self.exam.monitor.progress(Progress { files, expected_files, errors, ..Progress::default() });
+        }
     }
 
     fn interrupted(&self) -> Result<()> {
@@ -352,15 +380,28 @@ fn touches(one: &[u8], other: &[u8]) -> bool {
     names(one).iter().zip(names(other)).all(|(a, b)| *a == b)
 }
 
-/// Passes on only progress and the wish to stop: what a rebuild meets is told as findings.
-struct Hush<'a>(&'a dyn Monitor);
+/// Passes on only the wish to stop, and, while the shadow of `-v2` is made, its runs as steps: what a rebuild meets is
+/// told as findings.
+struct Hush<'a> {
+    monitor: &'a dyn Monitor,
+    level: Level,
+}
+
+impl<'a> Hush<'a> {
+    fn new(monitor: &'a dyn Monitor) -> Hush<'a> {
+        Hush { monitor, level: Level::Opens }
+    }
+}
 
 impl Monitor for Hush<'_> {
-    fn progress(&self, progress: Progress) {
-        self.0.progress(progress);
+    fn progress(&self, Progress { files, expected_files, .. }: Progress) {
+        if self.level == Level::Structure {
+            let expected_files = expected_files + STEPS;
+            self.monitor.progress(Progress { files, expected_files, ..Progress::default() });
+        }
     }
     fn event(&self, _: Event<'_>) {}
     fn interrupted(&self) -> bool {
-        self.0.interrupted()
+        self.monitor.interrupted()
     }
 }

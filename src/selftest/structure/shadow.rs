@@ -4,9 +4,6 @@
 //! the arcs can't tell any more is told once, with the directories that it hits.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-
-use tempfile::TempDir;
 
 use super::names::Names;
 use super::{Cause, Check, Exam, Hit, PUT_BACK, REBUILD, Subject};
@@ -16,6 +13,7 @@ use crate::ids::{ArcName, ArcSerial, Dirno, Version};
 use crate::index::{Index, LostFrame, ScanTable, Scanned, Snapshot};
 use crate::monitor::Monitor;
 use crate::recover::Rebuild;
+use crate::scratch::Scratch;
 
 /// Directories that are named for one lost frame.
 const MAX_DIRS: u64 = 1000;
@@ -23,23 +21,12 @@ const MAX_DIRS: u64 = 1000;
 pub struct Shadow<'a> {
     pub rebuild: Rebuild<'a>,
     pub index: Index,
-    _dir: TempDir,
-}
-
-/// The directory for temporary files; /var/tmp is on a disk where /tmp may be memory.
-fn temporary() -> PathBuf {
-    let usual = std::env::temp_dir();
-    let on_disk = PathBuf::from("/var/tmp");
-    if usual == Path::new("/tmp") && on_disk.is_dir() { on_disk } else { usual }
+    _dir: Scratch,
 }
 
 impl<'a> Shadow<'a> {
     pub fn begin(exam: &Exam<'a>) -> Result<Shadow<'a>> {
-        let parent = temporary();
-        let dir = tempfile::Builder::new()
-            .prefix("assay-shadow-")
-            .tempdir_in(&parent)
-            .map_err(|e| Error::io("make a directory in", &parent, &e))?;
+        let dir = Scratch::new()?;
         let path = dir.path().join("index.db");
         let rebuild = Rebuild::begin(exam.dir, &path)?.without_sync()?;
         let index = Index::open(&path, &exam.dir.keys().index_key())?;
