@@ -318,6 +318,11 @@ def read_record(d):
         return {"record": "relocate", "from": d.uint(), "to": d.uint()}
     if code == 7:
         return {"record": "drop-arc", "serial": d.uint()}
+    if code == 8:
+        what = d.u8()
+        need(1 <= what <= 4, f"unknown loss {what}")
+        names = {1: ["run"], 2: ["serial", "offset"], 3: ["serial", "frame"], 4: ["serial"]}[what]
+        return {"record": "accept-loss", "what": what} | {name: d.uint() for name in names}
     raise Damage(f"unknown record {code}")
 
 

@@ -367,3 +367,102 @@ fn kill_a_backup_again(lab: &Lab) {
     // One before is that of the resumed arcs, later ones are of the ledger.
     strace::kill_at(&make, &lab.path("home"), &log, call, 2.min(count)).expect("killed");
 }
+
+/// Everything that tells of losses is quiet, and still says that they were accepted.
+#[track_caller]
+fn quiet_about(lab: &Lab, repo: &Path, accepted: &str) {
+    lab.assay_on(repo, "backup", [lab.src()]).ok();
+    for level in ["-v2", "-v3", "-v5"] {
+        let out = lab.assay_on(repo, "selftest", [level]).run();
+        assert_eq!(out.code, Some(0), "{level}: {}", out.text());
+    }
+    let stats = lab.assay_on(repo, "stats", ["--json"]).ok().json();
+    assert!(stats["accepted_losses"].to_string().contains(accepted), "{stats}");
+    for command in ["stats", "versions"] {
+        assert!(lab.assay_on(repo, command, NONE).ok().out().contains("ccepted"), "{command}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_accepted_is_told_no_more_and_nothing_else_is_hidden() {
+    let lab = Lab::new();
+    let mut rng = Rng::from_env("accepted");
+    lab.write("first", &rng.bytes(200_000));
+    lab.init();
+    lab.backup();
+    lab.write("second", &rng.bytes(200_000));
+    lab.backup();
+    lab.write("third", &rng.bytes(200_000));
+    lab.backup();
+    let cut = |path: &Path| arcfile::rewrite(path, |bytes| bytes.truncate(120_000));
+    let spoil = |path: &Path| {
+        let frame = arcfile::frames(&fs::read(path).expect("arc"))[0];
+        arcfile::rewrite(path, |bytes| arcfile::spoil(bytes, &frame));
+    };
+    let remove = |path: &Path| fs::remove_file(path).expect("rm");
+    type Damage<'a> = (&'a str, &'a [&'a str], &'a dyn Fn(&Path));
+    let cases: [Damage<'_>; 6] = [
+        ("a data arc", &["arc.1.1"], &remove),
+        ("a catalog arc", &["arc.1.2"], &remove),
+        ("a commit record", &["arc.1.0"], &remove),
+        ("the end of a data arc", &["arc.1.1"], &cut),
+        ("a block", &["arc.1.1"], &spoil),
+        ("a rollback", &["arc.2.0", "arc.2.1", "arc.2.2"], &remove),
+    ];
+    for (n, (what, names, damage)) in cases.into_iter().enumerate() {
+        let repo = lab.copy_repo(&format!("copy-{n}"));
+        names.iter().for_each(|name| damage(&repo.join(name)));
+        let told = lab.assay_on(&repo, "selftest", ["-v3"]).run();
+        assert_eq!(told.code, Some(4), "{what}: {}", told.text());
+        if what != "a block" {
+            let told = lab.assay_on(&repo, "recover", NONE).run();
+            assert_eq!(told.code, Some(4), "{what}: {}", told.text());
+            assert!(told.out().contains("--accept-loss") || what == "a rollback", "{what}: {}", told.text());
+        }
+        // The index that knew more is gone by now: a rollback is told to whom has it.
+        if what == "a rollback" {
+            tool("cp").arg(lab.repo().join("index.db")).arg(repo.join("index.db")).ok();
+        }
+        let out = lab.assay_on(&repo, "recover", ["--accept-loss"]).run();
+        assert_eq!(out.code, Some(0), "{what}: {}", out.text());
+        let name = if matches!(what, "a commit record") { "r1" } else { names[0] };
+        let name = if what == "a rollback" { "r2" } else { name };
+        assert!(out.out().contains(&format!("Accepted as lost: {name}")), "{what}: {}", out.text());
+        quiet_about(&lab, &repo, name);
+        // What was lost reads as lost.
+        if what.contains("data arc") || what == "a block" {
+            let to = lab.path(&format!("out-{n}"));
+            fs::create_dir(&to).expect("mkdir");
+            let file = lab.src().join("second");
+            let got = lab.assay_on(&repo, "get", ["-r", "1", "-y", "--to"]).arg(&to).arg(file).run();
+            assert!(got.code.is_some_and(|code| code != 0), "{what}: {}", got.text());
+        }
+        // The commit of that backup tells it: the index can be lost, and a recovery is quiet too.
+        fs::remove_file(repo.join("index.db")).expect("rm");
+        let again = lab.assay_on(&repo, "recover", NONE).run();
+        assert_eq!(again.code, Some(0), "{what}: {}", again.text());
+        quiet_about(&lab, &repo, name);
+        // Something else is told as ever.
+        fs::remove_file(repo.join("arc.0.1")).expect("rm");
+        let out = lab.assay_on(&repo, "backup", [lab.src()]).run().code(4);
+        assert!(out.err().contains("arc.0.1") && !out.err().contains("arc.1.1"), "{what}: {}", out.err());
+        let out = lab.assay_on(&repo, "selftest", ["-v2"]).run().code(4);
+        assert!(out.out().contains("arc.0.1"), "{what}: {}", out.text());
+    }
+}
+
+#[test]
+fn recover_tells_what_only_the_old_index_knew() {
+    let lab = two_versions();
+    lab.write("third", b"in r2");
+    lab.backup();
+    for name in arcfile::arc_names(&lab.repo()).iter().filter(|name| !name.starts_with("arc.0.")) {
+        fs::remove_file(lab.repo().join(name)).expect("rm");
+    }
+    let out = lab.assay("recover", ["--json"]).run().code(4);
+    assert_eq!(out.json()["missing_versions"], serde_json::json!([1, 2]));
+    // Their numbers, and those of what was in them, are not given again.
+    lab.backup();
+    assert_eq!(lab.versions(), [0, 3]);
+    lab.assay("selftest", ["-v5"]).ok();
+}

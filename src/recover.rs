@@ -3,15 +3,17 @@
 //! Invariants: arcs are only read; the new index replaces the old one by a rename after it is complete, and the
 //! old one is kept beside it; what could not be read is named, and everything else is there.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::backupdir::arcs::{self, ArcSource};
-use crate::backupdir::{BackupDir, Claim, remove_if_there};
-use crate::catalog::Commit;
-use crate::error::{Error, Result};
-use crate::ids::{ArcName, Dirno, Version};
+use crate::backupdir::{Accepted, BackupDir, Claim, remove_if_there};
+use crate::catalog::{ArcEntry, Commit, Loss};
+use crate::depot;
+use crate::error::{Error, Place, Result};
+use crate::ids::{ArcName, ArcSerial, CopyId, Dirno, Version};
 use crate::index::{Index, IndexWriter, LostFrame, State};
+use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor, Progress};
 
 /// What a recovery found.
@@ -31,6 +33,11 @@ pub struct Recovered {
     pub missing_runs: Vec<Version>,
     /// Files with names of arcs that are none of this backup dir, or not those.
     pub strays: Vec<Error>,
+    /// All of this that is gone, and what of it nobody has accepted yet.
+    pub losses: Vec<Loss>,
+    pub open_losses: usize,
+    /// Losses that were accepted, now or before, as text.
+    pub accepted: Vec<String>,
     /// Where the old index was put.
     pub old_index: Option<PathBuf>,
 }
@@ -48,14 +55,25 @@ pub struct LostDirs {
 /// Paths that are named for one lost frame.
 const MAX_PATHS: usize = 1000;
 
+/// What to do about what is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLoss {
+    Report,
+    /// Note it, with the damage that the ledger knows of, so that it is not told again.
+    Accept,
+}
+
 /// Rebuilds the index.
 ///
 /// # Errors
 /// When not a single version can be brought back, or the new index can't be written.
-pub fn run(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Recovered> {
+pub fn run(dir: &BackupDir, on_loss: OnLoss, monitor: &dyn Monitor) -> Result<Recovered> {
     let _lock = dir.lock()?;
     let new_path = new_index_path(dir)?;
-    let made = build(dir, &new_path, monitor);
+    let made = build(dir, &new_path, monitor).and_then(|recovered| match on_loss {
+        OnLoss::Report => Ok(recovered),
+        OnLoss::Accept => accept(dir, &new_path, recovered),
+    });
     let mut recovered = match made {
         Ok(recovered) => recovered,
         Err(e) => {
@@ -64,6 +82,26 @@ pub fn run(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Recovered> {
         }
     };
     recovered.old_index = replace_index(dir, &new_path)?;
+    Ok(recovered)
+}
+
+/// Notes all that is gone as accepted, in the new index.
+fn accept(dir: &BackupDir, path: &Path, mut recovered: Recovered) -> Result<Recovered> {
+    let key = dir.keys().index_key();
+    let known: HashSet<ArcSerial> = Index::open(path, &key)?.arcs()?.iter().map(|row| row.entry.serial).collect();
+    let (ledger, _) = Ledger::load(dir.own(), dir.keys())?;
+    let damage =
+        ledger.open_damage().iter().filter(|damage| damage.copy == CopyId::LOCAL && known.contains(&damage.arc));
+    recovered.losses.extend(damage.map(|damage| match damage.frame {
+        Some(frame) => Loss::Frame { serial: damage.arc, frame },
+        None => Loss::Shell(damage.arc),
+    }));
+    let mut writer = IndexWriter::open(path, &key)?;
+    writer.accept(&recovered.losses)?;
+    writer.checkpoint()?;
+    drop(writer);
+    recovered.accepted = Accepted::of(&Index::open(path, &key)?)?.texts();
+    recovered.open_losses = 0;
     Ok(recovered)
 }
 
@@ -91,11 +129,13 @@ pub fn build(dir: &BackupDir, path: &Path, monitor: &dyn Monitor) -> Result<Reco
 pub struct Before {
     state: State,
     runs: BTreeSet<Version>,
+    accepted: Vec<Loss>,
 }
 
 impl Before {
     fn of(index: &Index) -> Result<Before> {
-        Ok(Before { state: index.state()?, runs: index.known_runs()? })
+        let accepted = index.losses()?.into_iter().map(|(loss, _)| loss).collect();
+        Ok(Before { state: index.state()?, runs: index.known_runs()?, accepted })
     }
 }
 
@@ -250,6 +290,7 @@ impl<'a> Rebuild<'a> {
             return Err(Error::CommitDamaged { run: *run, what });
         }
         writer.leave_behind(lost_arcs, before.as_ref().map(|before| &before.state))?;
+        writer.accept(before.as_ref().map_or(&[], |before| &before.accepted))?;
         writer.checkpoint()?;
         drop(writer);
         let index = Index::open(&path, &dir.keys().index_key())?;
@@ -263,8 +304,43 @@ impl<'a> Rebuild<'a> {
         let in_use: HashSet<ArcName> = index.arcs()?.into_iter().map(|row| row.entry.name).collect();
         recovered.lost_arcs.retain(|(name, _)| in_use.contains(name));
         recovered.lost = lost.into_iter().map(|(version, frame)| name_dirs(&index, version, frame)).collect();
+        recovered.losses = losses(dir, &index, &recovered)?;
+        let accepted = Accepted::of(&index)?;
+        recovered.open_losses = recovered.losses.iter().filter(|loss| !accepted.holds(loss)).count();
+        recovered.accepted = accepted.texts();
         Ok(recovered)
     }
+}
+
+/// All that is gone, each thing once.
+fn losses(dir: &BackupDir, index: &Index, recovered: &Recovered) -> Result<Vec<Loss>> {
+    let arcs: BTreeMap<ArcName, ArcEntry> = index.arcs()?.into_iter().map(|row| (row.entry.name, row.entry)).collect();
+    // From where on an arc is gone.
+    let mut gone: BTreeMap<ArcSerial, u64> = BTreeMap::new();
+    for (name, error) in &recovered.lost_arcs {
+        let from = match error {
+            Error::Arc { place: Place { frame: Some(_), offset, .. }, .. } => *offset,
+            _ => 0,
+        };
+        gone.extend(arcs.get(name).map(|entry| (entry.serial, from)));
+    }
+    for (name, entry) in &arcs {
+        match depot::find(dir.own(), *name) {
+            Ok(len_bytes) if len_bytes < entry.arc_bytes => {
+                gone.entry(entry.serial).or_insert(len_bytes.min(entry.footer_offset));
+            }
+            Err(error) if error.is_damage() => drop(gone.insert(entry.serial, 0)),
+            _ => {}
+        }
+    }
+    let runs = recovered.lost_runs.iter().map(|(run, _)| run).chain(&recovered.missing_runs);
+    let mut losses: Vec<Loss> = runs.map(|run| Loss::Run(*run)).collect();
+    for LostFrame { arc, frame, .. } in recovered.lost.iter().map(|lost| &lost.frame) {
+        let serial = arcs.get(arc).map(|entry| entry.serial).filter(|serial| gone.get(serial) != Some(&0));
+        losses.extend(serial.map(|serial| Loss::Frame { serial, frame: *frame }));
+    }
+    losses.extend(gone.into_iter().map(|(serial, from)| Loss::Arc { serial, from }));
+    Ok(losses)
 }
 
 fn name_dirs(index: &Index, version: Version, frame: LostFrame) -> LostDirs {

@@ -6,7 +6,7 @@
 
 use super::output::Output;
 use crate::catalog::codec::encode_record;
-use crate::catalog::{CatalogFrame, Child, DirState, ExtentChunk, Kind, Listing, Node, Record};
+use crate::catalog::{CatalogFrame, Child, DirState, ExtentChunk, Kind, Listing, Loss, Node, Record};
 use crate::error::Result;
 use crate::ids::{ArcSerial, BlockId, Dirno};
 
@@ -65,6 +65,11 @@ pub fn relocations(
 /// Writes frames of DropArc records.
 pub fn drops(out: &mut Output<'_>, arcs: impl IntoIterator<Item = ArcSerial>) -> Result<Vec<CatalogFrame>> {
     records(out, arcs.into_iter().map(|serial| Ok(Record::DropArc(serial))))
+}
+
+/// Writes frames of AcceptLoss records.
+pub fn losses(out: &mut Output<'_>, losses: impl IntoIterator<Item = Loss>) -> Result<Vec<CatalogFrame>> {
+    records(out, losses.into_iter().map(|loss| Ok(Record::AcceptLoss(loss))))
 }
 
 /// Writes frames of records that are about no directory.

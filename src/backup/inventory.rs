@@ -5,11 +5,11 @@
 
 use std::collections::HashSet;
 
-use crate::backupdir::{BackupDir, arcs};
+use crate::backupdir::{Accepted, BackupDir, arcs};
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::depot;
 use crate::error::{Damage, Error, Place, Result};
-use crate::ids::ArcSerial;
+use crate::ids::{ArcSerial, Version};
 use crate::index::Index;
 use crate::monitor::{Event, Monitor};
 
@@ -34,6 +34,7 @@ impl Inventory {
     pub fn take(dir: &BackupDir, index: &Index, monitor: &dyn Monitor) -> Result<Inventory> {
         let mut found = Inventory::default();
         let since_base = index.since_base()?;
+        let accepted = Accepted::of(index)?;
         for row in index.arcs()? {
             let Err(error) = check(dir, &row.entry) else { continue };
             // What only can't be looked at counts as there.
@@ -42,12 +43,18 @@ impl Inventory {
                 let needed = since_base.first().is_none_or(|base| row.run >= *base);
                 found.base_due |= row.entry.role == ArcRole::Catalog && needed;
             }
-            found.tell(&error, monitor);
-        }
-        for run in since_base {
-            if let Err(error) = arcs::check_commit(dir.own(), run, dir.keys()) {
-                found.base_due |= error.is_damage();
+            if !accepted.covers(&error, None, index) {
                 found.tell(&error, monitor);
+            }
+        }
+        // Runs without a version too: the next commit names them.
+        let base = since_base.first().copied().unwrap_or(Version(0));
+        for run in index.known_runs()?.range(base..) {
+            if let Err(error) = arcs::check_commit(dir.own(), *run, dir.keys()) {
+                found.base_due |= error.is_damage();
+                if !accepted.covers(&error, None, index) {
+                    found.tell(&error, monitor);
+                }
             }
         }
         if found.failures > MAX_TOLD {
@@ -71,5 +78,5 @@ fn check(dir: &BackupDir, arc: &ArcEntry) -> Result<()> {
         return Ok(());
     }
     let damage = Damage::Truncated { wanted_bytes: arc.arc_bytes, found_bytes };
-    Err(Error::Arc { place: Place { arc: arc.name, frame: None, block: None, offset: 0 }, damage })
+    Err(Error::Arc { place: Place { arc: arc.name, frame: None, block: None, offset: found_bytes }, damage })
 }

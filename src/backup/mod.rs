@@ -35,7 +35,7 @@ use crate::backupdir::{BackupDir, Survey, arcs};
 use crate::catalog::{Commit, VersionInfo};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, Logid, Version};
-use crate::index::{ApplyReport, DedupTable, Index, OpenRun, VersionRow};
+use crate::index::{ApplyReport, DedupTable, Index, OpenRun, Told, VersionRow};
 use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor};
 use crate::text::shown;
@@ -223,6 +223,8 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         if base {
             catalog.extend(catalog::relocations(&mut out, in_force(&index))?);
         }
+        let losses = index.losses()?.into_iter().filter(|(_, told)| base || *told == Told::Here);
+        catalog.extend(catalog::losses(&mut out, losses.map(|(loss, _)| loss))?);
         catalog.extend(catalog::drops(&mut out, unused.iter().copied())?);
         let (new_arcs, next_serial) = out.finish()?;
         let mut arcs = Vec::new();

@@ -58,7 +58,8 @@ pub fn resume(dir: &BackupDir, survey: &Survey, writer: &mut IndexWriter, monito
                 run_id: run.id,
                 previous: state.last_commit,
                 version: None,
-                base: false,
+                // Nothing is before the first commit, and nothing is what its catalog has to tell.
+                base: state.last_commit.is_none(),
                 arcs: proven,
                 catalog: Vec::new(),
                 next_serial,

@@ -6,6 +6,7 @@
 
 pub mod arcs;
 pub mod config;
+mod losses;
 #[cfg(test)]
 mod tests;
 mod unlisted;
@@ -29,6 +30,7 @@ use crate::os::stat;
 use crate::own::{OwnDir, Sharing};
 
 pub use config::Config;
+pub use losses::Accepted;
 pub use unlisted::{Claim, Survey, Unlisted, What, unknown_commits};
 
 const KEY_FILE: &str = "key.conf";

@@ -343,6 +343,10 @@ pub fn encode_record(out: &mut Vec<u8>, record: &Record) {
             e.u8(7);
             e.uint(serial.0);
         }
+        Record::AcceptLoss(loss) => {
+            e.u8(8);
+            put_loss(&mut e, loss);
+        }
     }
     *out = e.0;
 }
@@ -382,7 +386,41 @@ fn record(d: &mut Decoder) -> Decoded<Record> {
             Record::Relocate { from, to }
         }
         7 => Record::DropArc(d.serial()?),
+        8 => Record::AcceptLoss(loss(d)?),
         _ => return Err(BadRecord("unknown record")),
+    })
+}
+
+pub fn put_loss(e: &mut Encoder, loss: &Loss) {
+    match loss {
+        Loss::Run(run) => {
+            e.u8(1);
+            e.uint(u64::from(run.0));
+        }
+        Loss::Arc { serial, from } => {
+            e.u8(2);
+            e.uint(serial.0);
+            e.uint(*from);
+        }
+        Loss::Frame { serial, frame } => {
+            e.u8(3);
+            e.uint(serial.0);
+            e.uint(u64::from(frame.0));
+        }
+        Loss::Shell(serial) => {
+            e.u8(4);
+            e.uint(serial.0);
+        }
+    }
+}
+
+pub fn loss(d: &mut Decoder) -> Decoded<Loss> {
+    Ok(match d.u8()? {
+        1 => Loss::Run(d.version()?),
+        2 => Loss::Arc { serial: d.serial()?, from: d.uint()? },
+        3 => Loss::Frame { serial: d.serial()?, frame: d.frame_no()? },
+        4 => Loss::Shell(d.serial()?),
+        _ => return Err(BadRecord("unknown loss")),
     })
 }
 

@@ -104,7 +104,7 @@ fn a_dir(rng: &mut Rng) -> Record {
 /// A record that may follow a Dir.
 fn a_record(rng: &mut Rng) -> Record {
     let name = some_text(rng, 20);
-    match rng.below(12) {
+    match rng.below(13) {
         0 | 1 => a_dir(rng),
         2 => Record::Remove { name },
         3 => {
@@ -117,6 +117,18 @@ fn a_record(rng: &mut Rng) -> Record {
             Record::Relocate { from: BlockId(from), to: BlockId(from + 1) }
         }
         6 => Record::DropArc(ArcSerial(up_to(rng, ArcSerial::MAX.0))),
+        8 => {
+            let serial = ArcSerial(up_to(rng, ArcSerial::MAX.0));
+            let frame = FrameNo(up_to(rng, (1 << FrameNo::BITS) - 1) as u32);
+            let run = Version(up_to(rng, u64::from(Version::MAX.0)) as u32);
+            let losses = [
+                Loss::Run(run),
+                Loss::Arc { serial, from: up_to(rng, u64::MAX - 1) },
+                Loss::Frame { serial, frame },
+                Loss::Shell(serial),
+            ];
+            Record::AcceptLoss(losses[rng.below(4)])
+        }
         // Far from the directories that `a_dir` makes.
         7 => Record::Put { name, child: Child::Dir(Dirno(3 << 35 | rng.next() >> 40)), kind: Kind::Dir, node: None },
         _ => {

@@ -10,7 +10,7 @@ mod numbers;
 #[cfg(test)]
 mod refusal_tests;
 
-use crate::ids::{BlockId, Dirno, FileHash, Logid, Version};
+use crate::ids::{ArcSerial, BlockId, Dirno, FileHash, FrameNo, Logid, Version};
 
 pub use commit::{ArcEntry, ArcRole, CatalogFrame, Commit, VersionInfo};
 
@@ -185,5 +185,25 @@ pub enum Record {
     /// The block is now read from `to` (same plain bytes, same block hash); its name stays `from`.
     Relocate { from: BlockId, to: BlockId },
     /// The arc holds no block that is in use; its file is gone or may go.
-    DropArc(crate::ids::ArcSerial),
+    DropArc(ArcSerial),
+    /// The user has accepted that this is gone.
+    AcceptLoss(Loss),
+}
+
+/// Something that is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Loss {
+    /// A run of which there is no commit record any more.
+    Run(Version),
+    /// An arc, from this byte offset on; 0: all of it.
+    Arc {
+        serial: ArcSerial,
+        from: u64,
+    },
+    Frame {
+        serial: ArcSerial,
+        frame: FrameNo,
+    },
+    /// Header, footer or trailer of an arc.
+    Shell(ArcSerial),
 }

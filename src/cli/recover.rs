@@ -7,7 +7,7 @@ use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, print, print_json, show};
 use crate::error::{Exit, Result};
-use crate::recover::{self, Recovered};
+use crate::recover::{self, OnLoss, Recovered};
 use crate::text::shown;
 
 /// Rebuild the index from the arcs and key.conf
@@ -19,12 +19,18 @@ pub struct RecoverArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Accept what is gone as gone: backups and selftests don't tell it again
+    ///
+    /// That is all that this recovery finds missing, and the damage that `assay damage` knows of. Put back from a copy
+    /// what can be put back before. Reading what is lost stays an error; `assay stats` lists what was accepted.
+    #[arg(long)]
+    accept_loss: bool,
 }
 
 pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
     let dir = context.open()?;
     let ui = Ui::counting(context, "Recovering", "runs");
-    let done = recover::run(&dir, &ui);
+    let done = recover::run(&dir, if args.accept_loss { OnLoss::Accept } else { OnLoss::Report }, &ui);
     ui.finish();
     let found = done?;
     if args.json {
@@ -32,11 +38,7 @@ pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
     } else {
         print(&as_text(&found))?;
     }
-    let whole = found.lost.is_empty()
-        && found.lost_arcs.is_empty()
-        && found.lost_runs.is_empty()
-        && found.missing_runs.is_empty();
-    Ok(if whole { Exit::Ok } else { Exit::Damage })
+    Ok(if found.open_losses == 0 { Exit::Ok } else { Exit::Damage })
 }
 
 fn as_text(found: &Recovered) -> String {
@@ -72,6 +74,12 @@ fn as_text(found: &Recovered) -> String {
             found.uncommitted_arcs
         );
     }
+    for loss in &found.accepted {
+        text += &format!("Accepted as lost: {loss}\n");
+    }
+    if found.open_losses > 0 {
+        text += "If nothing of this can be put back from a copy: `assay recover --accept-loss`.\n";
+    }
     text
 }
 
@@ -89,6 +97,8 @@ fn as_json(found: &Recovered) -> serde_json::Value {
         "uncommitted_arcs": found.uncommitted_arcs,
         "missing_versions": found.missing_runs.iter().map(|run| run.0).collect::<Vec<_>>(),
         "strays": found.strays.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "accepted_losses": found.accepted,
+        "open_losses": found.open_losses,
         "old_index": Value::Null,
     });
     match &found.old_index {

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Context, open_index, print, print_json, show};
-use crate::backupdir::arcs;
+use crate::backupdir::{Accepted, arcs};
 use crate::catalog::Timespec;
 use crate::error::{Exit, Result};
 use crate::index::Index;
@@ -36,6 +36,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
             arc_bytes += len_bytes;
         }
     }
+    let accepted = Accepted::of(&index)?.texts();
     let index_bytes = std::fs::metadata(dir.index_path()).map_or(0, |meta| meta.len());
     let sum = |of: fn(&crate::catalog::VersionInfo) -> u64| {
         versions.iter().map(|row| of(&row.info)).fold(0, u64::saturating_add)
@@ -68,6 +69,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
                 "level": run.level, "when_s": run.when_s, "seconds": run.seconds, "scope": run.scope, "inc": run.inc,
                 "blocks": run.blocks, "bytes": run.bytes, "findings": run.findings, "fixed": run.fixed,
             })).collect::<Vec<_>>(),
+            "accepted_losses": accepted,
             "open_damage": ledger.open_damage().len(),
             "damage": damage,
             "memory_suspected": ledger.same_flip_twice().is_some(),
@@ -100,6 +102,14 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
         show::ratio(plain, stored),
         show::ratio(all_trees, arc_bytes + index_bytes),
     ))?;
+    if let Some(first) = accepted.first() {
+        let more = if accepted.len() > 1 {
+            format!(" and {} more (--json lists them)", accepted.len() - 1)
+        } else {
+            String::new()
+        };
+        print(&format!("Lost           {first}{more}: accepted\n"))?;
+    }
     print(&health_text(&selftests, ledger.open_damage().len(), &damage, ledger.same_flip_twice().is_some()))?;
     Ok(Exit::Ok)
 }

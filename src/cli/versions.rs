@@ -6,6 +6,7 @@ use serde_json::json;
 use super::backup::with_left_out;
 use super::json::with_names;
 use super::{Context, open_index, print, print_json, show};
+use crate::backupdir::Accepted;
 use crate::catalog::VersionInfo;
 use crate::error::{Exit, Result};
 use crate::index::VersionRow;
@@ -20,9 +21,11 @@ pub struct VersionsArgs {
 }
 
 pub fn run(context: &Context, args: &VersionsArgs) -> Result<Exit> {
-    let versions = open_index(&context.open()?)?.versions()?;
+    let index = open_index(&context.open()?)?;
+    let versions = index.versions()?;
+    let accepted = Accepted::of(&index)?;
     if args.json {
-        print_json(&versions.iter().map(as_json).collect())?;
+        print_json(&versions.iter().map(|row| as_json(row, &accepted)).collect())?;
         return Ok(Exit::Ok);
     }
     let mut text = String::new();
@@ -46,6 +49,11 @@ pub fn run(context: &Context, args: &VersionsArgs) -> Result<Exit> {
             paths.join(" "),
         );
     }
+    let accepted = accepted.texts();
+    if let Some(first) = accepted.first() {
+        let more = if accepted.len() > 1 { format!(" and {} more", accepted.len() - 1) } else { String::new() };
+        text += &format!("Accepted as lost: {first}{more} (`assay stats`).\n");
+    }
     print(&text)?;
     Ok(Exit::Ok)
 }
@@ -68,7 +76,7 @@ fn marks(info: &VersionInfo) -> String {
     text
 }
 
-fn as_json(row: &VersionRow) -> serde_json::Value {
+fn as_json(row: &VersionRow, accepted: &Accepted) -> serde_json::Value {
     let info = &row.info;
     let value = json!({
         "version": row.version.0,
@@ -95,6 +103,7 @@ fn as_json(row: &VersionRow) -> serde_json::Value {
         "plain_bytes": info.plain_bytes,
         "stored_bytes": info.stored_bytes,
         "base_catalog": row.base,
+        "accepted_losses": accepted.texts_of(row.version),
     });
     with_left_out(with_names(value, "paths", &info.paths), info)
 }

@@ -14,7 +14,7 @@ use crate::arc::{
     writer,
 };
 use crate::catalog::codec::{Encoder, encode_record};
-use crate::catalog::{ArcRole, Attr, Child, Content, ExtentChunk, Kind, Listing, Node, Record, Timespec};
+use crate::catalog::{ArcRole, Attr, Child, Content, ExtentChunk, Kind, Listing, Loss, Node, Record, Timespec};
 use crate::crypto::{Domain, Keys};
 use crate::ids::{
     ArcId, ArcName, ArcSalt, ArcSerial, BackupId, BlockHash, BlockId, Dirno, FrameNo, Logid, SegmentId, Version,
@@ -321,7 +321,24 @@ fn record_codes_are_the_described_ones() {
         ("RemoveVersion", Record::RemoveVersion(Version(1))),
         ("Relocate", Record::Relocate { from: BlockId(1), to: BlockId(2) }),
         ("DropArc", Record::DropArc(ArcSerial(1))),
+        ("AcceptLoss", Record::AcceptLoss(Loss::Run(Version(1)))),
     ];
+    let serial = ArcSerial(1);
+    let losses = [
+        ("Run", Loss::Run(Version(1))),
+        ("Arc", Loss::Arc { serial, from: 0 }),
+        ("Frame", Loss::Frame { serial, frame: FrameNo(0) }),
+        ("Shell", Loss::Shell(serial)),
+    ];
+    let coded: Vec<(u8, String)> = losses
+        .iter()
+        .map(|(name, loss)| {
+            let mut bytes = Vec::new();
+            encode_record(&mut bytes, &Record::AcceptLoss(*loss));
+            (bytes[1], (*name).to_string())
+        })
+        .collect();
+    assert_eq!(codes("### Records", "| code | loss | fields |"), coded);
     let coded: Vec<(u8, String)> = records
         .iter()
         .map(|(name, record)| {

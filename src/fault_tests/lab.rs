@@ -21,6 +21,7 @@ use crate::ids::{ArcName, ArcSerial, Version};
 use crate::index::{IndexWriter, OpenRun};
 use crate::monitor::{Event, Monitor, Progress, Silent};
 use crate::os::{DirFd, xattr};
+use crate::recover::OnLoss;
 
 /// File name → bytes.
 pub type Files = BTreeMap<String, Vec<u8>>;
@@ -331,7 +332,7 @@ impl Copy {
     }
 
     pub fn recover(&self) -> crate::recover::Recovered {
-        crate::recover::run(&self.open(), &Silent).unwrap()
+        crate::recover::run(&self.open(), OnLoss::Report, &Silent).unwrap()
     }
 
     /// Every row of the index.

@@ -13,6 +13,7 @@ use crate::ids::{ArcName, Version};
 use crate::index::{Index, State};
 use crate::monitor::Silent;
 use crate::os::mounts::PRETENDED;
+use crate::recover::OnLoss;
 
 pub fn small_source() -> Source {
     let source = Source::new();
@@ -296,7 +297,7 @@ fn an_index_lies_where_its_symlink_leads() {
         if !kept {
             fs::remove_file(&target).unwrap();
         }
-        let found = crate::recover::run(&open(), &Silent).unwrap();
+        let found = crate::recover::run(&open(), OnLoss::Report, &Silent).unwrap();
         assert_eq!(found.versions, [Version(0)]);
         assert_eq!(found.old_index, kept.then(|| local.path().canonicalize().unwrap().join("elsewhere.db.bad")));
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());

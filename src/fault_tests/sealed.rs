@@ -95,7 +95,7 @@ fn a_sealed_commit_that_no_run_writes_is_told_by_its_rule() {
         assert!(error.code() == "COMMIT_DAMAGED" && error.to_string().contains(rule), "{rule}: {error}");
         assert!(copy.rows() == before, "{rule}: the index is as before");
         lab().truth.assert_whole(&copy.reader(), &|| rule.into());
-        let recovered = crate::recover::run(&dir, &Silent).unwrap();
+        let recovered = crate::recover::run(&dir, crate::recover::OnLoss::Report, &Silent).unwrap();
         let [(Version(4), error)] = &recovered.lost_runs[..] else { panic!("{rule}: {recovered:?}") };
         assert!(error.to_string().contains(rule), "{rule}: {error}");
         assert_eq!(recovered.versions, (0..4).map(Version).collect::<Vec<_>>(), "{rule}");

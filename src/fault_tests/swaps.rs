@@ -14,6 +14,7 @@ use crate::catalog::{ArcEntry, ArcRole};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
 use crate::index::CatalogSource;
 use crate::monitor::Silent;
+use crate::recover::OnLoss;
 use crate::store::Heal;
 
 fn entries(dir: &BackupDir) -> Vec<ArcEntry> {
@@ -101,7 +102,7 @@ fn without_the_index_a_cut_costs_what_is_behind_it_at_most() {
         for cut in cuts {
             let what = || format!("seed {}: {name} cut at {cut}, no index", rng.seed);
             fs::write(&path, &bytes[..cut as usize]).unwrap();
-            let got = match crate::recover::run(&copy.open(), &Silent) {
+            let got = match crate::recover::run(&copy.open(), OnLoss::Report, &Silent) {
                 Ok(got) => got,
                 Err(e) => {
                     // Nothing follows from a first run that can't be read.
@@ -293,7 +294,7 @@ fn judge_a_lost_arc(truth: &Truth, mixed: &Files, name: &str) {
     assert_eq!(failed, wanted, "{}", what());
 
     let copy = Copy::without_index(mixed);
-    if let Err(e) = crate::recover::run(&copy.open(), &Silent) {
+    if let Err(e) = crate::recover::run(&copy.open(), OnLoss::Report, &Silent) {
         assert_eq!((name.to_string().as_str(), e.code()), ("arc.0.0", "COMMIT_DAMAGED"), "{}", what());
         return;
     }

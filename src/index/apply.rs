@@ -18,7 +18,7 @@ use super::schema::{changed_key, dir_key};
 use crate::arc::FrameInfo;
 use crate::catalog::codec::{self, BadRecord, Encoder, Records};
 use crate::catalog::{
-    ArcEntry, ArcRole, CatalogFrame, Child, Commit, Content, DirState, Kind, Listing, Node, Record, Segment,
+    ArcEntry, ArcRole, CatalogFrame, Child, Commit, Content, DirState, Kind, Listing, Loss, Node, Record, Segment,
 };
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, BlockId, Dirno, FrameNo, Logid, Version};
@@ -144,7 +144,9 @@ fn counted(record: &Record, commit: &Commit) -> Result<(), BadRecord> {
         Record::Extents(chunk) => logid(&chunk.logid) && stored(&chunk.segments),
         Record::RemoveVersion(version) => *version < commit.run,
         Record::Relocate { from, to } => block(from) && block(to),
-        Record::DropArc(serial) => serial.0 < commit.next_serial,
+        Record::AcceptLoss(Loss::Run(version)) => *version < commit.run,
+        Record::AcceptLoss(Loss::Arc { serial, .. } | Loss::Frame { serial, .. } | Loss::Shell(serial))
+        | Record::DropArc(serial) => serial.0 < commit.next_serial,
     };
     codec::require(counted, BadRecord("id that its commit does not count"))
 }
@@ -240,6 +242,7 @@ impl Apply<'_> {
             Record::Extents(chunk) => self.extents(chunk.logid, chunk.start, &chunk.segments),
             Record::RemoveVersion(version) => self.remove_version(version),
             Record::Relocate { from, to } => self.relocate(from, to),
+            Record::AcceptLoss(loss) => runs::put_loss(self.c, &loss, runs::Told::InACommit),
             Record::DropArc(serial) => {
                 *hashes = hashes.saturating_sub(self.drop_arc(serial)?);
                 Ok(())

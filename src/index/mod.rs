@@ -52,7 +52,7 @@ pub use row::ArcValue;
 #[cfg(test)]
 pub(crate) use row::EntryRow;
 pub use rows::{DirValue, hash_key};
-pub use runs::OpenRun;
+pub use runs::{OpenRun, Told};
 pub use scan::{Cursor, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
 pub use schema::FRAMES_PER_ROW;
 pub use users::{NamedFile, Names, Places, Use, Users};

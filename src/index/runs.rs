@@ -10,16 +10,19 @@ use rusqlite::{Connection, params};
 
 use super::Index;
 use super::row::{self, ArcValue, Key, Table};
-use super::rows::{Found, blob, value};
-use crate::catalog::Commit;
-use crate::catalog::codec::{Decoder, Encoder};
+use super::rows::{self, Found, blob, value};
+use crate::catalog::codec::{self, Decoder, Encoder};
+use crate::catalog::{Commit, Loss};
 use crate::error::Result;
-use crate::ids::{ArcId, Version};
+use crate::ids::{ArcId, Dirno, Version};
 
 const OPEN_RUNS_ID: i64 = 2;
 const SPARE_ARCS_ID: i64 = 3;
 /// More runs than this were never cut one after the other; what the oldest of them left would stay.
 const MAX_OPEN_RUNS: usize = 128;
+
+/// Rows of accepted losses: their ids have this bit, and for the rest a hash of the loss.
+const LOSS_BIT: i64 = 1 << 62;
 
 /// A run that was begun: its number is burned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,14 @@ pub struct OpenRun {
     pub id: [u8; 16],
 }
 
+/// Where it is noted that a loss was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// In this index only.
+    Here,
+    InACommit,
+}
+
 impl OpenRun {
     pub fn new(version: Version) -> std::io::Result<OpenRun> {
         Ok(OpenRun { version, id: crate::crypto::random()? })
@@ -36,7 +47,7 @@ impl OpenRun {
 
     /// The id of the run's arc with this number: no other run has one with it.
     pub fn arc_id(&self, number: u32) -> ArcId {
-        let digest = crate::crypto::sha256(&[&b"assay arc id"[..], &self.id, &number.to_le_bytes()].concat());
+        let digest = crate::crypto::sha256(&[&b"arc id"[..], &self.id, &number.to_le_bytes()].concat());
         ArcId(*digest.first_chunk().unwrap_or(&[0; 16]))
     }
 }
@@ -50,6 +61,16 @@ impl Index {
     /// Serials of arcs that cut runs have left and that no version uses.
     pub fn spare_arcs(&self) -> Result<Vec<Range<u64>>> {
         self.ask(spare_arcs)
+    }
+
+    /// Losses that were accepted, in order, and whether a commit tells so.
+    pub fn losses(&self) -> Result<Vec<(Loss, Told)>> {
+        self.ask(losses)
+    }
+
+    /// Since when a directory's listing is lost in a version, if it is.
+    pub fn lost_since(&self, v: Version, dir: Dirno) -> Result<Option<Version>> {
+        self.ask(|c| rows::lost_since(c, dir, v))
     }
 
     /// All arcs that were ever committed, by serial.
@@ -119,6 +140,36 @@ fn spare_arcs(c: &Connection) -> Found<Vec<Range<u64>>> {
         Ok(spare)
     })?;
     Ok(spare.unwrap_or_default())
+}
+
+fn losses(c: &Connection) -> Found<Vec<(Loss, Told)>> {
+    let mut statement = c.prepare_cached("SELECT id, row FROM meta WHERE id>=?1")?;
+    let mut rows = statement.query([LOSS_BIT])?;
+    let mut losses = Vec::new();
+    while let Some(found) = rows.next()? {
+        let id: i64 = found.get(0)?;
+        let mut d = Decoder::new(row::open(Table::Meta, Key::id(id), blob(found, 1)?)?);
+        let told = if d.u8()? == 0 { Told::Here } else { Told::InACommit };
+        losses.push((codec::loss(&mut d)?, told));
+        d.end()?;
+    }
+    losses.sort_by_key(|(loss, _)| *loss);
+    Ok(losses)
+}
+
+/// Notes that a loss was accepted.
+pub(super) fn put_loss(c: &Connection, loss: &Loss, told: Told) -> Found<()> {
+    let mut e = Encoder::default();
+    codec::put_loss(&mut e, loss);
+    let hash = crate::crypto::sha256(&e.0);
+    let id = LOSS_BIT | (i64::from_le_bytes(*hash.first_chunk().unwrap_or(&[0; 8])) & (LOSS_BIT - 1));
+    if told == Told::Here && value(c, Table::Meta, id, |_| Ok(()))?.is_some() {
+        return Ok(());
+    }
+    let mut row = Encoder::default();
+    row.u8(u8::from(told == Told::InACommit));
+    row.raw(&e.0);
+    put(c, id, row)
 }
 
 /// After a commit: what a version does not use by then it has dropped.

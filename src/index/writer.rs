@@ -13,10 +13,10 @@ use super::State;
 use super::apply::{ApplyReport, CatalogSource, apply_commit};
 use super::pool::{Fail, check_format, check_shared, open_error};
 use super::rows::{self, Found};
-use super::runs::{self, OpenRun};
+use super::runs::{self, OpenRun, Told};
 use super::schema::{self, Access};
 use super::view::{real_path, refuse_network, target_path};
-use crate::catalog::Commit;
+use crate::catalog::{Commit, Loss};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, Dirno, Logid, Version};
 
@@ -87,6 +87,11 @@ impl IndexWriter {
             }
             rows::put_state(c, &state)
         })
+    }
+
+    /// Notes losses that the user has accepted; the next commit tells them too.
+    pub fn accept(&mut self, losses: &[Loss]) -> Result<()> {
+        self.transaction(|c| losses.iter().try_for_each(|loss| runs::put_loss(c, loss, Told::Here)))
     }
 
     /// Makes a commit part of the index, in one transaction.

@@ -158,6 +158,7 @@ impl<'a> Run<'a> {
                 Ok(frames) => return Some(frames),
                 // The checks of the index have told it already.
                 Err(_) if self.exam.findings.any(Cause::Index) => {}
+                Err(error) if self.exam.findings.accept(&error, None, last_block(entry)) => {}
                 Err(error) => {
                     let cause = if error.is_damage() { Cause::Index } else { Cause::Unchecked };
                     self.note(Finding::new(Level::LocalBlocks, cause, error));
@@ -462,4 +463,8 @@ fn sample(mut frames: Vec<Placed>, count: u32) -> Vec<Placed> {
     }
     chosen.sort_by_key(|(no, ..)| *no);
     chosen
+}
+
+fn last_block(entry: &ArcEntry) -> Option<BlockId> {
+    entry.frames.checked_sub(1).map(|no| BlockId::new(entry.serial, FrameNo(no)))
 }

@@ -415,7 +415,7 @@ impl Reading<'_> {
     fn window(&self, node: &Node, at: u64, len: u64, hasher: &mut Option<FileHasher>, bad: &mut Bad) {
         let pieces = match self.tree.segments(node, at, len) {
             Ok(pieces) => pieces,
-            Err(error) if len <= GRAIN_BYTES => return bad.add(error, None, at..at + len),
+            Err(error) if len <= GRAIN_BYTES => return self.note(bad, error, None, None, at..at + len),
             Err(_) => {
                 let mut from = at;
                 while from < at + len {
@@ -442,7 +442,7 @@ impl Reading<'_> {
                         if self.damaged(block, &error, cause) {
                             bad.blocks = true;
                         } else {
-                            bad.add(error.clone(), Some(cause), offset..offset + u64::from(len));
+                            self.note(bad, error.clone(), Some(block), Some(cause), offset..offset + u64::from(len));
                         }
                         again.ok_or(error)
                     });
@@ -454,6 +454,16 @@ impl Reading<'_> {
                 }
             }
             offset += piece.len();
+        }
+    }
+
+    /// A stretch of a file that can't be read; what was accepted as lost hides nothing else.
+    fn note(&self, bad: &mut Bad, error: Error, block: Option<BlockId>, cause: Option<Cause>, range: Range<u64>) {
+        if self.exam.findings.accept(&error, None, block) {
+            self.exam.findings.pass_over();
+            bad.blocks = true;
+        } else {
+            bad.add(error, cause, range);
         }
     }
 

@@ -6,12 +6,15 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use super::Level;
+use crate::backupdir::Accepted;
 use crate::backupdir::arcs::COMMIT_NUMBER;
 use crate::error::{Damage, Error, Exit, Place};
-use crate::ids::{ArcName, ArcSerial, CopyId, FrameNo, Logid, Version};
+use crate::ids::{ArcName, ArcSerial, BlockId, CopyId, FrameNo, Logid, Version};
+use crate::index::Index;
 use crate::store::lock;
 
 /// Why something is wrong, as far as can be told.
@@ -274,8 +277,12 @@ pub const MAX_LISTED: usize = 10_000;
 pub const MAX_HITS: usize = 100;
 
 /// Collects from any thread.
-#[derive(Debug, Default)]
-pub struct Findings(Mutex<Collected>);
+#[derive(Default)]
+pub struct Findings {
+    all: Mutex<Collected>,
+    accepted: Option<(Accepted, Arc<Index>)>,
+    passed_over: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Collected {
@@ -286,8 +293,37 @@ struct Collected {
 }
 
 impl Findings {
+    /// Findings about losses that were accepted are only counted.
+    pub fn but_for(accepted: Accepted, index: Arc<Index>) -> Findings {
+        Findings { accepted: Some((accepted, index)), ..Findings::default() }
+    }
+
+    /// True if what the error tells, of these frames or of this block, was accepted.
+    pub fn accept(&self, error: &Error, frames: Option<(FrameNo, u32)>, block: Option<BlockId>) -> bool {
+        self.accepted.as_ref().is_some_and(|(accepted, index)| {
+            accepted.covers(error, frames, index)
+                || block.is_some_and(|block| accepted.covers_block(error, block, index))
+        })
+    }
+
+    pub fn pass_over(&self) {
+        self.passed_over.fetch_add(1, Relaxed);
+    }
+
+    /// Findings about losses that were accepted.
+    pub fn passed_over(&self) -> u64 {
+        self.passed_over.load(Relaxed)
+    }
+
     pub fn add(&self, finding: Finding) {
-        let mut all = lock(&self.0);
+        let frames = match finding.spot.map(|spot| spot.part) {
+            Some(Part::Frames { first, count }) => Some((first, count)),
+            _ => None,
+        };
+        if self.accept(&finding.error, frames, None) {
+            return self.pass_over();
+        }
+        let mut all = lock(&self.all);
         let all = &mut *all;
         let subject = finding.subject();
         let same = subject.and_then(|subject| all.known.get(&subject).copied());
@@ -307,22 +343,22 @@ impl Findings {
 
     /// Counts findings that are not listed.
     pub fn add_unlisted(&self, count: u64) {
-        lock(&self.0).unlisted += count;
+        lock(&self.all).unlisted += count;
     }
 
     pub fn count(&self) -> u64 {
-        let all = lock(&self.0);
+        let all = lock(&self.all);
         all.listed.len() as u64 + all.unlisted
     }
 
     /// True if one with this cause is listed.
     pub fn any(&self, cause: Cause) -> bool {
-        lock(&self.0).listed.iter().any(|finding| finding.cause == cause)
+        lock(&self.all).listed.iter().any(|finding| finding.cause == cause)
     }
 
     /// All of them, and how many more there were.
     pub fn take(&self) -> (Vec<Finding>, u64) {
-        let Collected { listed, unlisted, .. } = std::mem::take(&mut *lock(&self.0));
+        let Collected { listed, unlisted, .. } = std::mem::take(&mut *lock(&self.all));
         (listed, unlisted)
     }
 }

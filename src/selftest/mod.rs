@@ -24,7 +24,7 @@ mod structure;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::backupdir::BackupDir;
+use crate::backupdir::{Accepted, BackupDir};
 use crate::error::{Error, Exit, Place, Result};
 use crate::ids::{ArcName, BlockHash, BlockId};
 use crate::index::{Index, Places};
@@ -196,7 +196,12 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     };
     let ledger = LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest).expecting(&known);
     let ledger = Arc::new(ledger);
-    let mut exam = Exam { dir, index: Arc::new(index), options, monitor, ledger, known, findings, due: None };
+    let index = Arc::new(index);
+    let findings = match Accepted::of(&index) {
+        Ok(accepted) if opens && !accepted.is_empty() => Findings::but_for(accepted, index.clone()),
+        _ => findings,
+    };
+    let mut exam = Exam { dir, index, options, monitor, ledger, known, findings, due: None };
     exam.known_names(opens)?;
     if let Some(schedule) = options.inc.as_ref().filter(|_| opens) {
         match inc::due(&exam, schedule) {
@@ -231,6 +236,11 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         }
     }
     report.interrupted |= monitor.interrupted();
+    if let passed_over @ 1.. = exam.findings.passed_over() {
+        report
+            .notes
+            .push(format!("{passed_over} findings are about losses that were accepted (`assay stats` lists them)"));
+    }
     (report.findings, report.unlisted) = exam.findings.take();
     if !report.interrupted {
         exam.ledger.record(Record::Run(ledger::Run {
