@@ -12,6 +12,7 @@ mod damage;
 mod fidelity;
 mod history;
 mod index_damage;
+mod left_out;
 mod names;
 mod place;
 mod project;

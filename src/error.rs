@@ -160,6 +160,8 @@ pub enum Error {
     CommitDamaged { run: Version, what: String },
     #[error("{0}")]
     Usage(String),
+    #[error("nothing would be saved: patterns leave out all that is in the given paths ({excluded} entries)")]
+    AllExcluded { excluded: u64 },
     #[error("no version {0} in this backup")]
     NoVersion(String),
     #[error("{} is not in {version}", shown(path))]
@@ -216,6 +218,7 @@ impl Error {
             Error::Config { .. } => "CONFIG",
             Error::CommitDamaged { .. } => "COMMIT_DAMAGED",
             Error::Usage(_) => "USAGE",
+            Error::AllExcluded { .. } => "ALL_EXCLUDED",
             Error::NoVersion(_) => "NO_VERSION",
             Error::NoPath { .. } => "NO_PATH",
             Error::DeleteUnsafe { .. } => "DELETE_UNSAFE",
@@ -235,7 +238,7 @@ impl Error {
             Error::NoVersion(_) => libc::ENOENT,
             Error::VersionGone { .. } => libc::ESTALE,
             Error::Interrupted => libc::EINTR,
-            Error::Usage(_) => libc::EINVAL,
+            Error::Usage(_) | Error::AllExcluded { .. } => libc::EINVAL,
             Error::Locked { .. } => libc::EBUSY,
             Error::Io { .. }
             | Error::Arc { .. }
@@ -269,7 +272,7 @@ impl Error {
 
     pub fn exit_code(&self) -> Exit {
         match self {
-            Error::Usage(_) => Exit::Usage,
+            Error::Usage(_) | Error::AllExcluded { .. } => Exit::Usage,
             Error::Stray { .. } => Exit::FinishedWithErrors,
             Error::Arc { .. }
             | Error::IndexDamaged { .. }
@@ -346,6 +349,7 @@ impl Error {
             }
             Error::PassphraseMissing { .. } => Some("set ASSAY_PASSPHRASE or run on a terminal"),
             Error::CommitDamaged { .. } => Some("put the arc back from a copy, then run `assay recover`"),
+            Error::AllExcluded { .. } => Some("look at inex.conf in the backup dir, and at --exclude"),
             Error::NoVersion(_) => Some("`assay versions` lists them"),
             Error::NoPath { .. } => Some("`assay ls -a` lists all versions of a path"),
             Error::DeleteUnsafe { .. } => {

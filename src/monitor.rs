@@ -17,6 +17,8 @@ pub struct Progress {
 pub enum Event<'a> {
     /// Processing of a path begins (or, for `ls`-like output, the path was handled).
     Path(&'a [u8]),
+    /// Left out, as it was asked for; `why` in a few words.
+    LeftOut { path: &'a [u8], why: &'static str },
     /// Worth knowing; the exit code stays as it is. `path` may be empty.
     Warning { path: &'a [u8], what: String },
     /// Something was left out or failed; the run goes on and exits 3 (4 if it is damage).

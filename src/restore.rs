@@ -80,6 +80,8 @@ pub trait Source {
     fn node(&self, logid: Logid) -> Result<Arc<Node>>;
     /// The pieces of `offset..offset + len`, which lies within the file; they tile it.
     fn pieces(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<Piece>>;
+    /// Where data begins, at or after `offset`; None if there is none.
+    fn next_data(&self, node: &Node, offset: u64) -> Result<Option<u64>>;
     fn block(&self, block: BlockId, len: u32, file: Logid) -> Result<Arc<VerifiedBlock>>;
     /// Whether `bytes` are a block, by its keyed hash.
     fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool>;

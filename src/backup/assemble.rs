@@ -6,11 +6,13 @@
 use std::collections::HashMap;
 use std::io;
 
+use crossbeam::channel::Receiver;
+
 use super::catalog::CatalogBuilder;
 use super::expect::Expected;
 use super::output::Output;
-use super::pipeline::{Budget, FileHead, Found, HashedBlock, LongRead, Step, Totals, Was};
-use super::read::{FileError, FileRead};
+use super::pipeline::{Budget, FileHead, FileReply, Found, HashedBlock, MAX_HELD_PIECES, Step, Totals, Was};
+use super::read::{FileError, FileRead, Read};
 use super::resume::Spare;
 use super::walk;
 use crate::catalog::{
@@ -47,6 +49,8 @@ struct LongFile {
     /// File offset of the first of `segments`; earlier ones are in the catalog.
     start: u64,
     data_bytes: u64,
+    /// Segments that stay here before the first of them go into the catalog.
+    held: usize,
 }
 
 impl<'a, 'o> Assembler<'a, 'o> {
@@ -83,13 +87,12 @@ impl<'a, 'o> Assembler<'a, 'o> {
                 self.put(name.clone(), Child::Dir(dirno), Kind::Dir, None, 0, None, known)?;
                 self.catalog.enter(dirno, parent, name, was, names);
             }
-            Step::Leave { stat, xattrs, kept, kept_dirs, totals } => {
+            Step::Leave { mut attr, xattrs, kept, kept_dirs, totals } => {
                 self.progress.files += totals.files;
-                self.progress.bytes += totals.bytes;
+                self.progress.bytes = self.progress.bytes.saturating_add(totals.bytes);
                 self.catalog.kept(kept, kept_dirs);
                 let (children, subdirs) = self.catalog.counts();
-                let mut attr = walk::attr(&stat);
-                attr.nlink = walk::directory_nlink(&stat, subdirs);
+                attr.nlink = walk::directory_nlink(attr.nlink, subdirs);
                 self.catalog.leave(self.out, DirState { attr, xattrs, children })?;
             }
             Step::LeaveKept { state } => {
@@ -97,7 +100,8 @@ impl<'a, 'o> Assembler<'a, 'o> {
             }
             Step::Keep { name, kind, child, node } => {
                 self.progress.files += u64::from(kind == Kind::File);
-                self.progress.bytes += node.as_ref().map_or(0, |node| node.attr.size);
+                let bytes = node.as_ref().map_or(0, |node| node.attr.size);
+                self.progress.bytes = self.progress.bytes.saturating_add(bytes);
                 if let Some(node) = &node {
                     self.keep_extents(node)?;
                 }
@@ -112,23 +116,24 @@ impl<'a, 'o> Assembler<'a, 'o> {
             }
             Step::Link { name, path, was, logid, last } => self.link(name, path, was, logid, last)?,
             Step::File { head, size, reply } => {
-                let read = reply.recv().unwrap_or_else(|_| Err(FileError::Fatal(worker_died())));
+                let first = reply.recv().unwrap_or_else(|_| died());
                 self.budget.give(size);
-                self.file(head, read)?;
+                match first {
+                    FileReply::Whole(read) => self.file(head, read)?,
+                    first => self.longer(head, first, &reply)?,
+                }
             }
             // Dry runs have a consumer of their own.
             Step::WouldRead { .. } => {}
             Step::LongBegin { head } => {
-                self.long = Some(LongFile { head, segments: Vec::new(), start: 0, data_bytes: 0 });
+                let held = MAX_INLINE_SEGMENTS;
+                self.long = Some(LongFile { head, segments: Vec::new(), start: 0, data_bytes: 0, held });
             }
             Step::LongHole { len } => self.segment(Segment::Hole { len })?,
             Step::LongBlock { len, reply } => {
                 let block = reply.recv().unwrap_or_else(|_| Err(worker_died()));
                 self.budget.give(len);
-                let segment = self.store(block?)?;
-                self.progress.bytes += len;
-                self.info.bytes_read += len;
-                self.segment(segment)?;
+                self.long_block(block?)?;
             }
             Step::LongRestart { logid } => {
                 if let Some(long) = &mut self.long {
@@ -143,6 +148,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
                 self.lose(totals);
             }
             Step::Failed { path, error } => self.failed(&path, &error),
+            Step::Incomplete { path, error } => self.incomplete(&path, &error),
             Step::Warn { path, what } => self.monitor.event(Event::Warning { path: &path, what }),
         }
         (self.progress.expected_files, self.progress.expected_bytes) = self.expected.get();
@@ -163,29 +169,49 @@ impl<'a, 'o> Assembler<'a, 'o> {
             Err(e) => return self.file_failed(head, e),
         };
         self.monitor.event(Event::Path(&head.path));
+        let FileRead { read, block } = read;
         self.progress.bytes += read.attr.size;
         self.info.bytes_read += read.attr.size;
-        let segments = match read.block {
+        let segments = match block {
             Some(block) => vec![self.store(block)?],
             None => Vec::new(),
         };
-        let node = Node {
-            logid: head.logid,
-            data_bytes: read.attr.size,
-            attr: read.attr,
-            racy: read.racy,
-            sha1: Some(read.sha1),
-            target: Vec::new(),
-            xattrs: read.xattrs,
-            content: Content::Inline(segments),
-        };
-        self.saved(head, node, read.unsettled, read.replaced)
+        let data_bytes = read.attr.size;
+        self.saved(head, read, data_bytes, Content::Inline(segments))
     }
 
-    fn long_end(&mut self, read: Result<Box<LongRead>, FileError>) -> Result<()> {
+    /// A file whose worker sends it piece by piece.
+    fn longer(&mut self, head: FileHead, first: FileReply, rest: &Receiver<FileReply>) -> Result<()> {
+        let empty = |head| LongFile { head, segments: Vec::new(), start: 0, data_bytes: 0, held: MAX_HELD_PIECES };
+        self.long = Some(empty(head));
+        let mut reply = first;
+        loop {
+            match reply {
+                FileReply::Hole(len) => self.segment(Segment::Hole { len })?,
+                FileReply::Block(block) => self.long_block(block)?,
+                FileReply::Again => self.long = self.long.take().map(|long| empty(long.head)),
+                FileReply::End(read) => return self.long_end(read),
+                FileReply::Whole(read) => return self.long_end(read.map(|read| Box::new(read.read))),
+            }
+            if self.monitor.interrupted() {
+                return Err(Error::Interrupted);
+            }
+            reply = rest.recv().unwrap_or_else(|_| died());
+        }
+    }
+
+    fn long_block(&mut self, block: HashedBlock) -> Result<()> {
+        let len = u64::from(block.plain_len);
+        let segment = self.store(block)?;
+        self.progress.bytes += len;
+        self.info.bytes_read += len;
+        self.segment(segment)
+    }
+
+    fn long_end(&mut self, read: Result<Box<Read>, FileError>) -> Result<()> {
         self.progress.files += 1;
         let Some(mut long) = self.long.take() else { return Ok(()) };
-        let LongRead { attr, xattrs, sha1, racy, unsettled, replaced } = match read {
+        let read = match read {
             Ok(read) => *read,
             Err(e) => return self.file_failed(long.head, e),
         };
@@ -196,27 +222,21 @@ impl<'a, 'o> Assembler<'a, 'o> {
             self.flush_segments(&mut long, 1)?;
             Content::Chunked
         };
-        let node = Node {
-            logid: long.head.logid,
-            attr,
-            data_bytes: long.data_bytes,
-            racy,
-            sha1: Some(sha1),
-            target: Vec::new(),
-            xattrs,
-            content,
-        };
-        self.saved(long.head, node, unsettled, replaced)
+        self.saved(long.head, read, long.data_bytes, content)
     }
 
     /// A file was read whole: it gets its new node, or keeps the old one if nothing but the doubt has changed.
-    ///
-    /// `replaced`: the name stands for another file now than when it was listed. That one's other names wait for its
-    /// content in vain.
-    fn saved(&mut self, head: FileHead, mut node: Node, unsettled: bool, replaced: bool) -> Result<()> {
+    fn saved(&mut self, head: FileHead, read: Read, data_bytes: u64, content: Content) -> Result<()> {
+        let Read { attr, xattrs, xattrs_failed, sha1, racy, unsettled, replaced } = read;
+        let logid = head.logid;
+        let mut node = Node { logid, attr, data_bytes, racy, sha1, target: Vec::new(), xattrs, content };
         if unsettled {
+            self.info.torn += 1;
             let what = "changed while it was read, three times; saved as it was read last".into();
             self.monitor.event(Event::Warning { path: &head.path, what });
+        }
+        if let Some(error) = xattrs_failed {
+            self.incomplete(&head.path, &error);
         }
         let mut rewrite = false;
         if let Some(old) = head.old.filter(|old| same_but_for_proof(old, &node)) {
@@ -224,6 +244,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
             node = Node { racy: node.racy, ..*old };
         }
         if head.linked {
+            // Other names of a file that stood here when it was listed wait for its content in vain.
             self.linked.insert(head.logid, (!replaced).then(|| Box::new(node.clone())));
         }
         let same = head.was.is_some_and(|was| was.child == Child::Node(node.logid));
@@ -301,14 +322,17 @@ impl<'a, 'o> Assembler<'a, 'o> {
         Ok(())
     }
 
-    /// A file that could not be read is not in this version, even if it was in the one before.
+    /// A file that could not be read is not in this version, even if it was in the one before; unless it is known to be
+    /// unchanged, and was only to be read once more.
     fn file_failed(&mut self, head: FileHead, error: FileError) -> Result<()> {
+        let unchanged = head.old.filter(|old| !old.racy && matches!(error, FileError::Io(_)));
         if head.linked {
-            self.linked.insert(head.logid, None);
+            self.linked.insert(head.logid, unchanged.clone());
         }
         match error {
             FileError::Fatal(e) => return Err(e),
             FileError::Vanished => {
+                self.info.vanished += 1;
                 let what = "vanished before it could be read".into();
                 self.monitor.event(Event::Warning { path: &head.path, what });
             }
@@ -320,7 +344,13 @@ impl<'a, 'o> Assembler<'a, 'o> {
                 self.failed(&head.path, &error);
             }
         }
-        self.absent(head.name, head.was)
+        match unchanged {
+            Some(node) => {
+                self.keep_extents(&node)?;
+                self.put_kept(head.name, &node, false)
+            }
+            None => self.absent(head.name, head.was),
+        }
     }
 
     fn absent(&mut self, name: Vec<u8>, was: Option<Was>) -> Result<()> {
@@ -340,11 +370,16 @@ impl<'a, 'o> Assembler<'a, 'o> {
         self.monitor.event(Event::Failure { path, error });
     }
 
+    fn incomplete(&mut self, path: &[u8], error: &io::Error) {
+        self.info.incomplete += 1;
+        self.failed(path, &Error::io("save all extended attributes of", walk::path_of(path), error));
+    }
+
     fn lose(&mut self, totals: Totals) {
         self.lost.files += totals.files;
         self.lost.dirs += totals.dirs;
         self.lost.others += totals.others;
-        self.lost.bytes += totals.bytes;
+        self.lost.bytes = self.lost.bytes.wrapping_add(totals.bytes);
     }
 
     /// Writes a block unless it is stored already.
@@ -379,7 +414,8 @@ impl<'a, 'o> Assembler<'a, 'o> {
             long.data_bytes += u64::from(len);
         }
         long.segments.push(segment);
-        if long.segments.len() > MAX_INLINE_SEGMENTS {
+        if long.segments.len() > long.held {
+            long.held = MAX_INLINE_SEGMENTS;
             self.flush_segments(&mut long, ExtentChunk::MAX_SEGMENTS)?;
         }
         self.long = Some(long);
@@ -405,6 +441,10 @@ fn same_but_for_proof(old: &Node, new: &Node) -> bool {
         (&node.attr, node.sha1, &node.target, &node.xattrs, node.data_bytes)
     }
     state(old) == state(new)
+}
+
+fn died() -> FileReply {
+    FileReply::Whole(Err(FileError::Fatal(worker_died())))
 }
 
 fn worker_died() -> Error {

@@ -11,9 +11,6 @@ use crate::catalog::Kind;
 use crate::monitor::Monitor;
 use crate::os::DirFd;
 
-/// Directories that may wait to be counted.
-const MAX_OPEN: usize = 1000;
-
 #[derive(Debug)]
 pub struct Expected {
     files: AtomicU64,
@@ -45,19 +42,19 @@ impl Expected {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Counts what is below the paths. Errors are the backup's business, not this one's.
-    pub fn count(&self, paths: &[Vec<u8>], boundaries: &Boundaries, monitor: &dyn Monitor) {
+    /// Counts what is below the paths, with at most `most_open` directories waiting. Errors are the backup's business,
+    /// not this one's.
+    pub fn count(&self, paths: &[Vec<u8>], boundaries: &Boundaries, most_open: usize, monitor: &dyn Monitor) {
         for path in paths {
             let Ok(opened) = walk::open_path(&walk::path_of(path)) else { continue };
             match opened.stat.kind {
                 Kind::Dir => {
-                    let parent = opened.parent();
                     let name = if opened.name.is_empty() { b"." } else { opened.name.as_slice() };
-                    let Ok(dir) = parent.dir.open_dir(name) else { continue };
+                    let Ok(dir) = opened.parent.open_dir(name) else { continue };
                     let mut open = vec![(dir, opened.stat)];
                     while let Some((dir, stat)) = open.pop() {
                         // Very wide trees stay uncounted: the descriptors belong to the backup.
-                        let crowded = open.len() > MAX_OPEN;
+                        let crowded = open.len() > most_open;
                         if crowded || self.stopped.load(Ordering::Relaxed) || monitor.interrupted() {
                             return;
                         }
@@ -81,7 +78,7 @@ impl Expected {
         let Ok(listing) = walk::list(dir) else { return };
         for (name, found) in listing.entries {
             match found.kind {
-                Kind::Dir if matches!(boundaries.skip(&found, stat, start_dev), Ok(None)) => {
+                Kind::Dir if matches!(boundaries.skip(&found, stat, start_dev, || dir.magic()), Ok(None)) => {
                     open.extend(dir.open_dir(&name).ok().map(|dir| (dir, found)));
                 }
                 kind => self.add(kind, found.size),
@@ -92,7 +89,8 @@ impl Expected {
     fn add(&self, kind: Kind, size: u64) {
         if kind == Kind::File {
             self.files.fetch_add(1, Ordering::Relaxed);
-            self.bytes.fetch_add(size, Ordering::Relaxed);
+            // Holes add up to anything; this is only a guess.
+            self.bytes.fetch_add(size.min(1 << 50), Ordering::Relaxed);
         }
     }
 }

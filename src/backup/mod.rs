@@ -6,10 +6,14 @@
 //! commit that the next run applies.
 
 pub mod assemble;
+pub mod carry;
 pub mod catalog;
+pub mod excludes;
 pub mod expect;
 pub mod inventory;
 pub mod leaf;
+pub mod left_out;
+pub mod open_dirs;
 pub mod output;
 pub mod pipeline;
 pub mod previous;
@@ -39,13 +43,15 @@ use crate::vfs::LATEST_LIFETIME;
 use assemble::Assembler;
 use expect::Expected;
 use inventory::Inventory;
+use left_out::LeftOut;
+use open_dirs::OpenDirs;
 use output::Output;
 use pipeline::{Budget, IN_FLIGHT_STEPS, Job, Step, Totals, Worker};
 use previous::Previous;
 use read::Cutting;
 pub use resume::Resumed;
 use resume::{Spare, Whole, remove_dropped};
-use roots::PathNode;
+use roots::{Paths, Roots};
 use settle::Settled;
 use traverse::Traverse;
 use walk::{Boundaries, Crossing, Excludes};
@@ -129,7 +135,6 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let excludes = Excludes::parse(&dir.excludes_path(), &dir.excludes()?, &options.excludes)?;
     let boundaries = Boundaries::new(dir.path(), if options.cross { Crossing::Cross } else { Crossing::Stay })?;
     let boundaries_seen = boundaries.clone();
-    let opened = PathNode::open(&options.paths, dir.path(), monitor)?;
     let mut writer = lock.as_ref().map(|lock| dir.open_index_writer(lock)).transpose()?;
     let index = Arc::new(dir.open_index()?);
     let settled = writer.as_mut().map(|writer| settle::settle(dir, &index, writer, monitor)).transpose()?;
@@ -144,10 +149,16 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     }
     let state = index.state()?;
     let newest = index.newest_ever()?;
+    let earlier = newest.iter().flat_map(|row| row.info.paths.iter().chain(&row.info.kept_paths));
+    let roots = Roots::find(&options.paths, &earlier.cloned().collect::<Vec<_>>(), dir.path(), monitor)?;
+    for what in excludes.in_vain(&roots.given) {
+        monitor.event(Event::Warning { path: b"", what });
+    }
     let inventory = Inventory::take(dir, &index, monitor)?;
     let outgrown = state.catalog_bytes_since_base > state.base_catalog_bytes.max(MIN_BASE_BYTES);
     let base = newest.is_none() || outgrown || inventory.base_due;
     let budget = Budget::default();
+    let open_dirs = OpenDirs::within_limit();
     let (jobs_to, jobs) = bounded(IN_FLIGHT_STEPS);
     let (steps_to, steps) = bounded(IN_FLIGHT_STEPS);
     let walk = Traverse {
@@ -155,8 +166,10 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         steps: steps_to,
         jobs: jobs_to,
         budget: &budget,
+        open_dirs: open_dirs.clone(),
         boundaries,
         excludes,
+        narrowed: Vec::new(),
         cutting: cutting(dir, options),
         full: options.full,
         base,
@@ -165,16 +178,20 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         next_logid: state.next_logid.max(Logid::FIRST.0),
         next_dirno: state.next_dirno.max(1),
         links: HashMap::new(),
+        left_out: LeftOut::default(),
     };
     let before = totals_of(newest.as_ref());
     let expected = Expected::new(before);
     let (Some(mut writer), Some(Settled { survey: Survey { next_run: run, .. }, .. })) = (writer, settled) else {
         let mut info = std::thread::scope(|scope| {
-            let walker = spawn_walk(scope, walk, opened.root)?;
-            let info = dry(steps, monitor);
-            join(walker)?.map(|_| info)
+            let walker = spawn_walk(scope, walk, &roots.tree)?;
+            let mut info = dry(steps, monitor);
+            join(walker)?.map(|walked| {
+                walked.left_out.into_info(&mut info);
+                info
+            })
         })?;
-        info.errors += opened.failures + inventory.failures;
+        info.errors += roots.failures + inventory.failures;
         let resumed = Resumed::default();
         return Ok(Summary { version: None, info, arc_bytes: 0, arcs: 0, base, resumed, left_to_do: None });
     };
@@ -187,12 +204,14 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?.without(inventory.lost.clone());
         let spare = Spare::of(&index)?;
         let assembler = Assembler::new(&mut out, &index, &dedup, spare, &budget, monitor, &expected);
-        let (assembler, next) = std::thread::scope(|scope| {
+        let (assembler, walked) = std::thread::scope(|scope| {
             // Without a version before there is nothing to estimate from.
             if newest.is_none() && monitor.wants_totals() {
-                scope.spawn(|| expected.count(&opened.paths, &boundaries_seen, monitor));
+                scope.spawn(|| {
+                    expected.count(&roots.given, &boundaries_seen, open_dirs.for_the_walk() / 2, monitor);
+                });
             }
-            let done = flow(dir, &dedup, &budget, walk, opened.root, jobs, steps, assembler);
+            let done = flow(dir, &dedup, &budget, walk, &roots.tree, jobs, steps, assembler);
             expected.stop();
             done
         })?;
@@ -212,7 +231,8 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             arcs.extend(index.arcs()?.into_iter().map(|row| row.entry).filter(|arc| !unused.contains(&arc.serial)));
         }
         arcs.extend(new_arcs);
-        complete(&mut info, run, started, options, opened.paths, opened.failures);
+        complete(&mut info, run, started, options, roots.given, roots.failures);
+        walked.left_out.into_info(&mut info);
         tree_totals(&mut info, before, gained, lost);
         let commit = Commit {
             run,
@@ -223,8 +243,8 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             arcs,
             catalog,
             next_serial,
-            next_logid: next.0,
-            next_dirno: next.1,
+            next_logid: walked.next_logid,
+            next_dirno: walked.next_dirno,
         };
         if monitor.interrupted() {
             return Err(Error::Interrupted);
@@ -309,23 +329,23 @@ fn flow<'a, 'o>(
     dedup: &DedupTable,
     budget: &Budget,
     walk: Traverse<'_>,
-    root: PathNode,
+    paths: &Paths,
     jobs: Receiver<Job>,
     steps: Receiver<Step>,
     mut assembler: Assembler<'a, 'o>,
-) -> Result<(Assembler<'a, 'o>, (u64, u64))> {
+) -> Result<(Assembler<'a, 'o>, Walked)> {
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16) + 2;
     std::thread::scope(|scope| {
         let pool: Vec<_> = (0..workers)
             .map(|_| {
                 let jobs = jobs.clone();
-                let (zstd_level, block_bytes) = (dir.config().zstd_level, walk.cutting.whole_file_bytes());
-                let worker = Worker { keys: dir.keys(), dedup, zstd_level, block_bytes };
+                let (zstd_level, cutting) = (dir.config().zstd_level, walk.cutting);
+                let worker = Worker { keys: dir.keys(), dedup, zstd_level, cutting };
                 scope.spawn(move || worker.run(jobs))
             })
             .collect();
         drop(jobs);
-        let walker = spawn_walk(scope, walk, root)?;
+        let walker = spawn_walk(scope, walk, paths)?;
         let mut failed = None;
         for step in &steps {
             if let Err(e) = assembler.step(step) {
@@ -346,11 +366,18 @@ fn flow<'a, 'o>(
     })
 }
 
+/// What the walk has come to.
+struct Walked {
+    next_logid: u64,
+    next_dirno: u64,
+    left_out: LeftOut,
+}
+
 fn spawn_walk<'scope, 'env: 'scope>(
     scope: &'scope std::thread::Scope<'scope, 'env>,
     walk: Traverse<'env>,
-    root: PathNode,
-) -> Result<std::thread::ScopedJoinHandle<'scope, Result<(u64, u64)>>> {
+    paths: &'env Paths,
+) -> Result<std::thread::ScopedJoinHandle<'scope, Result<Walked>>> {
     let mut stack_bytes = WALK_STACK_BYTES;
     // A machine of little memory refuses the room, although most of it is never touched.
     while stack_bytes > MIN_WALK_STACK_BYTES
@@ -362,9 +389,10 @@ fn spawn_walk<'scope, 'env: 'scope>(
         .stack_size(stack_bytes)
         .spawn_scoped(scope, move || {
             let mut walk = walk;
-            let done = walk.run(root);
-            // Dropping `walk` ends the workers and the steps.
-            done.map(|()| (walk.next_logid, walk.next_dirno))
+            let done = walk.run(paths);
+            // Dropping the rest of `walk` ends the workers and the steps.
+            let Traverse { next_logid, next_dirno, left_out, .. } = walk;
+            done.map(|()| Walked { next_logid, next_dirno, left_out })
         })
         .map_err(|e| Error::io("start a thread for", "the walk", &e))
 }
@@ -382,7 +410,7 @@ fn dry(steps: Receiver<Step>, monitor: &dyn Monitor) -> VersionInfo {
         match step {
             Step::WouldRead { head, size } => {
                 monitor.event(Event::Path(&head.path));
-                bytes_read += size;
+                bytes_read = u64::saturating_add(bytes_read, size);
                 count(head.was.is_some());
             }
             Step::Put { was, path, .. } => {
@@ -394,6 +422,11 @@ fn dry(steps: Receiver<Step>, monitor: &dyn Monitor) -> VersionInfo {
             Step::Remove { totals, .. } => removed += totals.entries(),
             Step::Failed { path, error } => {
                 errors += 1;
+                monitor.event(Event::Failure { path: &path, error: &error });
+            }
+            Step::Incomplete { path, error } => {
+                errors += 1;
+                let error = Error::io("save all extended attributes of", walk::path_of(&path), &error);
                 monitor.event(Event::Failure { path: &path, error: &error });
             }
             Step::Warn { path, what } => monitor.event(Event::Warning { path: &path, what }),
@@ -452,7 +485,7 @@ fn totals_of(newest: Option<&VersionRow>) -> Totals {
 
 /// The tree's totals: those before, and what this run gained and lost.
 fn tree_totals(info: &mut VersionInfo, before: Totals, gained: Totals, lost: Totals) {
-    let sum = |before: u64, gained: u64, lost: u64| (before + gained).saturating_sub(lost);
+    let sum = |before: u64, gained: u64, lost: u64| before.wrapping_add(gained).wrapping_sub(lost);
     info.files = sum(before.files, gained.files, lost.files);
     info.dirs = sum(before.dirs, gained.dirs, lost.dirs);
     info.others = sum(before.others, gained.others, lost.others);

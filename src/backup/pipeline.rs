@@ -12,14 +12,15 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::catalog::Names;
-use super::read::{self, FileError, FileRead};
+use super::open_dirs::OpenDir;
+use super::read::{self, Cutting, FileError, FileRead, Piece};
 use crate::arc::{Packed, Packer};
 use crate::catalog::{Attr, Child, DirState, Kind, Node, Xattrs};
 use crate::crypto::Keys;
 use crate::error::Result;
 use crate::ids::{BlockHash, BlockId, Dirno, Logid};
 use crate::index::DedupTable;
-use crate::os::{DirFd, Stat};
+use crate::os::Stat;
 
 /// Plain bytes that may be between reading and writing.
 pub const IN_FLIGHT_BYTES: u64 = 64 << 20;
@@ -86,10 +87,25 @@ pub enum Found {
 
 /// Work for the pool.
 pub enum Job {
-    /// A file that is one block, or empty.
-    File { dir: Arc<DirFd>, name: Vec<u8>, stat: Stat, reply: Sender<Result<FileRead, FileError>> },
+    /// A file that is one block, or empty, as far as its size tells.
+    File { dir: Arc<OpenDir>, name: Vec<u8>, stat: Stat, reply: Sender<FileReply> },
     /// A block of a long file.
     Block { plain: Vec<u8>, reply: Sender<Result<HashedBlock>> },
+}
+
+/// Pieces of a file that is longer than its size told which are held until it is known that they will do.
+pub const MAX_HELD_PIECES: usize = 1 << 16;
+
+/// What a worker says of a file.
+pub enum FileReply {
+    /// It was one block, or failed.
+    Whole(Result<FileRead, FileError>),
+    /// It is longer than its size told: its pieces, in order, and then the end.
+    Hole(u64),
+    Block(HashedBlock),
+    /// It changed meanwhile (and had at most `MAX_HELD_PIECES`): what was told of it is void.
+    Again,
+    End(Result<Box<read::Read>, FileError>),
 }
 
 /// What an entry was in the version before, for the counts.
@@ -114,7 +130,8 @@ impl Totals {
         match kind {
             Kind::File => {
                 self.files += 1;
-                self.bytes += size;
+                // Files that are one hole may add up to anything: all sums of sizes are modulo 2^64.
+                self.bytes = self.bytes.wrapping_add(size);
             }
             Kind::Dir => self.dirs += 1,
             _ => self.others += 1,
@@ -138,7 +155,7 @@ pub enum Step {
     },
     /// The directory that was entered last ends. `kept` entries (`kept_dirs` of them directories) were not sent.
     Leave {
-        stat: Stat,
+        attr: Attr,
         xattrs: Xattrs,
         kept: u64,
         kept_dirs: u64,
@@ -174,7 +191,7 @@ pub enum Step {
     File {
         head: FileHead,
         size: u64,
-        reply: Receiver<Result<FileRead, FileError>>,
+        reply: Receiver<FileReply>,
     },
     /// In a dry run: a file that would be read.
     WouldRead {
@@ -196,7 +213,7 @@ pub enum Step {
         logid: Logid,
     },
     LongEnd {
-        read: Result<Box<LongRead>, FileError>,
+        read: Result<Box<read::Read>, FileError>,
     },
     /// The name, and what was below it, is gone.
     Remove {
@@ -207,6 +224,11 @@ pub enum Step {
     Failed {
         path: Vec<u8>,
         error: crate::Error,
+    },
+    /// Something is saved without some of its extended attributes.
+    Incomplete {
+        path: Vec<u8>,
+        error: std::io::Error,
     },
     /// Worth telling, no error.
     Warn {
@@ -226,17 +248,6 @@ pub struct FileHead {
     pub linked: bool,
 }
 
-/// A long file after its last byte.
-pub struct LongRead {
-    pub attr: Attr,
-    pub xattrs: Xattrs,
-    pub sha1: crate::ids::FileHash,
-    pub racy: bool,
-    pub unsettled: bool,
-    /// The name stands for another file now than when it was listed.
-    pub replaced: bool,
-}
-
 /// A worker gives a larger buffer back after use.
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
 
@@ -245,8 +256,7 @@ pub struct Worker<'a> {
     pub keys: &'a Keys,
     pub dedup: &'a DedupTable,
     pub zstd_level: i32,
-    /// Files up to this size are one block.
-    pub block_bytes: u64,
+    pub cutting: Cutting,
 }
 
 impl Worker<'_> {
@@ -261,15 +271,54 @@ impl Worker<'_> {
                 }
                 Job::File { dir, name, stat, reply } => {
                     let to_block = |plain: &[u8]| self.block(&mut packer, plain);
-                    let done = read::whole_file(&dir, &name, &stat, self.block_bytes, &mut buffer, to_block);
+                    let most_bytes = self.cutting.whole_file_bytes();
+                    let done = read::whole_file(&dir, &name, &stat, most_bytes, &mut buffer, to_block);
                     if buffer.capacity() > KEPT_BUFFER_BYTES {
                         buffer = Vec::new();
                     }
-                    let _ = reply.send(done);
+                    match done.transpose() {
+                        Some(done) => drop(reply.send(FileReply::Whole(done))),
+                        None => self.piece_by_piece(&mut packer, &dir, &name, &stat, &reply),
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Reads a file that is longer than its size told.
+    fn piece_by_piece(&self, packer: &mut Packer, dir: &OpenDir, name: &[u8], stat: &Stat, reply: &Sender<FileReply>) {
+        for tries_left in (0..read::TRIES).rev() {
+            let (mut pieces, mut failed) = (0, None);
+            let pass = read::long_pass(dir, name, stat, self.cutting, |piece| {
+                let part = match piece {
+                    Piece::Nothing => return true,
+                    Piece::Hole(len) => Ok(FileReply::Hole(len)),
+                    Piece::Block(plain) => self.block(packer, plain).map(FileReply::Block),
+                };
+                pieces += 1;
+                match part {
+                    Ok(part) => reply.send(part).is_ok(),
+                    Err(e) => {
+                        failed = Some(e);
+                        false
+                    }
+                }
+            });
+            let end = match (pass, failed) {
+                (_, Some(e)) => Err(FileError::Fatal(e)),
+                // Nobody waits for it any more.
+                (Ok(None), None) => return,
+                (Ok(Some(read)), None) if read.unsettled && tries_left > 0 && pieces <= MAX_HELD_PIECES => {
+                    let _ = reply.send(FileReply::Again);
+                    continue;
+                }
+                (Ok(Some(read)), None) => Ok(Box::new(read)),
+                (Err(e), None) => Err(e),
+            };
+            let _ = reply.send(FileReply::End(end));
+            return;
+        }
     }
 
     fn block(&self, packer: &mut Packer, plain: &[u8]) -> Result<HashedBlock> {

@@ -15,7 +15,7 @@ pub struct Previous<'a> {
     index: &'a Index,
     /// None for the first backup.
     version: Option<Version>,
-    /// When each version was begun.
+    /// When each version was begun that has nothing in it which was in doubt for another reason than its ctime.
     started: HashMap<Version, Timespec>,
     /// Arcs that can't be read any more.
     lost: &'a HashSet<ArcSerial>,
@@ -48,7 +48,11 @@ impl<'a> Previous<'a> {
             index,
             lost,
             version: index.newest_ever()?.map(|row| row.version),
-            started: versions.iter().map(|row| (row.version, row.info.started)).collect(),
+            started: versions
+                .iter()
+                .filter(|row| row.info.torn == 0 && row.info.incomplete == 0)
+                .map(|row| (row.version, row.info.started))
+                .collect(),
         })
     }
 

@@ -1,25 +1,29 @@
 //! Reading files that may change meanwhile, and cutting long ones into blocks.
 //!
 //! Invariants: a file is read through one descriptor that was opened without following symlinks and without
-//! blocking; `stat` before and after must agree, or it is read again (three times in all), and then saved as it
-//! was read, marked unsettled; the file hash is of exactly the bytes that went into blocks (and holes).
+//! blocking; it is read to its end, whatever `stat` says of its size (/proc and many a FUSE file system say 0);
+//! `stat` before and after must agree, or it is read again (three times in all), and then saved as it was read,
+//! marked unsettled; the file hash is of exactly the bytes that went into blocks (and holes).
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fastcdc::v2020::{FastCDC, Normalization};
 
 use super::pipeline::HashedBlock;
 use super::walk;
-use crate::catalog::{Attr, Kind, Timespec, Xattrs};
+use crate::catalog::{Attr, HASHED_HOLE_BYTES, Kind, Timespec, Xattrs};
 use crate::crypto::FileHasher;
 use crate::error::{Error, Result};
 use crate::ids::FileHash;
-use crate::os::{DirFd, Stat, file, stat};
+use crate::os::{DirFd, Stat, file, stat, xattr};
 
-const TRIES: u32 = 3;
-/// A file that was small when it was listed is read up to here (or to what is one block anyway) if it grows meanwhile.
+/// How often a file is read that changes meanwhile.
+pub const TRIES: u32 = 3;
+/// A file that was small when it was listed is read into memory up to here (or to what is one block anyway).
 const MAX_GROWN_BYTES: u64 = 8 << 20;
 
 /// Why a file is not saved.
@@ -41,25 +45,51 @@ impl From<io::Error> for FileError {
     }
 }
 
-/// A file that was read whole into one block.
+/// A file after its last byte, but for its blocks.
 #[derive(Debug)]
-pub struct FileRead {
+pub struct Read {
     /// As `stat` said after the last byte; the size is that of what was read.
     pub attr: Attr,
     pub xattrs: Xattrs,
-    pub sha1: FileHash,
-    /// None for an empty file.
-    pub block: Option<HashedBlock>,
+    /// Why some of its extended attributes are missing.
+    pub xattrs_failed: Option<io::Error>,
+    /// None for one that is mostly holes.
+    pub sha1: Option<FileHash>,
     pub racy: bool,
     pub unsettled: bool,
     /// The name stands for another file now than when it was listed: other names of that one are not about this.
     pub replaced: bool,
 }
 
-/// Reads a file that had at most `block_bytes`, as one block.
-///
-/// # Errors
-/// `Io` with EFBIG when it has grown far beyond that meanwhile: a part of it would be no state that it ever had.
+/// A file that was read whole into one block.
+#[derive(Debug)]
+pub struct FileRead {
+    pub read: Read,
+    /// None for an empty file.
+    pub block: Option<HashedBlock>,
+}
+
+impl Read {
+    fn new(
+        opened: &File,
+        listed: &Stat,
+        states: [Stat; 2],
+        began: Timespec,
+        size: u64,
+        sha1: Option<FileHash>,
+    ) -> Read {
+        let [before, after] = states;
+        let (xattrs, xattrs_failed) = walk::readable_xattrs(xattr::Subject::Fd(opened.as_fd()));
+        let unsettled = !same_state(&before, &after);
+        let in_doubt = unsettled || size != after.size || xattrs_failed.is_some();
+        let attr = Attr { size, ..walk::attr(&after) };
+        let (racy, replaced) = (in_doubt || is_racy(after.ctime, began), !after.same_file(listed));
+        Read { attr, xattrs, xattrs_failed, sha1, racy, unsettled, replaced }
+    }
+}
+
+/// Reads a file that had at most `block_bytes`, as one block. None when it is so long that it has to be read piece by
+/// piece.
 pub fn whole_file(
     dir: &DirFd,
     name: &[u8],
@@ -67,35 +97,44 @@ pub fn whole_file(
     block_bytes: u64,
     buffer: &mut Vec<u8>,
     mut to_block: impl FnMut(&[u8]) -> Result<HashedBlock>,
-) -> Result<FileRead, FileError> {
+) -> Result<Option<FileRead>, FileError> {
     let mut tries = TRIES;
     let most_bytes = MAX_GROWN_BYTES.max(block_bytes);
-    let (after, xattrs, racy, unsettled) = loop {
+    let mut read = loop {
         let began = now();
         let opened = open(dir, name)?;
         let before = stat::of_fd(&opened)?;
-        if before.size > most_bytes {
-            return Err(FileError::Io(io::Error::from_raw_os_error(libc::EFBIG)));
+        let expected = before.size.max(listed.size).min(most_bytes);
+        if before.size > most_bytes || !to_the_end(&opened, expected as usize, most_bytes as usize, buffer)? {
+            return Ok(None);
         }
-        let wanted = before.size.max(listed.size) as usize;
-        buffer.resize(wanted + 1, 0);
-        let got = file::read_up_to(&opened, buffer, 0)?;
-        buffer.truncate(got);
-        let xattrs = walk::xattrs_of_fd(&opened)?;
         let after = stat::of_fd(&opened)?;
-        let settled = same_state(&before, &after) && got as u64 == after.size;
         tries -= 1;
-        if settled || tries == 0 {
-            break (after, xattrs, is_racy(after.ctime, began), !settled);
+        if same_state(&before, &after) || tries == 0 {
+            break Read::new(&opened, listed, [before, after], began, buffer.len() as u64, None);
         }
     };
     let mut hasher = FileHasher::default();
     hasher.update(buffer);
-    let mut attr = walk::attr(&after);
-    attr.size = buffer.len() as u64;
+    read.sha1 = Some(hasher.finish());
     let block = if buffer.is_empty() { None } else { Some(to_block(buffer).map_err(FileError::Fatal)?) };
-    let replaced = !after.same_file(listed);
-    Ok(FileRead { attr, xattrs, sha1: hasher.finish(), block, racy: racy || unsettled, unsettled, replaced })
+    Ok(Some(FileRead { read, block }))
+}
+
+/// Fills the buffer with all that the file holds; false when that is more than `most_bytes`.
+fn to_the_end(opened: &File, expected_bytes: usize, most_bytes: usize, buffer: &mut Vec<u8>) -> io::Result<bool> {
+    buffer.clear();
+    let mut room = expected_bytes + 1;
+    loop {
+        let kept = buffer.len();
+        buffer.resize(kept + room, 0);
+        let got = file::read_up_to(opened, buffer.get_mut(kept..).unwrap_or_default(), kept as u64)?;
+        buffer.truncate(kept + got);
+        if got < room || buffer.len() > most_bytes {
+            return Ok(buffer.len() <= most_bytes);
+        }
+        room = (2 * buffer.len()).max(64 << 10);
+    }
 }
 
 /// Opens a regular file; anything else that has taken its place counts as vanished.
@@ -160,63 +199,145 @@ impl Cutting {
 pub enum Piece<'a> {
     Hole(u64),
     Block(&'a [u8]),
-}
-
-/// What one pass over a long file found.
-pub struct LongPass {
-    pub sha1: FileHash,
-    pub size: u64,
+    /// Only asks whether to go on.
+    Nothing,
 }
 
 const READ_BYTES: usize = 4 << 20;
 
-/// Reads a file once from start to end and hands out its pieces; stops early when `emit` returns false.
-pub fn long_file(
+/// Opens a file, reads it once from start to end and hands out its pieces. None when `emit` has returned false.
+pub fn long_pass(
+    dir: &DirFd,
+    name: &[u8],
+    listed: &Stat,
+    cutting: Cutting,
+    emit: impl FnMut(Piece<'_>) -> bool,
+) -> Result<Option<Read>, FileError> {
+    let began = now();
+    let opened = open(dir, name)?;
+    let before = stat::of_fd(&opened)?;
+    let Some((size, sha1)) = long_file(&opened, before.size, cutting, emit).map_err(FileError::Io)? else {
+        return Ok(None);
+    };
+    let after = stat::of_fd(&opened)?;
+    Ok(Some(Read::new(&opened, listed, [before, after], began, size, sha1)))
+}
+
+/// Reads a file once from start to end and hands out its pieces; stops early when `emit` returns false. Returns its
+/// size and hash.
+fn long_file(
     opened: &File,
     size: u64,
     cutting: Cutting,
-    mut emit: impl FnMut(Piece<'_>) -> bool,
-) -> io::Result<Option<LongPass>> {
-    let mut hasher = FileHasher::default();
+    emit: impl FnMut(Piece<'_>) -> bool,
+) -> io::Result<Option<(u64, Option<FileHash>)>> {
+    let mut pass = Pass { opened, cutting, emit, hash: SparseHasher::default(), buffer: Vec::new() };
     let mut at = 0;
-    let mut buffer = Vec::new();
     for range in file::data_ranges(opened, size) {
         let range = range?;
-        if range.start > at {
-            hash_zeros(&mut hasher, range.start - at);
-            if !emit(Piece::Hole(range.start - at)) {
-                return Ok(None);
-            }
-        }
-        at = range.end;
-        let mut next = range.start;
-        buffer.clear();
-        while next < range.end || !buffer.is_empty() {
-            let room = READ_BYTES.max(2 * cutting.longest_bytes()).saturating_sub(buffer.len());
-            let fill = (range.end - next).min(room as u64) as usize;
-            let kept = buffer.len();
-            buffer.resize(kept + fill, 0);
-            let got = file::read_up_to(opened, buffer.get_mut(kept..).unwrap_or_default(), next)?;
-            buffer.truncate(kept + got);
-            hasher.update(buffer.get(kept..).unwrap_or_default());
-            next += got as u64;
-            let short = got < fill;
-            let done = cut(&buffer, cutting, short || next >= range.end, |block| emit(Piece::Block(block)));
-            let Some(done) = done else { return Ok(None) };
-            buffer.drain(..done);
-            if short {
-                // Cut short meanwhile: what was read is what there is.
-                return Ok(Some(LongPass { sha1: hasher.finish(), size: next }));
-            }
-        }
-    }
-    if size > at {
-        hash_zeros(&mut hasher, size - at);
-        if !emit(Piece::Hole(size - at)) {
+        if !pass.hole(range.start - at) {
             return Ok(None);
         }
+        match pass.data(range.clone())? {
+            Some(end) if end < range.end => return Ok(Some((end, pass.hash.finish()))),
+            Some(end) => at = end,
+            None => return Ok(None),
+        }
     }
-    Ok(Some(LongPass { sha1: hasher.finish(), size }))
+    if !pass.hole(size - at) {
+        return Ok(None);
+    }
+    // One that grows is read again; one that has more than it says is read to its end.
+    let grows = stat::of_fd(opened)?.size > size;
+    let end = if grows { Some(size) } else { pass.data(size..i64::MAX as u64)? };
+    Ok(end.map(|end| (end, pass.hash.finish())))
+}
+
+/// One pass over a long file.
+struct Pass<'a, Emit> {
+    opened: &'a File,
+    cutting: Cutting,
+    emit: Emit,
+    hash: SparseHasher,
+    buffer: Vec<u8>,
+}
+
+impl<Emit: FnMut(Piece<'_>) -> bool> Pass<'_, Emit> {
+    /// False when it was stopped.
+    fn hole(&mut self, len: u64) -> bool {
+        let emit = &mut self.emit;
+        len == 0 || (self.hash.zeros(len, || emit(Piece::Nothing)) && emit(Piece::Hole(len)))
+    }
+
+    /// Returns where the data ended: before the end of the range, if the file does. None when it was stopped.
+    fn data(&mut self, range: Range<u64>) -> io::Result<Option<u64>> {
+        let mut next = range.start;
+        self.buffer.clear();
+        while next < range.end || !self.buffer.is_empty() {
+            let room = READ_BYTES.max(2 * self.cutting.longest_bytes()).saturating_sub(self.buffer.len());
+            let fill = (range.end - next).min(room as u64) as usize;
+            let kept = self.buffer.len();
+            self.buffer.resize(kept + fill, 0);
+            let got = file::read_up_to(self.opened, self.buffer.get_mut(kept..).unwrap_or_default(), next)?;
+            self.buffer.truncate(kept + got);
+            self.hash.data(self.buffer.get(kept..).unwrap_or_default());
+            next += got as u64;
+            let short = got < fill;
+            let emit = &mut self.emit;
+            let last = short || next >= range.end;
+            let done = cut(&self.buffer, self.cutting, last, |block| emit(Piece::Block(block)));
+            let Some(done) = done else { return Ok(None) };
+            self.buffer.drain(..done);
+            if short {
+                break;
+            }
+        }
+        Ok(Some(next))
+    }
+}
+
+/// The hash of a file with holes, as long as hashing their zeros takes no longer than the file is worth.
+struct SparseHasher {
+    hasher: Option<FileHasher>,
+    zeros_left: u64,
+}
+
+impl Default for SparseHasher {
+    fn default() -> SparseHasher {
+        SparseHasher { hasher: Some(FileHasher::default()), zeros_left: HASHED_HOLE_BYTES }
+    }
+}
+
+impl SparseHasher {
+    fn data(&mut self, bytes: &[u8]) {
+        self.zeros_left = self.zeros_left.saturating_add(bytes.len() as u64);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
+        }
+    }
+
+    /// False when `go_on`, which is asked now and then, has said so.
+    fn zeros(&mut self, mut len: u64, mut go_on: impl FnMut() -> bool) -> bool {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        match self.zeros_left.checked_sub(len) {
+            Some(left) => self.zeros_left = left,
+            None => self.hasher = None,
+        }
+        let Some(hasher) = &mut self.hasher else { return true };
+        while len > 0 {
+            let step = len.min(ZEROS.len() as u64);
+            hasher.update(ZEROS.get(..step as usize).unwrap_or(&ZEROS));
+            len -= step;
+            if len % (16 << 20) < step && !go_on() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn finish(self) -> Option<FileHash> {
+        self.hasher.map(FileHasher::finish)
+    }
 }
 
 /// Hands out whole blocks from the front of `bytes`; all of it when `last`. Returns how many bytes that were.
@@ -245,22 +366,13 @@ fn cut(bytes: &[u8], cutting: Cutting, last: bool, mut emit: impl FnMut(&[u8]) -
     Some(done)
 }
 
-fn hash_zeros(hasher: &mut FileHasher, mut len: u64) {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-    while len > 0 {
-        let step = len.min(ZEROS.len() as u64);
-        hasher.update(ZEROS.get(..step as usize).unwrap_or(&ZEROS));
-        len -= step;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use sha1::{Digest, Sha1};
     use std::io::{Seek, SeekFrom, Write};
 
-    fn pieces(file: &File, size: u64, cutting: Cutting) -> (Vec<u8>, Vec<usize>, u64, LongPass) {
+    fn pieces(file: &File, size: u64, cutting: Cutting) -> (Vec<u8>, Vec<usize>, u64, (u64, Option<FileHash>)) {
         let (mut bytes, mut lens, mut holes) = (Vec::new(), Vec::new(), 0);
         let pass = long_file(file, size, cutting, |piece| {
             match piece {
@@ -272,6 +384,7 @@ mod tests {
                     lens.push(block.len());
                     bytes.extend_from_slice(block);
                 }
+                Piece::Nothing => {}
             }
             true
         });
@@ -296,12 +409,51 @@ mod tests {
         ] {
             let (bytes, lens, holes, pass) = pieces(&file, size, cutting);
             assert!(bytes == wanted);
-            assert_eq!((pass.size, pass.sha1.0), (size, Sha1::digest(&wanted).into()));
+            assert_eq!(pass, (size, Some(FileHash(Sha1::digest(&wanted).into()))));
             assert!(holes >= 3 << 20, "holes are kept");
             assert!(lens.iter().all(|len| *len <= cutting.longest_bytes()));
             let short = lens.iter().filter(|len| **len < cutting.longest_bytes() / 16).count();
             assert!(short <= 1, "only the last block may be shorter than a quarter of the average");
         }
+    }
+
+    #[test]
+    fn a_file_that_has_more_than_it_says_is_read_to_its_end() {
+        let mut file = tempfile::tempfile().unwrap();
+        let noise: Vec<u8> = (0..300_000u32).flat_map(|n| n.to_le_bytes()).collect();
+        file.write_all(&noise).unwrap();
+        let cutting = Cutting::Content { average_bytes: 64 << 10, seed: 7 };
+        // It grew since: what it was is what is read.
+        assert_eq!(pieces(&file, 1000, cutting).3.0, 1000);
+        let cpus = File::open("/proc/cpuinfo").unwrap();
+        let wanted = std::fs::read("/proc/cpuinfo").unwrap();
+        let (bytes, _, _, (size, _)) = pieces(&cpus, 0, cutting);
+        assert_eq!((bytes.len(), size), (wanted.len(), wanted.len() as u64));
+        let mut buffer = Vec::new();
+        assert!(to_the_end(&cpus, 0, 1 << 20, &mut buffer).unwrap() && buffer.len() == wanted.len());
+        assert!(to_the_end(&file, 10, noise.len(), &mut buffer).unwrap() && buffer == noise);
+        assert!(!to_the_end(&file, 10, noise.len() - 1, &mut buffer).unwrap());
+    }
+
+    #[test]
+    fn huge_holes_take_no_time_and_can_be_stopped() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 42).unwrap();
+        let cutting = Cutting::Content { average_bytes: 64 << 10, seed: 7 };
+        let mut holes = 0;
+        let count = |piece: Piece<'_>| {
+            holes += if let Piece::Hole(len) = piece { len } else { 0 };
+            true
+        };
+        assert_eq!(long_file(&file, 1 << 42, cutting, count).unwrap(), Some((1 << 42, None)));
+        assert_eq!(holes, 1 << 42);
+        file.set_len(1 << 29).unwrap();
+        let mut asked = 0;
+        let stop = |piece: Piece<'_>| {
+            asked += u32::from(matches!(piece, Piece::Nothing));
+            asked < 3
+        };
+        assert_eq!(long_file(&file, 1 << 29, cutting, stop).unwrap(), None);
     }
 
     #[test]

@@ -176,7 +176,7 @@ fn node(d: &mut Decoder) -> Decoded<Node> {
     let (logid, attr, data_bytes) = node_head(d)?;
     let flags = d.u8()?;
     require(flags <= FLAG_RACY + FLAG_SHA1 + FLAG_CHUNKED, BadRecord("unknown flag of a node"))?;
-    require(flags == 0 || attr.kind == Kind::File, BadRecord("flag of what is no regular file"))?;
+    require(flags & !FLAG_RACY == 0 || attr.kind == Kind::File, BadRecord("flag of what is no regular file"))?;
     let sha1 = if flags & FLAG_SHA1 != 0 { Some(FileHash(d.array()?)) } else { None };
     let content = if flags & FLAG_CHUNKED != 0 { Content::Chunked } else { Content::Inline(segments(d, 0)?) };
     let file_bytes = if attr.kind == Kind::File { attr.size } else { 0 };

@@ -73,7 +73,7 @@ fn a_node(rng: &mut Rng) -> Node {
         logid: Logid(Logid::FIRST.0 + up_to(rng, Logid::MAX.0 - Logid::FIRST.0)),
         attr: an_attr(rng, kind, size),
         data_bytes,
-        racy: file && rng.below(2) == 0,
+        racy: rng.below(2) == 0,
         sha1: (file && rng.below(4) > 0).then_some(FileHash([7; 20])),
         target,
         xattrs: some_xattrs(rng),
@@ -158,6 +158,10 @@ fn an_arc(rng: &mut Rng, serial: u64, name: ArcName, role: ArcRole) -> ArcEntry 
     }
 }
 
+fn some_paths(rng: &mut Rng) -> Vec<Vec<u8>> {
+    (0..rng.below(3)).map(|_| [b"/".to_vec(), some_text(rng, 9)].concat()).collect()
+}
+
 fn an_info(rng: &mut Rng, run: Version) -> VersionInfo {
     let text = |rng: &mut Rng| String::from_utf8(some_text(rng, 9)).unwrap();
     VersionInfo {
@@ -166,7 +170,10 @@ fn an_info(rng: &mut Rng, run: Version) -> VersionInfo {
         host: text(rng),
         started: a_time(rng),
         finished: a_time(rng),
-        paths: (0..rng.below(3)).map(|_| [b"/".to_vec(), some_text(rng, 9)].concat()).collect(),
+        paths: some_paths(rng),
+        kept_paths: some_paths(rng),
+        not_entered: some_paths(rng),
+        torn: up_to(rng, u64::MAX - 1),
         files: up_to(rng, u64::MAX - 1),
         tree_bytes: up_to(rng, u64::MAX - 1),
         ..VersionInfo::default()

@@ -62,6 +62,10 @@ pub struct VersionInfo {
     pub host: String,
     /// Absolute paths that were backed up.
     pub paths: Vec<Vec<u8>>,
+    /// Paths that earlier runs were given and this one did not look at: they stay as they were.
+    pub kept_paths: Vec<Vec<u8>>,
+    /// Mount points below the paths that were not entered.
+    pub not_entered: Vec<Vec<u8>>,
     /// Entries in the whole tree, by what they are.
     pub files: u64,
     pub dirs: u64,
@@ -73,6 +77,14 @@ pub struct VersionInfo {
     pub changed: u64,
     pub removed: u64,
     pub errors: u64,
+    /// Entries that patterns left out (a directory counts as one).
+    pub excluded: u64,
+    /// Entries that were gone before they could be read.
+    pub vanished: u64,
+    /// Files that changed each time they were read; saved as they were read last.
+    pub torn: u64,
+    /// Entries that were saved without some of their extended attributes; they count as errors too.
+    pub incomplete: u64,
     pub bytes_read: u64,
     pub blocks_new: u64,
     pub blocks_deduped: u64,
@@ -292,9 +304,11 @@ impl VersionInfo {
         }
         e.time(self.started);
         e.time(self.finished);
-        e.uint(self.paths.len() as u64);
-        for path in &self.paths {
-            e.bytes(path);
+        for paths in [&self.paths, &self.kept_paths, &self.not_entered] {
+            e.uint(paths.len() as u64);
+            for path in paths {
+                e.bytes(path);
+            }
         }
         for number in self.numbers() {
             e.uint(number);
@@ -303,6 +317,9 @@ impl VersionInfo {
     }
 
     pub fn decode(bytes: &[u8]) -> Decoded<VersionInfo> {
+        fn paths(d: &mut Decoder<'_>) -> Decoded<Vec<Vec<u8>>> {
+            (0..d.count()?).map(|_| Ok(d.bytes()?.to_vec())).collect()
+        }
         let mut d = Decoder::new(bytes);
         let mut info = VersionInfo {
             name: d.string()?,
@@ -310,7 +327,9 @@ impl VersionInfo {
             host: d.string()?,
             started: d.time()?,
             finished: d.time()?,
-            paths: (0..d.count()?).map(|_| Ok(d.bytes()?.to_vec())).collect::<Decoded<_>>()?,
+            paths: paths(&mut d)?,
+            kept_paths: paths(&mut d)?,
+            not_entered: paths(&mut d)?,
             ..VersionInfo::default()
         };
         for number in [
@@ -322,6 +341,10 @@ impl VersionInfo {
             &mut info.changed,
             &mut info.removed,
             &mut info.errors,
+            &mut info.excluded,
+            &mut info.vanished,
+            &mut info.torn,
+            &mut info.incomplete,
             &mut info.bytes_read,
             &mut info.blocks_new,
             &mut info.blocks_deduped,
@@ -337,7 +360,7 @@ impl VersionInfo {
         Ok(info)
     }
 
-    fn numbers(&self) -> [u64; 13] {
+    fn numbers(&self) -> [u64; 17] {
         [
             self.files,
             self.dirs,
@@ -347,6 +370,10 @@ impl VersionInfo {
             self.changed,
             self.removed,
             self.errors,
+            self.excluded,
+            self.vanished,
+            self.torn,
+            self.incomplete,
             self.bytes_read,
             self.blocks_new,
             self.blocks_deduped,

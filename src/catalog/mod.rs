@@ -15,7 +15,7 @@ use crate::ids::{BlockId, Dirno, FileHash, Logid, Version};
 pub use commit::{ArcEntry, ArcRole, CatalogFrame, Commit, VersionInfo};
 
 /// Seconds since 1970 (negative before) and nanoseconds 0..1e9, as in `struct timespec`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timespec {
     pub sec: i64,
     pub nsec: u32,
@@ -35,7 +35,7 @@ pub enum Kind {
 }
 
 /// What `stat` says of one file or directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Attr {
     pub kind: Kind,
     /// Permission bits with setuid, setgid and sticky: 0..=0o7777.
@@ -116,15 +116,25 @@ pub struct Node {
     pub attr: Attr,
     /// Bytes in data segments (not holes): `st_blocks` comes from it.
     pub data_bytes: u64,
-    /// The ctime was so fresh when the file was read that a later change may not show: read it again next time.
-    /// Regular files only.
+    /// The ctime was so fresh when the file was read that a later change may not show, or something of it could not be
+    /// read: read it again next time.
     pub racy: bool,
-    /// SHA-1 of the content; regular files only.
+    /// SHA-1 of the content; regular files only, and not of those that are mostly holes.
     pub sha1: Option<FileHash>,
     /// Symlinks only.
     pub target: Vec<u8>,
     pub xattrs: Xattrs,
     pub content: Content,
+}
+
+/// Zeros of holes that a file's hash takes in at any rate; beyond, as many as there is data before them.
+pub const HASHED_HOLE_BYTES: u64 = 1 << 30;
+
+impl Node {
+    /// No hash is only right where holes made it too expensive.
+    pub fn needs_hash(&self) -> bool {
+        self.attr.kind == Kind::File && self.attr.size.saturating_sub(self.data_bytes) <= HASHED_HOLE_BYTES
+    }
 }
 
 /// One state of a directory.

@@ -157,7 +157,6 @@ fn nodes_that_no_file_has() {
             ("size of what has no content", with(Kind::Fifo, &|n| n.attr.size = 1)),
             ("size of what has no content", with(Kind::BlockDevice, &|n| n.attr.size = 1)),
             ("flag of what is no regular file", link(&|n| n.sha1 = Some(FileHash([0; 20])))),
-            ("flag of what is no regular file", link(&|n| n.racy = true)),
             ("flag of what is no regular file", with(Kind::Fifo, &|n| n.content = Content::Chunked)),
             ("segments do not add up to the file's size", node(&|n| n.attr.size = 31)),
             ("segments do not add up to the file's size", node(&|n| n.content = Content::Inline(vec![hole(29)]))),

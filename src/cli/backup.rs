@@ -6,15 +6,21 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use super::json::with_names;
 use super::ui::Ui;
 use super::{Context, print, print_json, report, say, show};
 use crate::backup::{self, LeftToDo, MAX_FIXED_BLOCK, Options, Resumed, Summary};
+use crate::catalog::VersionInfo;
 use crate::error::{Error, Exit, Result};
+use crate::text::counted;
 
 /// Save paths as a new version
 ///
 /// Files whose size, mtime, ctime and inode are as in the version before are not read again. Paths that earlier
 /// runs saved and this one does not name stay in the tree as they were. Parents of each path are saved too.
+///
+/// Each path is saved as far as its own file system goes, and saved whatever pattern covers it or a directory above it.
+/// The summary names what was not looked at. Exit code 3: something could not be read, or changed each time it was read.
 #[derive(Debug, Args)]
 pub struct BackupArgs {
     /// What to save
@@ -32,13 +38,14 @@ pub struct BackupArgs {
     /// A note that `assay versions` shows
     #[arg(short, long, default_value = "", hide_default_value = true)]
     tag: String,
-    /// Leave out what matches, as a line of .gitignore would; more patterns stand in inex.conf
+    /// Leave out what matches, as a line of .gitignore in the current directory would; more patterns stand in inex.conf,
+    /// where one with a slash starts at /
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
     /// Say what would be saved; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print each path that is saved
+    /// Print each path that is saved, and what is left out
     #[arg(short, long)]
     verbose: bool,
     /// Print the summary as JSON
@@ -75,8 +82,8 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         other => other?,
     };
     super::check_writer(&dir)?;
-    let exit = match summary.info.errors {
-        0 => Exit::Ok,
+    let exit = match (summary.info.errors, summary.info.torn) {
+        (0, 0) => Exit::Ok,
         _ if ui.met_damage() => Exit::Damage,
         _ => Exit::FinishedWithErrors,
     };
@@ -101,6 +108,11 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
     }
 }
 
+/// Adds the paths that were not looked at.
+pub(super) fn with_left_out(value: serde_json::Value, info: &VersionInfo) -> serde_json::Value {
+    with_names(with_names(value, "kept_paths", &info.kept_paths), "not_entered", &info.not_entered)
+}
+
 fn ui_was_interrupted(ui: &Ui) -> bool {
     crate::monitor::Monitor::interrupted(ui)
 }
@@ -113,13 +125,10 @@ fn as_text(summary: &Summary, time: Duration) -> String {
         show::number(info.changed),
         show::number(info.removed)
     );
-    let errors = match info.errors {
-        0 => String::new(),
-        n => format!("Errors    {}: see above; the rest is saved\n", show::number(n)),
-    };
+    let rest = not_done(info);
     if summary.version.is_none() {
         return format!(
-            "Dry run: nothing was written.\nEntries   {counts}\nTo read   {}\n{errors}",
+            "Dry run: nothing was written.\nEntries   {counts}\nTo read   {}\n{rest}",
             show::bytes(info.bytes_read)
         );
     }
@@ -137,7 +146,7 @@ fn as_text(summary: &Summary, time: Duration) -> String {
          Tree      {} files, {} directories, {} others, {}\n\
          Read      {} in {} ({}/s)\n\
          Stored    {} in {} arcs; of {} blocks {} were new\n\
-         Ratios    dedup {}, compression {}\n{resumed}{errors}{left}",
+         Ratios    dedup {}, compression {}\n{resumed}{rest}{left}",
         info.name,
         show::number(info.files),
         show::number(info.dirs),
@@ -155,9 +164,37 @@ fn as_text(summary: &Summary, time: Duration) -> String {
     )
 }
 
+/// What was not saved, or not as it was asked for; a line each.
+fn not_done(info: &VersionInfo) -> String {
+    let mut text = String::new();
+    let mut line = |title: &str, what: String| text += &format!("{title:<10}{what}\n");
+    if !info.kept_paths.is_empty() {
+        line("Kept", format!("{}: saved by earlier runs, not looked at", show::names(&info.kept_paths)));
+    }
+    if !info.not_entered.is_empty() {
+        let what = "other file systems (give them as paths, or use -X)";
+        line("Not saved", format!("{}: {what}", show::names(&info.not_entered)));
+    }
+    if info.excluded > 0 {
+        let what = "left out by patterns, with all below";
+        line("Excluded", format!("{}: {what}", counted(info.excluded, "entry")));
+    }
+    if info.vanished > 0 {
+        line("Vanished", format!("{} before it could be read", counted(info.vanished, "entry")));
+    }
+    if info.torn > 0 {
+        let what = "changed each time it was read; saved as it was read last";
+        line("Torn", format!("{}: {what}", counted(info.torn, "file")));
+    }
+    if info.errors > 0 {
+        line("Errors", format!("{}: see above; the rest is saved", show::number(info.errors)));
+    }
+    text
+}
+
 fn as_json(summary: &Summary, time: Duration) -> serde_json::Value {
     let info = &summary.info;
-    json!({
+    let value = json!({
         "version": summary.version.map(|v| v.0),
         "name": info.name,
         "dry_run": summary.version.is_none(),
@@ -165,6 +202,10 @@ fn as_json(summary: &Summary, time: Duration) -> serde_json::Value {
         "changed": info.changed,
         "removed": info.removed,
         "errors": info.errors,
+        "excluded": info.excluded,
+        "vanished": info.vanished,
+        "torn": info.torn,
+        "incomplete": info.incomplete,
         "files": info.files,
         "dirs": info.dirs,
         "others": info.others,
@@ -181,5 +222,6 @@ fn as_json(summary: &Summary, time: Duration) -> serde_json::Value {
         "resumed_bytes": summary.resumed.bytes,
         "left_to_do": summary.left_to_do.map(LeftToDo::text),
         "time_s": time.as_secs_f64(),
-    })
+    });
+    with_left_out(value, info)
 }

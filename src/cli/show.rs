@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::catalog::{Kind, Timespec};
 pub use crate::text::number;
+use crate::text::shown;
 
 /// `1.25 GiB`; exact below 1 KiB.
 pub fn bytes(count: u64) -> String {
@@ -16,6 +17,16 @@ pub fn bytes(count: u64) -> String {
     }
     let name = UNITS.get(unit).copied().unwrap_or("B");
     if unit == 0 { format!("{count} B") } else { format!("{value:.2} {name}") }
+}
+
+/// Paths, as many as one likes to read; JSON has them all.
+pub fn names(paths: &[Vec<u8>]) -> String {
+    const MOST: usize = 8;
+    let mut text: Vec<String> = paths.iter().take(MOST).map(|path| shown(path).to_string()).collect();
+    if paths.len() > MOST {
+        text.push(format!("{} more", number((paths.len() - MOST) as u64)));
+    }
+    text.join(", ")
 }
 
 /// `2.4 s`, `3 min 12 s`, `5 h 03 min`.

@@ -105,6 +105,11 @@ impl Monitor for Ui {
                     let _ = self.print(&format!("{}\n", shown(path)));
                 }
             }
+            Event::LeftOut { path, why } => {
+                if self.list_paths {
+                    let _ = super::print(&format!("{}  ({why})\n", shown(path)));
+                }
+            }
             Event::Warning { path, what } => {
                 self.warnings.fetch_add(1, Ordering::Relaxed);
                 let place = if path.is_empty() { String::new() } else { format!("{}: ", shown(path)) };

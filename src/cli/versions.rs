@@ -3,11 +3,13 @@
 use clap::Args;
 use serde_json::json;
 
+use super::backup::with_left_out;
 use super::json::with_names;
 use super::{Context, open_index, print, print_json, show};
+use crate::catalog::VersionInfo;
 use crate::error::{Exit, Result};
 use crate::index::VersionRow;
-use crate::text::{one_line, shown};
+use crate::text::{counted, one_line, shown};
 
 /// List the versions, oldest first
 #[derive(Debug, Args)]
@@ -40,12 +42,30 @@ pub fn run(context: &Context, args: &VersionsArgs) -> Result<Exit> {
             show::number(info.new),
             show::number(info.changed),
             show::number(info.removed),
-            if info.errors > 0 { format!("  {} errors", info.errors) } else { String::new() },
+            marks(info),
             paths.join(" "),
         );
     }
     print(&text)?;
     Ok(Exit::Ok)
+}
+
+/// What is not in it, or not as it was.
+fn marks(info: &VersionInfo) -> String {
+    let mut text = String::new();
+    if info.errors > 0 {
+        text += &format!("  {}", counted(info.errors, "error"));
+    }
+    let counts = [(info.torn, "torn"), (info.vanished, "vanished"), (info.excluded, "excluded")];
+    for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+        text += &format!("  {} {what}", show::number(count));
+    }
+    for (title, paths) in [("not entered", &info.not_entered), ("kept", &info.kept_paths)] {
+        if !paths.is_empty() {
+            text += &format!("  {title}: {}", show::names(paths));
+        }
+    }
+    text
 }
 
 fn as_json(row: &VersionRow) -> serde_json::Value {
@@ -65,6 +85,10 @@ fn as_json(row: &VersionRow) -> serde_json::Value {
         "changed": info.changed,
         "removed": info.removed,
         "errors": info.errors,
+        "excluded": info.excluded,
+        "vanished": info.vanished,
+        "torn": info.torn,
+        "incomplete": info.incomplete,
         "bytes_read": info.bytes_read,
         "blocks_new": info.blocks_new,
         "blocks_deduped": info.blocks_deduped,
@@ -72,5 +96,5 @@ fn as_json(row: &VersionRow) -> serde_json::Value {
         "stored_bytes": info.stored_bytes,
         "base_catalog": row.base,
     });
-    with_names(value, "paths", &info.paths)
+    with_left_out(with_names(value, "paths", &info.paths), info)
 }

@@ -47,6 +47,7 @@ fn all_errors() -> Vec<Error> {
         Error::Config { path: path(), what: what.clone() },
         Error::CommitDamaged { run: version, what: what.clone() },
         Error::Usage(what.clone()),
+        Error::AllExcluded { excluded: 1 },
         Error::NoVersion("r9".into()),
         Error::NoPath { path: b"/p".to_vec(), version },
         Error::DeleteUnsafe { path: b"/p".to_vec(), version, run: version, errors: 1 },

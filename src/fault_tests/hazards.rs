@@ -92,6 +92,33 @@ fn a_name_that_changes_hands_while_it_waits_gives_its_content_to_no_other_name()
 }
 
 #[test]
+fn one_inode_number_for_two_files_makes_no_link() {
+    use std::os::unix::fs::MetadataExt;
+    // Between listing and looking, "second" gets the inode number of "first" in the eyes of the walk: a hard link that is
+    // another file by its ctime. Here: a real link, whose ctime changes between two directories.
+    let source = Source::new();
+    source.write("a/first", b"one content");
+    fs::create_dir(source.join("b")).unwrap();
+    fs::hard_link(source.join("a/first"), source.join("b/second")).unwrap();
+    let copy = Copy::init();
+    let file = source.join("b/second");
+    let act = move || {
+        let mtime = fs::metadata(&file).unwrap().modified().unwrap();
+        fs::write(&file, b"two content").unwrap();
+        fs::File::options().write(true).open(&file).unwrap().set_modified(mtime).unwrap();
+    };
+    // Entries: the top, a, first, b: by then "first" has been listed, and "b" has not.
+    let meddler = Meddler { at: Mutex::new(4), act, failures: Mutex::default() };
+    let options = Options { paths: vec![source.path().to_path_buf()], ..Options::default() };
+    backup::run(&copy.open(), &options, &meddler).unwrap();
+    assert_eq!(fs::metadata(source.join("a/first")).unwrap().nlink(), 2);
+    let reader = copy.reader();
+    let path: PathBuf = source.join("b/second");
+    let Ok(Found::Node(logid, _)) = reader.tree.find(Version(0), path.as_os_str().as_encoded_bytes()) else { panic!() };
+    assert_eq!(reader.bytes(logid, 0, u64::MAX).unwrap(), b"two content");
+}
+
+#[test]
 fn a_lost_directory_stays_an_error_in_later_versions_until_it_is_saved_whole() {
     let source = Source::new();
     for dir in 0..6 {

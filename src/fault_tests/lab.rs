@@ -408,6 +408,7 @@ impl Monitor for Ears {
         let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
         match event {
             Event::Path(path) => said.paths.push(text(path)),
+            Event::LeftOut { .. } => {}
             Event::Warning { path, what } => said.warnings.push(format!("{}: {what}", text(path))),
             Event::Failure { path, error } => said.failures.push(format!("{}: {error}", text(path))),
         }

@@ -169,6 +169,16 @@ impl DirFd {
         stat::of_fd(self)
     }
 
+    /// `f_type` of the file system that it is on, as in linux/magic.h.
+    pub fn magic(&self) -> io::Result<u64> {
+        // SAFETY: `statfs` is plain integers, for which zeros are valid.
+        let mut raw: libc::statfs = unsafe { std::mem::zeroed() };
+        // SAFETY: `raw` is writable for the whole call.
+        check(|| unsafe { libc::fstatfs(self.raw(), &raw mut raw) })?;
+        // The low 32 bits are the number, whatever the sign of the platform's field.
+        Ok(raw.f_type as u64 & 0xffff_ffff)
+    }
+
     /// Target of the symlink `name`, of any length.
     pub fn readlink_at(&self, name: &[u8]) -> io::Result<Vec<u8>> {
         readlink_in(self.raw(), &c_string(name)?)

@@ -111,9 +111,13 @@ pub fn set_mtime(file: impl AsFd, mtime: Timespec) -> io::Result<()> {
     // SAFETY: `times` has the two elements that the call reads.
     match check(|| unsafe { libc::futimens(fd.as_raw_fd(), times.as_ptr()) }) {
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
-            let link = magic_link(fd)?;
-            // SAFETY: `link` is NUL-terminated and `times` has the two elements that the call reads.
-            check(|| unsafe { libc::utimensat(libc::AT_FDCWD, link.as_ptr(), times.as_ptr(), 0) }).map(drop)
+            let flags = libc::AT_EMPTY_PATH;
+            // SAFETY: the empty name is NUL-terminated and `times` has the two elements that the call reads.
+            let set = check(|| unsafe { libc::utimensat(fd.as_raw_fd(), c"".as_ptr(), times.as_ptr(), flags) });
+            by_link_on_an_old_kernel(set, fd, |link| {
+                // SAFETY: `link` is NUL-terminated and `times` has the two elements that the call reads.
+                check(|| unsafe { libc::utimensat(libc::AT_FDCWD, link.as_ptr(), times.as_ptr(), 0) })
+            })
         }
         other => other.map(drop),
     }
@@ -132,17 +136,36 @@ pub fn chmod(file: impl AsFd, perm: u32) -> io::Result<()> {
     // SAFETY: no memory is involved.
     match check(|| unsafe { libc::fchmod(fd.as_raw_fd(), perm & 0o7777) }) {
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
-            let link = magic_link(fd)?;
-            // SAFETY: `link` is NUL-terminated.
-            check(|| unsafe { libc::chmod(link.as_ptr(), perm & 0o7777) }).map(drop)
+            // SAFETY: the empty name is NUL-terminated.
+            let set = check(|| unsafe {
+                libc::syscall(SYS_FCHMODAT2, fd.as_raw_fd(), c"".as_ptr(), perm & 0o7777, libc::AT_EMPTY_PATH)
+            });
+            by_link_on_an_old_kernel(set.map(|_| 0), fd, |link| {
+                // SAFETY: `link` is NUL-terminated.
+                check(|| unsafe { libc::chmod(link.as_ptr(), perm & 0o7777) })
+            })
         }
         other => other.map(drop),
     }
 }
 
-/// The kernel's link to what is open, for calls that don't take an `O_PATH` descriptor.
-fn magic_link(fd: BorrowedFd<'_>) -> io::Result<CString> {
-    c_string(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_bytes())
+/// The same number on every architecture (Linux 6.6).
+const SYS_FCHMODAT2: libc::c_long = 452;
+
+/// What kernels that can't act on an `O_PATH` descriptor do by their link to it, which needs /proc.
+fn by_link_on_an_old_kernel(
+    done: io::Result<i32>,
+    fd: BorrowedFd<'_>,
+    by_link: impl FnOnce(CString) -> io::Result<i32>,
+) -> io::Result<()> {
+    match done {
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::ENOENT | libc::EPERM)) =>
+        {
+            by_link(c_string(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_bytes())?).map(drop)
+        }
+        other => other.map(drop),
+    }
 }
 
 /// Bytes that this user can still write to the file system that holds what is open.

@@ -119,7 +119,8 @@ pub fn fs_info(path: &Path) -> io::Result<FsInfo> {
     })
 }
 
-const FUSE_MAGIC: u64 = 0x6573_5546;
+/// `f_type` of every FUSE file system.
+pub const FUSE_MAGIC: u64 = 0x6573_5546;
 
 /// NFS, SMB/CIFS (three numbers), AFS, Coda, Ceph, 9p, OCFS2, GFS2, Lustre, NCP.
 const NETWORK_MAGICS: [u64; 12] = [

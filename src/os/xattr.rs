@@ -1,11 +1,12 @@
 //! Extended attributes of anything, also of symlinks, fifos, devices and files that can't be opened.
 //!
-//! An entry of an open directory is reached as `/proc/self/fd/N/name` by the calls that don't follow symlinks,
-//! so /proc must be mounted (ENOENT otherwise).
+//! The calls take an open file or a path. What has neither is reached as `/proc/self/fd/N/name`, and where /proc is not
+//! mounted by a thread that goes into the directory.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
 
 use super::{DirFd, c_string, check};
 
@@ -18,38 +19,75 @@ pub enum Subject<'a> {
     At(&'a DirFd, &'a [u8]),
 }
 
-/// A subject as a path that the calls take: by `Entry` they don't follow the last component, by `Magic` they
-/// must, for it is the kernel's link to an open file.
-enum Route {
-    Entry(CString),
-    Magic(CString),
+/// A subject as the calls take it.
+#[derive(Clone, Copy)]
+enum Target<'a> {
+    Fd(i32),
+    /// The kernel's link to an open file, which must be followed.
+    Link(&'a CStr),
+    Entry(&'a CStr),
 }
 
 impl Subject<'_> {
-    fn route(self) -> io::Result<Route> {
-        use std::os::fd::AsFd;
-        Ok(match self {
-            Subject::Fd(fd) => Route::Magic(c_string(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_bytes())?),
-            Subject::At(dir, name) => {
-                let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
-                path.extend_from_slice(name);
-                Route::Entry(c_string(&path)?)
+    fn call<T: Send>(self, call: impl Fn(Target<'_>) -> io::Result<T> + Sync) -> io::Result<T> {
+        match self {
+            Subject::Fd(fd) if !is_place(fd) => call(Target::Fd(fd.as_raw_fd())),
+            Subject::Fd(fd) if proc_is_there() => call(Target::Link(&link_to(fd, b"")?)),
+            Subject::Fd(fd) => inside(fd, || call(Target::Entry(c"."))),
+            Subject::At(dir, name) if proc_is_there() => {
+                call(Target::Entry(&link_to(dir.as_fd(), &[b"/", name].concat())?))
             }
-        })
+            Subject::At(dir, name) => {
+                let name = c_string(name)?;
+                inside(dir.as_fd(), || call(Target::Entry(&name)))
+            }
+        }
     }
+}
+
+fn link_to(fd: BorrowedFd<'_>, rest: &[u8]) -> io::Result<CString> {
+    c_string(&[format!("/proc/self/fd/{}", fd.as_raw_fd()).as_bytes(), rest].concat())
+}
+
+fn proc_is_there() -> bool {
+    static THERE: OnceLock<bool> = OnceLock::new();
+    *THERE.get_or_init(|| std::fs::symlink_metadata("/proc/self/fd").is_ok())
+}
+
+/// Opened with `O_PATH`.
+fn is_place(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: no memory is involved.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_PATH != 0
+}
+
+/// Runs `call` in a thread that has `dir` as its working directory, and nobody else has.
+fn inside<T: Send>(dir: BorrowedFd<'_>, call: impl Fn() -> io::Result<T> + Sync) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: no memory is involved; only this thread's working directory becomes its own.
+            check(|| unsafe { libc::unshare(libc::CLONE_FS) })?;
+            // SAFETY: no memory is involved.
+            check(|| unsafe { libc::fchdir(dir.as_raw_fd()) })?;
+            call()
+        });
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread died")))
+    })
 }
 
 /// Names of the attributes that the caller may see, in the order of the file system.
 pub fn list(subject: Subject<'_>) -> io::Result<Vec<Vec<u8>>> {
-    let route = subject.route()?;
-    let packed = read_growing(|buffer| {
-        let (data, len) = (buffer.as_mut_ptr().cast(), buffer.len());
-        // SAFETY: the path is NUL-terminated and at most `len` bytes are written to the buffer.
-        check(|| unsafe {
-            match &route {
-                Route::Entry(path) => libc::llistxattr(path.as_ptr(), data, len),
-                Route::Magic(path) => libc::listxattr(path.as_ptr(), data, len),
-            }
+    let packed = subject.call(|target| {
+        read_growing(|buffer| {
+            let (data, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+            // SAFETY: the path is NUL-terminated and at most `len` bytes are written to the buffer.
+            check(|| unsafe {
+                match target {
+                    Target::Fd(fd) => libc::flistxattr(fd, data, len),
+                    Target::Link(path) => libc::listxattr(path.as_ptr(), data, len),
+                    Target::Entry(path) => libc::llistxattr(path.as_ptr(), data, len),
+                }
+            })
         })
     })?;
     Ok(packed.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
@@ -57,44 +95,53 @@ pub fn list(subject: Subject<'_>) -> io::Result<Vec<Vec<u8>>> {
 
 /// Value of one attribute; ENODATA if there is none of that name.
 pub fn get(subject: Subject<'_>, attribute: &[u8]) -> io::Result<Vec<u8>> {
-    let (route, attribute) = (subject.route()?, c_string(attribute)?);
-    read_growing(|buffer| {
-        let (data, len) = (buffer.as_mut_ptr().cast(), buffer.len());
-        // SAFETY: both strings are NUL-terminated and at most `len` bytes are written to the buffer.
-        check(|| unsafe {
-            match &route {
-                Route::Entry(path) => libc::lgetxattr(path.as_ptr(), attribute.as_ptr(), data, len),
-                Route::Magic(path) => libc::getxattr(path.as_ptr(), attribute.as_ptr(), data, len),
-            }
+    let attribute = c_string(attribute)?;
+    subject.call(|target| {
+        read_growing(|buffer| {
+            let (data, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+            // SAFETY: both strings are NUL-terminated and at most `len` bytes are written to the buffer.
+            check(|| unsafe {
+                match target {
+                    Target::Fd(fd) => libc::fgetxattr(fd, attribute.as_ptr(), data, len),
+                    Target::Link(path) => libc::getxattr(path.as_ptr(), attribute.as_ptr(), data, len),
+                    Target::Entry(path) => libc::lgetxattr(path.as_ptr(), attribute.as_ptr(), data, len),
+                }
+            })
         })
     })
 }
 
 /// Creates or replaces one attribute.
 pub fn set(subject: Subject<'_>, attribute: &[u8], value: &[u8]) -> io::Result<()> {
-    let (route, attribute) = (subject.route()?, c_string(attribute)?);
-    let (data, len) = (value.as_ptr().cast(), value.len());
-    // SAFETY: both strings are NUL-terminated and `len` bytes of the value are read.
-    check(|| unsafe {
-        match &route {
-            Route::Entry(path) => libc::lsetxattr(path.as_ptr(), attribute.as_ptr(), data, len, 0),
-            Route::Magic(path) => libc::setxattr(path.as_ptr(), attribute.as_ptr(), data, len, 0),
-        }
+    let attribute = c_string(attribute)?;
+    subject.call(|target| {
+        let (data, len) = (value.as_ptr().cast(), value.len());
+        // SAFETY: both strings are NUL-terminated and `len` bytes of the value are read.
+        check(|| unsafe {
+            match target {
+                Target::Fd(fd) => libc::fsetxattr(fd, attribute.as_ptr(), data, len, 0),
+                Target::Link(path) => libc::setxattr(path.as_ptr(), attribute.as_ptr(), data, len, 0),
+                Target::Entry(path) => libc::lsetxattr(path.as_ptr(), attribute.as_ptr(), data, len, 0),
+            }
+        })
+        .map(drop)
     })
-    .map(drop)
 }
 
 /// Removes one attribute; ENODATA if there is none of that name.
 pub fn remove(subject: Subject<'_>, attribute: &[u8]) -> io::Result<()> {
-    let (route, attribute) = (subject.route()?, c_string(attribute)?);
-    // SAFETY: both strings are NUL-terminated.
-    check(|| unsafe {
-        match &route {
-            Route::Entry(path) => libc::lremovexattr(path.as_ptr(), attribute.as_ptr()),
-            Route::Magic(path) => libc::removexattr(path.as_ptr(), attribute.as_ptr()),
-        }
+    let attribute = c_string(attribute)?;
+    subject.call(|target| {
+        // SAFETY: both strings are NUL-terminated.
+        check(|| unsafe {
+            match target {
+                Target::Fd(fd) => libc::fremovexattr(fd, attribute.as_ptr()),
+                Target::Link(path) => libc::removexattr(path.as_ptr(), attribute.as_ptr()),
+                Target::Entry(path) => libc::lremovexattr(path.as_ptr(), attribute.as_ptr()),
+            }
+        })
+        .map(drop)
     })
-    .map(drop)
 }
 
 /// Calls with growing buffers until the answer fits (Linux allows 64 KiB, and says ERANGE for too little).
@@ -143,6 +190,29 @@ mod tests {
         let place = DirFd::open(temp.path().parent().unwrap()).unwrap();
         let place = place.open_place(temp.path().file_name().unwrap().as_encoded_bytes()).unwrap();
         assert_eq!(get(Subject::Fd(place.as_fd()), b"user.dir").unwrap(), b"d");
+    }
+
+    #[test]
+    fn a_thread_inside_the_directory_sees_what_a_path_through_proc_sees() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DirFd::open(temp.path()).unwrap();
+        let place = DirFd::open(temp.path().parent().unwrap()).unwrap();
+        let place = place.open_place(temp.path().file_name().unwrap().as_encoded_bytes()).unwrap();
+        dir.create_file(b"f", 0o600).unwrap();
+        set(Subject::At(&dir, b"f"), b"user.a", b"1").unwrap();
+        set(Subject::Fd(dir.as_fd()), b"user.dir", b"2").unwrap();
+        let before = std::env::current_dir().unwrap();
+        let names = |name: &'static CStr| {
+            inside(place.as_fd(), || {
+                let mut buffer = [0u8; 64];
+                // SAFETY: the name is NUL-terminated and at most 64 bytes are written.
+                let len = check(|| unsafe { libc::llistxattr(name.as_ptr(), buffer.as_mut_ptr().cast(), 64) })?;
+                Ok(buffer[..len as usize].to_vec())
+            })
+        };
+        assert_eq!((names(c"f").unwrap(), names(c".").unwrap()), (b"user.a\0".to_vec(), b"user.dir\0".to_vec()));
+        assert_eq!(names(c"none").unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        assert_eq!(std::env::current_dir().unwrap(), before);
     }
 
     #[test]

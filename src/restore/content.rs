@@ -34,7 +34,7 @@ pub struct ContentWriter<'a> {
     node: &'a Node,
     /// An empty file, opened for writing.
     file: &'a File,
-    /// None once something is missing.
+    /// None once something is missing, or where no hash is known.
     hasher: Option<FileHasher>,
     bad: Option<Bad>,
     /// Told between blocks how many bytes are done; true ends it.
@@ -48,7 +48,7 @@ impl<'a> ContentWriter<'a> {
         file: &'a File,
         tick: &'a dyn Fn(u64) -> bool,
     ) -> ContentWriter<'a> {
-        ContentWriter { source, node, file, hasher: Some(FileHasher::default()), bad: None, tick }
+        ContentWriter { source, node, file, hasher: is_hashed(node).then(FileHasher::default), bad: None, tick }
     }
 
     /// Writes everything that is good and leaves holes for the rest. `path` (in the version) is for messages.
@@ -59,6 +59,13 @@ impl<'a> ContentWriter<'a> {
         let size = self.node.attr.size;
         let mut at = 0;
         while at < size {
+            // Zeros that nobody hashes are a hole in the new file as well.
+            if !is_hashed(self.node)
+                && let Ok(data) = self.source.next_data(self.node, at)
+            {
+                let Some(data) = data else { break };
+                at = data;
+            }
             let len = WINDOW.min(size - at);
             let next = at + len;
             if next < size
@@ -166,6 +173,11 @@ impl<'a> ContentWriter<'a> {
     }
 }
 
+/// A hash that should be there and is not counts as a wrong one.
+fn is_hashed(node: &Node) -> bool {
+    node.sha1.is_some() || node.needs_hash()
+}
+
 fn write_error(error: std::io::Error) -> Error {
     Error::io("write", "", &error)
 }
@@ -180,6 +192,14 @@ pub fn is_there(source: &dyn Source, node: &Node, existing: &File, interrupted: 
     let mut buffer = Vec::new();
     let mut at = 0;
     while at < size {
+        let data = source.next_data(node, at)?.unwrap_or(size);
+        if data > at {
+            if !is_zero(existing, at..data, interrupted)? {
+                return Ok(false);
+            }
+            at = data;
+            continue;
+        }
         let before = at;
         // The last block may reach beyond what is asked for: it is taken whole, and the next window starts behind it.
         for piece in source.pieces(node, at, WINDOW.min(size - at))? {

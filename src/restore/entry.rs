@@ -114,7 +114,12 @@ impl Restore<'_> {
         };
         let bad = ContentWriter::new(self.source, node, &draft.file, &tick).write(&self.saved_path(Some(name)));
         if let Ok(bad) = &bad {
-            self.source.file_read(node.logid, if bad.is_none() { Extent::Hashed } else { Extent::Part });
+            let extent = match (bad, node.sha1) {
+                (None, Some(_)) => Extent::Hashed,
+                (None, None) => Extent::Whole,
+                (Some(_), _) => Extent::Part,
+            };
+            self.source.file_read(node.logid, extent);
         }
         let made = stat::of_fd(&draft.file).map_err(|error| Error::io("stat", &path, &error))?;
         match bad.map_err(|error| with_path(error, &path))? {

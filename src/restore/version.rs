@@ -13,7 +13,7 @@ use crate::ids::{BlockId, Dirno, Logid, Version};
 use crate::index::VersionRow;
 use crate::ledger::Extent;
 use crate::store::{Store, Wanted};
-use crate::tree::{Found, Piece, Tree};
+use crate::tree::{Found, Piece, SeekTo, Tree};
 
 /// Names fetched by one query.
 const PAGE: usize = 512;
@@ -96,6 +96,10 @@ impl Source for VersionSource {
 
     fn pieces(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<Piece>> {
         self.tree.segments(node, offset, len)
+    }
+
+    fn next_data(&self, node: &Node, offset: u64) -> Result<Option<u64>> {
+        self.tree.seek(node, offset, SeekTo::Data)
     }
 
     fn block(&self, block: BlockId, len: u32, file: Logid) -> Result<Arc<VerifiedBlock>> {

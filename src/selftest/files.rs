@@ -18,7 +18,7 @@ use crate::index::{ScanTable, Scanned};
 use crate::ledger::Extent;
 use crate::monitor::{Event, Progress};
 use crate::store::{Heal, Store, StoreOptions, Wanted, lock};
-use crate::tree::{Found, Piece, Tree, View};
+use crate::tree::{Found, Piece, SeekTo, Tree, View};
 
 /// Verified blocks that are kept for files that share them.
 pub const CACHE_BYTES: u64 = 128 << 20;
@@ -129,7 +129,8 @@ fn expected(exam: &Exam<'_>) -> Progress {
                 && let Ok((_, node)) = rows.open_node(&row)
             {
                 sum.expected_files += 1;
-                sum.expected_bytes += if node.attr.kind == Kind::File { node.attr.size } else { 0 };
+                let bytes = if node.attr.kind == Kind::File { node.attr.size } else { 0 };
+                sum.expected_bytes = sum.expected_bytes.saturating_add(bytes);
             }
         }
     }
@@ -326,9 +327,16 @@ impl Reading<'_> {
     fn content(&self, file: &Waiting, node: &Node) -> Result<()> {
         let size = node.attr.size;
         let mut bad = Bad::default();
-        let mut hasher = FileHasher::default();
+        let mut hasher = node.sha1.map(|_| FileHasher::default());
         let mut at = 0;
         while at < size {
+            // Zeros that nobody hashes need not be looked at.
+            if hasher.is_none()
+                && let Ok(data) = self.tree.seek(node, at, SeekTo::Data)
+            {
+                let Some(data) = data else { break };
+                at = data;
+            }
             if self.exam.monitor.interrupted() {
                 return Err(Error::Interrupted);
             }
@@ -345,9 +353,9 @@ impl Reading<'_> {
         match bad.error {
             Some(error) => self.damaged(file, error, bad.cause, bad.ranges),
             None => {
-                let found = hasher.finish();
-                match node.sha1 {
-                    Some(expected) if expected != found => {
+                let found = hasher.map(FileHasher::finish);
+                match node.sha1.zip(found) {
+                    Some((expected, found)) if expected != found => {
                         let error = Error::FileHashMismatch { path: file.path.clone(), expected, found };
                         self.damaged(file, error, None, std::iter::once(0..size).collect());
                     }
@@ -359,7 +367,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn window(&self, node: &Node, at: u64, len: u64, hasher: &mut FileHasher, bad: &mut Bad) {
+    fn window(&self, node: &Node, at: u64, len: u64, hasher: &mut Option<FileHasher>, bad: &mut Bad) {
         let pieces = match self.tree.segments(node, at, len) {
             Ok(pieces) => pieces,
             Err(error) if len <= GRAIN_BYTES => return bad.add(error, None, at..at + len),
@@ -378,7 +386,7 @@ impl Reading<'_> {
         let mut offset = at;
         for piece in &pieces {
             match *piece {
-                Piece::Zero { len } => zeros(hasher, len),
+                Piece::Zero { len } => hasher.iter_mut().for_each(|hasher| zeros(hasher, len)),
                 Piece::Data { block, block_len, start, len } => {
                     let found = match blocks.next() {
                         Some(found) => Ok(found),
@@ -392,7 +400,7 @@ impl Reading<'_> {
                     let part =
                         |bytes: &[u8]| bytes.get(start as usize..start as usize + len as usize).map(<[u8]>::to_vec);
                     if let Some(bytes) = found.ok().and_then(|found| part(&found)) {
-                        hasher.update(&bytes);
+                        hasher.iter_mut().for_each(|hasher| hasher.update(&bytes));
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::catalog::Node;
 use crate::error::{Error, Result};
 use crate::store::{Store, Wanted};
-use crate::tree::{Piece, Tree};
+use crate::tree::{Piece, SeekTo, Tree};
 
 /// Asked for in one go while all goes well.
 const WINDOW_BYTES: u64 = 4 << 20;
@@ -20,6 +20,10 @@ pub fn bad_ranges(tree: &Tree, store: &Store, node: &Node) -> Result<Vec<(Range<
     let mut bad: Vec<(Range<u64>, Error)> = Vec::new();
     let mut at = 0;
     while at < node.attr.size {
+        if let Ok(data) = tree.seek(node, at, SeekTo::Data) {
+            let Some(data) = data else { break };
+            at = data;
+        }
         let len = WINDOW_BYTES.min(node.attr.size - at);
         look(tree, store, node, at..at + len, &mut bad)?;
         at += len;

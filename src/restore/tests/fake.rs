@@ -187,6 +187,9 @@ impl Source for Fake {
     fn node(&self, logid: Logid) -> Result<Arc<Node>> {
         Ok(self.nodes[&logid].clone())
     }
+    fn next_data(&self, _: &Node, offset: u64) -> Result<Option<u64>> {
+        Ok(Some(offset))
+    }
     fn pieces(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<Piece>> {
         let end = offset + len;
         if self.lost.get(&node.logid).is_some_and(|lost| lost.start < end && offset < lost.end) {

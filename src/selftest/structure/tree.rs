@@ -57,7 +57,8 @@ impl Totals {
         let ends = [(Some(span.from), 1), (span.to, -1)];
         for (v, sign) in ends.into_iter().filter_map(|(v, sign)| Some((v?, sign))) {
             for (sum, part) in self.0.entry(v).or_default().iter_mut().zip(what) {
-                *sum += sign * part;
+                // Sizes may add up to anything: what is compared is their sum modulo 2^64.
+                *sum = sum.wrapping_add(part.wrapping_mul(sign));
             }
         }
     }
@@ -486,13 +487,13 @@ fn versions(check: &Check<'_>, ground: &Ground<'_, '_>, totals: &Totals) -> Resu
             }
         };
         while let Some((_, change)) = changes.next_if(|(at, _)| **at <= v) {
-            sum.iter_mut().zip(change).for_each(|(sum, part)| *sum += part);
+            sum.iter_mut().zip(change).for_each(|(sum, part)| *sum = sum.wrapping_add(*part));
         }
         if let Some(other) = names.insert(info.name.clone(), v) {
             let what = format!("{v} has the name {}, which {other} has", info.name);
             check.broken(ground, Subject::Version(v), what, Vec::new());
         }
-        let recorded = [info.files, info.dirs, info.others, info.tree_bytes].map(|n| i64::try_from(n).unwrap_or(-1));
+        let recorded = [info.files, info.dirs, info.others, info.tree_bytes].map(|n| n as i64);
         // Sums over rows that are wrong, or not there, say nothing of their own.
         let sound = check.index_is_clean() && !ground.any_lost && !ground.gaps;
         if sound && recorded != sum {
