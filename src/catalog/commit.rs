@@ -177,7 +177,9 @@ impl Commit {
     fn check(&self) -> Decoded<()> {
         let follows = self.previous.is_none_or(|(before, _)| before < self.run);
         require(follows, BadRecord("commit before this one is not below it"))?;
-        require(self.base || self.previous.is_some(), BadRecord("first commit that is no base"))?;
+        // What a cut first run has left can be committed before it, without a version.
+        let first = self.previous.is_none() && self.version.is_some();
+        require(self.base || !first, BadRecord("first version that is no base"))?;
         let own_name = |info: &VersionInfo| info.name.ends_with(&format!("-{}", self.run));
         require(self.version.as_ref().is_none_or(own_name), BadRecord("version name of another run"))?;
         for arc in &self.arcs {
@@ -318,7 +320,11 @@ impl VersionInfo {
 
     pub fn decode(bytes: &[u8]) -> Decoded<VersionInfo> {
         fn paths(d: &mut Decoder<'_>) -> Decoded<Vec<Vec<u8>>> {
-            (0..d.count()?).map(|_| Ok(d.bytes()?.to_vec())).collect()
+            let path = |path: &[u8]| {
+                require(path.starts_with(b"/") && !path.contains(&0), BadRecord("impossible path"))?;
+                Ok(path.to_vec())
+            };
+            (0..d.count()?).map(|_| path(d.bytes()?)).collect()
         }
         let mut d = Decoder::new(bytes);
         let mut info = VersionInfo {
@@ -355,8 +361,6 @@ impl VersionInfo {
         }
         d.end()?;
         require(valid_name(info.name.as_bytes()), BadRecord("impossible version name"))?;
-        let absolute = info.paths.iter().all(|path| path.starts_with(b"/") && !path.contains(&0));
-        require(absolute, BadRecord("impossible path"))?;
         Ok(info)
     }
 

@@ -335,6 +335,7 @@ fn commits_that_no_run_writes() {
         })
     };
     assert!(Commit::decode(&base(&|c| c.previous = None)).is_ok());
+    assert!(Commit::decode(&with(&|c| (c.previous, c.version) = (None, None))).is_ok());
     let dirs = |dirs: &[(u64, u64)]| {
         with(&|c| {
             c.next_dirno = Dirno::MAX.0 + 1;
@@ -353,11 +354,13 @@ fn commits_that_no_run_writes() {
             ("version out of range", with(&|c| c.previous = Some((Version(1 << 24), [0; 32])))),
             ("commit before this one is not below it", with(&|c| c.previous = Some((Version(5), [0; 32])))),
             ("commit before this one is not below it", base(&|c| c.previous = Some((Version(6), [0; 32])))),
-            ("first commit that is no base", with(&|c| c.previous = None)),
+            ("first version that is no base", with(&|c| c.previous = None)),
             ("version name of another run", with(&|c| c.version.as_mut().unwrap().name = "2026-01-01-0000-r15".into())),
             ("impossible version name", with(&|c| c.version.as_mut().unwrap().name = "../x-r5".into())),
             ("impossible path", with(&|c| c.version.as_mut().unwrap().paths = vec![b"home".to_vec()])),
             ("impossible path", with(&|c| c.version.as_mut().unwrap().paths = vec![b"/a\0b".to_vec()])),
+            ("impossible path", with(&|c| c.version.as_mut().unwrap().kept_paths = vec![b"".to_vec()])),
+            ("impossible path", with(&|c| c.version.as_mut().unwrap().not_entered = vec![b"a".to_vec()])),
             ("arc of another run", with(&|c| c.arcs[0].name.version = Version(4))),
             ("arc of another run", base(&|c| c.arcs[0].name.version = Version(6))),
             ("arcs out of order", with(&|c| c.arcs.swap(0, 1))),

@@ -2,6 +2,7 @@
 
 use super::row::{self, ArcValue, EntryRow, Key, Main, Table, decode_lost, open, seal};
 use super::rows::{self, DirValue, decode_frames, decode_relocation, decode_state, encode_state};
+use super::runs::{OpenRun, decode_open_runs, decode_spare_arcs, encode_open_runs, encode_spare_arcs};
 use super::schema::FRAMES_PER_ROW;
 use super::{FrameChunk, State, model};
 use crate::catalog::codec::{Encoder, encode_node};
@@ -136,6 +137,34 @@ fn rows_are_written_again_as_they_were_read() {
         |rng| uint(number(rng, u64::from(Version::MAX.0))),
         |bytes| decode_lost(bytes).ok().map(|to| uint(to.map_or(0, |v| u64::from(v.0)))),
     );
+}
+
+#[test]
+fn rows_of_runs_are_written_again_as_they_were_read() {
+    assert_canonical(
+        "open runs",
+        |rng| {
+            let version = |rng: &mut Rng| Version(number(rng, u64::from(Version::MAX.0)) as u32);
+            let runs: Vec<OpenRun> =
+                (0..rng.below(4)).map(|_| OpenRun { version: version(rng), id: [rng.next() as u8; 16] }).collect();
+            encode_open_runs(&runs)
+        },
+        |bytes| decode_open_runs(bytes).ok().map(|runs| encode_open_runs(&runs)),
+    );
+    assert_canonical(
+        "spare arcs",
+        |rng| {
+            let first = number(rng, ArcSerial::MAX.0 - 9);
+            encode_spare_arcs(&[first..first + 1, first + 2..first + 3 + rng.next() % 8])
+        },
+        |bytes| decode_spare_arcs(bytes).ok().map(|spare| encode_spare_arcs(&spare)),
+    );
+    let last = ArcSerial::MAX.0;
+    for range in [5..5, last..last + 2, 0..u64::MAX] {
+        assert_eq!(decode_spare_arcs(&encode_spare_arcs(&[range])), Err(row::BadRow("run out of range")));
+    }
+    let above = OpenRun { version: Version(1 << 24), id: [0; 16] };
+    assert_eq!(decode_open_runs(&encode_open_runs(&[above])), Err(row::BadRow("version out of range")));
 }
 
 #[test]

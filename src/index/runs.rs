@@ -9,12 +9,12 @@ use std::ops::Range;
 use rusqlite::{Connection, params};
 
 use super::Index;
-use super::row::{self, ArcValue, Key, Table};
+use super::row::{self, ArcValue, BadRow, Key, Table};
 use super::rows::{self, Found, blob, value};
-use crate::catalog::codec::{self, Decoder, Encoder};
+use crate::catalog::codec::{self, BadRecord, Decoder, Encoder};
 use crate::catalog::{Commit, Loss};
-use crate::error::Result;
-use crate::ids::{ArcId, Dirno, Version};
+use crate::error;
+use crate::ids::{ArcId, ArcSerial, Dirno, Version};
 
 const OPEN_RUNS_ID: i64 = 2;
 const SPARE_ARCS_ID: i64 = 3;
@@ -54,27 +54,27 @@ impl OpenRun {
 
 impl Index {
     /// Runs that were begun since the last commit: running, or cut.
-    pub fn open_runs(&self) -> Result<Vec<OpenRun>> {
+    pub fn open_runs(&self) -> error::Result<Vec<OpenRun>> {
         self.ask(open_runs)
     }
 
     /// Serials of arcs that cut runs have left and that no version uses.
-    pub fn spare_arcs(&self) -> Result<Vec<Range<u64>>> {
+    pub fn spare_arcs(&self) -> error::Result<Vec<Range<u64>>> {
         self.ask(spare_arcs)
     }
 
     /// Losses that were accepted, in order, and whether a commit tells so.
-    pub fn losses(&self) -> Result<Vec<(Loss, Told)>> {
+    pub fn losses(&self) -> error::Result<Vec<(Loss, Told)>> {
         self.ask(losses)
     }
 
     /// Since when a directory's listing is lost in a version, if it is.
-    pub fn lost_since(&self, v: Version, dir: Dirno) -> Result<Option<Version>> {
+    pub fn lost_since(&self, v: Version, dir: Dirno) -> error::Result<Option<Version>> {
         self.ask(|c| rows::lost_since(c, dir, v))
     }
 
     /// All arcs that were ever committed, by serial.
-    pub fn all_arcs(&self) -> Result<Vec<ArcValue>> {
+    pub fn all_arcs(&self) -> error::Result<Vec<ArcValue>> {
         self.ask(|c| {
             let mut statement = c.prepare_cached("SELECT id, row FROM arcs ORDER BY id")?;
             let mut rows = statement.query([])?;
@@ -87,7 +87,7 @@ impl Index {
     }
 
     /// Runs of which there is a version or an arc.
-    pub fn known_runs(&self) -> Result<BTreeSet<Version>> {
+    pub fn known_runs(&self) -> error::Result<BTreeSet<Version>> {
         let mut runs: BTreeSet<Version> = self.ask(|c| {
             let mut statement = c.prepare_cached("SELECT id FROM versions")?;
             let runs = statement.query_map([], |found| Ok(Version(found.get(0)?)))?.collect::<Result<_, _>>()?;
@@ -99,16 +99,28 @@ impl Index {
 }
 
 pub(super) fn open_runs(c: &Connection) -> Found<Vec<OpenRun>> {
-    let runs = value(c, Table::Meta, OPEN_RUNS_ID, |body| {
-        let mut d = Decoder::new(body);
-        let mut runs = Vec::new();
-        for _ in 0..d.count()? {
-            runs.push(OpenRun { version: Version(d.small()?), id: d.array()? });
-        }
-        d.end()?;
-        Ok(runs)
-    })?;
+    let runs = value(c, Table::Meta, OPEN_RUNS_ID, |body| Ok(decode_open_runs(body)?))?;
     Ok(runs.unwrap_or_default())
+}
+
+pub(super) fn decode_open_runs(body: &[u8]) -> Result<Vec<OpenRun>, BadRow> {
+    let mut d = Decoder::new(body);
+    let mut runs = Vec::new();
+    for _ in 0..d.count()? {
+        runs.push(OpenRun { version: d.version()?, id: d.array()? });
+    }
+    d.end()?;
+    Ok(runs)
+}
+
+pub(super) fn encode_open_runs(runs: &[OpenRun]) -> Vec<u8> {
+    let mut e = Encoder::default();
+    e.uint(runs.len() as u64);
+    for run in runs {
+        e.uint(u64::from(run.version.0));
+        e.raw(&run.id);
+    }
+    e.0
 }
 
 pub(super) fn put_open_run(c: &Connection, run: OpenRun) -> Found<()> {
@@ -119,26 +131,11 @@ pub(super) fn put_open_run(c: &Connection, run: OpenRun) -> Found<()> {
 }
 
 fn put_open_runs(c: &Connection, runs: &[OpenRun]) -> Found<()> {
-    let mut e = Encoder::default();
-    e.uint(runs.len() as u64);
-    for run in runs {
-        e.uint(u64::from(run.version.0));
-        e.raw(&run.id);
-    }
-    put(c, OPEN_RUNS_ID, e)
+    put(c, OPEN_RUNS_ID, encode_open_runs(runs))
 }
 
 fn spare_arcs(c: &Connection) -> Found<Vec<Range<u64>>> {
-    let spare = value(c, Table::Meta, SPARE_ARCS_ID, |body| {
-        let mut d = Decoder::new(body);
-        let mut spare = Vec::new();
-        for _ in 0..d.count()? {
-            let first = d.uint()?;
-            spare.push(first..first.saturating_add(d.uint()?));
-        }
-        d.end()?;
-        Ok(spare)
-    })?;
+    let spare = value(c, Table::Meta, SPARE_ARCS_ID, |body| Ok(decode_spare_arcs(body)?))?;
     Ok(spare.unwrap_or_default())
 }
 
@@ -169,7 +166,29 @@ pub(super) fn put_loss(c: &Connection, loss: &Loss, told: Told) -> Found<()> {
     let mut row = Encoder::default();
     row.u8(u8::from(told == Told::InACommit));
     row.raw(&e.0);
-    put(c, id, row)
+    put(c, id, row.0)
+}
+
+pub(super) fn decode_spare_arcs(body: &[u8]) -> Result<Vec<Range<u64>>, BadRow> {
+    let mut d = Decoder::new(body);
+    let mut spare = Vec::new();
+    for _ in 0..d.count()? {
+        let first = d.serial()?.0;
+        let count = d.within(1, ArcSerial::MAX.0 + 1 - first, BadRecord("run out of range"))?;
+        spare.push(first..first + count);
+    }
+    d.end()?;
+    Ok(spare)
+}
+
+pub(super) fn encode_spare_arcs(spare: &[Range<u64>]) -> Vec<u8> {
+    let mut e = Encoder::default();
+    e.uint(spare.len() as u64);
+    for range in spare {
+        e.uint(range.start);
+        e.uint(range.end.saturating_sub(range.start));
+    }
+    e.0
 }
 
 /// After a commit: what a version does not use by then it has dropped.
@@ -191,17 +210,11 @@ pub(super) fn note_commit(c: &Connection, commit: &Commit) -> Found<()> {
     if spare.len() == before {
         return Ok(());
     }
-    let mut e = Encoder::default();
-    e.uint(spare.len() as u64);
-    for range in &spare {
-        e.uint(range.start);
-        e.uint(range.end.saturating_sub(range.start));
-    }
-    put(c, SPARE_ARCS_ID, e)
+    put(c, SPARE_ARCS_ID, encode_spare_arcs(&spare))
 }
 
-fn put(c: &Connection, id: i64, e: Encoder) -> Found<()> {
-    let sealed = row::seal(Table::Meta, Key::id(id), e.0);
+fn put(c: &Connection, id: i64, body: Vec<u8>) -> Found<()> {
+    let sealed = row::seal(Table::Meta, Key::id(id), body);
     c.prepare_cached("INSERT OR REPLACE INTO meta(id, row) VALUES(?1, ?2)")?.execute(params![id, sealed])?;
     Ok(())
 }

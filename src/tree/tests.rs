@@ -45,7 +45,8 @@ proptest! {
         per_chunk in 1usize..9,
         offsets in proptest::collection::vec((0u64..700, 0u64..300), 12),
     ) {
-        let all = segments(&shape);
+        // Longer than a node that carries its segments could be.
+        let all = segments(&[&shape[..], &[(false, 65)]].concat());
         let inline = node(20, &all, vec![]);
         let (extents, long) = chunked(node(21, &all, vec![]), per_chunk);
         let mut fixture = Fixture::new();
