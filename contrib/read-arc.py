@@ -332,7 +332,8 @@ def read_version_info(d):
     for key in ("paths", "kept_paths", "not_entered"):
         info[key] = d.list(lambda: text(d.string()))
     for key in ("files", "dirs", "others", "tree_bytes", "new", "changed", "removed", "errors", "excluded",
-                "vanished", "torn", "incomplete", "bytes_read", "blocks_new", "blocks_deduped", "plain_bytes", "stored_bytes"):
+                "vanished", "torn", "incomplete", "bytes_read", "blocks_new", "blocks_deduped", "plain_bytes",
+                "stored_bytes"):
         info[key] = d.uint()
     need(not d.more(), "version info: bytes left over")
     return info
