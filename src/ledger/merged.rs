@@ -47,6 +47,9 @@ pub struct Refused {
     pub what: &'static str,
 }
 
+/// What is known, what of it is refused, and what is missing.
+type Loaded = (Ledger, Vec<Refused>, Vec<Refused>);
+
 /// What all segments say together.
 #[derive(Debug)]
 pub struct Ledger {
@@ -118,7 +121,7 @@ impl Ledger {
     }
 
     /// None when a segment that was there is gone. What is refused, and what is missing.
-    fn load_listed(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<Option<(Ledger, Vec<Refused>, Vec<Refused>)>> {
+    fn load_listed(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<Option<Loaded>> {
         let mut known = Found::read(dir, keys);
         let mut ledger = Ledger { doubt_s: known.list.doubt_s, ..Ledger::empty(now_s) };
         let mut refused = Vec::new();
