@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::support::mount::Mount;
-use crate::support::{Cmd, Lab, NONE, arcfile, rng::Rng, sys, tool};
+use crate::support::{Cmd, Lab, NONE, arcfile, names_in, rng::Rng, sys, tool};
 
 /// Three files of one block each, one long one, one empty.
 fn lab() -> Lab {
@@ -54,7 +54,8 @@ fn nothing_is_proven_before_and_all_after_a_diff() {
     // The next backup merges what was noted.
     lab.write("a", b"first, changed");
     lab.backup();
-    assert_eq!(fs::read_dir(lab.repo().join("ledger")).expect("ledger").count(), 1);
+    let in_ledger = names_in(&lab.repo().join("ledger"));
+    assert_eq!(in_ledger.iter().filter(|name| name.ends_with(b".seg")).count(), 1, "{in_ledger:?}");
     assert_eq!((counts(&coverage(&lab, &["-r", "0"])), counts(&coverage(&lab, &[]))), ([4, 0, 0], [3, 0, 1]));
     assert_eq!(listed(&lab, &["--list", "none"]), names(&["a"]));
 }
@@ -297,4 +298,23 @@ fn what_is_damaged_is_not_proven_and_what_reads_right_again_is() {
     let (proven, damaged, now_total) = health(&lab);
     assert_eq!((proven, damaged, now_total), (total + 1, 0, total + 1));
     assert!(lab.assay("stats", NONE).ok().out().contains("none known"));
+}
+
+#[test]
+fn damage_is_not_forgotten_with_the_part_of_the_ledger_that_told_it() {
+    let lab = lab();
+    lab.assay("selftest", ["-v3"]).ok();
+    let arc = arcfile::data_arcs(&lab.repo()).remove(0);
+    fs::remove_file(&arc).expect("rm");
+    lab.assay("selftest", ["-v3"]).run().code(4);
+    let mut segments: Vec<_> = fs::read_dir(lab.repo().join("ledger"))
+        .expect("ledger")
+        .map(|entry| entry.expect("entry").path())
+        .filter(|path| path.extension().is_some_and(|end| end == "seg"))
+        .collect();
+    segments.sort_by_key(|path| fs::metadata(path).expect("stat").modified().expect("mtime"));
+    fs::remove_file(segments.pop().expect("a segment")).expect("rm");
+    let out = lab.assay("coverage", NONE).run();
+    assert!(out.err().contains("it is missing") && !out.out().contains("100.0 %"), "{}", out.text());
+    assert!(out.out().contains("proven   0 blocks"), "{}", out.text());
 }

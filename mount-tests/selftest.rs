@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::support::rng::Rng;
-use crate::support::{Lab, Out, arcfile, assay_binary, is_root, tool};
+use crate::support::{Lab, NONE, Out, arcfile, assay_binary, is_root, tool};
 
 /// Two versions; the one data arc of the first.
 fn lab(test: &str) -> (Lab, PathBuf, Rng) {
@@ -235,4 +235,109 @@ fn what_was_just_written_is_not_overdue() {
     let (_, summary) = objects(&selftest(&lab, &["-v5", "--inc", "1d/30d,1", "--json"]).ok());
     let notes = summary["notes"].to_string();
     assert!(notes.contains("nothing was due") && !notes.contains("0.0 %") && !notes.contains("older"), "{notes}");
+}
+
+#[test]
+fn one_missing_arc_is_one_finding_and_told_once() {
+    let mut rng = Rng::from_env("selftest one arc");
+    let lab = Lab::new();
+    for n in 0..300 {
+        lab.write(&format!("d/f{n:03}"), &rng.bytes(2000));
+    }
+    let long = lab.write("long", &rng.bytes(5_000_000));
+    lab.init();
+    lab.backup();
+    let arc = arcfile::data_arcs(&lab.repo()).remove(0);
+    let whole = fs::read(&arc).expect("read");
+    let gone = || fs::remove_file(&arc).expect("rm");
+    let cut = || {
+        fs::write(&arc, &whole[..1_000_000]).expect("write");
+    };
+    let overwritten = || {
+        let zeros = vec![0; 3_000_000];
+        fs::write(&arc, [&whole[..500_000], &zeros, &whole[3_500_000..]].concat()).expect("write");
+    };
+    for (what, act) in [("gone", &gone as &dyn Fn()), ("cut", &cut), ("overwritten", &overwritten)] {
+        act();
+        for level in ["-v3", "-v5"] {
+            let out = selftest(&lab, &[level, "--json"]).code(4);
+            let (findings, _) = objects(&out);
+            let names: Vec<_> = findings.iter().map(|finding| &finding["what"]).collect();
+            // A frame that is half overwritten differs in another way than one that is all zeros.
+            assert!(findings.len() == 1 || (what == "overwritten" && findings.len() <= 3), "{what} {level}: {names:?}");
+            let hits = findings.iter().map(|one| one["hits_total"].as_u64().expect("a number")).sum::<u64>();
+            assert!(what != "gone" || hits == 301, "{what} {level}: {hits}");
+            assert!(findings[0]["hits"].as_array().expect("hits").len() <= 100);
+            assert_eq!(out.err(), "", "{what} {level}");
+            let text = selftest(&lab, &[level]).code(4);
+            assert!(text.out().lines().count() < 60, "{what} {level}: {}", text.out());
+            assert!(!text.out().contains("at offset 0:") && !text.out().contains("bytes 0-0"), "{}", text.out());
+            assert_eq!(text.err(), "", "{what} {level}");
+        }
+        // Who has words of its own adds no line of the log to them.
+        let map = lab.assay("damage", [&long]).run().code(4);
+        assert!(map.out().contains("  -\n") && map.err().is_empty(), "{what}: {}", map.text());
+        let got = lab.assay("get", ["--to"]).arg(lab.out_dir()).arg(&long).run();
+        assert!(!got.err().contains("assay: error:"), "{what}: {}", got.text());
+        assert_eq!(got.err().matches("ARC_").count(), 1, "{what}: {}", got.text());
+        let _ = fs::remove_dir_all(lab.out_dir());
+        fs::create_dir(lab.out_dir()).expect("mkdir");
+        let _ = fs::remove_file(&arc);
+        fs::write(&arc, &whole).expect("write");
+    }
+    selftest(&lab, &["-v3"]).ok();
+    let drill = selftest(&lab, &["--drill", "6", "--seed", "7"]).ok();
+    assert_eq!(drill.err(), "", "{}", drill.text());
+    for command in ["get", "damage", "coverage"] {
+        let out = lab.assay(command, NONE).arg(lab.src().join("no such")).run();
+        assert_eq!(out.text().matches("NO_PATH").count(), 1, "{}", out.text());
+    }
+}
+
+#[test]
+fn what_a_killed_selftest_leaves_is_taken_away_by_the_next() {
+    let (lab, _, _) = lab("selftest killed");
+    let tmp = lab.path("tmp");
+    fs::create_dir(&tmp).expect("mkdir");
+    let scratch = || {
+        let names = crate::support::names_in(&tmp);
+        names.iter().filter(|name| name.starts_with(b"assay-")).count()
+    };
+    for args in [&["selftest", "-v2"][..], &["selftest", "--drill", "3"]] {
+        let kill = ["-f", "-qq", "-o", "/dev/null", "-e", "inject=pwrite64:signal=KILL:when=2"];
+        let strace = tool("strace").args(kill).env("TMPDIR", &tmp).arg(assay_binary()).args(args);
+        let killed = strace.arg("-c").arg(lab.repo()).run();
+        assert_eq!((killed.signal, scratch()), (Some(9), 1), "{args:?}: {}", killed.text());
+        selftest_in(&lab, &tmp).ok();
+        assert_eq!(scratch(), 0, "{args:?}");
+    }
+    // One that is at work keeps what it has.
+    let held = tmp.join("assay-scratch-held");
+    fs::create_dir(&held).expect("mkdir");
+    let lock = fs::File::open(&held).expect("open");
+    lock.lock().expect("flock");
+    selftest_in(&lab, &tmp).ok();
+    assert!(held.exists());
+    drop(lock);
+    selftest_in(&lab, &tmp).ok();
+    assert!(!held.exists());
+}
+
+fn selftest_in(lab: &Lab, tmp: &Path) -> Out {
+    lab.assay("selftest", ["-v2"]).env("TMPDIR", tmp).run()
+}
+
+#[test]
+fn little_memory_is_an_error_and_no_panic() {
+    let (lab, _, _) = lab("selftest memory");
+    for kib in [50_000, 100_000, 150_000, 200_000, 300_000, 600_000] {
+        for args in ["selftest -v3", "selftest -v5", "coverage", "backup SRC", "get --to OUT SRC"] {
+            let (repo, src, out) = (lab.repo(), lab.src(), lab.out_dir());
+            let args = args.replace("SRC", &src.display().to_string()).replace("OUT", &out.display().to_string());
+            let script = format!("ulimit -v {kib}; exec {} {args} -c {}", assay_binary().display(), repo.display());
+            let out = tool("sh").args(["-c", &script]).run();
+            assert!(!out.err().contains("panicked"), "{kib} {args}: {}", out.text());
+        }
+    }
+    selftest(&lab, &["-v5"]).ok();
 }

@@ -38,7 +38,7 @@ use crate::ids::{BlockId, Logid, Version};
 use crate::index::{ApplyReport, DedupTable, Index, OpenRun, Told, VersionRow};
 use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor};
-use crate::text::shown;
+use crate::text::{counted, shown};
 use crate::vfs::LATEST_LIFETIME;
 use assemble::Assembler;
 use expect::Expected;
@@ -144,7 +144,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     if let Some(Settled { survey, removed_arcs, .. }) = &settled {
         survey.strays(dir).for_each(|stray| warn(stray.to_string()));
         if *removed_arcs > 0 {
-            warn(format!("removed {removed_arcs} arcs of a run that was cut"));
+            warn(format!("removed {} of a run that was cut", counted(*removed_arcs as u64, "arc")));
         }
     }
     let state = index.state()?;

@@ -136,29 +136,30 @@ fn as_text(summary: &Summary, time: Duration) -> String {
     let resumed = match summary.resumed {
         Resumed { blocks: 0, .. } => String::new(),
         Resumed { blocks, bytes } => {
-            format!("Resumed   {} blocks, {} of a run that was cut\n", show::number(blocks), show::bytes(bytes))
+            let blocks = show::counted(blocks, "block");
+            format!("Resumed   {blocks}, {} of a run that was cut\n", show::bytes(bytes))
         }
     };
     let left = summary.left_to_do.map_or_else(String::new, |left| format!("Left      {}\n", left.text()));
     format!(
         "Version   {}\n\
          Entries   {counts}\n\
-         Tree      {} files, {} directories, {} others, {}\n\
+         Tree      {}, {}, {}, {}\n\
          Read      {} in {} ({}/s)\n\
-         Stored    {} in {} arcs; of {} blocks {} were new\n\
+         Stored    {} in {}; {} of {} new\n\
          Ratios    dedup {}, compression {}\n{resumed}{rest}{left}",
         info.name,
-        show::number(info.files),
-        show::number(info.dirs),
-        show::number(info.others),
+        show::counted(info.files, "file"),
+        show::counted(info.dirs, "directory"),
+        show::counted(info.others, "other"),
         show::bytes(info.tree_bytes),
         show::bytes(info.bytes_read),
         show::duration(time),
         show::bytes((info.bytes_read as f64 / time.as_secs_f64().max(0.001)) as u64),
         show::bytes(summary.arc_bytes),
-        summary.arcs,
-        show::number(found),
+        show::counted(summary.arcs as u64, "arc"),
         show::number(info.blocks_new),
+        show::counted(found, "block"),
         show::ratio(info.bytes_read, info.plain_bytes),
         show::ratio(info.plain_bytes, info.stored_bytes),
     )

@@ -138,10 +138,10 @@ const MAX_SHOWN: usize = 10;
 /// What was done.
 fn done_text(report: &Report, from: &str) -> String {
     let mut text = format!(
-        "Restored {} files, {} directories, {} others, {} from {from}\n",
-        show::number(report.files),
-        show::number(report.dirs),
-        show::number(report.others),
+        "Restored {}, {}, {}, {} from {from}\n",
+        show::counted(report.files, "file"),
+        show::counted(report.dirs, "directory"),
+        show::counted(report.others, "other"),
         show::bytes(report.bytes),
     );
     for (count, what) in [(report.unchanged, "were there already, unchanged"), (report.deleted, "were removed")] {

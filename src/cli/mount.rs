@@ -231,20 +231,20 @@ fn summary_text(title: &str, summary: &Summary) -> String {
     // Writing to a String can't fail.
     let _ = writeln!(
         text,
-        "  read      {at_least}{} files, {at_least}{} of them wholly; {}",
-        show::number(summary.files_read),
+        "  read      {at_least}{}, {at_least}{} of them wholly; {}",
+        show::counted(summary.files_read, "file"),
         show::number(summary.files_wholly_read),
         show::bytes(summary.bytes_read)
     );
-    let (blocks, bytes) = (show::number(summary.blocks_verified), show::bytes(summary.bytes_verified));
-    let _ = writeln!(text, "  verified  {blocks} blocks, {bytes}");
+    let (blocks, bytes) = (show::counted(summary.blocks_verified, "block"), show::bytes(summary.bytes_verified));
+    let _ = writeln!(text, "  verified  {blocks}, {bytes}");
     match summary.damage {
         0 => text.push_str("  damage    none met\n"),
         damage => {
             let at_least = if summary.damage_inexact { "at least " } else { "" };
             let again = summary.healed - summary.repaired;
-            let _ =
-                write!(text, "  damage    {at_least}{damage} places, {at_least}{again} of them right when read again");
+            let places = show::counted(damage, "place");
+            let _ = write!(text, "  damage    {at_least}{places}, {at_least}{again} of them right when read again");
             let _ = match summary.repaired {
                 0 => writeln!(text),
                 repaired => writeln!(text, ", {at_least}{repaired} repaired in memory"),

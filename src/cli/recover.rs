@@ -42,7 +42,7 @@ pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
 }
 
 fn as_text(found: &Recovered) -> String {
-    let mut text = format!("Recovered {} versions.\n", found.versions.len());
+    let mut text = format!("Recovered {}.\n", show::counted(found.versions.len() as u64, "version"));
     if let Some(path) = &found.old_index {
         text += &format!("The old index is kept as {}.\n", shown(path));
     }
@@ -70,8 +70,8 @@ fn as_text(found: &Recovered) -> String {
     }
     if found.uncommitted_arcs > 0 {
         text += &format!(
-            "{} arcs belong to no commit: a backup was cut, or its arc.V.0 is lost. They are left alone.\n",
-            found.uncommitted_arcs
+            "Left alone: {} of no commit. A backup was cut, or its arc.V.0 is lost.\n",
+            show::counted(found.uncommitted_arcs as u64, "arc")
         );
     }
     for loss in &found.accepted {

@@ -204,8 +204,7 @@ impl Task {
         }
         match errors {
             0 => {}
-            1 => text += ", 1 error",
-            _ => text += &format!(", {} errors", show::number(errors)),
+            _ => text += &format!(", {}", show::counted(errors, "error")),
         }
         text
     }

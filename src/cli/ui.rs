@@ -117,9 +117,9 @@ impl Monitor for Ui {
             }
             Event::Failure { path, error } => {
                 self.damaged.fetch_or(error.is_damage(), Ordering::Relaxed);
-                // An I/O error names its path itself.
+                // These name their path themselves.
                 let place = match error {
-                    Error::Io { .. } => String::new(),
+                    Error::Io { .. } | Error::NoPath { .. } => String::new(),
                     _ if path.is_empty() => String::new(),
                     _ => format!("{}: ", shown(path)),
                 };

@@ -206,7 +206,7 @@ fn a_ledger_segment_is_laid_out_and_sealed_as_described() {
     assert_eq!(next.unwrap(), 0x0103);
     let at = layout("### Batch", BATCH_HEADER_LEN);
     let (header, sealed) = batch.split_at(BATCH_HEADER_LEN);
-    assert_eq!((&header[at("batch number")], &header[at("number of records")]), (&[2, 1, 0, 0][..], &[6, 0, 0, 0][..]));
+    assert_eq!((&header[at("batch number")], &header[at("number of records")]), (&[2, 1, 0, 0][..], &[7, 0, 0, 0][..]));
     assert_eq!(header[at("sealed length")], (sealed.len() as u32 - 16).to_le_bytes());
     // By the fields of the table: all numbers here are below 128, so a byte each.
     let plain = [
@@ -216,13 +216,14 @@ fn a_ledger_segment_is_laid_out_and_sealed_as_described() {
         &[4, 100, 7, 0, 4, 2, 1, b'X', 1],
         &[5, 100, 1, 2, 3, 1, 0],
         &[6, 100, 2, 1, 2, 3, 4],
+        &[&[7, 100, 1][..], &[0x2e; 16], &[5]].concat(),
     ]
     .concat();
     assert_eq!(sealed, described_seal_by(&key, arc, "batch", 0x0102, header, &plain));
 }
 
 fn ledger_records() -> Vec<(&'static str, crate::ledger::Record)> {
-    use crate::ledger::{By, Damage, Extent, Files, Flip, Frames, How, Proof, Record, Run, Session};
+    use crate::ledger::{By, Damage, Extent, Files, Flip, Frames, How, Listed, Proof, Record, Run, Session};
     let (arc, copy, when_s) = (ArcSerial(7), crate::ids::CopyId(0), 100);
     let proof = Proof { when_s, how: How::Medium, by: By::Selftest };
     let run = Run {
@@ -247,6 +248,7 @@ fn ledger_records() -> Vec<(&'static str, crate::ledger::Record)> {
         ("Damage", Record::Damage(damage)),
         ("Flip", Record::Flip(flip)),
         ("Session", Record::Session(session)),
+        ("Listed", Record::Listed(Listed { doubt_s: 100, segments: [(SegmentId([0x2e; 16]), 5)].into() })),
     ]
 }
 

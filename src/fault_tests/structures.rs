@@ -351,3 +351,49 @@ fn pages_replaced_by_older_images_of_themselves_are_found() {
     }
     assert!(replaced > 30 && told * 10 > replaced * 8, "{told} of {replaced}");
 }
+
+/// Wants the run to stop after so many questions.
+struct Impatient(std::sync::atomic::AtomicI64);
+
+impl crate::monitor::Monitor for Impatient {
+    fn progress(&self, _: crate::monitor::Progress) {}
+    fn event(&self, _: crate::monitor::Event<'_>) {}
+    fn wants_totals(&self) -> bool {
+        true
+    }
+    fn interrupted(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::Relaxed) <= 0
+    }
+}
+
+#[test]
+fn a_selftest_that_is_interrupted_tells_what_it_did_and_what_it_did_not() {
+    let copy = Copy::of(&lab().files);
+    for level in [Level::Structure, Level::LocalBlocks, Level::Files] {
+        let whole = selftest::run(&copy.open(), &options(level), &Silent).unwrap();
+        assert_eq!(whole.not_checked, Default::default());
+        for patience in [0, 1, 3, 10, 30, 60, 100, 200] {
+            let report = selftest::run(&copy.open(), &options(level), &Impatient(patience.into())).unwrap();
+            assert!(report.findings.is_empty(), "{level:?} {patience}: {:#?}", shown(&report.findings));
+            let (arcs, files) = (report.not_checked.arcs, report.not_checked.files);
+            match level {
+                // Those of v2 count as its own.
+                Level::LocalBlocks if report.arcs > 0 => assert_eq!(report.arcs + arcs, whole.arcs, "{patience}"),
+                Level::Files if report.files + files > 0 => assert_eq!(report.files + files, whole.files, "{patience}"),
+                _ => {}
+            }
+            assert!(
+                report.interrupted || (report.arcs, report.files) == (whole.arcs, whole.files),
+                "{level:?} {patience}"
+            );
+        }
+    }
+    let dir = copy.open();
+    let tree = crate::tree::Tree::new(std::sync::Arc::new(dir.open_index().unwrap()), crate::tree::View::Whole);
+    let run = |patience: i64| {
+        let (ledger, asked) = (crate::ledger::Ledger::empty(1), crate::coverage::Options::default());
+        crate::coverage::run(&tree, &ledger, &asked, &Impatient(patience.into()), 1, &mut |_, _| Ok(())).unwrap()
+    };
+    let (all, some) = (run(i64::MAX), run(20));
+    assert!(!all.interrupted && some.interrupted && some.total.blocks < all.total.blocks);
+}

@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use super::list::{self, Found};
 use super::places::Places;
 use super::segment::{BATCH_HEADER_LEN, BatchHeader, MAX_BATCH_BYTES, SEGMENT_HEADER_LEN, SegmentHeader};
 use super::segment::{open_batch, seal_batches};
@@ -46,10 +47,15 @@ pub struct Refused {
     pub what: &'static str,
 }
 
+/// What is known, what of it is refused, and what is missing.
+type Loaded = (Ledger, Vec<Refused>, Vec<Refused>);
+
 /// What all segments say together.
 #[derive(Debug)]
 pub struct Ledger {
     now_s: u64,
+    /// Proofs from before do not count.
+    doubt_s: u64,
     frames: HashMap<(CopyId, How), Spans>,
     files: BTreeMap<Extent, Spans>,
     places: Places,
@@ -64,6 +70,7 @@ impl Default for Ledger {
     fn default() -> Ledger {
         Ledger {
             now_s: 0,
+            doubt_s: 0,
             frames: HashMap::new(),
             files: BTreeMap::new(),
             places: Places::new(MAX_PLACES),
@@ -87,11 +94,20 @@ impl Ledger {
         let Some(dir) = dir.sub(LEDGER_DIR)? else { return Ok((Ledger::empty(now_s), Vec::new())) };
         // A merge may have replaced what was just listed: then the proofs are in a segment that was not.
         for _ in 1..LISTINGS {
-            if let Some(loaded) = Ledger::load_listed(&dir, keys, now_s)? {
-                return Ok(loaded);
+            if let Some((ledger, refused, missing)) = Ledger::load_listed(&dir, keys, now_s)?
+                && missing.is_empty()
+            {
+                return Ok((ledger, refused));
             }
         }
-        Ok(Ledger::load_listed(&dir, keys, now_s)?.unwrap_or_else(|| (Ledger::empty(now_s), Vec::new())))
+        let Some((mut ledger, mut refused, missing)) = Ledger::load_listed(&dir, keys, now_s)? else {
+            return Ok((Ledger::empty(now_s), Vec::new()));
+        };
+        if !missing.is_empty() {
+            ledger.doubt(now_s);
+            refused.extend(missing);
+        }
+        Ok((ledger, refused))
     }
 
     /// Knows nothing yet.
@@ -99,9 +115,15 @@ impl Ledger {
         Ledger { now_s, ..Ledger::default() }
     }
 
-    /// None when a listed segment is gone.
-    fn load_listed(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<Option<(Ledger, Vec<Refused>)>> {
-        let mut ledger = Ledger::empty(now_s);
+    /// Nothing that was proven until now counts: what is missing may have told that it is damaged since.
+    fn doubt(&mut self, now_s: u64) {
+        (self.frames, self.files, self.doubt_s) = (HashMap::new(), BTreeMap::new(), now_s);
+    }
+
+    /// None when a segment that was there is gone. What is refused, and what is missing.
+    fn load_listed(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<Option<Loaded>> {
+        let mut known = Found::read(dir, keys);
+        let mut ledger = Ledger { doubt_s: known.list.doubt_s, ..Ledger::empty(now_s) };
         let mut refused = Vec::new();
         for name in list(dir)? {
             let path = dir.path_of(&name);
@@ -116,12 +138,13 @@ impl Ledger {
             if !lock::try_shared(&file).unwrap_or(true) {
                 ledger.being_written += 1;
             }
-            if let Some(what) = read_segment(&file, &name, keys, |record| ledger.take(record)) {
-                refused.push(Refused { path, what });
-            }
+            let (batches, what) = read_records(&file, Some(&name), keys, |record| ledger.take(record));
+            known.is_there(&name, batches);
+            refused.extend(what.map(|what| Refused { path, what }));
         }
         ledger.settle();
-        Ok(Some((ledger, refused)))
+        let missing = known.missing(dir);
+        Ok(Some((ledger, refused, missing)))
     }
 
     /// Makes one segment of all that no process is writing to. Only for the holder of the writer's lock.
@@ -129,23 +152,36 @@ impl Ledger {
     /// What is refused is kept as `.bad`.
     pub fn merge(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<Vec<Refused>> {
         let Some(dir) = dir.sub(LEDGER_DIR)? else { return Ok(Vec::new()) };
-        let mut ledger = Ledger::empty(now_s);
+        let mut known = Found::read(&dir, keys);
+        let mut ledger = Ledger { doubt_s: known.list.doubt_s, ..Ledger::empty(now_s) };
         let (mut merged, mut refused) = (Vec::new(), Vec::new());
         for name in list(&dir)? {
             let Ok(file) = dir.read(&name) else { continue };
             if !lock::try_exclusive(&file).unwrap_or(false) {
+                // It is there, and whole for all that can be told while it grows.
+                known.is_there(&name, u32::MAX);
                 continue;
             }
-            if let Some(what) = read_segment(&file, &name, keys, |record| ledger.take(record)) {
-                refused.push(Refused { path: dir.path_of(&name), what });
-            }
+            let (batches, what) = read_records(&file, Some(&name), keys, |record| ledger.take(record));
+            known.is_there(&name, batches);
+            refused.extend(what.map(|what| Refused { path: dir.path_of(&name), what }));
             merged.push((name, file));
         }
         ledger.settle();
+        let missing = known.missing(&dir);
+        if !missing.is_empty() {
+            ledger.doubt(now_s);
+            refused.extend(missing);
+        }
         if merged.len() < 2 && refused.is_empty() {
             return Ok(refused);
         }
-        ledger.write(&dir, keys)?;
+        let (id, batches) = ledger.write(&dir, keys)?;
+        list::update(&dir, keys, now_s, |list| {
+            list.segments.retain(|id, _| merged.iter().all(|(name, _)| *name != segment_name(*id)));
+            list.segments.insert(id, batches);
+            Ok(())
+        })?;
         for (name, _locked) in merged {
             match refused.iter().any(|refused| refused.path == dir.path_of(&name)) {
                 true => dir.rename(&name, format!("{name}.bad"))?,
@@ -157,7 +193,7 @@ impl Ledger {
     }
 
     /// Writes what is known as a new segment, durably.
-    fn write(&self, dir: &OwnDir, keys: &Keys) -> Result<()> {
+    fn write(&self, dir: &OwnDir, keys: &Keys) -> Result<(SegmentId, u32)> {
         let temporary = dir.path_of(TEMPORARY);
         let failed = |error: io::Error| Error::io("write", &temporary, &error);
         let header = new_header().map_err(failed)?;
@@ -165,16 +201,19 @@ impl Ledger {
         dir.remove_if_there(TEMPORARY)?;
         let mut out = BufWriter::new(dir.create(TEMPORARY, 0o600)?);
         out.write_all(&header.encode(keys)).map_err(failed)?;
-        seal_batches(&cipher, 0, self.records(), |bytes| out.write_all(bytes)).map_err(failed)?;
+        let batches = seal_batches(&cipher, 0, self.records(), |bytes| out.write_all(bytes)).map_err(failed)?;
         out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
         dir.rename(TEMPORARY, segment_name(header.id))?;
-        dir.sync()
+        dir.sync()?;
+        Ok((header.id, batches))
     }
 
     /// Adds what a segment, or a writer, says; `settle` follows.
     pub(super) fn take(&mut self, record: Record) {
         let counts = |when_s: u64| {
-            when_s.saturating_add(PROOF_MAX_AGE_S) >= self.now_s && when_s <= self.now_s.saturating_add(MAX_AHEAD_S)
+            when_s >= self.doubt_s
+                && when_s.saturating_add(PROOF_MAX_AGE_S) >= self.now_s
+                && when_s <= self.now_s.saturating_add(MAX_AHEAD_S)
         };
         match record {
             Record::Frames(frames) => {
@@ -193,6 +232,7 @@ impl Ledger {
             }
             Record::Damage(damage) => self.places.take(damage),
             Record::Run(run) => keep_newest(&mut self.runs, run, |run| run.when_s),
+            Record::Listed(_) => {}
             Record::Flip(flip) => keep_newest(&mut self.flips, flip, |flip| flip.when_s),
             Record::Session(session) => {
                 // A session is told again as it goes on, and its counts only grow.
@@ -368,7 +408,7 @@ fn keep_newest<T>(all: &mut Vec<T>, one: T, when_s: impl Fn(&T) -> u64) {
 }
 
 /// Names of the segments, in order.
-fn list(dir: &OwnDir) -> Result<Vec<String>> {
+pub(super) fn list(dir: &OwnDir) -> Result<Vec<String>> {
     let segment = |name: Vec<u8>| String::from_utf8(name).ok().filter(|name| name.ends_with(".seg"));
     Ok(dir.names()?.into_iter().filter_map(segment).collect())
 }
@@ -381,20 +421,26 @@ pub(super) fn new_header() -> io::Result<SegmentHeader> {
     Ok(SegmentHeader { id: SegmentId(crypto::random()?), salt: ArcSalt(crypto::random()?) })
 }
 
-/// Gives all records that can be believed; says why it stops before the end. A torn tail is an end.
-fn read_segment(file: &File, name: &str, keys: &Keys, mut each: impl FnMut(Record)) -> Option<&'static str> {
+/// Gives all records that can be believed; says how many batches they were in, and why it stops before the end. A torn
+/// tail is an end. `name`: of a segment, which its id must be.
+pub(super) fn read_records(
+    file: &File,
+    name: Option<&str>,
+    keys: &Keys,
+    mut each: impl FnMut(Record),
+) -> (u32, Option<&'static str>) {
     let mut file = BufReader::new(file);
     let mut head = [0; SEGMENT_HEADER_LEN];
     match fill(&mut file, &mut head) {
         ControlFlow::Continue(()) => {}
-        ControlFlow::Break(why) => return why,
+        ControlFlow::Break(why) => return (0, why),
     }
     let header = match SegmentHeader::decode(&head, keys) {
         Ok(header) => header,
-        Err(what) => return Some(what),
+        Err(what) => return (0, Some(what)),
     };
-    if name != segment_name(header.id) {
-        return Some("it is a segment of another name");
+    if name.is_some_and(|name| name != segment_name(header.id)) {
+        return (0, Some("it is a segment of another name"));
     }
     let cipher = keys.segment_cipher(header.id, &header.salt);
     let mut body = Vec::new();
@@ -402,28 +448,28 @@ fn read_segment(file: &File, name: &str, keys: &Keys, mut each: impl FnMut(Recor
         let mut head = [0; BATCH_HEADER_LEN];
         match fill(&mut file, &mut head) {
             ControlFlow::Continue(()) => {}
-            ControlFlow::Break(why) => return why,
+            ControlFlow::Break(why) => return (number, why),
         }
         let header = BatchHeader::decode(&head);
         if header.len as usize > MAX_BATCH_BYTES {
-            return Some("a batch is too long");
+            return (number, Some("a batch is too long"));
         }
         if header.len == 0 {
             // A power cut may leave zeros where the last batch was to be.
-            return if rest_is_zero(&head, &mut file) { None } else { Some("a batch is empty") };
+            return (number, if rest_is_zero(&head, &mut file) { None } else { Some("a batch is empty") });
         }
         body.clear();
         body.resize(header.body_len(), 0);
         match fill(&mut file, &mut body) {
             ControlFlow::Continue(()) => {}
-            ControlFlow::Break(why) => return why,
+            ControlFlow::Break(why) => return (number, why),
         }
         match open_batch(&cipher, number, &header, &mut body) {
             Ok(records) => records.into_iter().for_each(&mut each),
-            Err(what) => return Some(what),
+            Err(what) => return (number, Some(what)),
         }
     }
-    None
+    (u32::MAX, None)
 }
 
 /// Breaks without a reason when the file ends before.

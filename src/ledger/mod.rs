@@ -5,6 +5,7 @@
 //! believed; nobody needs the writer's lock to append.
 
 pub(crate) mod bits;
+mod list;
 mod merged;
 mod places;
 pub(crate) mod segment;
@@ -13,7 +14,9 @@ mod spans;
 mod tests;
 mod writer;
 
-use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid};
+use std::collections::BTreeMap;
+
+use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
 
 pub use merged::{LEDGER_DIR, Ledger, PROOF_MAX_AGE_S, Refused};
 pub use writer::{FLUSH_EVERY_S, LedgerWriter};
@@ -144,6 +147,15 @@ pub struct Session {
     pub bytes_read: u64,
 }
 
+/// The segments of a ledger, as `list` has them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listed {
+    /// What was proven before does not count: segments were missing then.
+    pub doubt_s: u64,
+    /// Each with so many batches at least.
+    pub segments: BTreeMap<SegmentId, u32>,
+}
+
 /// One thing that a segment says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -153,6 +165,8 @@ pub enum Record {
     Damage(Damage),
     Flip(Flip),
     Session(Session),
+    /// In the list only.
+    Listed(Listed),
 }
 
 /// The clock, seconds since 1970.

@@ -8,7 +8,9 @@
 //! batch number, which only grows, and nobody but its process appends to a segment; decoding never panics, allocates
 //! no more than `MAX_BATCH_BYTES`, and refuses what no encoder writes.
 
-use super::{By, Damage, Extent, Files, Flip, Frames, How, Proof, Record, Run, Session};
+use std::collections::BTreeMap;
+
+use super::{By, Damage, Extent, Files, Flip, Frames, How, Listed, Proof, Record, Run, Session};
 use crate::arc::{FRAME_OVERHEAD, MAX_PLAIN_LEN};
 use crate::catalog::codec::{BadRecord, Decoded, Decoder, Encoder, require};
 use crate::crypto::{ArcCipher, Domain, Keys, TAG_LEN};
@@ -213,6 +215,15 @@ fn put_record(e: &mut Encoder, record: &Record) {
             let counts = [session.seconds, session.dirs_listed, session.files_read, session.bytes_read];
             counts.into_iter().for_each(|count| e.uint(count));
         }
+        Record::Listed(list) => {
+            e.u8(7);
+            e.uint(list.doubt_s);
+            e.uint(list.segments.len() as u64);
+            for (id, batches) in &list.segments {
+                e.raw(&id.0);
+                e.uint(u64::from(*batches));
+            }
+        }
     }
 }
 
@@ -281,6 +292,18 @@ fn record(d: &mut Decoder<'_>) -> Decoded<Record> {
             files_read: d.uint()?,
             bytes_read: d.uint()?,
         }),
+        7 => {
+            let (doubt_s, count) = (d.uint()?, d.uint()?);
+            let mut segments = BTreeMap::new();
+            for _ in 0..count {
+                let id = SegmentId(d.array()?);
+                if segments.last_key_value().is_some_and(|(last, _)| *last >= id) {
+                    return Err(BadRecord("segments out of order"));
+                }
+                segments.insert(id, d.small()?);
+            }
+            Record::Listed(Listed { doubt_s, segments })
+        }
         _ => return Err(BadRecord("record code")),
     })
 }

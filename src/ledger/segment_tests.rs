@@ -143,7 +143,10 @@ fn ledger_records_that_no_writer_makes_are_refused() {
     };
     for (rule, bytes) in [
         ("text too long", long),
-        ("record code", vec![7]),
+        ("record code", vec![8]),
+        ("segments out of order", [&[7, 0, 2][..], &[2; 16], &[0], &[1; 16], &[0]].concat()),
+        ("segments out of order", [&[7, 0, 2][..], &[1; 16], &[0], &[1; 16], &[0]].concat()),
+        ("cut short", vec![7, 0, 0xff, 0x7f]),
         ("flag is neither 0 nor 1", changed(whole.len() - 1, 2)),
         ("text is not UTF-8", changed(whole.len() - 2, 0xff)),
         ("number longer than it need be", vec![4, 0x81, 0]),

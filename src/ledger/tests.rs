@@ -62,6 +62,8 @@ impl Lab {
         let mut paths: Vec<PathBuf> = fs::read_dir(self.dir.path().join(LEDGER_DIR))
             .map(|entries| entries.map(|entry| entry.unwrap().path()).collect())
             .unwrap_or_default();
+        let is_segment = |path: &PathBuf| path.extension().is_some_and(|end| end == "seg" || end == "bad");
+        paths.retain(is_segment);
         paths.sort();
         paths
     }
@@ -97,12 +99,23 @@ fn run(when_s: u64) -> Run {
 
 /// Three batches of all kinds of records.
 fn written(lab: &Lab) {
+    written_with(lab, true);
+}
+
+/// The same without damage, which the list would notice to be gone.
+fn proven(lab: &Lab) {
+    written_with(lab, false);
+}
+
+fn written_with(lab: &Lab, damaged: bool) {
     let writer = lab.writer(By::Selftest);
     for batch in 0..3u32 {
         (0..4).for_each(|no| writer.frame(ARC, CopyId::LOCAL, FrameNo(batch * 10 + no), How::Medium));
         writer.file(Logid(100 + u64::from(batch)), Extent::Hashed);
         writer.record(Record::Run(run(lab.now_s())));
-        writer.record(Record::Damage(damage(lab.now_s(), 60 + batch)));
+        if damaged {
+            writer.record(Record::Damage(damage(lab.now_s(), 60 + batch)));
+        }
         let flip = Flip {
             when_s: lab.now_s(),
             block: BlockId::new(ARC, FrameNo(batch)),
@@ -245,7 +258,7 @@ fn nothing_false(lab: &Lab, whole: &Ledger) -> bool {
 #[test]
 fn a_flip_of_any_byte_is_refused_and_what_stands_before_it_believed() {
     let lab = Lab::new();
-    written(&lab);
+    proven(&lab);
     let whole = lab.ledger();
     let path = lab.segment();
     let bytes = fs::read(&path).unwrap();
@@ -267,7 +280,7 @@ fn a_flip_of_any_byte_is_refused_and_what_stands_before_it_believed() {
 #[test]
 fn a_torn_tail_is_the_end_and_no_complaint() {
     let lab = Lab::new();
-    written(&lab);
+    proven(&lab);
     let whole = lab.ledger();
     let path = lab.segment();
     let bytes = fs::read(&path).unwrap();
@@ -283,7 +296,7 @@ fn a_torn_tail_is_the_end_and_no_complaint() {
 #[test]
 fn batches_that_were_moved_copied_or_taken_from_elsewhere_are_refused() {
     let lab = Lab::new();
-    written(&lab);
+    proven(&lab);
     let path = lab.segment();
     let bytes = fs::read(&path).unwrap();
     let mut batches = Vec::new();
@@ -333,7 +346,7 @@ fn batches_that_were_moved_copied_or_taken_from_elsewhere_are_refused() {
 #[test]
 fn merging_leaves_what_is_being_written_and_keeps_what_is_refused() {
     let lab = Lab::new();
-    written(&lab);
+    proven(&lab);
     let damaged = lab.segment();
     let mut bytes = fs::read(&damaged).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -542,4 +555,67 @@ fn the_later_verdict_counts_whatever_process_and_flush_it_is_from() {
     drop(mount);
     assert_eq!(lab.merge(), []);
     assert_eq!((lab.ledger().open_damage().len(), proven(3), proven(2)), (1, false, true));
+}
+
+#[test]
+fn a_segment_that_is_gone_is_noticed_and_nothing_proven_before_counts() {
+    let lab = Lab::new();
+    let note = |no: u32, bad: Option<u32>| {
+        let writer = lab.writer(By::Selftest);
+        writer.frame(ARC, CopyId::LOCAL, FrameNo(no), How::Medium);
+        bad.into_iter().for_each(|bad| writer.record(Record::Damage(damage(lab.now_s(), bad))));
+        writer.flush().unwrap();
+        lab.later(5);
+    };
+    note(1, None);
+    note(2, None);
+    assert_eq!(lab.merge(), []);
+    note(3, Some(1));
+    note(4, None);
+    let whole = lab.ledger();
+    assert_eq!((frames(&whole, How::Medium), whole.open_damage().len()), (vec![2, 3, 4], 1));
+    let ledger = lab.dir.path().join(LEDGER_DIR);
+    let files = || -> Vec<(PathBuf, Vec<u8>)> {
+        let path = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().path();
+        fs::read_dir(&ledger).unwrap().map(path).map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    };
+    let put = |files: &[(PathBuf, Vec<u8>)]| {
+        fs::remove_dir_all(&ledger).unwrap();
+        fs::create_dir(&ledger).unwrap();
+        fs::set_permissions(&ledger, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        files.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+    };
+    let before = files();
+    let named = before.iter().filter(|(path, _)| !path.ends_with("list.lock")).count();
+    assert_eq!(named, 4, "three segments and their list");
+    for gone in before.iter().filter(|(path, _)| !path.ends_with("list.lock")) {
+        let left: Vec<_> = before.iter().filter(|file| *file != gone).cloned().collect();
+        put(&left);
+        let (found, refused) = lab.load();
+        assert_eq!((frames(&found, How::Medium), refused.len()), (vec![], 1), "{gone:?}");
+        // Who writes next knows it too, and what is proven from then on counts.
+        lab.later(5);
+        note(9, None);
+        let (found, refused) = lab.load();
+        assert_eq!((frames(&found, How::Medium), refused), (vec![9], vec![]), "{gone:?}");
+        lab.later(5);
+        lab.merge();
+        assert_eq!(frames(&lab.ledger(), How::Medium), [9]);
+        // Or the next backup does.
+        put(&left);
+        assert_eq!(lab.merge().len(), 1, "{gone:?}");
+        lab.later(5);
+        note(8, None);
+        assert_eq!(frames(&lab.ledger(), How::Medium), [8], "{gone:?}");
+    }
+    // The end of the segment that tells of damage, cut off as a crash would.
+    put(&before);
+    let tells = before.iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "seg"));
+    for (path, bytes) in tells {
+        fs::write(path, &bytes[..SEGMENT_HEADER_LEN]).unwrap();
+    }
+    assert!(!lab.load().1.is_empty() && frames(&lab.load().0, How::Medium).is_empty());
+    // With all of it gone nothing is known, and nothing missed.
+    put(&[]);
+    assert_eq!((lab.load().1, lab.merge()), (vec![], vec![]));
 }

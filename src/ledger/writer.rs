@@ -10,13 +10,14 @@ use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bits::Bits;
+use super::list;
 use super::merged::{LEDGER_DIR, new_header, segment_name};
 use super::places::Places;
 use super::segment::seal_batches;
 use super::{By, Extent, Files, Frames, How, Ledger, Proof, Record, now_ms};
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid};
+use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
 use crate::own::OwnDir;
 
 /// How often notes are written.
@@ -68,6 +69,8 @@ enum Sink {
     /// Nothing was written yet.
     None,
     Segment {
+        ledger: OwnDir,
+        id: SegmentId,
         file: File,
         cipher: Box<ArcCipher>,
         next_batch: u32,
@@ -217,11 +220,18 @@ impl LedgerWriter {
             *sink = self.begin()?;
         }
         match sink {
-            Sink::Segment { file, cipher, next_batch } => {
+            Sink::Segment { ledger, id, file, cipher, next_batch } => {
                 let written = seal_batches(cipher, *next_batch, records.iter().cloned(), |bytes| file.write_all(bytes));
                 *next_batch = written
                     .and_then(|next| file.sync_data().map(|()| next))
-                    .map_err(|error| Error::io("write", self.dir.path_of(LEDGER_DIR), &error))?;
+                    .map_err(|error| Error::io("write", ledger.path(), &error))?;
+                if records.iter().any(|record| matches!(record, Record::Damage(_))) {
+                    let batches = *next_batch;
+                    list::update(ledger, &self.keys, self.now_s(), |list| {
+                        list.segments.insert(*id, batches);
+                        Ok(())
+                    })?;
+                }
             }
             Sink::Memory(memory) => records.iter().cloned().for_each(|record| memory.take(record)),
             Sink::None => {}
@@ -237,13 +247,20 @@ impl LedgerWriter {
         let ledger = self.dir.sub_made(LEDGER_DIR, 0o700)?;
         let failed = |error: std::io::Error| Error::io("write to", ledger.path(), &error);
         let header = new_header().map_err(failed)?;
-        let mut file = ledger.create(segment_name(header.id), 0o600)?;
-        // A reader that looks whether anybody writes here may hold it for a moment.
-        crate::os::lock::exclusive(&file).map_err(failed)?;
-        file.write_all(&header.encode(&self.keys)).map_err(failed)?;
-        ledger.sync()?;
+        let mut made = None;
+        list::update(&ledger, &self.keys, self.now_s(), |list| {
+            let mut file = ledger.create(segment_name(header.id), 0o600)?;
+            // A reader that looks whether anybody writes here may hold it for a moment.
+            crate::os::lock::exclusive(&file).map_err(failed)?;
+            file.write_all(&header.encode(&self.keys)).map_err(failed)?;
+            ledger.sync()?;
+            list.segments.insert(header.id, 0);
+            made = Some(file);
+            Ok(())
+        })?;
+        let Some(file) = made else { return Ok(Sink::None) };
         let cipher = Box::new(self.keys.segment_cipher(header.id, &header.salt));
-        Ok(Sink::Segment { file, cipher, next_batch: 0 })
+        Ok(Sink::Segment { ledger, id: header.id, file, cipher, next_batch: 0 })
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {

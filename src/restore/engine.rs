@@ -153,17 +153,17 @@ impl<'a> Restore<'a> {
 
     pub fn run(mut self, paths: &[Vec<u8>]) -> Result<Report> {
         let mut found = Vec::new();
-        let mut first = None;
+        let mut missing = Vec::new();
         for path in paths {
             match parse_path(path).and_then(|names| Ok((path, names, self.source.find(path)?))) {
                 Ok(known) => found.push(known),
-                Err(error) => {
-                    self.fail(path.clone(), &error);
-                    first.get_or_insert(error);
-                }
+                Err(error) => missing.push((path.clone(), error)),
             }
         }
-        if let (true, Some(error)) = (found.is_empty(), first) {
+        // Where there is nothing to restore the last one ends it, and is told by whoever asked.
+        let ends_it = if found.is_empty() { missing.pop() } else { None };
+        missing.into_iter().for_each(|(path, error)| self.fail(path, &error));
+        if let Some((_, error)) = ends_it {
             return Err(error);
         }
         if self.monitor.wants_totals() {

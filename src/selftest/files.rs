@@ -393,7 +393,10 @@ impl Reading<'_> {
             self.progress(len);
         }
         match bad.error {
-            Some(error) => return Ok(self.trouble(file, &error, bad.cause, &bad.ranges)),
+            Some(error) => {
+                self.trouble(file, &error, bad.cause, &bad.ranges);
+                return Ok(());
+            }
             // The blocks are told, with all who use them.
             None if bad.blocks => {}
             None => {
@@ -401,7 +404,8 @@ impl Reading<'_> {
                 match node.sha1.zip(found) {
                     Some((expected, found)) if expected != found => {
                         let error = Error::FileHashMismatch { path: file.path.clone(), expected, found };
-                        return Ok(self.trouble(file, &error, None, std::slice::from_ref(&(0..size))));
+                        self.trouble(file, &error, None, std::slice::from_ref(&(0..size)));
+                        return Ok(());
                     }
                     Some(_) => self.exam.ledger.file(node.logid, Extent::Hashed),
                     None => self.exam.ledger.file(node.logid, Extent::Whole),

@@ -16,6 +16,7 @@ use crate::error::{Damage, Error, Exit, Place};
 use crate::ids::{ArcName, ArcSerial, BlockId, CopyId, FrameNo, Logid, Version};
 use crate::index::Index;
 use crate::store::lock;
+use crate::text::counted;
 
 /// Why something is wrong, as far as can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -219,7 +220,7 @@ impl fmt::Display for Fixed {
                 .filter(|(count, _)| **count > 0)
                 .map(|(count, what)| format!("{count} {what}"))
                 .collect();
-                write!(f, "of {total} frames {}", parts.join(", "))
+                write!(f, "of {}: {}", counted(total as u64, "frame"), parts.join(", "))
             }
             Fixed::Not { why } => f.write_str(why),
         }

@@ -9,6 +9,7 @@ use crate::backupdir::arcs::{self, COMMIT_NUMBER};
 use crate::catalog::ArcEntry;
 use crate::error::{Error, Result};
 use crate::ids::{ArcName, ArcSerial, Version};
+use crate::text::counted;
 
 /// What is to be read.
 #[derive(Debug, Default)]
@@ -92,8 +93,8 @@ impl Plan {
         let mut notes = Vec::new();
         if let Some(first) = unfinished.first() {
             notes.push(format!(
-                "{} arcs, the first of them {first}, belong to no commit and were not looked at",
-                unfinished.len()
+                "not looked at: {} of no commit, first {first}",
+                counted(unfinished.len() as u64, "arc")
             ));
         }
         let arcs = entries.into_values().collect();

@@ -10,6 +10,7 @@ use crate::backupdir::{Survey, What, arcs};
 use crate::error::{Error, Result};
 use crate::ids::Version;
 use crate::selftest::Scope;
+use crate::text::counted;
 
 const ADD: &str = "the next backup adds it to the index; so does `assay selftest -v2 --fix`";
 const PUT_BACK_COMMIT: &str = "put the commit arc back from a copy of the backup dir; if there is none, \
@@ -70,7 +71,8 @@ pub fn check(check: &Check<'_>, report: &mut Report) -> Result<()> {
     }
     for (run, names) in unclaimed {
         let commit = arcs::commit_arc(run);
-        let what = format!("{commit} is missing, and {} arcs of this run are there: {}", names.len(), few(&names));
+        let there = counted(names.len() as u64, "arc");
+        let what = format!("{commit} is missing, and its run left {there}: {}", few(&names));
         check.report(
             Subject::Commit(run),
             Error::CommitDamaged { run, what },
@@ -81,13 +83,13 @@ pub fn check(check: &Check<'_>, report: &mut Report) -> Result<()> {
     }
     if let Some(first) = left.first() {
         report.notes.push(format!(
-            "{} arcs, the first of them {first}, belong to no commit and were not looked at: a backup is running, or was \
-             cut; the next one uses or removes what a cut one left",
-            left.len()
+            "not looked at: {} of no commit, first {first}: a backup is running, or was cut; the next one uses or \
+             removes what a cut one left",
+            counted(left.len() as u64, "arc")
         ));
     }
     if old > 0 {
-        report.notes.push(format!("{old} arcs that no commit in the index names were not looked at"));
+        report.notes.push(format!("not looked at: {} that no commit in the index names", counted(old, "arc")));
     }
     Ok(())
 }
