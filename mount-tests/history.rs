@@ -394,18 +394,21 @@ fn a_loss_that_is_accepted_is_told_no_more_and_nothing_else_is_hidden() {
     lab.backup();
     lab.write("third", &rng.bytes(200_000));
     lab.backup();
-    let cut = |path: &Path| arcfile::rewrite(path, |bytes| bytes.truncate(120_000));
+    // Within the first block, or in one of the next.
+    let cut = |path: &Path| arcfile::rewrite(path, |bytes| bytes.truncate(bytes.len() * 3 / 4));
+    let cut_short = |path: &Path| arcfile::rewrite(path, |bytes| bytes.truncate(1000));
     let spoil = |path: &Path| {
         let frame = arcfile::frames(&fs::read(path).expect("arc"))[0];
         arcfile::rewrite(path, |bytes| arcfile::spoil(bytes, &frame));
     };
     let remove = |path: &Path| fs::remove_file(path).expect("rm");
     type Damage<'a> = (&'a str, &'a [&'a str], &'a dyn Fn(&Path));
-    let cases: [Damage<'_>; 6] = [
+    let cases: [Damage<'_>; 7] = [
         ("a data arc", &["arc.1.1"], &remove),
         ("a catalog arc", &["arc.1.2"], &remove),
         ("a commit record", &["arc.1.0"], &remove),
         ("the end of a data arc", &["arc.1.1"], &cut),
+        ("nearly all of a data arc", &["arc.1.1"], &cut_short),
         ("a block", &["arc.1.1"], &spoil),
         ("a rollback", &["arc.2.0", "arc.2.1", "arc.2.2"], &remove),
     ];

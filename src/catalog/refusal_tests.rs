@@ -242,7 +242,9 @@ fn records_that_no_catalog_holds() {
     assert_refused(
         decode_records,
         vec![
-            ("unknown record", vec![8]),
+            ("unknown record", vec![9]),
+            ("unknown loss", vec![8, 0]),
+            ("unknown loss", vec![8, 5, 1]),
             ("number longer than it need be", long),
             ("unknown listing", listing),
             ("flag is neither 0 nor 1", flag),

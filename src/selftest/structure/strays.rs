@@ -27,7 +27,11 @@ pub fn check(check: &Check<'_>, report: &mut Report) -> Result<()> {
         let in_doubt = |what: &What| matches!(what, What::Commit | What::BadCommit(_) | What::Unclaimed);
         survey.unlisted.iter().any(|found| in_doubt(&found.what))
     };
-    let mut survey = Survey::take(exam.dir, &exam.index)?;
+    let mut survey = match Survey::take(exam.dir, &exam.index) {
+        // What is wrong with the index was told.
+        Err(error) if error.is_damage() && exam.findings.any(Cause::Index) => return Ok(()),
+        taken => taken?,
+    };
     let mut busy = false;
     if open(&survey) {
         // A backup that was just ending has told the index when it lets go of the lock.
