@@ -58,8 +58,7 @@ pub fn resume(dir: &BackupDir, survey: &Survey, writer: &mut IndexWriter, monito
                 run_id: run.id,
                 previous: state.last_commit,
                 version: None,
-                // Nothing is before the first commit, and nothing is what its catalog has to tell.
-                base: state.last_commit.is_none(),
+                base: false,
                 arcs: proven,
                 catalog: Vec::new(),
                 next_serial,

@@ -6,8 +6,9 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Context, open_index, print, print_json, show};
+use crate::arc::ARC_HEADER_LEN;
 use crate::backupdir::{Accepted, arcs};
-use crate::catalog::Timespec;
+use crate::catalog::{ArcRole, Timespec};
 use crate::error::{Exit, Result};
 use crate::index::Index;
 use crate::ledger::{Damage, Ledger, Run};
@@ -43,8 +44,14 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     };
     let newest = versions.last().map(|row| row.info.clone()).unwrap_or_default();
     let all_trees = sum(|info| info.tree_bytes);
-    let (plain, stored) = (sum(|info| info.plain_bytes), sum(|info| info.stored_bytes));
-    let (read, blocks) = (sum(|info| info.bytes_read), sum(|info| info.blocks_new));
+    let read = sum(|info| info.bytes_read);
+    // As the arcs have them: what a run that was cut had stored is of no version.
+    let (mut blocks, mut plain, mut stored) = (0, 0, 0);
+    for entry in index.arcs()?.into_iter().map(|row| row.entry).filter(|entry| entry.role == ArcRole::Data) {
+        blocks += u64::from(entry.frames);
+        plain += entry.plain_bytes;
+        stored += entry.footer_offset.saturating_sub(ARC_HEADER_LEN as u64);
+    }
     let (ledger, refused) = Ledger::load(dir.own(), dir.keys())?;
     for refused in &refused {
         log::warn!("{}: not believed: {}", shown(&refused.path), refused.what);
