@@ -180,7 +180,7 @@ fn damage_is_known_until_the_block_reads_right_again() {
         (&"arc.0.1".into(), Some(victim.number.into()))
     );
     let text = stats(&[]).out();
-    assert!(text.contains("1 places, not seen right since") && text.contains("Selftest       none yet"), "{text}");
+    assert!(text.contains("1 place, not seen right since") && text.contains("Selftest       none yet"), "{text}");
     arcfile::rewrite(&arc, |bytes| bytes.copy_from_slice(&whole));
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let found = read(0);

@@ -146,6 +146,7 @@ fn files_of_the_backup_dir_are_opened_in_one_place() {
     let others = [
         "src/os/",
         "src/index/",
+        "src/scratch.rs",
         "src/restore",
         "src/vfs/",
         "src/docs_tests/",

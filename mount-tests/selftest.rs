@@ -304,7 +304,7 @@ fn what_a_killed_selftest_leaves_is_taken_away_by_the_next() {
         names.iter().filter(|name| name.starts_with(b"assay-")).count()
     };
     for args in [&["selftest", "-v2"][..], &["selftest", "--drill", "3"]] {
-        let kill = ["-f", "-qq", "-o", "/dev/null", "-e", "inject=pwrite64:signal=KILL:when=2"];
+        let kill = ["-f", "-qq", "-o", "/dev/null", "-e", "inject=unlinkat:signal=KILL:when=1"];
         let strace = tool("strace").args(kill).env("TMPDIR", &tmp).arg(assay_binary()).args(args);
         let killed = strace.arg("-c").arg(lab.repo()).run();
         assert_eq!((killed.signal, scratch()), (Some(9), 1), "{args:?}: {}", killed.text());

@@ -66,7 +66,7 @@ pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
     } else {
         print(&mapfile(&shown(&path).to_string(), version, node.attr.size, &bad))?;
         if !context.quiet {
-            healed.iter().for_each(|met| super::say(&format!("assay: {}: {}; {}", met.code, met.what, met.how)));
+            healed.iter().for_each(|met| super::say(&format!("assay: {}: {met}", met.code)));
         }
     }
     // What was put right on the way is readable, but the backup is not as it was.

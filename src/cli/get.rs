@@ -13,7 +13,7 @@ use crate::backup::walk;
 use crate::error::{Error, Exit, Result};
 use crate::ledger::{By, LedgerWriter};
 use crate::restore::{self, Decision, Extra, Lack, Options, Question, Report, Source, Spare, Target, VersionSource};
-use crate::store::{Store, StoreOptions, Words};
+use crate::store::{Met, Store, StoreOptions, Summary, Words};
 use crate::text::shown;
 use crate::tree::{Tree, View};
 
@@ -104,17 +104,17 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     // It has said so itself, and what was restored is restored.
     let _ = ledger.flush();
     let report = done?;
-    let healed = store.tally().summary().healed;
+    let healed = Healed::of(store.tally().summary());
     if args.json {
-        print_json(&as_json(&report, healed))?;
+        print_json(&as_json(&report, &healed))?;
     } else if context.quiet {
-        undone_text(&report, healed).lines().for_each(super::say);
+        undone_text(&report, &healed).lines().for_each(super::say);
     } else {
-        print(&(done_text(&report, &row.info.name) + &undone_text(&report, healed)))?;
+        print(&(done_text(&report, &row.info.name) + &undone_text(&report, &healed)))?;
     }
     Ok(match report.exit() {
         // Nothing is missing, but the backup is not as it was.
-        Exit::Ok if healed > 0 => Exit::Damage,
+        Exit::Ok if healed.count > 0 => Exit::Damage,
         exit => exit,
     })
 }
@@ -129,6 +129,19 @@ fn ask(ui: &Ui, question: Question<'_>) -> Decision {
         Some("a" | "all") => Decision::All,
         Some("q" | "quit") => Decision::Quit,
         _ => Decision::No,
+    }
+}
+
+/// Damaged blocks that were put right on the way; the first places.
+struct Healed {
+    count: u64,
+    places: Vec<Met>,
+}
+
+impl Healed {
+    fn of(summary: Summary) -> Healed {
+        let places = summary.places.into_iter().filter(|met| met.healed).collect();
+        Healed { count: summary.healed, places }
     }
 }
 
@@ -153,7 +166,7 @@ fn done_text(report: &Report, from: &str) -> String {
 }
 
 /// What was not done, or not as asked.
-fn undone_text(report: &Report, healed: u64) -> String {
+fn undone_text(report: &Report, healed: &Healed) -> String {
     let mut text = String::new();
     let mut line = |count: u64, what: &str, names: &[String]| {
         if count == 0 {
@@ -183,7 +196,12 @@ fn undone_text(report: &Report, healed: u64) -> String {
     }
     line(report.error_count, "failed", &[]);
     line(report.missing, "entries of the version were not restored", &[]);
-    line(healed, "damaged blocks were put right while they were read (assay selftest --fix)", &[]);
+    let places: Vec<String> = healed.places.iter().take(MAX_SHOWN).map(Met::to_string).collect();
+    let what = match healed.count {
+        1 => "damaged block was put right while it was read (assay selftest --fix)",
+        _ => "damaged blocks were put right while they were read (assay selftest --fix)",
+    };
+    line(healed.count, what, &places);
     if report.interrupted {
         let there = report.files + report.unchanged;
         let of = report.expected.map_or(String::new(), |all| format!(" of {}", show::number(all.files)));
@@ -196,7 +214,7 @@ fn undone_text(report: &Report, healed: u64) -> String {
     text
 }
 
-fn as_json(report: &Report, healed: u64) -> serde_json::Value {
+fn as_json(report: &Report, healed: &Healed) -> serde_json::Value {
     let lacking: serde_json::Map<String, serde_json::Value> = Lack::ALL
         .iter()
         .zip(report.lacking_counts)
@@ -235,7 +253,11 @@ fn as_json(report: &Report, healed: u64) -> serde_json::Value {
         "interrupted": report.interrupted,
         "expected_files": report.expected.map(|all| all.files),
         "expected_bytes": report.expected.map(|all| all.bytes),
-        "healed_blocks": healed,
+        "healed_blocks": healed.count,
+        "healed": healed.places.iter().map(|met| {
+            let value = json!({ "code": met.code, "version": met.version, "what": met.what, "how": met.how });
+            with_name(value, "path", &met.path)
+        }).collect::<Vec<_>>(),
     });
     with_names(summary, "kept_paths", &report.kept)
 }

@@ -423,18 +423,19 @@ impl Inner {
         let arc = match self.arcs.open(first.serial) {
             Ok(arc) => arc,
             Err(error) => {
-                let mut told = false;
+                // It is one place, told once; a log says each block that was wanted.
+                let (each, mut told) = (error.is_damage() && self.words == Words::Log, false);
                 for (slot, located) in run {
                     let Some(want) = deliver.job.wanted.get(*slot) else { continue };
                     if let Some(verified) = self.relocated_since(want.block, located) {
                         deliver.outcome(*slot, Ok(Arc::new(verified)));
                         continue;
                     }
-                    // The whole arc is out of reach. That is told once; each reader's error still names its own block.
-                    if !std::mem::replace(&mut told, true) {
+                    if !each && !std::mem::replace(&mut told, true) {
                         let key = BlockId::new(first.serial, FrameNo(0)).0;
                         self.note(key, Some(first.serial), deliver.job.file, &error, "");
                     }
+                    // Each reader's error names its own block.
                     let error = match error.clone() {
                         Error::Arc { place, damage } => Error::Arc {
                             place: Place {
@@ -447,6 +448,10 @@ impl Inner {
                         },
                         other => other,
                     };
+                    if each {
+                        let more = format!("expected hash {}", located.info.hash);
+                        self.note(want.block.0, Some(first.serial), deliver.job.file, &error, &more);
+                    }
                     deliver.outcome(*slot, Err(error));
                 }
                 return;

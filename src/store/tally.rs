@@ -4,6 +4,7 @@
 //! says so; each damaged place is listed and logged once.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,7 @@ use super::shelf::lock;
 use crate::ids::{Logid, Version};
 use crate::ledger::Extent;
 use crate::ledger::bits::{Bits, Insert};
+use crate::text::shown;
 
 /// Damaged places that are listed; more are only counted.
 pub const MAX_LISTED: usize = 1000;
@@ -42,6 +44,18 @@ pub struct Met {
     pub healed: bool,
     /// How they were come by, in words; empty if they were not.
     pub how: String,
+}
+
+impl fmt::Display for Met {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "{}", shown(&self.path))?;
+            self.version.map_or(Ok(()), |version| write!(f, " in r{version}"))?;
+            f.write_str(": ")?;
+        }
+        write!(f, "{}", self.what)?;
+        if self.how.is_empty() { Ok(()) } else { write!(f, "; {}", self.how) }
+    }
 }
 
 /// How an encounter with damage ended.
