@@ -219,7 +219,8 @@ pub fn serve(
         return Err(failed("the directory was moved or replaced while it was being mounted on".into()));
     };
     let crash = os::crash::unmount_on_crash(&mount.point, &unmount_helper());
-    let answered = std::fs::metadata(&mount.point).map(|stat| {
+    let looked = os::process::without_descriptors(|| std::fs::metadata(&mount.point));
+    let answered = looked.and_then(|stat| stat).map(|stat| {
         // When the kernel asks for so much at a time that each core has a request, decoding ahead has no use.
         let reads_far_ahead = raise_read_ahead(stat.dev()) && options.caching == Caching::PageCache;
         if reads_far_ahead && threads >= cores {

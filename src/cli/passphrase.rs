@@ -4,7 +4,6 @@
 //! children, and of messages; a source that was named and can't give one is an error, and no other is tried.
 
 use std::cell::RefCell;
-use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::backupdir::BackupDir;
 use crate::error::{Error, Result};
-use crate::os::{process, term};
+use crate::os::{file, process, term};
 use crate::own::Sharing;
 use crate::text::shown;
 
@@ -145,14 +144,12 @@ fn read(source: impl Read, whose: &str) -> Result<Secret> {
 
 fn from_file(path: &Path) -> Result<Secret> {
     let whose = shown(path).to_string();
-    // Looked at before it is opened, too: opening a fifo waits.
     let regular = |meta: std::io::Result<std::fs::Metadata>| match meta {
         Ok(meta) if meta.is_file() => Ok(meta),
         Ok(_) => Err(failed(format!("{whose} is no regular file"))),
         Err(error) => Err(failed(format!("{whose}: {error}"))),
     };
-    regular(std::fs::metadata(path))?;
-    let file = File::open(path).map_err(|error| failed(format!("{whose}: {error}")))?;
+    let file = file::open_named(path).map_err(|error| failed(format!("{whose}: {error}")))?;
     let meta = regular(file.metadata())?;
     if meta.mode() & 0o077 != 0 {
         log::warn!("{whose} holds a passphrase and is open to others: chmod 600 closes it");
@@ -178,7 +175,7 @@ fn from_credential(name: &str) -> Result<Secret> {
     };
     let path = Path::new(&directory).join(name);
     let whose = shown(&path).to_string();
-    read(File::open(&path).map_err(|error| failed(format!("{whose}: {error}")))?, &whose)
+    read(file::open_named(&path).map_err(|error| failed(format!("{whose}: {error}")))?, &whose)
 }
 
 fn ask_twice() -> Result<Option<Secret>> {

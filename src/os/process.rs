@@ -154,6 +154,23 @@ impl Inherited {
     }
 }
 
+/// Does something in a thread that holds no descriptor of this process, and waits for it.
+///
+/// For requests to a file system of our own: when the process is killed meanwhile, the waiting thread ends only when the
+/// connection does, and that when nobody holds it open.
+pub fn without_descriptors<T: Send>(act: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let thread = || {
+        // SAFETY: the thread gets a table of descriptors of its own, whose other users are those of the old one. An old
+        // kernel refuses, and nothing is lost but what the comment above says.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE) };
+        act()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("first look".into()).spawn_scoped(scope, thread)?;
+        thread.join().map_err(|_| io::Error::other("the thread panicked"))
+    })
+}
+
 /// Takes a variable out of the environment, also out of what /proc/PID/environ shows; gives its value.
 ///
 /// Must be called while the process has one thread (None otherwise, and nothing happens).
