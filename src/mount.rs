@@ -109,7 +109,7 @@ impl Point {
             return Err(refuse(format!("the mount would hide the backup dir {}", shown(&backup_dir))));
         }
         if let Some(mount) = mounted_at(&path)? {
-            if os::mounts::fs_info(&path).is_err() {
+            if os::mounts::fs_info(&path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) {
                 return Err(refuse(DEAD_MOUNT.into()));
             }
             let whose = if mount.source == backup_dir { "this backup" } else { "a backup" };
@@ -132,8 +132,14 @@ impl Point {
     fn mount(&self) -> Option<Mount> {
         // By the name that the directory has by now: what was mounted is there, or was put elsewhere.
         let path = self.held.path().ok()?;
+        mounted_at(&path).ok()?.filter(|mount| self.is_source_of(mount))
+    }
+
+    fn is_source_of(&self, mount: &Mount) -> bool {
+        // The helper takes names that are UTF-8 only.
         let helped = shown(&self.name).to_string();
-        mounted_at(&path).ok()?.filter(|mount| mount.source == self.name || mount.source.as_os_str() == helped.as_str())
+        let source = mount.source.as_os_str();
+        mount.fstype == "fuse.assay" && (source == self.name || source == helped.as_str())
     }
 }
 
@@ -215,7 +221,8 @@ pub fn serve(
         Mounted::start(vfs.clone(), &point.held, &point.name, options.access, options.caching, threads, ended)
             .map_err(|error| failed(mount_error(&error)))?;
     let Some(mount) = point.mount() else {
-        end_mount(mounted, None, &point.path, &news);
+        let newest = os::mounts::all().ok().and_then(|mounts| mounts.into_iter().rfind(|mount| point.is_source_of(mount)));
+        end_mount(mounted, newest.map(|mount| mount.dev), &point.path, &news);
         return Err(failed("the directory was moved or replaced while it was being mounted on".into()));
     };
     let crash = os::crash::unmount_on_crash(&mount.point, &unmount_helper());
