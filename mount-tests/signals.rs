@@ -145,3 +145,30 @@ fn a_run_under_nohup_outlives_its_terminal() {
     send(pid, libc::SIGHUP);
     assert_eq!(run.end(), Some(0), "{}", run.text());
 }
+
+#[test]
+fn a_mount_goes_with_its_process_whatever_signal_ends_it() {
+    let lab = Lab::with_files(&[("file", b"content")]);
+    let crashes = [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
+    let asks = [libc::SIGUSR1, libc::SIGPIPE, libc::SIGXFSZ];
+    for signal in (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP, 32, 33].contains(signal)) {
+        let stops_or_nothing = [libc::SIGCHLD, libc::SIGCONT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+        if stops_or_nothing.contains(&signal) || [libc::SIGURG, libc::SIGWINCH].contains(&signal) {
+            continue;
+        }
+        let mount = lab.mount();
+        wait_until("ready", || mount.err().contains("is mounted on"));
+        let held = std::fs::File::open(mount.latest(&lab.src()).join("file")).expect("open");
+        mount.signal(signal);
+        if asks.contains(&signal) {
+            std::fs::read(mount.latest(&lab.src()).join("file")).expect("it goes on");
+            drop(held);
+            mount.end().ok();
+            continue;
+        }
+        // Also while a file in it is open. `finish` looks that nothing is mounted.
+        let out = mount.finish();
+        let wanted = if crashes.contains(&signal) { (None, Some(signal)) } else { (Some(0), None) };
+        assert_eq!((out.code, out.signal), wanted, "signal {signal}: {}", out.text());
+    }
+}

@@ -78,7 +78,7 @@ impl UserMount<'_> {
 ///
 /// Where only root may (bare virtual machines), the test starts itself anew in a mount namespace of its own with
 /// an open /dev/fuse; false in the outer process, which then has nothing left to do.
-fn where_fuse_is_open(test: &str) -> bool {
+pub fn where_fuse_is_open(test: &str) -> bool {
     const INSIDE: &str = "ASSAY_TEST_FUSE_IS_OPEN";
     let mode = fs::metadata("/dev/fuse").expect("/dev/fuse").permissions().mode();
     if !is_root() || mode & 0o006 == 0o006 || std::env::var_os(INSIDE).is_some() {

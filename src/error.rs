@@ -155,6 +155,8 @@ pub enum Error {
     PassphraseWrong { path: PathBuf },
     #[error("{} needs a passphrase", shown(path))]
     PassphraseMissing { path: PathBuf },
+    #[error("the passphrase: {what}")]
+    PassphraseSource { what: String },
     #[error("{}: {what}", shown(path))]
     Config { path: PathBuf, what: String },
     #[error("the commit record of {run} is damaged or missing: {what}")]
@@ -216,6 +218,7 @@ impl Error {
             Error::KeyBare { .. } => "KEY_BARE",
             Error::PassphraseWrong { .. } => "PASSPHRASE_WRONG",
             Error::PassphraseMissing { .. } => "PASSPHRASE_MISSING",
+            Error::PassphraseSource { .. } => "PASSPHRASE_SOURCE",
             Error::Config { .. } => "CONFIG",
             Error::CommitDamaged { .. } => "COMMIT_DAMAGED",
             Error::Usage(_) => "USAGE",
@@ -261,6 +264,7 @@ impl Error {
             | Error::KeyBare { .. }
             | Error::PassphraseWrong { .. }
             | Error::PassphraseMissing { .. }
+            | Error::PassphraseSource { .. }
             | Error::Config { .. }
             | Error::CommitDamaged { .. }
             | Error::DeleteUnsafe { .. }
@@ -289,7 +293,8 @@ impl Error {
             | Error::KeyDamaged { .. }
             | Error::KeyBare { .. }
             | Error::PassphraseWrong { .. }
-            | Error::PassphraseMissing { .. } => Exit::WrongKey,
+            | Error::PassphraseMissing { .. }
+            | Error::PassphraseSource { .. } => Exit::WrongKey,
             Error::Interrupted => Exit::Interrupted,
             Error::NotKept { .. } => Exit::FinishedWithErrors,
             Error::Io { .. }
@@ -348,7 +353,9 @@ impl Error {
             Error::KeyBare { .. } => {
                 Some("look whether this is your backup dir; if its key is bare by intent, unset ASSAY_PASSPHRASE")
             }
-            Error::PassphraseMissing { .. } => Some("set ASSAY_PASSPHRASE or run on a terminal"),
+            Error::PassphraseMissing { .. } => {
+                Some("set ASSAY_PASSPHRASE, say --passphrase FROM, or run on a terminal")
+            }
             Error::CommitDamaged { .. } => Some("put the arc back from a copy, then run `assay recover`"),
             Error::AllExcluded { .. } => Some("look at inex.conf in the backup dir, and at --exclude"),
             Error::NoVersion(_) => Some("`assay versions` lists them"),
@@ -372,6 +379,7 @@ impl Error {
             Error::Io { .. }
             | Error::Stray { .. }
             | Error::IndexIo { .. }
+            | Error::PassphraseSource { .. }
             | Error::PassphraseWrong { .. }
             | Error::Config { .. }
             | Error::Usage(_)

@@ -20,6 +20,8 @@ use fuser::{
 
 use crate::catalog::{Kind, Timespec};
 use crate::error::Error;
+use crate::os::mounts::MountPoint;
+use crate::text::shown;
 use crate::tree::SeekTo;
 use crate::vfs::{DirItem, FsSize, Ino, LATEST_LIFETIME, Lifetime, Stat, Vfs};
 
@@ -30,6 +32,9 @@ const READ_AHEAD_KIB: u32 = 4096;
 /// What never changes is kept for a hundred years.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 const GENERATION: Generation = Generation(0);
+
+/// The mount table has `fuse.assay` as the type.
+const SUBTYPE: &str = "assay";
 
 /// Who may use the mount besides the user that made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,13 +59,25 @@ pub enum Caching {
 /// by then, for fuser 0.18 takes a connection that is gone for one that is mounted.
 pub struct Mounted {
     session: BackgroundSession,
+    by: MountedBy,
+}
+
+/// Who has mounted it: for the other mounts fuser has no part in it, which knows places by their paths only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MountedBy {
+    Ourselves,
+    Helper,
 }
 
 impl Mounted {
     /// Mounts at `point` and starts to answer; `ended` is called once when it is unmounted, by whomever.
+    ///
+    /// `name` is what the mount table has as the source. Where this user needs the helper, `point` is only a path to
+    /// it: whether the mount is where it should be is to be looked at then.
     pub fn start(
         vfs: Arc<Vfs>,
-        point: &Path,
+        point: &MountPoint,
+        name: &OsStr,
         access: Access,
         caching: Caching,
         threads: usize,
@@ -72,9 +89,8 @@ impl Mounted {
             MountOption::NoSuid,
             MountOption::NoDev,
             MountOption::DefaultPermissions,
-            MountOption::FSName("assay".into()),
-            // As `Subtype` it would be dropped when root mounts without the helper.
-            MountOption::CUSTOM("subtype=assay".into()),
+            MountOption::FSName(helper_name(name)),
+            MountOption::Subtype(SUBTYPE.into()),
         ];
         config.acl = match access {
             Access::Owner => SessionACL::Owner,
@@ -83,18 +99,43 @@ impl Mounted {
         config.n_threads = Some(threads.max(1));
         config.clone_fd = true;
         let adapter = Adapter { vfs, caching, zero_message_open: false, ended: Some(Box::new(ended)) };
-        Ok(Mounted { session: Session::new(adapter, point, &config)?.spawn()? })
+        let options = match access {
+            Access::Owner => "default_permissions",
+            Access::Everyone => "default_permissions,allow_other",
+        };
+        let (session, by) = match point.mount_fuse(name, SUBTYPE, options) {
+            Ok(device) => (Session::from_fd(adapter, device, config.acl, config)?, MountedBy::Ourselves),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                (Session::new(adapter, point.path()?, &config)?, MountedBy::Helper)
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Mounted { session: session.spawn()?, by })
     }
 
-    /// Unmounts and waits until no file is open any more; busy is an error when root mounted.
-    pub fn unmount(self) -> io::Result<()> {
-        self.session.umount_and_join()
+    /// Takes the mount, which has this device number, out of the tree, and waits until no file is open any more.
+    pub fn unmount(self, device: Option<u64>) -> io::Result<()> {
+        match (self.by, device) {
+            (MountedBy::Helper, _) => self.session.umount_and_join(),
+            (MountedBy::Ourselves, Some(device)) => {
+                crate::os::mounts::detach(device)?;
+                self.session.join()
+            }
+            // It was never seen in the tree. Its end is that of the process.
+            (MountedBy::Ourselves, None) => Ok(()),
+        }
     }
 
     /// Lets go of a mount that is gone.
     pub fn forget(self) {
         std::mem::forget(self);
     }
+}
+
+/// The name as fusermount takes it in a list of options.
+fn helper_name(name: &OsStr) -> String {
+    let text = name.to_str().map_or_else(|| shown(name).to_string(), str::to_string);
+    text.replace('\\', "\\\\").replace(',', "\\,")
 }
 
 /// Lets the kernel read further ahead than its 128 KiB, and tells whether it could: that needs root.
@@ -233,18 +274,18 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.vfs.opendir(Ino(ino.0)) {
-            Ok((handle, Lifetime::Forever)) => {
-                reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+            Ok(Lifetime::Forever) => {
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
             }
-            Ok((handle, Lifetime::Briefly | Lifetime::Moment | Lifetime::Never)) => {
-                reply.opened(FileHandle(handle), FopenFlags::empty())
+            Ok(Lifetime::Briefly | Lifetime::Moment | Lifetime::Never) => {
+                reply.opened(FileHandle(0), FopenFlags::empty())
             }
             Err(error) => reply.error(self.errno(ino, &error)),
         }
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let result = self.vfs.readdir(handle.0, offset, |item| {
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let result = self.vfs.readdir(Ino(ino.0), offset, |item| {
             !reply.add(INodeNo(item.ino.0), item.offset, file_type(item.kind), OsStr::from_bytes(&item.name))
         });
         match result {
@@ -253,8 +294,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let result = self.vfs.readdir(handle.0, offset, |item| {
+    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let result = self.vfs.readdir(Ino(ino.0), offset, |item| {
             let (attr, lifetime) = match &item.stat {
                 Some(stat) => (file_attr(stat), duration(item.lifetime)),
                 // Not to be believed for any time: the next question is a lookup, which gives the error.
@@ -268,15 +309,15 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.vfs.releasedir(handle.0);
+    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         reply.ok();
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
         match self.vfs.size() {
-            Ok(size) => {
-                reply.statfs(size.blocks, 0, 0, size.files, 0, FsSize::UNIT, FsSize::MAX_NAME_LEN, FsSize::UNIT)
+            Ok(FsSize { blocks, blocks_free, files, files_free }) => {
+                let unit = FsSize::UNIT;
+                reply.statfs(blocks, blocks_free, blocks_free, files, files_free, unit, FsSize::MAX_NAME_LEN, unit);
             }
             Err(error) => reply.error(self.errno(ino, &error)),
         }

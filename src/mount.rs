@@ -5,6 +5,7 @@
 //! before `serve` is called, so a caller may fork until then.
 
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::crypto::Keys;
@@ -22,6 +23,7 @@ use crate::fuse::{Access, Caching, Mounted, raise_read_ahead};
 use crate::index::Index;
 use crate::ledger::{By, FLUSH_EVERY_S, LedgerWriter, Record, Session};
 use crate::os;
+use crate::os::mounts::{Mount, MountPoint};
 use crate::own::OwnDir;
 use crate::store::{Heal, Spread, Store, StoreOptions, Summary};
 use crate::text::shown;
@@ -63,33 +65,98 @@ pub enum Ownership {
     Mounter,
 }
 
-/// Refuses mount points that can't work; gives the canonical one.
-pub fn check_point(backup_dir: &Path, point: &Path) -> Result<PathBuf> {
-    let refuse = |what: String| Error::Mount { path: point.to_path_buf(), what };
-    let stat = std::fs::metadata(point).map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOTCONN) => refuse(DEAD_MOUNT.into()),
-        _ => refuse(format!("not usable as a mount point: {error}")),
-    })?;
-    if !stat.is_dir() {
-        return Err(refuse("not a directory".into()));
+/// Whether a mount point may have something in it, which the mount hides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Hiding {
+    #[default]
+    Refused,
+    Allowed,
+}
+
+/// A mount point that was checked, and is held from then on.
+#[derive(Debug)]
+pub struct Point {
+    held: MountPoint,
+    path: PathBuf,
+    /// What the mount table has as the source: the backup dir.
+    name: OsString,
+}
+
+impl Point {
+    /// Absolute, without symlinks.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
-    let canonical = |path: &Path| std::fs::canonicalize(path).map_err(|error| Error::io("resolve", path, &error));
-    let (backup_dir, point) = (canonical(backup_dir)?, canonical(point)?);
-    if point.starts_with(&backup_dir) {
-        return Err(refuse(format!("it is inside the backup dir {}", shown(&backup_dir))));
-    }
-    if backup_dir.starts_with(&point) {
-        return Err(refuse(format!("the mount would hide the backup dir {}", shown(&backup_dir))));
-    }
-    let mounts = os::mounts::all().map_err(|error| Error::io("read", "/proc/self/mountinfo", &error))?;
-    let on_top = mounts.iter().rev().find(|mount| mount.point == point);
-    if on_top.is_some_and(|mount| mount.fstype == "fuse.assay") {
-        if os::mounts::fs_info(&point).is_err() {
-            return Err(refuse(DEAD_MOUNT.into()));
+
+    /// Refuses mount points that can't work, or would hide something.
+    pub fn check(backup_dir: &Path, point: &Path, hiding: Hiding) -> Result<Point> {
+        let refuse = |what: String| Error::Mount { path: point.to_path_buf(), what };
+        let unusable = |error: std::io::Error| match error.raw_os_error() {
+            Some(libc::ENOTCONN) => refuse(DEAD_MOUNT.into()),
+            Some(libc::ENOTDIR) if std::fs::symlink_metadata(point).is_ok_and(|stat| stat.is_symlink()) => {
+                refuse("a symlink; name the directory that it leads to".into())
+            }
+            Some(libc::ENOTDIR) => refuse("not a directory".into()),
+            _ => refuse(format!("not usable as a mount point: {error}")),
+        };
+        let held = MountPoint::hold(point).map_err(unusable)?;
+        let path = held.path().map_err(unusable)?;
+        let backup_dir = std::fs::canonicalize(backup_dir).map_err(|error| Error::io("resolve", backup_dir, &error))?;
+        if path.starts_with(&backup_dir) {
+            return Err(refuse(format!("it is inside the backup dir {}", shown(&backup_dir))));
         }
-        return Err(refuse("a backup is mounted here already".into()));
+        if backup_dir.starts_with(&path) {
+            return Err(refuse(format!("the mount would hide the backup dir {}", shown(&backup_dir))));
+        }
+        if let Some(mount) = mounted_at(&path)? {
+            if os::mounts::fs_info(&path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) {
+                return Err(refuse(DEAD_MOUNT.into()));
+            }
+            let whose = if mount.source == backup_dir { "this backup" } else { "a backup" };
+            return Err(refuse(format!("{whose} is mounted here already")));
+        }
+        let point = Point { held, path, name: backup_dir.into_os_string() };
+        match point.held.is_empty() {
+            _ if hiding == Hiding::Allowed => Ok(point),
+            Ok(true) => Ok(point),
+            Ok(false) => {
+                Err(refuse("it is not empty, and the mount would hide what is in it (--nonempty allows that)".into()))
+            }
+            Err(error) => {
+                Err(refuse(format!("it can't be told whether it is empty: {error} (--nonempty allows that)")))
+            }
+        }
     }
-    Ok(point)
+
+    /// The mount that is here, if it is one of this backup dir.
+    fn mount(&self) -> Option<Mount> {
+        // By the name that the directory has by now: what was mounted is there, or was put elsewhere.
+        let path = self.held.path().ok()?;
+        mounted_at(&path).ok()?.filter(|mount| self.is_source_of(mount))
+    }
+
+    fn is_source_of(&self, mount: &Mount) -> bool {
+        // The helper takes names that are UTF-8 only.
+        let helped = shown(&self.name).to_string();
+        let source = mount.source.as_os_str();
+        mount.fstype == "fuse.assay" && (source == self.name || source == helped.as_str())
+    }
+}
+
+/// The topmost mount of ours at exactly this path.
+fn mounted_at(path: &Path) -> Result<Option<Mount>> {
+    let mounts = os::mounts::all().map_err(|error| Error::io("read", "/proc/self/mountinfo", &error))?;
+    let on_top = mounts.into_iter().rev().find(|mount| mount.point == path);
+    Ok(on_top.filter(|mount| mount.fstype == "fuse.assay"))
+}
+
+/// True when this backup dir is mounted at `point`, and answers.
+pub fn is_mounted(backup_dir: &Path, point: &Path) -> bool {
+    let (Ok(backup_dir), Ok(path)) = (std::fs::canonicalize(backup_dir), std::fs::canonicalize(point)) else {
+        return false;
+    };
+    let here = mounted_at(&path).ok().flatten();
+    here.is_some_and(|mount| mount.source == backup_dir) && os::mounts::fs_info(&path).is_ok()
 }
 
 enum News {
@@ -106,12 +173,12 @@ pub fn serve(
     dir: &Arc<OwnDir>,
     keys: Arc<Keys>,
     index: Arc<Index>,
-    point: &Path,
+    point: &Point,
     options: &MountOptions,
     ready: impl FnOnce() -> Result<()>,
     report: impl Fn(&Summary),
 ) -> Result<Summary> {
-    let failed = |what: String| Error::Mount { path: point.to_path_buf(), what };
+    let failed = |what: String| Error::Mount { path: point.path.clone(), what };
     let tree = Tree::new(index.clone(), options.view);
     let only = options.version.as_deref().map(|name| tree.version(name)).transpose()?.map(|row| row.version);
     // A damaged row of one version leaves the others usable by name; if not even the newest can be read, say so now.
@@ -132,7 +199,7 @@ pub fn serve(
     }
     let (news_tx, news) = unbounded();
     // What ends it too.
-    os::mapped::tell_by(SIGTERM);
+    os::mapped::tell_by(libc::SIGTERM);
     // Before the mount exists: a signal from now on ends it cleanly.
     let signals = watch_signals(news_tx.clone()).map_err(|error| failed(format!("signals: {error}")))?;
     let ledger = Arc::new(LedgerWriter::new(dir, keys.clone(), By::Mount));
@@ -150,9 +217,18 @@ pub fn serve(
     let ended = move || {
         let _ = news_tx.send(News::Ended);
     };
-    let mounted = Mounted::start(vfs.clone(), point, options.access, options.caching, threads, ended)
-        .map_err(|error| failed(mount_error(&error)))?;
-    let answered = std::fs::metadata(point).map(|stat| {
+    let mounted =
+        Mounted::start(vfs.clone(), &point.held, &point.name, options.access, options.caching, threads, ended)
+            .map_err(|error| failed(mount_error(&error)))?;
+    let Some(mount) = point.mount() else {
+        let newest =
+            os::mounts::all().ok().and_then(|mounts| mounts.into_iter().rfind(|mount| point.is_source_of(mount)));
+        end_mount(mounted, newest.map(|mount| mount.dev), &point.path, &news);
+        return Err(failed("the directory was moved or replaced while it was being mounted on".into()));
+    };
+    let crash = os::crash::unmount_on_crash(&mount.point, &unmount_helper());
+    let looked = os::process::without_descriptors(|| std::fs::metadata(&mount.point));
+    let answered = looked.and_then(|stat| stat).map(|stat| {
         // When the kernel asks for so much at a time that each core has a request, decoding ahead has no use.
         let reads_far_ahead = raise_read_ahead(stat.dev()) && options.caching == Caching::PageCache;
         if reads_far_ahead && threads >= cores {
@@ -178,8 +254,9 @@ pub fn serve(
     });
     match over {
         Ok(Over::Unmounted) => mounted.forget(),
-        Ok(Over::Signal) | Err(_) => end_mount(mounted, point, &news),
+        Ok(Over::Signal) | Err(_) => end_mount(mounted, Some(mount.dev), &mount.point, &news),
     }
+    drop(crash);
     signals.close();
     remember();
     index.check_shared()?;
@@ -220,15 +297,12 @@ fn remember(ledger: &LedgerWriter, started_s: u64, summary: &Summary) {
 }
 
 /// Takes the mount away, also while files in it are open: their readers get a moment, then errors.
-fn end_mount(mounted: Mounted, point: &Path, news: &Receiver<News>) {
+fn end_mount(mounted: Mounted, device: Option<u64>, point: &Path, news: &Receiver<News>) {
     let place = point.to_path_buf();
     // In a thread of its own: it ends only when the last open file is closed.
     let unmounting = std::thread::Builder::new().name("unmount".into()).spawn(move || {
-        if let Err(busy) = mounted.unmount() {
-            log::debug!("{}: {busy}; detaching it", shown(&place));
-            if let Err(error) = os::mounts::detach(&place) {
-                log::error!("cannot unmount {}: {error}", shown(&place));
-            }
+        if let Err(error) = mounted.unmount(device) {
+            log::error!("cannot unmount {}: {error}", shown(&place));
         }
     });
     if let Err(error) = unmounting {
@@ -246,10 +320,15 @@ fn end_mount(mounted: Mounted, point: &Path, news: &Receiver<News>) {
 
 /// Turns signals into messages, in a thread of its own.
 fn watch_signals(news: Sender<News>) -> std::io::Result<signal_hook::iterator::Handle> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
+    // A mount under nohup(1) outlives its terminal. A limit of file sizes is an error of the write that meets it.
+    let wanted = os::process::ending_signals().into_iter().filter(|signal| !os::process::is_ignored(*signal));
+    let mut signals = Signals::new(wanted)?;
     let handle = signals.handle();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
+            if signal == SIGXFSZ {
+                continue;
+            }
             if news.send(News::Signal(signal)).is_err() {
                 return;
             }
@@ -275,6 +354,13 @@ fn mount_error(error: &std::io::Error) -> String {
     }
 }
 
+/// What unmounts for users who may not.
+fn unmount_helper() -> PathBuf {
+    let directories = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&directories).map(|dir| dir.join("fusermount3")).find(|file| file.is_file());
+    found.unwrap_or_else(|| "/usr/bin/fusermount3".into())
+}
+
 fn may_open_fuse() -> bool {
     std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok()
 }
@@ -292,7 +378,10 @@ mod tests {
         std::fs::create_dir_all(&inside).unwrap();
         std::fs::create_dir(&beside).unwrap();
         std::fs::write(top.path().join("file"), "").unwrap();
-        assert_eq!(check_point(&dir, &beside).unwrap(), std::fs::canonicalize(&beside).unwrap());
+        std::os::unix::fs::symlink("mnt", top.path().join("link")).unwrap();
+        std::fs::create_dir_all(top.path().join("full/of")).unwrap();
+        let check = |point: &Path| Point::check(&dir, point, Hiding::Refused);
+        assert_eq!(check(&beside).unwrap().path(), std::fs::canonicalize(&beside).unwrap());
         for (point, part) in [
             (inside.as_path(), "inside the backup dir"),
             (dir.as_path(), "inside the backup dir"),
@@ -300,9 +389,12 @@ mod tests {
             (Path::new("/"), "would hide"),
             (&top.path().join("file"), "not a directory"),
             (&top.path().join("absent"), "not usable"),
+            (&top.path().join("link"), "a symlink"),
+            (&top.path().join("full"), "not empty"),
         ] {
-            let error = check_point(&dir, point).unwrap_err().to_string();
+            let error = check(point).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
+        Point::check(&dir, &top.path().join("full"), Hiding::Allowed).unwrap();
     }
 }

@@ -471,7 +471,7 @@ fn complete(
     paths: Vec<Vec<u8>>,
     failures: u64,
 ) {
-    info.name = format!("{}-{run}", jiff::Zoned::now().strftime("%Y-%m-%d-%H%M"));
+    info.name = format!("{}-{run}", jiff::Timestamp::now().strftime("%Y-%m-%d-%H%M"));
     info.started = started;
     info.finished = read::now();
     info.tag = options.tag.clone();

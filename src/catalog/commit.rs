@@ -54,7 +54,7 @@ pub struct CatalogFrame {
 /// What users see of a version.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VersionInfo {
-    /// Folder name in the mount, `YYYY-MM-DD-HHMM-rN`, fixed here for good.
+    /// Folder name in the mount, `YYYY-MM-DD-HHMM-rN` in UTC, fixed here for good.
     pub name: String,
     pub started: Timespec,
     pub finished: Timespec,

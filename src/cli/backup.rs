@@ -53,6 +53,12 @@ pub struct BackupArgs {
     json: bool,
 }
 
+impl BackupArgs {
+    pub fn dry_run(&self) -> bool {
+        self.dry_run
+    }
+}
+
 fn block_size(text: &str) -> Result<u32, String> {
     let size = crate::backupdir::config::parse_size(text)?;
     u32::try_from(size)
@@ -82,6 +88,11 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         other => other?,
     };
     super::check_writer(&dir)?;
+    let info = &summary.info;
+    super::log::outcome(&format!(
+        "{}, {} new, {} changed, {} removed, {} errors",
+        info.name, info.new, info.changed, info.removed, info.errors
+    ));
     let exit = match (summary.info.errors, summary.info.torn) {
         (0, 0) => Exit::Ok,
         _ if ui.met_damage() => Exit::Damage,

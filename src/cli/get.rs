@@ -105,6 +105,11 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let _ = ledger.flush();
     let report = done?;
     let healed = Healed::of(store.tally().summary());
+    super::log::outcome(done_text(&report, &row.info.name).lines().next().unwrap_or_default());
+    if !context.quiet {
+        // Else it is said, and noted so.
+        undone_text(&report, &healed).lines().for_each(super::log::note);
+    }
     if args.json {
         print_json(&as_json(&report, &healed))?;
     } else if context.quiet {

@@ -7,11 +7,15 @@ mod backup;
 mod completions;
 mod coverage;
 mod damage;
+mod first_steps;
 mod get;
+mod guesses;
 mod init;
 mod json;
+mod log;
 mod ls;
 mod mount;
+mod passphrase;
 mod paths;
 mod recover;
 mod selftest;
@@ -22,19 +26,19 @@ mod ui;
 mod versions;
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::builder::FalseyValueParser;
 use clap::{Parser, Subcommand};
-use zeroize::Zeroizing;
 
 use crate::backupdir::{BackupDir, LockOfKey, unknown_commits};
 use crate::error::{Error, Exit, Result};
 use crate::index::Index;
-use crate::own::Sharing;
+use crate::own::{OwnDir, Sharing};
 use crate::text::{one_line, shown};
+use passphrase::{Passphrase, parse_source};
 use status::{ProgressArg, Status, Watch};
 
 /// Backs up directories and mounts the backups: every block that is read is verified first.
@@ -47,6 +51,14 @@ pub struct Cli {
     /// Say only what went wrong
     #[arg(short, long, global = true)]
     quiet: bool,
+    /// Where the passphrase of the key is from: ask, env, file:PATH, cmd:COMMAND or cred:NAME
+    ///
+    /// `env` is the variable ASSAY_PASSPHRASE, `file:` a file that only its owner can read, `cmd:` what a command of the
+    /// shell prints, `cred:` a credential that systemd hands to a unit. A newline at the end does not count. If nothing
+    /// is said, it is the variable where that is set, else it is asked for. With `init` the new key gets it; without,
+    /// the key of a new backup dir has none.
+    #[arg(long, global = true, value_name = "FROM", env = "ASSAY_PASSPHRASE_FROM", value_parser = parse_source)]
+    passphrase: Option<passphrase::Source>,
     /// How progress is shown
     #[arg(long, global = true, value_name = "HOW", default_value = "auto")]
     progress: ProgressArg,
@@ -54,7 +66,7 @@ pub struct Cli {
     #[arg(long, global = true, env = "ASSAY_ALLOW_SHARED_DIR", value_parser = FalseyValueParser::new())]
     allow_shared_dir: bool,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 const EXIT_CODES: &str = "\
@@ -66,13 +78,16 @@ enum Command {
     Init(init::InitArgs),
     Backup(backup::BackupArgs),
     Mount(mount::MountArgs),
+    #[command(alias = "restore")]
     Get(get::GetArgs),
     Ls(ls::LsArgs),
+    #[command(alias = "snapshots")]
     Versions(versions::VersionsArgs),
     Stats(stats::StatsArgs),
     Coverage(coverage::CoverageArgs),
     Selftest(selftest::SelftestArgs),
     Damage(damage::DamageArgs),
+    Log(log::LogArgs),
     Recover(recover::RecoverArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -90,8 +105,18 @@ impl Command {
             Command::Coverage(_) => "coverage",
             Command::Selftest(_) => "selftest",
             Command::Damage(_) => "damage",
+            Command::Log(_) => "log",
             Command::Recover(_) => "recover",
             Command::Completions(_) => "completions",
+        }
+    }
+
+    /// What changes something, proves something, or brings something back.
+    fn is_logged(&self) -> bool {
+        match self {
+            Command::Backup(args) => !args.dry_run(),
+            Command::Init(_) | Command::Mount(_) | Command::Get(_) | Command::Selftest(_) | Command::Recover(_) => true,
+            _ => false,
         }
     }
 }
@@ -100,18 +125,27 @@ impl Command {
 struct Context {
     dir: PathBuf,
     quiet: bool,
+    passphrase: Passphrase,
     status: Arc<Status>,
     sharing: Sharing,
+    /// The command line as the log gets it, where the command is one that is logged.
+    logged: Option<String>,
+    /// It may go on in another process, whose log it is then.
+    forks: bool,
 }
 
 /// Runs the program; returns its exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
-    let cli = match Cli::try_parse_from(args) {
+    // First of all: while there is one thread it can be taken out of the environment.
+    let variable = passphrase::take_variable();
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(e) => {
-            let _ = e.print();
-            return if e.use_stderr() { Exit::Usage } else { Exit::Ok };
-        }
+        Err(e) => return usage(&e),
+    };
+    let sharing = if cli.allow_shared_dir { Sharing::Allowed } else { Sharing::Refused };
+    let Some(command) = cli.command else {
+        return first_steps::run(&home_expanded(cli.dir), sharing);
     };
     start_log();
     status::harmless_signals();
@@ -123,12 +157,19 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     // Whatever an earlier umask says, what we write is for its owner.
     crate::os::process::set_umask(0o077);
     let progress = if cli.quiet && cli.progress == ProgressArg::Auto { ProgressArg::None } else { cli.progress };
-    let status = Arc::new(Status::new(cli.command.name(), progress));
+    let status = Arc::new(Status::new(command.name(), progress));
     // A mount forks before its first thread, and answers SIGUSR1 itself.
-    let watch = if matches!(cli.command, Command::Mount(_)) { None } else { Watch::start(status.clone()) };
-    let sharing = if cli.allow_shared_dir { Sharing::Allowed } else { Sharing::Refused };
-    let context = Context { dir: home_expanded(cli.dir), quiet: cli.quiet, sharing, status };
-    let done = match &cli.command {
+    let watch = if matches!(command, Command::Mount(_)) { None } else { Watch::start(status.clone()) };
+    let context = Context {
+        dir: home_expanded(cli.dir),
+        quiet: cli.quiet,
+        passphrase: Passphrase::new(cli.passphrase, variable),
+        sharing,
+        forks: matches!(command, Command::Mount(_)),
+        logged: command.is_logged().then(|| log::command_line(&args)),
+        status,
+    };
+    let done = match &command {
         Command::Init(args) => init::run(&context, args),
         Command::Backup(args) => backup::run(&context, args),
         Command::Mount(args) => mount::run(&context, args),
@@ -139,11 +180,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Coverage(args) => coverage::run(&context, args),
         Command::Selftest(args) => selftest::run(&context, args),
         Command::Damage(args) => damage::run(&context, args),
+        Command::Log(args) => log::run(&context, args),
         Command::Recover(args) => recover::run(&context, args),
         Command::Completions(args) => completions::run(args),
     };
     drop(watch);
-    match done {
+    let exit = match done {
         Ok(exit) => exit,
         // The reader of our output went away: that is its choice.
         Err(Error::Io { op: "print", errno: libc::EPIPE, .. }) => Exit::Ok,
@@ -160,7 +202,23 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
             report(&e);
             e.exit_code()
         }
+    };
+    log::end(exit);
+    exit
+}
+
+/// What clap has to say: help, or what is wrong with the command line.
+fn usage(error: &clap::Error) -> Exit {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if let (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) =
+        (error.kind(), error.get(ContextKind::InvalidSubcommand))
+    {
+        say(&format!("assay: {}: there is no command {}", Error::Usage(String::new()).code(), shown(word)));
+        say(&format!("help: {}", guesses::hint(word)));
+        return Exit::Usage;
     }
+    let _ = error.print();
+    if error.use_stderr() { Exit::Usage } else { Exit::Ok }
 }
 
 /// Prints an error as docs/errors.md says.
@@ -174,13 +232,16 @@ fn report(error: &Error) {
 /// A line for people. Where messages go may be full or gone: that must not change how a run ends.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{}", one_line(line));
+    log::note(line);
 }
 
 fn start_log() {
     let _ = env_logger::Builder::from_env(env_logger::Env::new().filter_or("ASSAY_LOG", "warn"))
         .format(|out, record| {
             let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(out, "assay: {level}: {}", one_line(&record.args().to_string()))
+            let line = format!("assay: {level}: {}", one_line(&record.args().to_string()));
+            log::note(&line);
+            writeln!(out, "{line}")
         })
         .try_init();
 }
@@ -205,30 +266,35 @@ fn home_expanded(dir: PathBuf) -> PathBuf {
     }
 }
 
-/// `ASSAY_PASSPHRASE`, or a question on the terminal.
-fn ask_passphrase(key_file: &Path) -> Option<Zeroizing<String>> {
-    if let Ok(passphrase) = std::env::var("ASSAY_PASSPHRASE") {
-        return Some(Zeroizing::new(passphrase));
-    }
-    if !std::io::stdin().is_terminal() {
-        return None;
-    }
-    let line = crate::os::term::read_hidden_line(&format!("Passphrase of {}: ", shown(&key_file))).ok()?;
-    std::str::from_utf8(&line).ok().map(|text| Zeroizing::new(text.to_string()))
-}
-
 impl Context {
     fn open(&self) -> Result<BackupDir> {
-        let dir = BackupDir::open_as(&self.dir, &ask_passphrase, self.sharing)?;
+        let opened = self.passphrase.open(&self.dir, self.sharing);
+        match &opened {
+            Ok(dir) if !self.forks => self.begin_log(dir.own()),
+            // It is a backup dir, and the run goes no further: the log tells why.
+            Err(e) if e.exit_code() == Exit::WrongKey => {
+                if let Ok(dir) = OwnDir::open(&self.dir, self.sharing) {
+                    self.begin_log(&dir);
+                }
+            }
+            Ok(_) | Err(_) => {}
+        }
+        let dir = opened?;
         if let Some(perm) = dir.key_is_readable() {
             let path = dir.key_path();
-            log::warn!("others can read {} (mode {perm:04o}): `chmod 400` it", shown(&path));
+            ::log::warn!("others can read {} (mode {perm:04o}): `chmod 400` it", shown(&path));
         }
         if self.has_spare_passphrase(&dir) {
             let path = dir.key_path();
-            log::warn!("{} has a bare key: the passphrase was not needed. Is this your backup dir?", shown(&path));
+            ::log::warn!("{} has a bare key: the passphrase was not needed. Is this your backup dir?", shown(&path));
         }
         Ok(dir)
+    }
+
+    fn begin_log(&self, dir: &OwnDir) {
+        if let Some(command) = &self.logged {
+            log::begin(dir, command);
+        }
     }
 
     /// As `open`, for a command that hands secrets to the key.
@@ -244,8 +310,7 @@ impl Context {
     }
 
     fn has_spare_passphrase(&self, dir: &BackupDir) -> bool {
-        let given = std::env::var_os("ASSAY_PASSPHRASE").is_some_and(|given| !given.is_empty());
-        given && dir.lock_of_key() == LockOfKey::Nothing
+        dir.lock_of_key() == LockOfKey::Nothing && self.passphrase.is_given()
     }
 }
 
@@ -255,7 +320,7 @@ fn open_index(dir: &BackupDir) -> Result<Index> {
     let unknown = unknown_commits(dir, &index)?;
     if let (Some(first), Some(last)) = (unknown.first(), unknown.last()) {
         let which = if first == last { first.to_string() } else { format!("{first} to {last}") };
-        log::warn!("the index does not know {which} yet: the next backup, or `assay recover`, adds what is missing");
+        ::log::warn!("the index does not know {which} yet: the next backup, or `assay recover`, adds what is missing");
     }
     Ok(index)
 }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,9 +17,8 @@ use super::{Context, open_index};
 use crate::backupdir::{BackupDir, config::parse_size};
 use crate::error::{Error, Exit, Result};
 use crate::fuse::{Access, Caching};
-use crate::mount::{self, MountOptions, Ownership};
-use crate::os::dir::Write;
-use crate::os::process::{Side, Started, Starter, daemonize};
+use crate::mount::{self, Hiding, MountOptions, Ownership, Point};
+use crate::os::process::{Inherited, Side, Started, Starter, daemonize};
 use crate::own::OwnDir;
 use crate::store::{Heal, Summary};
 use crate::text::shown;
@@ -28,7 +27,7 @@ use crate::vfs::{Hashing, VirtualXattrs};
 
 /// Show all versions as read-only trees below MNT and verify every block that is read.
 ///
-/// MNT/latest is the newest version, MNT/YYYY-MM-DD-HHMM-rN each of them, with full paths below:
+/// MNT/latest is the newest version, MNT/YYYY-MM-DD-HHMM-rN (UTC) each of them, with full paths below:
 /// MNT/latest/home/ann/notes. New backups appear while mounted. What is read is exactly what was backed up;
 /// where stored bytes are damaged the read fails with an I/O error instead, and the message names the place. So
 /// `diff -r --no-dereference /home/ann MNT/latest/home/ann` proves that a restore would bring everything back.
@@ -37,7 +36,7 @@ use crate::vfs::{Hashing, VirtualXattrs};
 /// SIGUSR1 makes it say so at once. Exit code 4 means that damage was met.
 #[derive(Debug, Clone, Args)]
 pub struct MountArgs {
-    /// An existing directory outside of the backup dir.
+    /// An existing empty directory outside of the backup dir.
     #[arg(value_name = "MNT")]
     pub point: PathBuf,
     /// Let other users in too, each as far as the saved permissions go.
@@ -71,11 +70,18 @@ pub struct MountArgs {
     /// blocks. It makes reading long files about a third slower.
     #[arg(long)]
     pub hash_files: bool,
-    /// List the attributes user.assay.sha1, .version, .logid, .blocks, .verified, .health and .damage of each file.
+    /// List the attributes system.assay.sha1, .version, .logid, .blocks, .verified, .health and .damage of each file.
     ///
-    /// By name (`getfattr -n user.assay.health FILE`) they are there always; listed, they are copied by `rsync -X`.
+    /// By name (`getfattr -n system.assay.health FILE`) they are there always, and nothing that was saved can stand in
+    /// their place. Listed, `getfattr -d -m - FILE` prints them.
     #[arg(long)]
     pub list_xattrs: bool,
+    /// Mount also where there are files, which the mount then hides.
+    #[arg(long)]
+    pub nonempty: bool,
+    /// Succeed, and do nothing, where this backup dir is mounted on MNT already.
+    #[arg(long)]
+    pub unless_mounted: bool,
     /// Return once the mount is ready and go on in the background; messages go to logs/mount.log of the backup dir.
     #[arg(long)]
     pub background: bool,
@@ -112,20 +118,27 @@ impl MountArgs {
 
 /// Runs until the mount ends (or, with `--background`, until it is ready).
 pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
+    // Before anything is opened.
+    let inherited = if args.background { Inherited::now().ok() } else { None };
+    if args.unless_mounted && mount::is_mounted(&context.dir, &args.point) {
+        return Ok(Exit::Ok);
+    }
     let backup = context.open()?;
-    let point = mount::check_point(backup.path(), &args.point)?;
+    let hiding = if args.nonempty { Hiding::Allowed } else { Hiding::Refused };
+    let point = Point::check(backup.path(), &args.point, hiding)?;
     if !args.background {
         let summary = serve(context, &backup, &point, args, || {
             if !context.quiet {
-                super::say(&format!("{} is mounted on {}; Ctrl-C ends it", shown(&backup.path()), shown(&point)));
+                super::say(&format!("{} is mounted on {}; Ctrl-C ends it", shown(&backup.path()), shown(point.path())));
             }
             Ok(())
         })?;
         return Ok(exit(&summary));
     }
-    let failed = |error: &std::io::Error| Error::io("go into the background at", point.clone(), error);
+    let failed = |error: &std::io::Error| Error::io("go into the background at", point.path(), error);
     // No thread and no open index may exist before this.
     match daemonize().map_err(|error| failed(&error))? {
+        // The run goes on, and is logged, in the other process.
         Side::Front(waiter) => match waiter.wait().map_err(|error| failed(&error))? {
             Started::Ready => Ok(Exit::Ok),
             Started::Failed(code, message) => {
@@ -135,9 +148,12 @@ pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
             Started::Died => Ok(Exit::Failed),
         },
         Side::Back(starter) => {
+            if let Some(inherited) = inherited {
+                inherited.close();
+            }
             let starter = Cell::new(Some(starter));
             let result = serve(context, &backup, &point, args, || match starter.take() {
-                Some(starter) => leave_terminal(starter, backup.own(), &point),
+                Some(starter) => leave_terminal(starter, backup.own(), point.path()),
                 None => Ok(()),
             });
             match (result, starter.take()) {
@@ -145,6 +161,7 @@ pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
                 (Err(error), Some(starter)) => {
                     let help = error.help().map_or_else(String::new, |help| format!("help: {help}\n"));
                     let message = format!("assay: {}: {error}\n{help}", error.code());
+                    super::log::note(&message);
                     starter.failed(error.exit_code() as u8, &message).map_err(|error| failed(&error))?;
                     Ok(error.exit_code())
                 }
@@ -157,10 +174,11 @@ pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
 fn serve(
     context: &Context,
     backup: &BackupDir,
-    point: &Path,
+    point: &Point,
     args: &MountArgs,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<Summary> {
+    context.begin_log(backup.own());
     let index = Arc::new(open_index(backup)?);
     let keys = backup.keys().clone();
     let show = |title: &str, summary: &Summary| {
@@ -172,16 +190,20 @@ fn serve(
         }
     };
     let summary = mount::serve(backup.own(), keys, index, point, &args.options(), ready, |summary| {
-        show(&format!("{} so far", shown(&point)), summary);
+        show(&format!("{} so far", shown(point.path())), summary);
     })?;
-    show(&format!("{} is unmounted", shown(&point)), &summary);
+    show(&format!("{} is unmounted", shown(point.path())), &summary);
+    super::log::outcome(&format!(
+        "{} files read, {} blocks verified, {} damaged places met",
+        summary.files_read, summary.blocks_verified, summary.damage
+    ));
     Ok(summary)
 }
 
 /// Where no log can be written there is none; a log that is not ours is an error.
 fn leave_terminal(starter: Starter, dir: &OwnDir, point: &Path) -> Result<()> {
     let failed = |error: std::io::Error| Error::io("go into the background at", point, &error);
-    let log = match open_log(dir) {
+    let log = match super::log::open_mount_log(dir) {
         Err(Error::Io { .. }) => OpenOptions::new().write(true).open("/dev/null").map_err(failed)?,
         Err(Error::DirShared { .. }) if dir.is_foreign() => {
             OpenOptions::new().write(true).open("/dev/null").map_err(failed)?
@@ -190,10 +212,6 @@ fn leave_terminal(starter: Starter, dir: &OwnDir, point: &Path) -> Result<()> {
     };
     std::env::set_current_dir("/").map_err(failed)?;
     starter.ready(&log).map_err(failed)
-}
-
-fn open_log(dir: &OwnDir) -> Result<File> {
-    dir.sub_made("logs", 0o700)?.write("mount.log", 0o600, Write::Append)
 }
 
 fn exit(summary: &Summary) -> Exit {

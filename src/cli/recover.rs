@@ -33,6 +33,7 @@ pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
     let done = recover::run(&dir, if args.accept_loss { OnLoss::Accept } else { OnLoss::Report }, &ui);
     ui.finish();
     let found = done?;
+    super::log::outcome(as_text(&found).lines().next().unwrap_or_default());
     if args.json {
         print_json(&as_json(&found))?;
     } else {

@@ -94,6 +94,8 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
         super::check_writer(&dir)?;
     }
     let exit = exit(&report);
+    let summary = summary_text(&report, level, ui.elapsed());
+    super::log::outcome(summary.lines().last().unwrap_or_default().trim_start_matches("Result"));
     if args.json {
         report.findings.iter().try_for_each(|finding| print_json(&finding_json(finding)))?;
         report.uses.iter().try_for_each(|used| print_json(&use_json(used)))?;

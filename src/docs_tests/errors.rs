@@ -47,6 +47,7 @@ fn all_errors() -> Vec<Error> {
         Error::KeyBare { path: path() },
         Error::PassphraseWrong { path: path() },
         Error::PassphraseMissing { path: path() },
+        Error::PassphraseSource { what: what.clone() },
         Error::Config { path: path(), what: what.clone() },
         Error::CommitDamaged { run: version, what: what.clone() },
         Error::Usage(what.clone()),

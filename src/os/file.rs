@@ -5,13 +5,18 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::dir::times_with;
 use super::process::geteuid;
 use super::{DirFd, c_string, check};
 use crate::catalog::Timespec;
+
+/// Opens a file that the user names, by its path, to be read; nobody is waited for, be it a fifo.
+pub fn open_named(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+}
 
 /// Fills `buffer` from `offset` on as far as the file goes; fewer bytes than asked for mean its end.
 pub fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -62,7 +62,21 @@ extern "C" fn note_object(info: *mut libc::dl_phdr_info, _: usize, into: *mut li
 }
 
 extern "C" fn on_bus_error(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel gives a valid `siginfo`; `mmap`, `kill` and `signal` may be called here; the page that is
+    // SAFETY: the kernel gives a valid `siginfo`, and `signal` may be called here.
+    unsafe {
+        if !stand_in(info) {
+            // The access fails again, and ends the process as it would have.
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+}
+
+/// Puts a page of zeros where the access failed, if that was in a mapped file.
+///
+/// # Safety
+/// In the handler of a SIGBUS, with its `siginfo`.
+pub(super) unsafe fn stand_in(info: *mut libc::siginfo_t) -> bool {
+    // SAFETY: the caller gives a valid `siginfo`; `mmap`, `kill` and `signal` may be called here; the page that is
     // replaced is one whose access just failed.
     unsafe {
         let at = (*info).si_addr() as usize;
@@ -76,9 +90,7 @@ extern "C" fn on_bus_error(signal: i32, info: *mut libc::siginfo_t, _: *mut libc
                 && libc::mmap(page as *mut _, known.page_bytes, access, flags, -1, 0) != libc::MAP_FAILED
         });
         if !replaced {
-            // The access fails again, and ends the process as it would have.
-            libc::signal(signal, libc::SIG_DFL);
-            return;
+            return false;
         }
         LOST.store(true, SeqCst);
         match TELL_BY.load(SeqCst) {
@@ -87,5 +99,6 @@ extern "C" fn on_bus_error(signal: i32, info: *mut libc::siginfo_t, _: *mut libc
                 libc::kill(libc::getpid(), by);
             }
         }
+        true
     }
 }

@@ -1,6 +1,7 @@
 //! The mount table and what kind of file system a path is on.
 
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -76,11 +77,98 @@ fn unescape(field: &[u8]) -> PathBuf {
     PathBuf::from(std::ffi::OsStr::from_bytes(&plain))
 }
 
-/// Takes the mount at `point` out of the tree now, also while files in it are open.
-pub fn detach(point: &Path) -> io::Result<()> {
-    let point = c_string(point.as_os_str().as_bytes())?;
-    // SAFETY: `point` is NUL-terminated.
-    check(|| unsafe { libc::umount2(point.as_ptr(), libc::MNT_DETACH) })?;
+/// A directory that is held, so that what was checked of it is what will be mounted on, whatever its names lead to
+/// by then.
+#[derive(Debug)]
+pub struct MountPoint {
+    dir: OwnedFd,
+}
+
+impl MountPoint {
+    /// Holds what `path` names, but never what a symlink there leads to (ENOTDIR, as for a file).
+    pub fn hold(path: &Path) -> io::Result<MountPoint> {
+        let point = MountPoint { dir: held(path)? };
+        // O_DIRECTORY would have an automounter, which waits for us, mount something here first.
+        if point.stat()?.st_mode & libc::S_IFMT != libc::S_IFDIR {
+            return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
+        }
+        Ok(point)
+    }
+
+    /// Where it is by now.
+    pub fn path(&self) -> io::Result<PathBuf> {
+        std::fs::read_link(self.magic_link())
+    }
+
+    /// The mount that it is in. Unlike `stat` this asks nothing of the file system there.
+    fn mount_id(&self) -> io::Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.dir.as_raw_fd()))?;
+        let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+        id.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODATA))
+    }
+
+    /// True when there is nothing in it that a mount would hide.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        let path = self.magic_link();
+        if fs_info(&path)?.magic == AUTOFS_MAGIC {
+            return Ok(true);
+        }
+        Ok(std::fs::read_dir(path)?.next().transpose()?.is_none())
+    }
+
+    /// Mounts a FUSE file system on it, read-only, without devices and set-id bits; gives the open /dev/fuse.
+    ///
+    /// EPERM for those who need the helper to do it.
+    pub fn mount_fuse(&self, source: &std::ffi::OsStr, subtype: &str, options: &str) -> io::Result<OwnedFd> {
+        let fuse = OwnedFd::from(std::fs::File::options().read(true).write(true).open("/dev/fuse")?);
+        let mode = self.stat()?.st_mode & libc::S_IFMT;
+        let (uid, gid) = (super::process::getuid(), super::process::getgid());
+        let data = format!("fd={},rootmode={mode:o},user_id={uid},group_id={gid},{options}", fuse.as_raw_fd());
+        let (source, target) = (c_string(source.as_bytes())?, c_string(self.magic_link().as_os_str().as_bytes())?);
+        let (fstype, data) = (c_string(format!("fuse.{subtype}").as_bytes())?, c_string(data.as_bytes())?);
+        let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
+        // SAFETY: all strings are NUL-terminated and live for the whole call.
+        check(|| unsafe {
+            libc::mount(source.as_ptr(), target.as_ptr(), fstype.as_ptr(), flags, data.as_ptr().cast())
+        })?;
+        Ok(fuse)
+    }
+
+    fn stat(&self) -> io::Result<libc::stat> {
+        // SAFETY: `stat` is plain integers, for which zeros are valid.
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is open and `stat` is writable for the whole call.
+        check(|| unsafe { libc::fstat(self.dir.as_raw_fd(), &raw mut stat) })?;
+        Ok(stat)
+    }
+
+    /// The kernel's link to the directory itself.
+    fn magic_link(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.dir.as_raw_fd()).into()
+    }
+}
+
+fn held(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_string(path.as_os_str().as_bytes())?;
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: `path` is NUL-terminated.
+    let fd = check(|| unsafe { libc::open(path.as_ptr(), flags) })?;
+    // SAFETY: the call just gave us the descriptor, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes every mount of a file system out of the tree now, also while files in it are open, and no other one that is
+/// in its place by then.
+pub fn detach(device: u64) -> io::Result<()> {
+    for mount in all()?.iter().rev().filter(|mount| mount.dev == device) {
+        let root = MountPoint { dir: held(&mount.point)? };
+        if root.mount_id()? != mount.id {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        let link = c_string(root.magic_link().as_os_str().as_bytes())?;
+        // SAFETY: `link` is NUL-terminated.
+        check(|| unsafe { libc::umount2(link.as_ptr(), libc::MNT_DETACH) })?;
+    }
     Ok(())
 }
 
@@ -121,6 +209,7 @@ pub fn fs_info(path: &Path) -> io::Result<FsInfo> {
 
 /// `f_type` of every FUSE file system.
 pub const FUSE_MAGIC: u64 = 0x6573_5546;
+const AUTOFS_MAGIC: u64 = 0x0187;
 
 /// NFS, SMB/CIFS (three numbers), AFS, Coda, Ceph, 9p, OCFS2, GFS2, Lustre, NCP.
 const NETWORK_MAGICS: [u64; 12] = [

@@ -1,8 +1,12 @@
 //! This process: identity, limits, and going into the background.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use zeroize::Zeroizing;
 
 use super::check;
 
@@ -62,6 +66,29 @@ pub fn raise_open_file_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// The signals that end a process unless it catches them, but for those of a crash: all that someone may send it to
+/// make it end, or by mistake.
+pub fn ending_signals() -> Vec<i32> {
+    let named = [
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGTERM,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGIO,
+        libc::SIGPWR,
+        libc::SIGSTKFLT,
+        libc::SIGXCPU,
+        libc::SIGXFSZ,
+        libc::SIGPIPE,
+    ];
+    named.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()).collect()
+}
+
 /// True when whoever started this process had it ignore a signal, as nohup(1) does.
 pub fn is_ignored(signal: i32) -> bool {
     // SAFETY: `sigaction` is plain integers and a pointer, for which zeros are valid.
@@ -98,6 +125,73 @@ pub fn is_alive(pid: u32) -> bool {
 
 fn permission_denied_is_alive(error: io::Error) -> io::Result<i32> {
     if error.raw_os_error() == Some(libc::EPERM) { Ok(0) } else { Err(error) }
+}
+
+/// The descriptors above standard error that this process was started with.
+#[derive(Debug)]
+pub struct Inherited(Vec<i32>);
+
+impl Inherited {
+    /// To be called before anything is opened.
+    pub fn now() -> io::Result<Inherited> {
+        let listing = std::fs::read_dir("/proc/self/fd")?;
+        let names = listing.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+        let numbers = names.iter().filter_map(|name| name.to_str()?.parse::<i32>().ok());
+        // The listing's own descriptor is closed by now.
+        let open = |fd: &i32| {
+            // SAFETY: the call only asks.
+            *fd > 2 && check(|| unsafe { libc::fcntl(*fd, libc::F_GETFD) }).is_ok()
+        };
+        Ok(Inherited(numbers.filter(open).collect()))
+    }
+
+    /// Closes them: whoever holds a lock, a pipe or a mount through them waits no longer than for itself.
+    pub fn close(self) {
+        for fd in self.0 {
+            // SAFETY: nothing of this program has opened it, so nothing of it uses it.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// Does something in a thread that holds no descriptor of this process, and waits for it.
+///
+/// For requests to a file system of our own: when the process is killed meanwhile, the waiting thread ends only when the
+/// connection does, and that when nobody holds it open.
+pub fn without_descriptors<T: Send>(act: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let thread = || {
+        // SAFETY: the thread gets a table of descriptors of its own, whose other users are those of the old one. An old
+        // kernel refuses, and nothing is lost but what the comment above says.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE) };
+        act()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("first look".into()).spawn_scoped(scope, thread)?;
+        thread.join().map_err(|_| io::Error::other("the thread panicked"))
+    })
+}
+
+/// Takes a variable out of the environment, also out of what /proc/PID/environ shows; gives its value.
+///
+/// Must be called while the process has one thread (None otherwise, and nothing happens).
+pub fn take_variable(name: &str) -> Option<Zeroizing<Vec<u8>>> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() != 1) {
+        return None;
+    }
+    let value = Zeroizing::new(std::env::var_os(name)?.into_vec());
+    let key = CString::new(name).ok()?;
+    // SAFETY: there is one thread, so nobody else reads or changes the environment. getenv points at the value's own
+    // bytes, up to their NUL.
+    unsafe {
+        let at = libc::getenv(key.as_ptr());
+        if !at.is_null() {
+            for offset in 0..libc::strlen(at) {
+                std::ptr::write_volatile(at.add(offset), 0);
+            }
+        }
+        std::env::remove_var(name);
+    }
+    Some(value)
 }
 
 /// Which of the two processes this is after [`daemonize`].

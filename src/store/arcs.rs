@@ -89,6 +89,10 @@ impl Arcs {
         }
     }
 
+    pub fn dir(&self) -> &OwnDir {
+        &self.dir
+    }
+
     /// Finds a block's frame, also one that was relocated.
     pub fn locate(&self, block: BlockId) -> Result<Located> {
         let place = self.place_of(block)?;

@@ -178,6 +178,11 @@ impl Store {
         self.queues.as_ref().filter(|_| !rests)
     }
 
+    /// Where the arcs are.
+    pub fn dir(&self) -> &OwnDir {
+        self.inner.arcs.dir()
+    }
+
     /// What was verified so far and the damage met.
     pub fn tally(&self) -> &Tally {
         &self.inner.tally

@@ -9,19 +9,35 @@ use crate::index::{DirRow, Entry, Listed};
 /// Names fetched by one query.
 const PAGE: usize = 512;
 
-/// A position in a directory. Reading it to the end costs one pass whatever its size.
+/// How far a directory was read.
+#[derive(Debug, Clone, Default)]
+pub struct Position {
+    after: Option<Vec<u8>>,
+    seen: u64,
+}
+
+/// A directory being read. Reading it to the end costs one pass whatever its size.
 pub struct Listing {
     pub version: Version,
     pub dir: DirRow,
-    after: Option<Vec<u8>>,
-    seen: u64,
+    at: Position,
     ended: bool,
 }
 
 impl Listing {
     pub(super) fn start(tree: &Tree, version: Version, dir: Dirno) -> Result<Listing> {
         let dir = tree.dir(version, dir)?;
-        Ok(Listing { version, dir, after: None, seen: 0, ended: false })
+        Ok(Listing { version, dir, at: Position::default(), ended: false })
+    }
+
+    /// Goes on where another listing of this directory was.
+    pub fn from(self, at: Position) -> Listing {
+        Listing { at, ended: false, ..self }
+    }
+
+    /// Where to go on; None at the end.
+    pub fn position(&self) -> Option<Position> {
+        (!self.ended).then(|| self.at.clone())
     }
 
     /// The next names, in byte order; empty at the end.
@@ -31,15 +47,15 @@ impl Listing {
         let mut shown = Vec::new();
         while shown.is_empty() && !self.ended {
             let page = self.fetch(tree)?;
-            self.seen += page.len() as u64;
+            self.at.seen += page.len() as u64;
             self.ended = page.len() < PAGE;
             if let Some(last) = page.last() {
-                self.after = Some(last.entry.name.clone());
+                self.at.after = Some(last.entry.name.clone());
             }
-            if (self.ended && self.seen != self.dir.state.children) || self.seen > self.dir.state.children {
+            if (self.ended && self.at.seen != self.dir.state.children) || self.at.seen > self.dir.state.children {
                 return Err(tree.row_damage(format!(
                     "directory {} in {} lists {} names, {} were backed up",
-                    self.dir.dirno.0, self.version, self.seen, self.dir.state.children
+                    self.dir.dirno.0, self.version, self.at.seen, self.dir.state.children
                 )));
             }
             for listed in page {
@@ -53,7 +69,7 @@ impl Listing {
 
     fn fetch(&self, tree: &Tree) -> Result<Vec<Listed>> {
         let index = tree.index();
-        let (version, dir, after) = (self.version, self.dir.dirno, self.after.as_deref());
+        let (version, dir, after) = (self.version, self.dir.dirno, self.at.after.as_deref());
         index.children_with_attrs(version, dir, after, PAGE)
     }
 }

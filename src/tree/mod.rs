@@ -20,7 +20,7 @@ pub use crate::index::Listed;
 use crate::index::{DirRow, Entry, Index, VersionRow};
 use crate::store::lock;
 pub use content::{Piece, SeekTo};
-pub use listing::Listing;
+pub use listing::{Listing, Position};
 
 /// File states kept decoded, at most about 3 KiB each.
 const MAX_NODES: usize = 2048;

@@ -13,9 +13,7 @@ mod read;
 mod tests;
 mod virtual_xattrs;
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,13 +27,13 @@ use crate::store::{Store, Summary};
 use crate::tree::{SeekTo, Tree};
 use ahead::Ahead;
 pub use dirs::DirItem;
-use dirs::OpenDir;
+use dirs::Listings;
 use hashing::Hashes;
 pub use hashing::Hashing;
 pub use ino::{Ino, Place};
 pub use read::Bytes;
 use read::Streams;
-use virtual_xattrs::Known;
+use virtual_xattrs::{Known, OWN_PREFIX, USER_PREFIX};
 
 /// Files whose readers are watched for sequential reading.
 const MAX_STREAMS: usize = 256;
@@ -52,7 +50,7 @@ pub enum Owners {
     All { uid: u32, gid: u32 },
 }
 
-/// Whether `user.assay.…` attributes are listed; by name they are there always.
+/// Whether `system.assay.…` attributes are listed; by name they are there always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum VirtualXattrs {
     #[default]
@@ -106,12 +104,14 @@ pub enum Lifetime {
 /// whoever looks after it has ended finds the new version.
 pub const LATEST_LIFETIME: Duration = Duration::from_millis(20);
 
-/// Sizes for `df`.
+/// Sizes for `df`: in use is what the newest version has, free is the room for more backups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FsSize {
     /// Of `FsSize::UNIT` bytes.
     pub blocks: u64,
+    pub blocks_free: u64,
     pub files: u64,
+    pub files_free: u64,
 }
 
 impl FsSize {
@@ -124,8 +124,7 @@ pub struct Vfs {
     tree: Arc<Tree>,
     store: Arc<Store>,
     options: VfsOptions,
-    dirs: Mutex<HashMap<u64, Arc<Mutex<OpenDir>>>>,
-    next_handle: AtomicU64,
+    listings: Mutex<Listings>,
     streams: Mutex<LruCache<Logid, Streams>>,
     ahead: Ahead,
     hashes: Hashes,
@@ -141,8 +140,7 @@ impl Vfs {
             tree,
             store,
             options,
-            dirs: Mutex::new(HashMap::new()),
-            next_handle: AtomicU64::new(1),
+            listings: Mutex::new(Listings::new()),
             streams: Mutex::new(LruCache::new(NonZeroUsize::new(MAX_STREAMS).unwrap_or(NonZeroUsize::MIN))),
             hashes: Hashes::new(),
             known: Mutex::new(None),
@@ -222,24 +220,33 @@ impl Vfs {
     }
 
     /// Value of an extended attribute; None if there is none of that name (ENODATA).
+    ///
+    /// `system.assay.…` is the mount's own word whatever was saved; `user.assay.…` is too, on what was saved without
+    /// attributes of such names.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        let saved = |xattrs: &Xattrs| xattrs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
-        match self.with_xattrs(ino, saved)? {
-            None => self.virtual_xattr(ino, name),
-            saved => Ok(saved),
+        if let Some(own) = name.strip_prefix(OWN_PREFIX) {
+            return self.virtual_xattr(ino, own);
+        }
+        let find = |xattrs: &Xattrs| {
+            let value = xattrs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+            (value, xattrs.iter().any(|(known, _)| known.starts_with(USER_PREFIX)))
+        };
+        match (self.with_xattrs(ino, find)?, name.strip_prefix(USER_PREFIX)) {
+            ((None, false), Some(own)) => self.virtual_xattr(ino, own),
+            ((saved, _), _) => Ok(saved),
         }
     }
 
     /// Names of the extended attributes, each ended by NUL. `trusted.*` is shown to root only, as on ext4.
     pub fn listxattr(&self, ino: Ino, caller_uid: u32) -> Result<Vec<u8>> {
         let saved = self.with_xattrs(ino, |xattrs| {
-            let shown = xattrs.iter().filter(|(name, _)| caller_uid == 0 || !name.starts_with(b"trusted."));
+            let allowed = |name: &[u8]| caller_uid == 0 || !name.starts_with(b"trusted.");
+            let shown = xattrs.iter().filter(|(name, _)| allowed(name) && !name.starts_with(OWN_PREFIX));
             shown.map(|(name, _)| name.clone()).collect::<Vec<_>>()
         })?;
         let mut names: Vec<u8> = saved.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
         if self.options.virtual_xattrs == VirtualXattrs::Listed {
-            let more = self.virtual_xattr_names(ino)?.into_iter().filter(|name| !saved.contains(name));
-            names.extend(more.flat_map(|name| name.into_iter().chain([0])));
+            names.extend(self.virtual_xattr_names(ino)?.into_iter().flat_map(|name| name.into_iter().chain([0])));
         }
         Ok(names)
     }
@@ -258,12 +265,21 @@ impl Vfs {
         self.tree.seek(&*self.tree.node(logid)?, offset, to)
     }
 
-    /// The size of the newest version that is shown, all of it in use.
+    /// The size of the newest version that is shown, and the room where the backup dir is: a read-only mount that is
+    /// always full would set off every alarm about full disks.
     pub fn size(&self) -> Result<FsSize> {
         let info = self.newest()?.map(|row| row.info).unwrap_or_default();
+        let disk = crate::os::mounts::fs_info(self.store.dir().path()).ok();
+        let unit = u64::from(FsSize::UNIT);
+        let blocks_free = disk.map_or(0, |disk| {
+            (u128::from(disk.blocks_available) * u128::from(disk.block_bytes) / u128::from(unit)) as u64
+        });
+        let files_free = disk.map_or(0, |disk| disk.files_free);
         Ok(FsSize {
-            blocks: info.tree_bytes.div_ceil(u64::from(FsSize::UNIT)).max(1),
-            files: info.files.saturating_add(info.dirs).saturating_add(info.others).max(1),
+            blocks: info.tree_bytes.div_ceil(unit).max(1).saturating_add(blocks_free),
+            blocks_free,
+            files: info.files.saturating_add(info.dirs).saturating_add(info.others).max(1).saturating_add(files_free),
+            files_free,
         })
     }
 

@@ -39,12 +39,12 @@ fn folder(version: u32) -> Ino {
 }
 
 fn entries(vfs: &Vfs, ino: Ino, per_call: usize) -> Vec<(String, u64)> {
-    let (handle, _) = vfs.opendir(ino).unwrap();
+    vfs.opendir(ino).unwrap();
     let mut all: Vec<(String, u64)> = Vec::new();
     loop {
         let offset = all.last().map_or(0, |(_, offset)| *offset);
         let before = all.len();
-        vfs.readdir(handle, offset, |item| {
+        vfs.readdir(ino, offset, |item| {
             let room = all.len() < before + per_call;
             if room {
                 all.push((String::from_utf8(item.name.clone()).unwrap(), item.offset));
@@ -53,7 +53,6 @@ fn entries(vfs: &Vfs, ino: Ino, per_call: usize) -> Vec<(String, u64)> {
         })
         .unwrap();
         if all.len() == before {
-            vfs.releasedir(handle);
             return all;
         }
     }
@@ -105,10 +104,10 @@ fn a_large_directory_is_read_once_whole_however_small_the_pieces() {
 fn a_directory_can_be_read_again_from_any_offset() {
     let (fixture, _) = fixture();
     let vfs = vfs(&fixture, VfsOptions::default());
-    let (handle, _) = vfs.opendir(Ino::of_dir(V0, BIG)).unwrap();
+    let big = Ino::of_dir(V0, BIG);
     for offset in [0, 1200, 1, 0, 700, 1502, 1501] {
         let mut next = None;
-        vfs.readdir(handle, offset, |item| {
+        vfs.readdir(big, offset, |item| {
             next = Some((item.offset, item.name.clone()));
             false
         })
@@ -231,8 +230,8 @@ fn a_file_whose_sha1_is_another_is_refused_and_stays_so() {
             (summary.damage, summary.places[0].path.as_slice(), summary.files_wholly_read),
             (1, &b"/wrong"[..], 1)
         );
-        assert_eq!(one.getxattr(wrong, b"user.assay.health").unwrap().unwrap(), b"damaged");
-        assert_eq!(one.getxattr(wrong, b"user.assay.damage").unwrap().unwrap(), b"0-12000");
+        assert_eq!(one.getxattr(wrong, b"system.assay.health").unwrap().unwrap(), b"damaged");
+        assert_eq!(one.getxattr(wrong, b"system.assay.damage").unwrap().unwrap(), b"0-12000");
         // In several requests, slightly out of order.
         let several = new();
         let parts = [(0, 4000), (8000, 4000), (4000, 4000)];
@@ -243,4 +242,30 @@ fn a_file_whose_sha1_is_another_is_refused_and_stays_so() {
         let random = new();
         assert!([(4000, 4000), (0, 3000)].iter().all(|(at, len)| random.read(wrong, *at, *len).is_ok()));
     }
+}
+
+#[test]
+fn attributes_of_a_huge_hole_take_no_time() {
+    let mut fixture = Fixture::new();
+    let serial = fixture.next_data_serial();
+    let data = |no| Segment::Data { block: BlockId::new(serial, FrameNo(no)), len: BLOCK as u32 };
+    let hole = Segment::Hole { len: (1 << 62) - 2 * BLOCK as u64 };
+    let records = [
+        dir_record(Dirno::ROOT, Dirno::ROOT, b"", 2),
+        put(b"hole", node(20, &[data(0), hole, data(1)], vec![])),
+        put(b"all", node(21, &[hole], vec![])),
+    ];
+    fixture.commit(&[some_bytes(1, BLOCK), some_bytes(2, BLOCK)], &records);
+    let vfs = vfs(&fixture, VfsOptions::default());
+    let value = |ino, name: &str| {
+        let value = vfs.getxattr(Ino(ino), format!("system.assay.{name}").as_bytes()).unwrap().unwrap();
+        String::from_utf8(value).unwrap()
+    };
+    assert_eq!(value(20, "blocks").lines().count(), 3);
+    assert!(value(20, "blocks").starts_with("2\n") && !value(20, "blocks").contains('…'));
+    assert_eq!(
+        (value(20, "health"), value(20, "damage"), value(21, "health")),
+        ("unknown".into(), "".into(), "good".into())
+    );
+    assert!(value(20, "verified").contains(r#""only_to":null"#), "{}", value(20, "verified"));
 }

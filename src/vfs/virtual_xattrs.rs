@@ -1,7 +1,8 @@
-//! Attributes that no file has and every file answers: `user.assay.…`, what Assay knows about it.
+//! Attributes that no file has and every file answers: `system.assay.…`, what Assay knows about it.
 //!
-//! Invariants: they are found by name only, unless the mount lists them, so that `rsync -X` copies none; an attribute of
-//! that name that was saved goes before; an answer says what index and ledger know, and verifies nothing.
+//! Invariants: nothing that was saved can stand in their place, for no user can give a file an attribute of that name;
+//! they are found by name only, unless the mount lists them, and `rsync -X` copies none; an answer says what index and
+//! ledger know, verifies nothing, and takes bounded time and room.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -16,9 +17,12 @@ use crate::error::Result;
 use crate::ids::{CopyId, Logid};
 use crate::ledger::{How, Ledger, Proof};
 use crate::store::lock;
-use crate::tree::Piece;
+use crate::tree::{Piece, SeekTo};
 
-const PREFIX: &str = "user.assay.";
+/// Of the names that are only ours.
+pub(super) const OWN_PREFIX: &[u8] = b"system.assay.";
+/// Of names that a file may have been saved with; short for ours where it was not.
+pub(super) const USER_PREFIX: &[u8] = b"user.assay.";
 /// Of directories; files have all.
 const OF_DIRS: &[&str] = &["version"];
 const OF_FILES: &[&str] = &["sha1", "version", "logid", "blocks", "verified", "health", "damage"];
@@ -26,6 +30,8 @@ const OF_FILES: &[&str] = &["sha1", "version", "logid", "blocks", "verified", "h
 const MAX_LINES: usize = 1000;
 /// Bytes of a file whose blocks are looked up at a time.
 const WINDOW_BYTES: u64 = 64 << 20;
+/// How long the blocks of a file are looked at for one answer.
+const MAX_TIME: Duration = Duration::from_secs(2);
 /// How long what the ledger said may be used again, and so many times as long as it took to read it.
 const LEDGER_AGE: Duration = Duration::from_millis(500);
 const LEDGER_AGE_PER_LOAD: u32 = 10;
@@ -46,6 +52,8 @@ struct Survey {
     oldest: Option<Proof>,
     /// Known to be bad, neighbours joined.
     damage: Vec<Range<u64>>,
+    /// Up to where the file was looked at, when there was no time for all of it.
+    only_to: Option<u64>,
 }
 
 impl Survey {
@@ -58,9 +66,8 @@ impl Survey {
 }
 
 impl Vfs {
-    /// Value of a virtual attribute; None where there is none of that name.
+    /// Value of a virtual attribute, named without its prefix; None where there is none of that name.
     pub(super) fn virtual_xattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        let Some(name) = name.strip_prefix(PREFIX.as_bytes()) else { return Ok(None) };
         let text = match place_of(ino)? {
             Place::Dir(version, dir) if name == b"version" => Some(format!("{}", self.dir_row(version, dir)?.since)),
             Place::Root | Place::Latest(_) | Place::Dir(..) => None,
@@ -76,7 +83,7 @@ impl Vfs {
             Place::Node(logid) if self.tree.node(logid)?.attr.kind == Kind::File => OF_FILES,
             Place::Root | Place::Latest(_) | Place::Node(_) => &[],
         };
-        Ok(names.iter().map(|name| format!("{PREFIX}{name}").into_bytes()).collect())
+        Ok(names.iter().map(|name| [OWN_PREFIX, name.as_bytes()].concat()).collect())
     }
 
     fn of_node(&self, logid: Logid, name: &[u8]) -> Result<Option<String>> {
@@ -92,7 +99,7 @@ impl Vfs {
             b"verified" => self.verified_text(&node)?,
             b"health" => {
                 let survey = self.survey(&node)?;
-                let good = survey.proven == survey.blocks;
+                let good = survey.proven == survey.blocks && survey.only_to.is_none();
                 if !survey.damage.is_empty() {
                     "damaged".into()
                 } else {
@@ -110,6 +117,7 @@ impl Vfs {
                 if survey.damage.len() > MAX_LINES {
                     lines.push(format!("… and {} more", survey.damage.len() - MAX_LINES));
                 }
+                lines.extend(survey.only_to.map(|end| format!("… of the first {end} bytes")));
                 lines.join("\n")
             }
             _ => return Ok(None),
@@ -121,7 +129,7 @@ impl Vfs {
         let index = self.tree.index();
         let (mut count, mut lines) = (0, String::new());
         let mut arc = None;
-        self.each_piece(node, |_, piece| {
+        let only_to = self.each_piece(node, |_, piece| {
             let Piece::Data { block, .. } = piece else { return Ok(()) };
             count += 1;
             if count <= MAX_LINES {
@@ -137,7 +145,8 @@ impl Vfs {
             Ok(())
         })?;
         let more = if count > MAX_LINES { format!("\n… and {} more", count - MAX_LINES) } else { String::new() };
-        Ok(format!("{count}{lines}{more}"))
+        let part = only_to.map_or_else(String::new, |end| format!("\n… in the first {end} bytes"));
+        Ok(format!("{count}{lines}{more}{part}"))
     }
 
     fn verified_text(&self, node: &Node) -> Result<String> {
@@ -154,7 +163,9 @@ impl Vfs {
             .ledger
             .file(node.logid)
             .map(|files| json!({ "extent": format!("{:?}", files.extent).to_lowercase(), "when_s": files.when_s }));
-        Ok(json!({ "blocks": survey.blocks, "proven": survey.proven, "oldest": oldest, "read": read }).to_string())
+        Ok(json!({ "blocks": survey.blocks, "proven": survey.proven, "oldest": oldest, "read": read,
+                  "only_to": survey.only_to })
+        .to_string())
     }
 
     fn survey(&self, node: &Node) -> Result<Survey> {
@@ -181,18 +192,24 @@ impl Vfs {
         match walked {
             // Where the content is cannot be told: all of it is out of reach from there on.
             Err(error) if error.is_damage() => survey.bad(0..node.attr.size),
-            other => other?,
+            other => survey.only_to = other?,
         }
-        if survey.proven < survey.blocks {
+        if survey.proven < survey.blocks || survey.only_to.is_some() {
             survey.oldest = None;
         }
         Ok(survey)
     }
 
-    /// Visits the pieces of a file with their offsets, each block once where it stands.
-    fn each_piece(&self, node: &Node, mut visit: impl FnMut(u64, Piece) -> Result<()>) -> Result<()> {
+    /// Visits the pieces of a file that have data, with their offsets, each block once where it stands; gives the offset
+    /// at which it ran out of time.
+    fn each_piece(&self, node: &Node, mut visit: impl FnMut(u64, Piece) -> Result<()>) -> Result<Option<u64>> {
+        let until = Instant::now() + MAX_TIME;
         let mut at = 0;
-        while at < node.attr.size {
+        while let Some(data) = self.tree.seek(node, at, SeekTo::Data)? {
+            if Instant::now() > until {
+                return Ok(Some(data));
+            }
+            at = data;
             for piece in self.tree.segments(node, at, WINDOW_BYTES.min(node.attr.size - at))? {
                 // A block that begins in one window and ends in the next is taken whole the first time.
                 match piece {
@@ -205,7 +222,7 @@ impl Vfs {
                 at += piece.len();
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// What the ledger says, with what this mount has noted.
