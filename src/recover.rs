@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::backupdir::arcs::{self, ArcSource};
-use crate::backupdir::{Accepted, BackupDir, Claim, remove_if_there};
+use crate::backupdir::{Accepted, BackupDir, Claim, What, remove_if_there};
 use crate::catalog::{ArcEntry, Commit, Loss};
 use crate::depot;
 use crate::error::{Error, Place, Result};
@@ -207,8 +207,19 @@ impl<'a> Rebuild<'a> {
             }
             self.next = Version(run.version.0 + 1);
             let read = arcs::read_commit(self.dir.own(), run.version, self.dir.keys());
-            if read.is_err() {
+            if let Err(error) = &read {
+                if !error.is_damage() {
+                    return Err(error.clone());
+                }
                 let claim = Claim::of(self.dir, run);
+                // Nobody can tell what an arc is that can't be opened.
+                let unread = claim.strays.iter().find_map(|stray| match &stray.what {
+                    What::Unreadable(error) if !error.is_damage() => Some(error.clone()),
+                    _ => None,
+                });
+                if let Some(error) = unread {
+                    return Err(error);
+                }
                 self.recovered.strays.extend(claim.strays.iter().filter_map(|stray| stray.stray(self.dir)));
                 if !claim.committed && claim.arcs == 0 {
                     continue;
