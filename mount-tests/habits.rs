@@ -90,7 +90,7 @@ fn a_passphrase_comes_from_where_it_is_said_to() {
         ("cmd:printf 'wrong'", "PASSPHRASE_WRONG"),
         (from_file.as_str(), "No such file"),
         ("file:/dev/zero", "no regular file"),
-        ("file:/dev/tty", "no regular file"),
+        ("file:/dev/null", "no regular file"),
     ] {
         let out = opens(from).run().code(12);
         assert!(out.err().contains(part), "{from}: {}", out.err());
