@@ -118,3 +118,19 @@ fn a_path_in_a_mount_is_what_is_shown_there() {
     assert!(map.contains("in r0"), "{map}");
     mount.end().ok();
 }
+
+#[test]
+fn a_path_in_a_mount_of_another_backup_dir_is_not_taken_for_this_one() {
+    let lab = Lab::with_files(&[("f", b"theirs")]);
+    let other = lab.path("other");
+    lab.assay_on(&other, "init", crate::support::NONE).ok();
+    lab.write("f", b"ours");
+    lab.assay_on(&other, "backup", [lab.src()]).ok();
+    let mount = lab.mount();
+    let file = mount.latest(&lab.src()).join("f");
+    let out = lab.assay_on(&other, "get", ["--to"]).arg(lab.out_dir()).arg(&file).run().code(2);
+    assert!(out.err().contains(&format!("-c {}", lab.repo().display())), "{}", out.err());
+    lab.assay("get", ["--to"]).arg(lab.out_dir()).arg(&file).ok();
+    assert_eq!(fs::read(lab.out_dir().join("f")).unwrap(), b"theirs");
+    mount.end();
+}

@@ -28,8 +28,9 @@ pub struct Given {
 pub fn given(what: &OsStr, backup_dir: &Path) -> Result<Given> {
     let plain = Given { path: what.into(), folder: None };
     let Some((mount, inside)) = mount_of(Path::new(what)) else { return Ok(plain) };
-    let own = [backup_dir.canonicalize().unwrap_or_default(), PathBuf::from("assay")].contains(&mount.source);
-    if !own {
+    let own = backup_dir.canonicalize().unwrap_or_default();
+    // fusermount takes text only.
+    if mount.source != own && mount.source.as_os_str() != shown(&own).to_string().as_str() {
         let (what, source) = (shown(what), shown(&mount.source));
         return Err(Error::Usage(format!("{what} is in a mount of another backup dir: name that with -c {source}")));
     }
