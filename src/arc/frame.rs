@@ -3,8 +3,11 @@
 //! Invariant: a `VerifiedBlock` exists only if its bytes were authenticated in their own place, decompressed to
 //! their recorded length and hashed to their recorded block hash, in that order. There is no switch round it.
 
+use std::alloc::{Layout, handle_alloc_error};
 use std::cell::RefCell;
 use std::ops::Deref;
+
+use zstd::zstd_safe::DCtx;
 
 use super::zframe;
 use crate::catalog::ArcRole;
@@ -170,7 +173,7 @@ pub fn seal(cipher: &ArcCipher, no: FrameNo, info: &FrameInfo, stored: &[u8]) ->
 
 thread_local! {
     /// Decryption buffer and zstd context, kept for the next frame of this thread.
-    static SCRATCH: RefCell<(Vec<u8>, Option<zstd::bulk::Decompressor<'static>>)> =
+    static SCRATCH: RefCell<(Vec<u8>, Option<DCtx<'static>>)> =
         const { RefCell::new((Vec::new(), None)) };
 }
 
@@ -230,9 +233,15 @@ fn take_apart(frame: &[u8], wanted_bytes: u64) -> Option<(&[u8; FRAME_HEADER_LEN
     Some((header, stored, tag))
 }
 
+/// A zstd context for `unpack`. Without memory for one the process ends, as it does wherever memory is short: bytes that
+/// can't be looked at are not damaged.
+pub(super) fn unpacker() -> DCtx<'static> {
+    DCtx::try_create().unwrap_or_else(|| handle_alloc_error(Layout::new::<[u8; 128 << 10]>()))
+}
+
 /// Stored bytes → plain bytes of the recorded length.
 pub(super) fn unpack(
-    context: &mut Option<zstd::bulk::Decompressor<'static>>,
+    context: &mut Option<DCtx<'static>>,
     expected: &FrameInfo,
     stored: &[u8],
 ) -> Result<Vec<u8>, Damage> {
@@ -243,11 +252,8 @@ pub(super) fn unpack(
     if !zframe::is_one_frame(stored, expected.plain_len) {
         return Err(Damage::BadCompression);
     }
-    if context.is_none() {
-        *context = zstd::bulk::Decompressor::new().ok();
-    }
-    let decompressor = context.as_mut().ok_or(Damage::BadCompression)?;
-    let plain = decompressor.decompress(stored, plain_len).map_err(|_| Damage::BadCompression)?;
+    let mut plain = Vec::with_capacity(plain_len);
+    context.get_or_insert_with(unpacker).decompress(&mut plain, stored).map_err(|_| Damage::BadCompression)?;
     if plain.len() == plain_len { Ok(plain) } else { Err(Damage::BadCompression) }
 }
 

@@ -1,5 +1,7 @@
 //! Plain bytes → stored bytes: compresses, and proves on the spot that the result gives the plain bytes back.
 
+use zstd::zstd_safe::{CCtx, CParameter, DCtx};
+
 use super::frame::Codec;
 use crate::error::{Error, Result};
 
@@ -12,8 +14,8 @@ pub struct Packed {
 
 /// A worker's compression contexts.
 pub struct Packer {
-    compressor: zstd::bulk::Compressor<'static>,
-    decompressor: zstd::bulk::Decompressor<'static>,
+    compressor: CCtx<'static>,
+    decompressor: DCtx<'static>,
     check: Vec<u8>,
 }
 
@@ -23,12 +25,10 @@ const MIN_COMPRESS_LEN: usize = 32;
 impl Packer {
     /// `level` is zstd's, 1..=19.
     pub fn new(level: i32) -> Result<Packer> {
-        let failed = |e: std::io::Error| Error::SelfCheck { what: format!("zstd does not start: {e}") };
-        Ok(Packer {
-            compressor: zstd::bulk::Compressor::new(level).map_err(failed)?,
-            decompressor: zstd::bulk::Decompressor::new().map_err(failed)?,
-            check: Vec::new(),
-        })
+        let no_memory = || Error::Io { op: "get memory for", path: "zstd".into(), errno: libc::ENOMEM };
+        let mut compressor = CCtx::try_create().ok_or_else(no_memory)?;
+        compressor.set_parameter(CParameter::CompressionLevel(level)).map_err(|_| no_memory())?;
+        Ok(Packer { compressor, decompressor: DCtx::try_create().ok_or_else(no_memory)?, check: Vec::new() })
     }
 
     /// Compresses; bytes that don't shrink are stored as they are.
@@ -42,13 +42,13 @@ impl Packer {
         }
         let mut stored = Vec::with_capacity(plain.len());
         // A destination of the plain size: what does not shrink fails to fit, and needs no more room.
-        let fits = self.compressor.compress_to_buffer(plain, &mut stored);
+        let fits = self.compressor.compress2(&mut stored, plain);
         if fits.is_err() || stored.len() >= plain.len() - plain.len() / 64 {
             return as_is();
         }
         self.check.clear();
         self.check.reserve(plain.len());
-        let same = self.decompressor.decompress_to_buffer(&stored, &mut self.check).is_ok() && self.check == plain;
+        let same = self.decompressor.decompress(&mut self.check, &stored).is_ok() && self.check == plain;
         if !same {
             return Err(Error::SelfCheck { what: "a compressed block does not decompress to what it was".into() });
         }

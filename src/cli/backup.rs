@@ -90,8 +90,12 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
     super::check_writer(&dir)?;
     let info = &summary.info;
     super::log::outcome(&format!(
-        "{}, {} new, {} changed, {} removed, {} errors",
-        info.name, info.new, info.changed, info.removed, info.errors
+        "{}, {} new, {} changed, {} removed, {}",
+        info.name,
+        info.new,
+        info.changed,
+        info.removed,
+        counted(info.errors, "error")
     ));
     let exit = match (summary.info.errors, summary.info.torn) {
         (0, 0) => Exit::Ok,

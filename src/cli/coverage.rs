@@ -205,7 +205,7 @@ fn as_text(found: &Coverage, path: &[u8]) -> String {
     };
     line("damage", damage);
     if found.failures > 0 {
-        line("", format!("the index could not tell all of {} files or directories", show::number(found.failures)));
+        line("", format!("the index could not tell all of {}", show::counted(found.failures, "entry")));
     }
     if found.interrupted {
         text += "Interrupted: the counts are of what was looked up until then.\n";

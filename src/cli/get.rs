@@ -211,9 +211,9 @@ fn undone_text(report: &Report, healed: &Healed) -> String {
         let there = report.files + report.unchanged;
         let of = report.expected.map_or(String::new(), |all| format!(" of {}", show::number(all.files)));
         text += &format!(
-            "Interrupted: {}{of} files are there, whole. The same command goes on from here: it compares what is there and \
-             writes the rest\n",
-            show::number(there)
+            "Interrupted: {}{of} there, whole. The same command goes on from here: it compares what is there and writes the \
+             rest\n",
+            show::counted(there, "file")
         );
     }
     text

@@ -194,8 +194,10 @@ fn serve(
     })?;
     show(&format!("{} is unmounted", shown(point.path())), &summary);
     super::log::outcome(&format!(
-        "{} files read, {} blocks verified, {} damaged places met",
-        summary.files_read, summary.blocks_verified, summary.damage
+        "{} read, {} verified, {} met",
+        show::counted(summary.files_read, "file"),
+        show::counted(summary.blocks_verified, "block"),
+        show::counted(summary.damage, "damaged place")
     ));
     Ok(summary)
 }

@@ -53,7 +53,7 @@ fn as_text(found: &Recovered) -> String {
     for lost in &found.lost {
         let what = match lost.count {
             0 => "a frame that lists no directory is damaged (parts of long files, or what is told twice)".into(),
-            dirs => format!("{} directories can't be listed", show::number(dirs)),
+            dirs => format!("{} can't be listed", show::counted(dirs, "directory")),
         };
         text += &format!("{}: {what}: {}\n", lost.version, lost.frame.error);
         for path in &lost.paths {

@@ -37,10 +37,10 @@ pub fn run(context: &Context, args: &VersionsArgs) -> Result<Exit> {
         let paths: Vec<String> = info.paths.iter().map(|path| shown(path).to_string()).collect();
         let tag = if info.tag.is_empty() { String::new() } else { format!("  [{}]", one_line(&info.tag)) };
         text += &format!(
-            "{:<6} {}  {:>11} files  {:>11}  +{} ~{} -{}{}  {}{tag}\n",
+            "{:<6} {}  {:>17}  {:>11}  +{} ~{} -{}{}  {}{tag}\n",
             row.version.to_string(),
             show::time(info.started),
-            show::number(info.files),
+            show::counted(info.files, "file"),
             show::bytes(info.tree_bytes),
             show::number(info.new),
             show::number(info.changed),

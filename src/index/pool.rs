@@ -67,7 +67,8 @@ impl Fail {
             Fail::Row(what) => Error::IndexRow { path, what: what.into() },
             Fail::Sql(error) => match error.sqlite_error_code() {
                 Some(
-                    ErrorCode::DatabaseBusy
+                    ErrorCode::OutOfMemory
+                    | ErrorCode::DatabaseBusy
                     | ErrorCode::DatabaseLocked
                     | ErrorCode::SystemIoFailure
                     | ErrorCode::DiskFull

@@ -30,6 +30,7 @@ use crate::ids::{ArcName, BlockHash, BlockId};
 use crate::index::{Index, Places};
 use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
 use crate::monitor::{Event, Monitor, Silent};
+use crate::text::counted;
 
 pub use drill::{DrillReport, Drilled};
 pub use findings::{Cause, Finding, Findings, Fixed, FramesFixed, Hit, Part, Spot};
@@ -237,9 +238,10 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     }
     report.interrupted |= monitor.interrupted();
     if let passed_over @ 1.. = exam.findings.passed_over() {
-        report
-            .notes
-            .push(format!("{passed_over} findings are about losses that were accepted (`assay stats` lists them)"));
+        report.notes.push(format!(
+            "passed over, as about losses that were accepted: {} (`assay stats` lists them)",
+            counted(passed_over, "finding")
+        ));
     }
     (report.findings, report.unlisted) = exam.findings.take();
     if !report.interrupted {
