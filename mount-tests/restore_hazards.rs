@@ -331,7 +331,7 @@ fn what_was_left_alone_is_named() {
     let out = get(&[]).code(3);
     assert!(out.out().contains("14 exist and were left alone"), "{}", out.text());
     assert!(out.out().contains("/out/src/09\n") && out.out().contains("and 4 more"), "{}", out.text());
-    assert!(out.out().contains("1 entries of the version were not restored"), "below `dir`: {}", out.text());
+    assert!(out.out().contains("1 entry of the version was not restored"), "below `dir`: {}", out.text());
     let told = get(&["--json"]).code(3).json();
     assert_eq!((told["kept"].as_u64(), told["kept_paths"].as_array().unwrap().len()), (Some(14), 14));
     let out = get(&["-y"]).code(3);
@@ -357,7 +357,7 @@ fn what_the_target_does_not_keep_is_told() {
     let get = |to: &Path, args: &[&str]| lab.assay("get", args).arg("-y").arg("--to").arg(to).arg(lab.src()).run();
     let out = get(&small.0, &[]).code(3);
     assert!(out.err().contains("ATTRIBUTE_NOT_KEPT") && out.err().contains("future"), "{}", out.text());
-    assert!(out.out().contains("1 did not get their time"), "{}", out.text());
+    assert!(out.out().contains("1 did not get its time"), "{}", out.text());
     let told = get(&small.0, &["--json"]).code(3).json();
     assert_eq!((told["lacking_counts"]["time"].as_u64(), told["unchanged"].as_u64()), (Some(1), Some(1)), "{told}");
     assert!(told["lacking"][0]["path"].as_str().unwrap().ends_with("src/future"));
@@ -365,7 +365,7 @@ fn what_the_target_does_not_keep_is_told() {
     let plain = Mounted::new(&["-t", "ramfs", "none"], lab.path("plain"));
     let out = get(&plain.0, &[]).code(3);
     assert!(out.err().contains("set an extended attribute of") && out.err().contains("/now"), "{}", out.text());
-    assert!(out.out().contains("1 did not get their extended attributes"), "{}", out.text());
+    assert!(out.out().contains("1 did not get its extended attributes"), "{}", out.text());
 }
 
 #[test]

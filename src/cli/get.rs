@@ -162,9 +162,12 @@ fn done_text(report: &Report, from: &str) -> String {
         show::counted(report.others, "other"),
         show::bytes(report.bytes),
     );
-    for (count, what) in [(report.unchanged, "were there already, unchanged"), (report.deleted, "were removed")] {
+    for (count, one, many) in [
+        (report.unchanged, "was there already, unchanged", "were there already, unchanged"),
+        (report.deleted, "was removed", "were removed"),
+    ] {
         if count > 0 {
-            text += &format!("{} {what}\n", show::number(count));
+            text += &format!("{} {}\n", show::number(count), if count == 1 { one } else { many });
         }
     }
     text
@@ -173,11 +176,11 @@ fn done_text(report: &Report, from: &str) -> String {
 /// What was not done, or not as asked.
 fn undone_text(report: &Report, healed: &Healed) -> String {
     let mut text = String::new();
-    let mut line = |count: u64, what: &str, names: &[String]| {
+    let mut line = |count: u64, one: &str, many: &str, names: &[String]| {
         if count == 0 {
             return;
         }
-        text += &format!("{} {what}\n", show::number(count));
+        text += &format!("{} {}\n", show::number(count), if count == 1 { one } else { many });
         for name in names.iter().take(MAX_SHOWN) {
             text += &format!("  {name}\n");
         }
@@ -188,25 +191,28 @@ fn undone_text(report: &Report, healed: &Healed) -> String {
     };
     let first =
         |paths: &[PathBuf]| paths.iter().take(MAX_SHOWN).map(|path| shown(path).to_string()).collect::<Vec<_>>();
-    line(report.kept_count, "exist and were left alone (-y replaces them)", &first(&report.kept));
-    line(report.spared_count, "are not in the version and were left alone", &[]);
+    let (one, many) = ("exists and was left alone (-y replaces it)", "exist and were left alone (-y replaces them)");
+    line(report.kept_count, one, many, &first(&report.kept));
+    let (one, many) = ("is not in the version and was left alone", "are not in the version and were left alone");
+    line(report.spared_count, one, many, &[]);
     let damaged = report.damaged.iter().map(|file| {
         let ranges: Vec<String> = file.ranges.iter().map(|r| format!("{}-{}", r.start, r.end)).collect();
         format!("{}: bytes {} are lost", shown(&file.path), ranges.join(", "))
     });
     let damaged: Vec<String> = damaged.take(MAX_SHOWN).collect();
-    line(report.damaged_count, "are damaged and were written as .damaged", &damaged);
+    let (one, many) = ("is damaged and was written as .damaged", "are damaged and were written as .damaged");
+    line(report.damaged_count, one, many, &damaged);
     for (lack, count) in Lack::ALL.iter().zip(report.lacking_counts) {
-        line(count, &format!("did not get their {}", lack.noun()), &[]);
+        let (one, many) = (format!("did not get its {}", lack.noun()), format!("did not get their {}", lack.noun()));
+        line(count, &one, &many, &[]);
     }
-    line(report.error_count, "failed", &[]);
-    line(report.missing, "entries of the version were not restored", &[]);
+    line(report.error_count, "failed", "failed", &[]);
+    let (one, many) = ("entry of the version was not restored", "entries of the version were not restored");
+    line(report.missing, one, many, &[]);
     let places: Vec<String> = healed.places.iter().take(MAX_SHOWN).map(Met::to_string).collect();
-    let what = match healed.count {
-        1 => "damaged block was put right while it was read (assay selftest --fix)",
-        _ => "damaged blocks were put right while they were read (assay selftest --fix)",
-    };
-    line(healed.count, what, &places);
+    let one = "damaged block was put right while it was read (assay selftest --fix)";
+    let many = "damaged blocks were put right while they were read (assay selftest --fix)";
+    line(healed.count, one, many, &places);
     if report.interrupted {
         let there = report.files + report.unchanged;
         let of = report.expected.map_or(String::new(), |all| format!(" of {}", show::number(all.files)));
