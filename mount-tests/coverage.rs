@@ -1,6 +1,6 @@
 //! What the ledger says was read, against what was read: diff, rsync, cat, the page cache, strace.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -210,7 +210,20 @@ fn preads(log: &str) -> Vec<(String, usize, usize)> {
         let offset = args.rsplit_once(", ")?.1.parse().ok()?;
         Some((arc, offset, result.trim().parse().ok()?))
     };
-    log.lines().filter_map(read).filter(|(arc, ..)| arc.starts_with("arc.")).collect()
+    // A call that another thread's interrupts stands in two lines.
+    let mut begun: HashMap<&str, &str> = HashMap::new();
+    let mut calls = Vec::new();
+    for line in log.lines() {
+        let (pid, call) = line.split_once(' ').unwrap_or_default();
+        if let Some(start) = call.strip_suffix("<unfinished ...>") {
+            begun.insert(pid, start);
+        } else if let Some((_, end)) = call.split_once("resumed>") {
+            calls.push(format!("{}{end}", begun.remove(pid).unwrap_or_default()));
+        } else {
+            calls.push(call.to_string());
+        }
+    }
+    calls.iter().filter_map(|call| read(call)).filter(|(arc, ..)| arc.starts_with("arc.")).collect()
 }
 
 #[test]

@@ -360,7 +360,14 @@ impl BackupDir {
 
 /// The right to write, held until dropped.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File);
+pub struct Lock(File);
+
+impl Drop for Lock {
+    /// A child that is just being started has the open file too, until it executes: closing ours would not be enough.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
 
 impl Lock {
     fn take(dir: &OwnDir) -> Result<Lock> {
