@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::ids::{ArcName, BlockHash, BlockId, Dirno, FileHash, FrameNo, Logid, Version};
-use crate::text::shown;
+use crate::text::{counted, shown};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -163,7 +163,10 @@ pub enum Error {
     CommitDamaged { run: Version, what: String },
     #[error("{0}")]
     Usage(String),
-    #[error("nothing would be saved: patterns leave out all that is in the given paths ({excluded} entries)")]
+    #[error(
+        "nothing would be saved: patterns leave out all that is in the given paths ({})",
+        counted(*excluded, "entry")
+    )]
     AllExcluded { excluded: u64 },
     #[error("no version {0} in this backup")]
     NoVersion(String),
