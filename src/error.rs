@@ -187,6 +187,8 @@ pub enum Error {
     NotKept { path: PathBuf, what: String },
     #[error("mount {}: {what}", shown(path))]
     Mount { path: PathBuf, what: String },
+    #[error("the bytes did not come in time")]
+    TimedOut,
     #[error("interrupted")]
     Interrupted,
 }
@@ -234,6 +236,7 @@ impl Error {
             Error::Unsupported { .. } => "UNSUPPORTED",
             Error::NotKept { .. } => "ATTRIBUTE_NOT_KEPT",
             Error::Mount { .. } => "MOUNT",
+            Error::TimedOut => "READ_TIMED_OUT",
             Error::Interrupted => "INTERRUPTED",
         }
     }
@@ -244,6 +247,7 @@ impl Error {
             Error::NoPath { .. } => libc::ENOENT,
             Error::NoVersion(_) => libc::ENOENT,
             Error::VersionGone { .. } => libc::ESTALE,
+            Error::TimedOut => libc::ETIMEDOUT,
             Error::Interrupted => libc::EINTR,
             Error::Usage(_) | Error::AllExcluded { .. } => libc::EINVAL,
             Error::Locked { .. } => libc::EBUSY,
@@ -299,7 +303,7 @@ impl Error {
             | Error::PassphraseMissing { .. }
             | Error::PassphraseSource { .. } => Exit::WrongKey,
             Error::Interrupted => Exit::Interrupted,
-            Error::NotKept { .. } => Exit::FinishedWithErrors,
+            Error::NotKept { .. } | Error::TimedOut => Exit::FinishedWithErrors,
             Error::Io { .. }
             | Error::IndexIo { .. }
             | Error::IndexTooNew { .. }
@@ -366,6 +370,7 @@ impl Error {
             Error::DeleteUnsafe { .. } => {
                 Some("restore without --delete, or add --ignore-errors if what was not read may be removed")
             }
+            Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
             Error::IndexTooNew { .. } => Some("use the newer assay that wrote it"),
             Error::SelfCheck { .. } => {
                 Some("suspect the memory or CPU of this machine and test it; nothing was committed")

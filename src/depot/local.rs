@@ -1,23 +1,34 @@
 //! The arcs in the backup dir.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Depot, StoredArc, Via};
+use super::{Depot, Reach, StoredArc, Via};
 use crate::catalog::Kind;
 use crate::error::{Damage, Error, Foreign, Place, Result};
 use crate::ids::{ArcName, CopyId};
 use crate::os::file::{self, Advice};
 use crate::os::stat;
 use crate::own::OwnDir;
+use crate::text::shown;
 
 /// All arcs of a backup dir.
+#[derive(Debug, Clone)]
 pub struct Local(Arc<OwnDir>);
 
 impl Local {
     pub fn new(dir: &Arc<OwnDir>) -> Local {
         Local(dir.clone())
+    }
+
+    /// Opens an arc that stands under another name, as one that is not committed yet does.
+    pub fn open_as(&self, name: ArcName, file_name: &str) -> Result<Box<dyn StoredArc>> {
+        let file = self.0.read(file_name).map_err(|error| judged(name, error))?;
+        let path = self.0.path_of(file_name);
+        let found = stat::of_fd(&file).map_err(|e| judged(name, Error::io("stat", &path, &e)))?;
+        let (len_bytes, identity) = (found.size, (found.dev, found.ino));
+        Ok(Box::new(LocalArc { dir: self.0.clone(), file, name, path, len_bytes, identity }))
     }
 }
 
@@ -30,14 +41,31 @@ impl Depot for Local {
         ""
     }
 
+    fn reach(&self) -> Reach {
+        Reach::Near
+    }
+
+    fn list(&self) -> Result<Vec<ArcName>> {
+        list(&self.0)
+    }
+
+    fn len_bytes(&self, arc: ArcName) -> Result<u64> {
+        let path = || self.0.path_of(arc.to_string());
+        match self.0.stat(arc.to_string()).map_err(|error| judged(arc, error))? {
+            Some(found) if found.kind == Kind::File => Ok(found.size),
+            // What it leads to is seen when it is opened.
+            Some(found) if found.kind == Kind::Symlink => Err(Error::FileForeign { path: path(), why: Foreign::Link }),
+            Some(_) | None => Err(damaged(arc, Damage::Missing)),
+        }
+    }
+
     fn open(&self, arc: ArcName) -> Result<Box<dyn StoredArc>> {
-        Ok(Box::new(LocalArc::open(&self.0, arc)?))
+        self.open_as(arc, &arc.to_string())
     }
 }
 
-/// An arc file that is open for reading.
-#[derive(Debug)]
-pub struct LocalArc {
+struct LocalArc {
+    dir: Arc<OwnDir>,
     file: File,
     name: ArcName,
     path: PathBuf,
@@ -45,50 +73,15 @@ pub struct LocalArc {
     identity: (u64, u64),
 }
 
-impl LocalArc {
-    pub fn open(dir: &OwnDir, name: ArcName) -> Result<LocalArc> {
-        LocalArc::open_as(dir, name, &name.to_string())
-    }
-
-    /// Opens an arc that stands under another name, as one that is not committed yet does.
-    pub fn open_as(dir: &OwnDir, name: ArcName, file_name: &str) -> Result<LocalArc> {
-        let file = dir.read(file_name).map_err(|error| judged(name, error))?;
-        let path = dir.path_of(file_name);
-        let found = stat::of_fd(&file).map_err(|e| judged(name, Error::io("stat", &path, &e)))?;
-        Ok(LocalArc { file, name, path, len_bytes: found.size, identity: (found.dev, found.ino) })
-    }
-
-    /// Makes it durable.
-    pub fn sync(&self) -> Result<()> {
-        self.file.sync_all().map_err(|e| Error::io("fsync", &self.path, &e))
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// True while its name leads to this very file.
-    pub fn is_in(&self, dir: &OwnDir) -> bool {
-        let found = dir.stat(self.name.to_string());
-        found.is_ok_and(|found| found.is_some_and(|found| (found.dev, found.ino) == self.identity))
-    }
-
-    /// Bytes `offset..offset + len`.
-    ///
-    /// # Errors
-    /// `Truncated` where the arc ends before.
-    pub fn exactly(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; len];
-        let found = self.read(offset, &mut bytes, Via::Cache)?;
-        if found < len {
-            let damage = Damage::Truncated { wanted_bytes: len as u64, found_bytes: found as u64 };
-            return Err(Error::Arc { place: Place { arc: self.name, frame: None, block: None, offset }, damage });
-        }
-        Ok(bytes)
-    }
-}
-
 impl StoredArc for LocalArc {
+    fn name(&self) -> ArcName {
+        self.name
+    }
+
+    fn source(&self) -> String {
+        shown(&self.path).to_string()
+    }
+
     fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
@@ -101,6 +94,11 @@ impl StoredArc for LocalArc {
             .map_err(|error| super::read_error(self.name, &self.path, offset, &error))
     }
 
+    fn is_current(&self) -> bool {
+        let found = self.dir.stat(self.name.to_string());
+        found.is_ok_and(|found| found.is_some_and(|found| (found.dev, found.ino) == self.identity))
+    }
+
     fn forget(&self) {
         file::forget_cached(&self.file, 0, 0);
         file::advise(&self.file, 0, 0, Advice::Sequential);
@@ -111,18 +109,20 @@ impl StoredArc for LocalArc {
     }
 }
 
-/// The length of an arc in the backup dir, without opening it.
-///
-/// # Errors
-/// As `Depot::open`.
-pub fn find(dir: &OwnDir, name: ArcName) -> Result<u64> {
-    let path = || dir.path_of(name.to_string());
-    match dir.stat(name.to_string()).map_err(|error| judged(name, error))? {
-        Some(found) if found.kind == Kind::File => Ok(found.size),
-        // What it leads to is seen when it is opened.
-        Some(found) if found.kind == Kind::Symlink => Err(Error::FileForeign { path: path(), why: Foreign::Link }),
-        Some(_) | None => Err(damaged(name, Damage::Missing)),
-    }
+/// Names of all arcs in a directory, sorted; files with other names are not arcs.
+pub fn list(dir: &OwnDir) -> Result<Vec<ArcName>> {
+    let names = dir.names()?;
+    let mut arcs: Vec<ArcName> =
+        names.iter().filter_map(|name| ArcName::parse(std::str::from_utf8(name).ok()?)).collect();
+    arcs.sort();
+    Ok(arcs)
+}
+
+/// Makes an arc durable, and its name.
+pub fn sync(dir: &OwnDir, name: ArcName) -> Result<()> {
+    let name = name.to_string();
+    dir.read(&name)?.sync_all().map_err(|e| Error::io("fsync", dir.path_of(&name), &e))?;
+    dir.sync()
 }
 
 fn damaged(arc: ArcName, damage: Damage) -> Error {

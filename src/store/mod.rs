@@ -1,45 +1,47 @@
-//! Verified blocks, from the cache or from an arc: the only way from stored bytes to a reader.
+//! Verified blocks, from the cache or fetched: the only way from stored bytes to a reader.
 //!
-//! Invariants: what leaves here is a `VerifiedBlock`; a block is read by one thread at a time however many want
-//! it; cache, open files and remembered verdicts are bounded; a bad block gives an error that names its place,
-//! and is logged and listed once. Bytes that fail are never trusted: they are read again, or repaired (`heal`).
+//! Invariants: what leaves here is a `VerifiedBlock`; a block is fetched once at a time however many want it; what is near
+//! is fetched by whoever needs it first, what is far by threads of its own, and nobody waits for it longer than the
+//! deadline; cache, verdicts and what is waited for are bounded; a bad block gives an error that names its place, and is
+//! logged and listed once.
 
-mod arcs;
-#[cfg(test)]
-pub(crate) mod fixture;
-mod heal;
+mod far;
+mod later;
+mod notes;
 mod shelf;
 mod tally;
+#[cfg(test)]
+pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, select_biased, unbounded};
 
-use crate::arc::{FrameKind, VerifiedBlock, frame};
+use crate::arc::VerifiedBlock;
 use crate::crypto::Keys;
-use crate::depot::Via;
-use crate::error::{Damage, Error, Place, Result};
-use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, Version};
+use crate::depot::Depot;
+use crate::error::{Error, Result};
+pub use crate::fetch::Heal;
+use crate::fetch::{Asked, Fetch};
+use crate::ids::{BlockId, Logid, Version};
 use crate::index::Index;
-use crate::ledger::{self, How, LedgerWriter};
-use crate::own::OwnDir;
-use crate::text::shown;
-use arcs::{Arcs, Located, OpenArc};
-use heal::Bad;
-pub(crate) use shelf::lock;
+use crate::ledger::LedgerWriter;
+use crate::sync::lock;
+use far::Far;
+use later::{Later, Part};
+use notes::Notes;
 use shelf::{Found, Job, Outcome, Shelf};
-use tally::End;
 pub use tally::{Met, Summary, Tally};
 
 /// Default bound of the cache of verified blocks.
 pub const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
-/// Adjacent frames up to this many bytes are fetched by one read.
-const MAX_RUN_BYTES: u64 = 1 << 20;
+/// How long a reader waits for blocks, at most.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Plain bytes that one job decodes: large enough to hide the hand-over, small enough to spread over the cores.
 const JOB_BYTES: u64 = 256 << 10;
 
@@ -48,16 +50,6 @@ const JOB_BYTES: u64 = 256 << 10;
 pub struct Wanted {
     pub block: BlockId,
     pub len_bytes: u32,
-}
-
-/// What to do about bytes that fail verification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Heal {
-    /// Read them again from the disk; put a single flipped bit right, in memory.
-    #[default]
-    On,
-    /// Show the damage as it is.
-    Off,
 }
 
 /// How a store works; `Default` suits most.
@@ -70,8 +62,12 @@ pub struct StoreOptions {
     /// A block that was verified longer ago than this is verified again; none: while it is in the cache it is good.
     pub max_age: Option<Duration>,
     /// Takes note of what was verified.
-    pub ledger: Option<Arc<crate::ledger::LedgerWriter>>,
+    pub ledger: Option<Arc<LedgerWriter>>,
     pub words: Words,
+    /// Asked where the backup dir fails.
+    pub copies: Vec<Arc<dyn Depot>>,
+    /// How long a reader waits, at most.
+    pub deadline: Duration,
 }
 
 /// Who tells of damage.
@@ -86,8 +82,16 @@ pub enum Words {
 impl Default for StoreOptions {
     fn default() -> StoreOptions {
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-        let (cache_bytes, heal, words) = (DEFAULT_CACHE_BYTES, Heal::On, Words::Log);
-        StoreOptions { cache_bytes, heal, threads, max_age: None, ledger: None, words }
+        StoreOptions {
+            cache_bytes: DEFAULT_CACHE_BYTES,
+            heal: Heal::On,
+            threads,
+            max_age: None,
+            ledger: None,
+            words: Words::Log,
+            copies: Vec::new(),
+            deadline: DEADLINE,
+        }
     }
 }
 
@@ -102,14 +106,12 @@ pub enum Spread {
 }
 
 struct Inner {
-    arcs: Arcs,
-    keys: Arc<Keys>,
-    index: Arc<Index>,
+    fetch: Fetch,
     shelf: Mutex<Shelf>,
-    tally: Tally,
-    heal: Heal,
-    words: Words,
-    ledger: Option<Arc<LedgerWriter>>,
+    notes: Notes,
+    /// None where no copy is far.
+    far: Option<Far>,
+    deadline: Duration,
     /// Plain bytes that were asked for ahead and have not arrived.
     ahead_bytes: AtomicU64,
     max_ahead_bytes: u64,
@@ -124,46 +126,43 @@ struct Queues {
 /// The blocks of one backup dir. Starts its threads when made, ends them when dropped.
 pub struct Store {
     inner: Arc<Inner>,
-    /// None while dropping.
+    /// None without threads, and while dropping.
     queues: Option<Queues>,
     pool_rests: AtomicBool,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Store {
-    pub fn new(dir: &Arc<OwnDir>, keys: Arc<Keys>, index: Arc<Index>, cache_bytes: u64) -> Store {
-        Store::with_options(dir, keys, index, StoreOptions { cache_bytes, ..StoreOptions::default() })
-    }
-
-    pub fn with_options(dir: &Arc<OwnDir>, keys: Arc<Keys>, index: Arc<Index>, options: StoreOptions) -> Store {
+    pub fn new(home: Arc<dyn Depot>, keys: Arc<Keys>, index: Arc<Index>, options: StoreOptions) -> Store {
+        let StoreOptions { cache_bytes, heal, threads, max_age, ledger, words, copies, deadline } = options;
+        let fetch = Fetch::new(home, copies, keys, index.clone(), heal);
         let inner = Arc::new(Inner {
-            arcs: Arcs::new(dir, keys.clone(), index.clone()),
-            keys,
-            index,
-            shelf: Mutex::new(Shelf::new(options.cache_bytes, options.max_age)),
-            tally: Tally::default(),
-            heal: options.heal,
-            words: options.words,
-            ledger: options.ledger,
+            far: fetch.has_far().then(Far::default),
+            fetch,
+            shelf: Mutex::new(Shelf::new(cache_bytes, max_age)),
+            notes: Notes { tally: Tally::default(), index, ledger, words },
+            deadline,
             ahead_bytes: AtomicU64::new(0),
-            max_ahead_bytes: (options.cache_bytes / 4).min(16 << 20),
+            max_ahead_bytes: (cache_bytes / 4).min(16 << 20),
         });
         let (now_tx, now_rx) = unbounded();
         let (ahead_tx, ahead_rx) = unbounded();
-        let threads = (0..options.threads)
+        let start = |name: String, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name).spawn(run).ok();
+        let mut started: Vec<JoinHandle<()>> = (0..threads)
             .filter_map(|number| {
                 let (inner, now, ahead) = (inner.clone(), now_rx.clone(), ahead_rx.clone());
-                std::thread::Builder::new()
-                    .name(format!("decode-{number}"))
-                    .spawn(move || serve(&inner, &now, &ahead))
-                    .ok()
+                start(format!("decode-{number}"), Box::new(move || serve(&inner, &now, &ahead)))
             })
             .collect();
+        let decoders = started.len();
+        if inner.far.is_some() {
+            started.extend(far::work(&inner).into_iter().filter_map(|(name, run)| start(name, run)));
+        }
         Store {
             inner,
-            queues: Some(Queues { now: now_tx, ahead: ahead_tx }),
+            queues: Some(Queues { now: now_tx, ahead: ahead_tx }).filter(|_| decoders > 0),
             pool_rests: AtomicBool::new(false),
-            threads,
+            threads: started,
         }
     }
 
@@ -174,23 +173,18 @@ impl Store {
 
     /// The ways into the pool, if it has threads and is to be used.
     fn pool(&self) -> Option<&Queues> {
-        let rests = self.pool_rests.load(Ordering::Relaxed) || self.threads.is_empty();
+        let rests = self.pool_rests.load(Ordering::Relaxed);
         self.queues.as_ref().filter(|_| !rests)
-    }
-
-    /// Where the arcs are.
-    pub fn dir(&self) -> &OwnDir {
-        self.inner.arcs.dir()
     }
 
     /// What was verified so far and the damage met.
     pub fn tally(&self) -> &Tally {
-        &self.inner.tally
+        &self.inner.notes.tally
     }
 
     /// Where it is noted what was verified.
     pub fn ledger(&self) -> Option<&Arc<LedgerWriter>> {
-        self.inner.ledger.as_ref()
+        self.inner.notes.ledger.as_ref()
     }
 
     /// Bytes `start..end` of a file of `size_bytes` were given to a reader.
@@ -210,7 +204,36 @@ impl Store {
     }
 
     /// Blocks in the order asked for, or the first error: never a part of them. Decodes on all cores.
+    ///
+    /// # Errors
+    /// As `block`; `READ_TIMED_OUT` when they have not come by the deadline.
     pub fn blocks(&self, wanted: &[Wanted], file: Option<Logid>) -> Result<Vec<Arc<VerifiedBlock>>> {
+        match self.gather(wanted, file)? {
+            Gathered::Here(blocks) => Ok(blocks),
+            Gathered::Later(later) => later.wait(),
+        }
+    }
+
+    /// As `blocks`, and `then` gets the answer: on this thread before it returns, while all of it is near; else later, on
+    /// another one, and no later than the deadline.
+    pub fn ask(
+        &self,
+        wanted: &[Wanted],
+        file: Option<Logid>,
+        then: impl FnOnce(Result<Vec<Arc<VerifiedBlock>>>) + Send + 'static,
+    ) {
+        match self.gather(wanted, file) {
+            Ok(Gathered::Here(blocks)) => then(Ok(blocks)),
+            Ok(Gathered::Later(later)) => match &self.inner.far {
+                Some(far) => far.answer(later, Box::new(then)),
+                None => then(later.wait()),
+            },
+            Err(error) => then(Err(error)),
+        }
+    }
+
+    fn gather(&self, wanted: &[Wanted], file: Option<Logid>) -> Result<Gathered> {
+        let deadline = Instant::now() + self.inner.deadline;
         let mut found = Vec::with_capacity(wanted.len());
         let jobs = {
             let mut shelf = lock(&self.inner.shelf);
@@ -245,33 +268,39 @@ impl Store {
             }
         }
         let mut blocks = Vec::with_capacity(wanted.len());
+        let mut parts = Vec::new();
         for (want, place) in wanted.iter().zip(found) {
-            let verified = match place {
+            let part = match place {
                 Found::Here(verified) => {
-                    self.inner.tally.cache_hit();
-                    verified
+                    self.inner.notes.tally.cache_hit();
+                    Part::Here(verified)
                 }
                 Found::Coming(job, slot) => {
                     if !job.delivered(slot) && job.claim() {
                         self.inner.run(&job);
                     }
-                    job.wait(slot)?
+                    match job.wait_near(slot, deadline) {
+                        Some(outcome) => Part::Here(outcome?),
+                        None => Part::Coming(job, slot),
+                    }
                 }
                 Found::Bad(error) => return Err(error),
                 Found::Unknown => return Err(Error::Usage("a block was not asked for".into())),
             };
-            if verified.len() != want.len_bytes as usize {
-                return Err(self.inner.wrong_length(want, verified.len()));
+            match part {
+                Part::Here(verified) if parts.is_empty() => blocks.push(self.inner.notes.of_length(want, verified)?),
+                part => parts.push((*want, part)),
             }
-            blocks.push(verified);
         }
-        Ok(blocks)
+        if parts.is_empty() {
+            return Ok(Gathered::Here(blocks));
+        }
+        Ok(Gathered::Later(Later { inner: self.inner.clone(), blocks, parts, deadline }))
     }
 
     /// Whether `bytes` are a block's, by its keyed hash; nothing is read from an arc.
     pub fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool> {
-        let info = self.inner.arcs.locate(block)?.info;
-        Ok(info.plain_len as usize == bytes.len() && info.hash == self.inner.keys.block_hash(bytes))
+        self.inner.fetch.is_block(block, bytes)
     }
 
     /// Starts decoding blocks that will probably be wanted soon; does nothing when too much is under way already.
@@ -304,13 +333,20 @@ impl Store {
     /// Notes damage that was met outside of blocks (index rows, lost directories): counted and logged once for
     /// each `key`. `path` says what it was met at, and is only asked the first time.
     pub fn note_damage(&self, key: u64, error: &Error, path: impl FnOnce() -> Option<(Version, Vec<u8>)>) {
-        self.inner.note_once(key, None, error, "", End::Lost, path);
+        self.inner.notes.damage(key, error, path);
     }
+}
+
+/// Blocks that are at hand, or not all of them yet.
+enum Gathered {
+    Here(Vec<Arc<VerifiedBlock>>),
+    Later(Later),
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
         self.queues = None;
+        self.inner.far.iter().for_each(Far::close);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -368,22 +404,19 @@ fn serve(inner: &Inner, now: &Receiver<Arc<Job>>, ahead: &Receiver<Arc<Job>>) {
 /// Delivers an error for whatever a job did not deliver, even if its thread panics: nobody waits for ever.
 struct Deliver<'a> {
     inner: &'a Inner,
-    job: &'a Job,
+    job: &'a Arc<Job>,
 }
 
 impl Deliver<'_> {
     fn outcome(&self, slot: usize, outcome: Outcome) {
-        if let Some(want) = self.job.wanted.get(slot) {
-            lock(&self.inner.shelf).arrive(want.block, &outcome);
-        }
-        self.job.deliver(slot, outcome);
+        self.inner.deliver(self.job, slot, outcome);
     }
 }
 
 impl Drop for Deliver<'_> {
     fn drop(&mut self) {
         for slot in 0..self.job.wanted.len() {
-            if !self.job.delivered(slot) {
+            if self.job.is_near(slot) {
                 self.outcome(slot, Err(Error::SelfCheck { what: "a block was not delivered".into() }));
             }
         }
@@ -391,208 +424,44 @@ impl Drop for Deliver<'_> {
 }
 
 impl Inner {
-    /// Reads and verifies the blocks of a job that the caller has claimed.
-    fn run(&self, job: &Job) {
+    fn deliver(&self, job: &Arc<Job>, slot: usize, outcome: Outcome) {
+        if let Some(want) = job.wanted.get(slot) {
+            lock(&self.shelf).arrive(want.block, &outcome);
+        }
+        job.deliver(slot, outcome);
+    }
+
+    /// Fetches the blocks of a job that the caller has claimed; what only a far copy can have is left to others.
+    fn run(&self, job: &Arc<Job>) {
         let deliver = Deliver { inner: self, job };
-        let mut run: Vec<(usize, Located)> = Vec::new();
-        let mut run_end = 0;
-        let mut run_bytes = 0;
+        let mut slots = Vec::with_capacity(job.wanted.len());
+        let mut asked = Vec::with_capacity(job.wanted.len());
         for (slot, want) in job.wanted.iter().enumerate() {
-            let located = match self.arcs.locate(want.block) {
-                Ok(located) => located,
+            match self.fetch.locate(want.block) {
+                Ok(located) => {
+                    slots.push(slot);
+                    asked.push(located);
+                }
                 Err(error) => {
-                    self.note(want.block.0, None, job.file, &error, "");
+                    self.notes.unlocated(want.block, job.file, &error);
                     deliver.outcome(slot, Err(error));
-                    continue;
                 }
-            };
-            let len = located.info.frame_len();
-            let adjacent = run.last().is_some_and(|(_, last)| last.serial == located.serial)
-                && run_end == located.offset
-                && run_bytes + len <= MAX_RUN_BYTES;
-            if !adjacent {
-                self.read_run(&deliver, &run, run_bytes);
-                run.clear();
-                run_bytes = 0;
             }
-            run_bytes += len;
-            run_end = located.offset + len;
-            run.push((slot, located));
         }
-        self.read_run(&deliver, &run, run_bytes);
-    }
-
-    /// Fetches adjacent frames by one read and verifies each.
-    fn read_run(&self, deliver: &Deliver<'_>, run: &[(usize, Located)], run_bytes: u64) {
-        let Some((_, first)) = run.first() else { return };
-        let arc = match self.arcs.open(first.serial) {
-            Ok(arc) => arc,
-            Err(error) => {
-                // It is one place, told once; a log says each block that was wanted.
-                let (each, mut told) = (error.is_damage() && self.words == Words::Log, false);
-                for (slot, located) in run {
-                    let Some(want) = deliver.job.wanted.get(*slot) else { continue };
-                    if let Some(verified) = self.relocated_since(want.block, located) {
-                        deliver.outcome(*slot, Ok(Arc::new(verified)));
-                        continue;
-                    }
-                    if !each && !std::mem::replace(&mut told, true) {
-                        let key = BlockId::new(first.serial, FrameNo(0)).0;
-                        self.note(key, Some(first.serial), deliver.job.file, &error, "");
-                    }
-                    // Each reader's error names its own block.
-                    let error = match error.clone() {
-                        Error::Arc { place, damage } => Error::Arc {
-                            place: Place {
-                                frame: Some(located.no),
-                                block: Some(want.block),
-                                offset: located.offset,
-                                ..place
-                            },
-                            damage,
-                        },
-                        other => other,
-                    };
-                    if each {
-                        let more = format!("expected hash {}", located.info.hash);
-                        self.note(want.block.0, Some(first.serial), deliver.job.file, &error, &more);
-                    }
-                    deliver.outcome(*slot, Err(error));
+        let mut told = None;
+        self.fetch.near(&asked, &mut |number, asked, outcome| {
+            let Some(slot) = slots.get(number).copied() else { return };
+            let bad = match outcome {
+                Ok(fetched) => {
+                    let block = self.notes.fetched(&self.fetch, asked, job.file, fetched);
+                    return deliver.outcome(slot, Ok(block));
                 }
-                return;
+                Err(bad) => bad,
+            };
+            if let Some(far) = &self.far {
+                return far.send(job, slot, *asked, bad);
             }
-        };
-        let first_offset = first.offset;
-        let mut failed: Vec<(usize, &Located, Bad)> = Vec::new();
-        arc.with_bytes(first_offset, run_bytes as usize, Via::Cache, |bytes| {
-            for (slot, located) in run {
-                let Some(want) = deliver.job.wanted.get(*slot) else { continue };
-                let place = || arc.place(located, want.block);
-                let result = match &bytes {
-                    Ok(bytes) => {
-                        let start = (located.offset - first_offset) as usize;
-                        let end = (start + located.info.frame_len() as usize).min(bytes.len());
-                        let bytes = bytes.get(start..end).unwrap_or_default();
-                        let verified = self.verify(&arc, located, How::Read, bytes);
-                        verified.map_err(|damage| Bad::refused(place(), damage, bytes))
-                    }
-                    Err(error) => Err(Bad::unread(place(), error.clone())),
-                };
-                match result {
-                    Ok(verified) => deliver.outcome(*slot, Ok(Arc::new(verified))),
-                    Err(bad) => failed.push((*slot, located, bad)),
-                }
-            }
+            deliver.outcome(slot, Err(self.notes.lost(&self.fetch, asked, job.file, bad, &mut told)));
         });
-        let one_by_one = run.len() > 1 && failed.iter().any(|(.., bad)| bad.bytes.is_none());
-        for (slot, located, bad) in failed {
-            let Some(want) = deliver.job.wanted.get(slot) else { continue };
-            // A read error of one sector failed the whole run: its other frames may be well.
-            let alone = if one_by_one { self.read_one(&arc, located, want.block) } else { Err(bad) };
-            let outcome = match alone {
-                Ok(verified) => Ok(Arc::new(verified)),
-                Err(bad) => self.second_source(&arc, located, want, deliver.job.file, &bad),
-            };
-            deliver.outcome(slot, outcome);
-        }
-    }
-
-    fn read_one(&self, arc: &OpenArc, located: &Located, block: BlockId) -> std::result::Result<VerifiedBlock, Bad> {
-        let place = || arc.place(located, block);
-        arc.with_bytes(located.offset, located.info.frame_len() as usize, Via::Cache, |bytes| match bytes {
-            Ok(bytes) => {
-                self.verify(arc, located, How::Read, bytes).map_err(|damage| Bad::refused(place(), damage, bytes))
-            }
-            Err(error) => Err(Bad::unread(place(), error)),
-        })
-    }
-
-    /// The block from another place, if it was relocated since its place was looked up.
-    fn relocated_since(&self, block: BlockId, was: &Located) -> Option<VerifiedBlock> {
-        self.arcs.forget_place(block);
-        let located = self.arcs.locate(block).ok().filter(|now| (now.serial, now.no) != (was.serial, was.no))?;
-        self.read_one(&*self.arcs.open(located.serial).ok()?, &located, block).ok()
-    }
-
-    fn verify(
-        &self,
-        arc: &OpenArc,
-        located: &Located,
-        how: How,
-        frame_bytes: &[u8],
-    ) -> std::result::Result<VerifiedBlock, Damage> {
-        if located.info.kind != FrameKind::Block {
-            return Err(Damage::WrongFrame);
-        }
-        let verified = frame::open(&self.keys, &arc.cipher, located.no, &located.info, frame_bytes)?;
-        self.tally.block_verified(verified.len() as u64);
-        if let Some(ledger) = &self.ledger {
-            ledger.frame(located.serial, CopyId::LOCAL, located.no, how);
-        }
-        Ok(verified)
-    }
-
-    fn wrong_length(&self, want: &Wanted, found: usize) -> Error {
-        let error = Error::IndexRow {
-            path: self.index.path().to_path_buf(),
-            what: format!("block {} has {found} bytes, a file expects {}", want.block, want.len_bytes),
-        };
-        self.note(want.block.0, None, None, &error, "");
-        error
-    }
-
-    fn note(&self, key: u64, arc: Option<ArcSerial>, file: Option<Logid>, error: &Error, more: &str) {
-        self.note_once(key, arc, error, more, End::Lost, || self.index.path_of_node(file?).ok());
-    }
-
-    /// Lists and logs damage, once a place: path, version, arc, frame, block, expected and found hash, source. True
-    /// the first time.
-    fn note_once(
-        &self,
-        key: u64,
-        arc: Option<ArcSerial>,
-        error: &Error,
-        more: &str,
-        end: End,
-        path: impl FnOnce() -> Option<(Version, Vec<u8>)>,
-    ) -> bool {
-        if !error.is_damage() {
-            if self.words == Words::Log && self.tally.is_first(key, error.code()) {
-                log::warn!("{}: {error}", error.code());
-            }
-            return true;
-        }
-        // Each time: it may have been right in between.
-        self.remember(arc, error, &end);
-        let describe = || {
-            let (path, version) = tally::shown_path(path());
-            let how = end.how().unwrap_or_default();
-            Met { code: error.code(), path, version, what: error.to_string(), healed: end != End::Lost, how }
-        };
-        let met = self.tally.damage(key, describe, error.code(), &end);
-        if let Some(met) = met.as_ref().filter(|_| self.words == Words::Log) {
-            let version = met.version.map_or_else(String::new, |version| format!(" in r{version}"));
-            let path = if met.path.is_empty() { "(path unknown)".into() } else { shown(&met.path).to_string() };
-            let separator = if more.is_empty() { "" } else { ", " };
-            log::error!("{}: {path}{version}: {}{separator}{more}", met.code, met.what);
-        }
-        met.is_some()
-    }
-
-    /// Damage of an arc goes to the ledger too.
-    fn remember(&self, arc: Option<ArcSerial>, error: &Error, end: &End) {
-        if let (Some(ledger), Some(arc), Error::Arc { place, damage }) = (&self.ledger, arc, error) {
-            // A missing arc is one place, however many blocks were looked for in it.
-            let frame = place.frame.filter(|_| *damage != Damage::Missing);
-            ledger.record(ledger::Record::Damage(ledger::Damage {
-                when_ms: ledger.now_ms(),
-                arc,
-                copy: CopyId::LOCAL,
-                frame,
-                count: u32::from(frame.is_some()),
-                code: error.code().to_string(),
-                mended: *end == End::ReadAgain,
-            }));
-        }
     }
 }

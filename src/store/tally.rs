@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 
-use super::shelf::lock;
 use crate::ids::{Logid, Version};
 use crate::ledger::Extent;
 use crate::ledger::bits::{Bits, Insert};
+use crate::sync::lock;
 use crate::text::shown;
 
 /// Damaged places that are listed; more are only counted.
@@ -65,6 +65,8 @@ pub(super) enum End {
     ReadAgain,
     /// What was wrong was found, and put right in memory.
     Repaired(String),
+    /// Another copy, of this name, has the right bytes.
+    Elsewhere(String),
     Lost,
 }
 
@@ -76,6 +78,7 @@ impl End {
             End::Repaired(what) => {
                 Some(format!("{what}; repaired in memory, the arc still has it (assay selftest --fix)"))
             }
+            End::Elsewhere(name) => Some(format!("read from {}", shown(name))),
             End::Lost => None,
         }
     }

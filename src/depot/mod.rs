@@ -1,0 +1,94 @@
+//! Where arcs are: the backup dir, and whatever else holds copies of them. What is read there is sealed bytes.
+//!
+//! Invariants: no other code opens an arc to read it, or joins an arc's name to a path; nothing here judges bytes; which
+//! errors speak of stored bytes and which of this process, this machine or a permission is said by one table
+//! (`Damage::of_errno`).
+
+#[cfg(test)]
+pub(crate) mod faulty;
+mod local;
+
+pub use local::{Local, list, sync};
+
+use std::io;
+use std::path::Path;
+
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::{ArcName, CopyId};
+
+/// Where the bytes of a read come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Via {
+    /// Perhaps from the kernel's page cache.
+    Cache,
+    /// From the medium: the page cache forgets them before.
+    Medium,
+}
+
+/// How long a read may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// As long as a disk of this machine: whoever needs the bytes reads them.
+    Near,
+    /// It leaves the machine: no thread that answers others waits for it.
+    Far,
+}
+
+/// A place that holds a copy of all arcs.
+pub trait Depot: Send + Sync {
+    fn id(&self) -> CopyId;
+    /// For messages; empty for the backup dir itself.
+    fn name(&self) -> &str;
+    fn reach(&self) -> Reach;
+    /// Names of all arcs that are there, sorted.
+    fn list(&self) -> Result<Vec<ArcName>>;
+    /// The length of an arc, without opening it.
+    ///
+    /// # Errors
+    /// As `open`.
+    fn len_bytes(&self, arc: ArcName) -> Result<u64>;
+    /// # Errors
+    /// `Missing` and `Unreadable` are damage; anything else (a permission, a connection) keeps the arc from being read.
+    fn open(&self, arc: ArcName) -> Result<Box<dyn StoredArc>>;
+}
+
+/// An arc of a depot, open for reading.
+pub trait StoredArc: Send + Sync {
+    fn name(&self) -> ArcName;
+    /// Where it is, in words.
+    fn source(&self) -> String;
+    fn len_bytes(&self) -> u64;
+    /// Fills `buffer` from `offset` on as far as the arc goes.
+    ///
+    /// # Errors
+    /// As `Depot::open`.
+    fn read(&self, offset: u64, buffer: &mut [u8], via: Via) -> Result<usize>;
+    /// False once its name leads to something else.
+    fn is_current(&self) -> bool;
+    /// Makes the next read of all of it come from the medium.
+    fn forget(&self);
+    /// A range will not be needed again soon: gives its memory back, no more.
+    fn release(&self, offset: u64, len: u64);
+
+    /// Bytes `offset..offset + len`.
+    ///
+    /// # Errors
+    /// `Truncated` where the arc ends before.
+    fn exactly(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let found = self.read(offset, &mut bytes, Via::Cache)?;
+        if found < len {
+            let damage = Damage::Truncated { wanted_bytes: len as u64, found_bytes: found as u64 };
+            return Err(Error::Arc { place: Place { arc: self.name(), frame: None, block: None, offset }, damage });
+        }
+        Ok(bytes)
+    }
+}
+
+/// What a read of an arc that failed says of it: damage, or nothing.
+pub fn read_error(arc: ArcName, path: &Path, offset: u64, error: &io::Error) -> Error {
+    match error.raw_os_error().and_then(Damage::of_errno) {
+        Some(damage) => Error::Arc { place: Place { arc, frame: None, block: None, offset }, damage },
+        None => Error::io("read", path, error),
+    }
+}

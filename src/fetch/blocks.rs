@@ -1,0 +1,276 @@
+//! Blocks by name: found in the index, read from the backup dir, and up the ladder where that fails.
+//!
+//! Invariants: neighbouring frames are fetched by one read; bounded numbers of open arcs; an arc that was replaced or put
+//! back is noticed within a second, or at once after a bad read; what leaves the machine is asked only by `far`.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use super::places::Places;
+use super::{ArcFile, Bad, Fetched, Frame, Located, with_bytes};
+use crate::arc::FrameKind;
+use crate::crypto::Keys;
+use crate::depot::{Depot, Reach, Via};
+use crate::error::{Error, Result};
+use crate::ids::{ArcSerial, BlockId, CopyId};
+use crate::index::Index;
+use crate::os::process::open_file_limit;
+use crate::sync::lock;
+
+/// Arcs kept open; a quarter of the files that this process may have open, if that is less.
+const MAX_OPEN_ARCS: usize = 128;
+/// How long an open arc is trusted to be the one under its name.
+const RECHECK: Duration = Duration::from_secs(1);
+/// Adjacent frames up to this many bytes are fetched by one read.
+const MAX_RUN_BYTES: u64 = 1 << 20;
+
+/// A block that is wanted, and where it was found to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    pub block: BlockId,
+    pub at: Located,
+}
+
+/// How far up the ladder a read goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Heal {
+    /// To its end.
+    #[default]
+    On,
+    /// Not at all: the damage is shown as it is.
+    Off,
+}
+
+struct Opened {
+    arc: ArcFile,
+    /// Milliseconds on our clock.
+    checked_ms: AtomicU64,
+}
+
+/// The blocks of a backup dir.
+pub struct Fetch {
+    home: Arc<dyn Depot>,
+    copies: Vec<Arc<dyn Depot>>,
+    keys: Arc<Keys>,
+    index: Arc<Index>,
+    heal: Heal,
+    places: Places,
+    open: Mutex<LruCache<ArcSerial, Arc<Opened>>>,
+    started: Instant,
+}
+
+impl Fetch {
+    /// `home` is read first, `copies` where it fails.
+    pub fn new(
+        home: Arc<dyn Depot>,
+        copies: Vec<Arc<dyn Depot>>,
+        keys: Arc<Keys>,
+        index: Arc<Index>,
+        heal: Heal,
+    ) -> Fetch {
+        let most = MAX_OPEN_ARCS.min((open_file_limit() / 4) as usize);
+        let open = Mutex::new(LruCache::new(NonZeroUsize::new(most).unwrap_or(NonZeroUsize::MIN)));
+        let places = Places::new(index.clone());
+        Fetch { home, copies, keys, index, heal, places, open, started: Instant::now() }
+    }
+
+    pub fn index(&self) -> &Arc<Index> {
+        &self.index
+    }
+
+    /// Finds a block's frame.
+    pub fn locate(&self, block: BlockId) -> Result<Asked> {
+        Ok(Asked { block, at: self.places.locate(block)? })
+    }
+
+    /// Whether bytes are a block's, by its keyed hash; nothing is read from an arc.
+    pub fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool> {
+        let info = self.places.locate(block)?.info;
+        Ok(info.plain_len as usize == bytes.len() && info.hash == self.keys.block_hash(bytes))
+    }
+
+    /// Is there a copy that `far` could ask?
+    pub fn has_far(&self) -> bool {
+        self.heal == Heal::On && self.copies.iter().any(|copy| copy.reach() == Reach::Far)
+    }
+
+    /// Fetches blocks from what is near, on this thread. `each` learns by their numbers in `asked` what came of them, and
+    /// where they were looked for at last; those that were right at first come sooner than those that were not.
+    pub fn near(&self, asked: &[Asked], each: &mut dyn FnMut(usize, &Asked, Result<Fetched, Bad>)) {
+        let mut at = 0;
+        while let Some(rest) = asked.get(at..).filter(|rest| !rest.is_empty()) {
+            let count = stretch(rest);
+            let stretch = rest.get(..count).unwrap_or_default();
+            self.stretch(stretch, &mut |number, asked, outcome| each(at + number, asked, outcome));
+            at += count;
+        }
+    }
+
+    /// From the copies that leave the machine; it may take as long as they do.
+    pub fn far(&self, asked: &Asked) -> Option<Fetched> {
+        self.from_copies(asked, Reach::Far)
+    }
+
+    /// Frames that lie in a row.
+    fn stretch(&self, asked: &[Asked], each: &mut dyn FnMut(usize, &Asked, Result<Fetched, Bad>)) {
+        let (Some(Asked { at: first, .. }), Some(Asked { at: last, .. })) = (asked.first(), asked.last()) else { return };
+        let opened = match self.open(first.serial) {
+            Ok(opened) => opened,
+            Err(error) => {
+                for (asked, number) in asked.iter().zip(0..) {
+                    self.climb(asked, unopened(asked, error.clone()), &mut |asked, outcome| each(number, asked, outcome));
+                }
+                return;
+            }
+        };
+        let len = last.offset + last.info.frame_len() - first.offset;
+        let mut failed = Vec::new();
+        with_bytes(opened.arc.stored(), first.offset, len, Via::Cache, |bytes| {
+            for (asked, number) in asked.iter().zip(0..) {
+                let result = match &bytes {
+                    Ok(bytes) => {
+                        let start = (asked.at.offset - first.offset) as usize;
+                        let end = (start + asked.at.info.frame_len() as usize).min(bytes.len());
+                        self.frame(&opened.arc, asked).judged(bytes.get(start..end).unwrap_or_default())
+                    }
+                    Err(error) => Err(self.frame(&opened.arc, asked).unread(error.clone())),
+                };
+                match result {
+                    Ok(fetched) => each(number, asked, Ok(fetched)),
+                    Err(bad) => failed.push((number, asked, bad)),
+                }
+            }
+        });
+        // A read error of one sector failed the whole read: the other frames may be well.
+        let one_by_one = asked.len() > 1 && failed.iter().any(|(.., bad)| bad.bytes.is_none());
+        for (number, asked, bad) in failed {
+            let alone = if one_by_one { self.frame(&opened.arc, asked).alone(opened.arc.stored()) } else { Err(bad) };
+            match alone {
+                Ok(fetched) => each(number, asked, Ok(fetched)),
+                Err(bad) => self.climb(asked, bad, &mut |asked, outcome| each(number, asked, outcome)),
+            }
+        }
+    }
+
+    fn frame<'a>(&'a self, arc: &'a ArcFile, asked: &'a Asked) -> Frame<'a> {
+        let Located { no, offset, ref info, .. } = asked.at;
+        arc.frame(&self.keys, (no, offset, info), Some(asked.block))
+    }
+
+    /// The rungs after the first. The error is the first one's, unless that says nothing of the bytes and a later one does.
+    fn climb(&self, asked: &Asked, first: Bad, end: &mut dyn FnMut(&Asked, Result<Fetched, Bad>)) {
+        let (asked, first) = match self.moved_since(asked) {
+            Some(now) => match self.open(now.at.serial).map_err(|error| unopened(&now, error)).and_then(|opened| {
+                self.frame(&opened.arc, &now).alone(opened.arc.stored())
+            }) {
+                Ok(fetched) => return end(&now, Ok(fetched)),
+                Err(bad) => (now, bad),
+            },
+            None => (*asked, first),
+        };
+        let gives_up = self.heal == Heal::Off || asked.at.info.kind != FrameKind::Block;
+        end(&asked, if gives_up { Err(first) } else { self.heal(&asked, first) });
+    }
+
+    fn heal(&self, asked: &Asked, first: Bad) -> Result<Fetched, Bad> {
+        // What is read now is what has the arc's name now.
+        let again = self.reopen(asked.at.serial).map_err(|error| unopened(asked, error)).and_then(|opened| {
+            let frame = self.frame(&opened.arc, asked);
+            let again = frame.again(opened.arc.stored(), &first);
+            again.or_else(|second| frame.repaired(&second).ok_or(second))
+        });
+        let bad = match again {
+            Ok(fetched) => return Ok(Fetched { met: Some(first.error), ..fetched }),
+            Err(second) if second.error.is_damage() && !first.error.is_damage() => second,
+            Err(_) => first,
+        };
+        match self.from_copies(asked, Reach::Near) {
+            Some(fetched) => Ok(Fetched { met: Some(bad.error), ..fetched }),
+            None => Err(bad),
+        }
+    }
+
+    fn from_copies(&self, asked: &Asked, reach: Reach) -> Option<Fetched> {
+        let mut copies = self.copies.iter().filter(|copy| copy.reach() == reach).peekable();
+        copies.peek().filter(|_| asked.at.info.kind == FrameKind::Block)?;
+        let entry = self.index.arc(asked.at.serial).ok()?.entry;
+        let cipher = self.keys.arc_cipher(entry.id, &entry.salt);
+        let Located { no, offset, ref info, .. } = asked.at;
+        let (keys, block) = (self.keys.as_ref(), Some(asked.block));
+        Frame { keys, cipher: &cipher, arc: entry.name, no, block, offset, info }.from_copies(copies)
+    }
+
+    /// Where the block is now, if it was relocated since its place was looked up.
+    fn moved_since(&self, asked: &Asked) -> Option<Asked> {
+        self.places.forget(asked.block);
+        self.locate(asked.block).ok().filter(|now| now.at.place() != asked.at.place())
+    }
+
+    /// Where an arc is read from, in words, if it could be opened.
+    pub fn source(&self, serial: ArcSerial) -> Option<String> {
+        lock(&self.open).peek(&serial).map(|opened| opened.arc.stored().source())
+    }
+
+    /// The name of a copy, for messages.
+    pub fn copy_name(&self, id: CopyId) -> &str {
+        self.copies.iter().find(|copy| copy.id() == id).map_or("", |copy| copy.name())
+    }
+
+    /// The arc, opened if need be. `Missing` and `Unreadable` are damage of the arc as a whole.
+    fn open(&self, serial: ArcSerial) -> Result<Arc<Opened>> {
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        let known = lock(&self.open).get(&serial).cloned();
+        if let Some(opened) = known {
+            let age_ms = now_ms.saturating_sub(opened.checked_ms.load(Ordering::Relaxed));
+            if age_ms < RECHECK.as_millis() as u64 {
+                return Ok(opened);
+            }
+            if opened.arc.stored().is_current() {
+                opened.checked_ms.store(now_ms, Ordering::Relaxed);
+                return Ok(opened);
+            }
+        }
+        self.reopen(serial)
+    }
+
+    /// Opens what has the arc's name now.
+    fn reopen(&self, serial: ArcSerial) -> Result<Arc<Opened>> {
+        lock(&self.open).pop(&serial);
+        let entry = self.index.arc(serial)?.entry;
+        let arc = match ArcFile::open_known(self.home.as_ref(), &entry, &self.keys) {
+            Err(error) if error.is_lack_of_descriptors() => {
+                lock(&self.open).clear();
+                ArcFile::open_known(self.home.as_ref(), &entry, &self.keys)
+            }
+            other => other,
+        }?;
+        let checked_ms = AtomicU64::new(self.started.elapsed().as_millis() as u64);
+        let opened = Arc::new(Opened { arc, checked_ms });
+        lock(&self.open).put(serial, opened.clone());
+        Ok(opened)
+    }
+}
+
+/// How many of these lie in a row, so that one read fetches them.
+fn stretch(asked: &[Asked]) -> usize {
+    let Some(Asked { at: first, .. }) = asked.first() else { return 0 };
+    let (mut end, mut count) = (first.offset, 0);
+    for Asked { at, .. } in asked {
+        let next = end + at.info.frame_len();
+        let fits = at.serial == first.serial && at.offset == end && next - first.offset <= MAX_RUN_BYTES;
+        if count > 0 && !fits {
+            break;
+        }
+        (end, count) = (next, count + 1);
+    }
+    count
+}
+
+fn unopened(asked: &Asked, error: Error) -> Bad {
+    let place = (asked.at.no, Some(asked.block), asked.at.offset);
+    Bad { is_whole_arc: true, ..Bad::unread(error, place) }
+}

@@ -1,0 +1,248 @@
+//! One frame, from wherever it is right: the ladder of a read.
+//!
+//! The rungs, in order: as it comes; again, past the page cache; with one flipped bit put right, in memory; from another
+//! copy of the arc. What none of them gives is damage, with its place.
+//!
+//! Invariants: `Frame::judge` is the only caller of `arc::frame::open` outside of those who write arcs, so what leaves here
+//! was verified; no arc is changed; what was met on the way up is told to whoever asks, and noted by nobody here.
+
+mod arc_file;
+mod blocks;
+mod places;
+#[cfg(test)]
+mod tests;
+
+pub use arc_file::{ArcFile, ends, open_footer, prove};
+pub use blocks::{Asked, Fetch, Heal};
+pub use places::Located;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use crate::arc::repair::{BitFlip, Repaired, flips, repair};
+use crate::arc::{FRAME_HEADER_LEN, FrameInfo, FrameKind, MAX_PLAIN_LEN, VerifiedBlock, frame};
+use crate::crypto::{ArcCipher, Keys};
+use crate::depot::{Depot, StoredArc, Via};
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::{ArcName, BlockId, CopyId, FrameNo};
+
+/// A frame: where it is and what must be there.
+#[derive(Clone, Copy)]
+pub struct Frame<'a> {
+    pub keys: &'a Keys,
+    pub cipher: &'a ArcCipher,
+    pub arc: ArcName,
+    pub no: FrameNo,
+    /// The block that is in it, if it is known under a name.
+    pub block: Option<BlockId>,
+    /// Of its header's first byte in the arc.
+    pub offset: u64,
+    pub info: &'a FrameInfo,
+}
+
+/// How a frame was come by.
+#[derive(Debug)]
+pub enum Way {
+    /// As it came.
+    First,
+    /// It was right when it was read again; where both reads gave bytes, the bits in which they differed.
+    Again { flips: Vec<BitFlip> },
+    /// One flipped bit was found, and put right in memory.
+    Repaired(Repair),
+    /// Another copy has it.
+    Copy,
+}
+
+/// What was wrong with a frame, and the frame as it was written.
+#[derive(Debug)]
+pub struct Repair {
+    pub what: String,
+    pub flips: Vec<BitFlip>,
+    pub frame: Vec<u8>,
+}
+
+/// A frame that was verified.
+#[derive(Debug)]
+pub struct Fetched {
+    pub block: VerifiedBlock,
+    /// The copy that had it.
+    pub copy: CopyId,
+    pub way: Way,
+    /// What was wrong at first.
+    pub met: Option<Error>,
+}
+
+/// A frame that was refused, or not read.
+#[derive(Debug)]
+pub struct Bad {
+    /// Damage, or what kept it from being read.
+    pub error: Error,
+    /// What was read in its place; None if nothing could be.
+    pub bytes: Option<Vec<u8>>,
+    /// What is there is authentic, and another frame than the one that is expected: who expects it is wrong.
+    pub is_another: bool,
+    /// The arc could not be opened at all.
+    pub is_whole_arc: bool,
+}
+
+impl Bad {
+    fn refused(place: Place, damage: Damage, bytes: &[u8]) -> Bad {
+        Bad { error: Error::Arc { place, damage }, bytes: Some(bytes.to_vec()), is_another: false, is_whole_arc: false }
+    }
+
+    /// What kept it from being read, told of this frame.
+    fn unread(error: Error, (frame, block, offset): (FrameNo, Option<BlockId>, u64)) -> Bad {
+        let error = match error {
+            Error::Arc { place, damage } => {
+                Error::Arc { place: Place { arc: place.arc, frame: Some(frame), block, offset }, damage }
+            }
+            other => other,
+        };
+        Bad { error, bytes: None, is_another: false, is_whole_arc: false }
+    }
+}
+
+impl Frame<'_> {
+    pub fn place(&self) -> Place {
+        Place { arc: self.arc, frame: Some(self.no), block: self.block, offset: self.offset }
+    }
+
+    fn unread(&self, error: Error) -> Bad {
+        Bad::unread(error, (self.no, self.block, self.offset))
+    }
+
+    fn fetched(&self, block: VerifiedBlock, way: Way) -> Fetched {
+        Fetched { block, copy: CopyId::LOCAL, way, met: None }
+    }
+
+    /// Verifies what was read in the frame's place.
+    pub fn judge(&self, bytes: &[u8]) -> Result<VerifiedBlock, Bad> {
+        let opened = frame::open(self.keys, self.cipher, self.no, self.info, bytes);
+        opened.map_err(|damage| Bad::refused(self.place(), damage, bytes))
+    }
+
+    /// As the first rung, for a block: what is no block is refused.
+    fn judged(&self, bytes: &[u8]) -> Result<Fetched, Bad> {
+        if self.info.kind != FrameKind::Block {
+            return Err(Bad::refused(self.place(), Damage::WrongFrame, bytes));
+        }
+        self.judge(bytes).map(|block| self.fetched(block, Way::First))
+    }
+
+    fn alone(&self, arc: &dyn StoredArc) -> Result<Fetched, Bad> {
+        with_bytes(arc, self.offset, self.info.frame_len(), Via::Cache, |bytes| match bytes {
+            Ok(bytes) => self.judged(bytes),
+            Err(error) => Err(self.unread(error)),
+        })
+    }
+
+    /// Reads it by itself.
+    pub fn read(&self, arc: &dyn StoredArc, via: Via) -> Result<VerifiedBlock, Bad> {
+        with_bytes(arc, self.offset, self.info.frame_len(), via, |bytes| match bytes {
+            Ok(bytes) => self.judge(bytes),
+            Err(error) => Err(self.unread(error)),
+        })
+    }
+
+    /// Reads it by itself, and again from the medium if it is not right.
+    pub fn look(&self, arc: &dyn StoredArc) -> Result<Fetched, Bad> {
+        match self.read(arc, Via::Cache) {
+            Ok(block) => Ok(self.fetched(block, Way::First)),
+            Err(first) => self.again(arc, &first),
+        }
+    }
+
+    /// From the medium, after a first look that failed.
+    pub fn again(&self, arc: &dyn StoredArc, first: &Bad) -> Result<Fetched, Bad> {
+        with_bytes(arc, self.offset, self.info.frame_len(), Via::Medium, |bytes| {
+            let bytes = bytes.map_err(|error| self.unread(error))?;
+            let block = self.judge(bytes).map_err(|bad| self.compared(arc, bad))?;
+            let before = first.bytes.as_ref().filter(|before| before.len() == bytes.len());
+            let flips = before.map_or_else(Vec::new, |before| flips(before, bytes));
+            let met = Some(first.error.clone());
+            Ok(Fetched { met, ..self.fetched(block, Way::Again { flips }) })
+        })
+    }
+
+    /// Is what stands in its place an authentic frame, but another one?
+    fn compared(&self, arc: &dyn StoredArc, bad: Bad) -> Bad {
+        let claim = bad.bytes.as_ref().and_then(|bytes| FrameInfo::from_header(bytes.first_chunk::<FRAME_HEADER_LEN>()?));
+        let is_wrong = matches!(bad.error, Error::Arc { damage: Damage::WrongFrame, .. });
+        let is_another = claim
+            .filter(|(no, info)| is_wrong && *no == self.no && info != self.info)
+            .is_some_and(|(_, info)| Frame { info: &info, ..*self }.read(arc, Via::Medium).is_ok());
+        Bad { is_another, ..bad }
+    }
+
+    /// With one flipped bit put right.
+    pub fn repaired(&self, bad: &Bad) -> Option<Fetched> {
+        let repaired = repair(self.keys, self.cipher, self.no, self.info, bad.bytes.as_ref()?)?;
+        let what = repaired.what();
+        let Repaired { frame, block, flips } = repaired;
+        let way = Way::Repaired(Repair { what, flips, frame });
+        Some(Fetched { met: Some(bad.error.clone()), ..self.fetched(block, way) })
+    }
+
+    /// From the first copy that has it.
+    pub fn from_copies<'a>(&self, copies: impl IntoIterator<Item = &'a Arc<dyn Depot>>) -> Option<Fetched> {
+        copies.into_iter().find_map(|copy| {
+            let arc = copy.open(self.arc).ok()?;
+            let block = match self.read(arc.as_ref(), Via::Medium) {
+                Ok(block) => block,
+                Err(bad) => self.repaired(&bad)?.block,
+            };
+            Some(Fetched { copy: copy.id(), ..self.fetched(block, Way::Copy) })
+        })
+    }
+}
+
+/// Reads a part of an arc that is no frame of blocks and judges it; what is not right is read again, from the medium. Gives
+/// with it what was wrong at first.
+///
+/// # Errors
+/// What was wrong the second time.
+pub fn look<T>(
+    arc: &dyn StoredArc,
+    offset: u64,
+    len: u64,
+    mut judge: impl FnMut(&[u8]) -> Result<T, Damage>,
+) -> Result<(T, Option<Error>)> {
+    let mut read = |via| {
+        with_bytes(arc, offset, len, via, |bytes| {
+            let place = || Place { arc: arc.name(), frame: None, block: None, offset };
+            judge(bytes?).map_err(|damage| Error::Arc { place: place(), damage })
+        })
+    };
+    match read(Via::Cache) {
+        Ok(value) => Ok((value, None)),
+        Err(first) => Ok((read(Via::Medium)?, Some(first))),
+    }
+}
+
+thread_local! {
+    /// Sealed bytes on their way to `judge`.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+/// A larger buffer is given back after use.
+const KEPT_BUFFER_BYTES: usize = 4 << 20;
+/// Nothing that is read at once is longer than this.
+const MAX_READ_BYTES: u64 = MAX_PLAIN_LEN as u64 + 4096;
+
+/// Reads `len` bytes at `offset` and lends them; fewer when the arc ends before.
+fn with_bytes<T>(arc: &dyn StoredArc, offset: u64, len: u64, via: Via, use_them: impl FnOnce(Result<&[u8]>) -> T) -> T {
+    // A read within a read has a buffer of its own.
+    let mut buffer = BUFFER.with(RefCell::take);
+    let len = len.min(MAX_READ_BYTES) as usize;
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    let target = buffer.get_mut(..len).unwrap_or_default();
+    let result = match arc.read(offset, target, via) {
+        Ok(count) => use_them(Ok(target.get(..count).unwrap_or_default())),
+        Err(error) => use_them(Err(error)),
+    };
+    if buffer.len() <= KEPT_BUFFER_BYTES {
+        BUFFER.set(buffer);
+    }
+    result
+}

@@ -1,0 +1,162 @@
+//! Blocks from copies that leave the machine: threads that may be kept waiting, and the clock that lets nobody else be.
+//!
+//! Invariants: at most `MAX_TASKS` blocks wait for their turn; one for which nobody waits any more is not asked for; a
+//! question whose deadline has come is answered by the clock's thread.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::time::Instant;
+
+use super::Inner;
+use super::later::{Later, Pending, Then};
+use super::shelf::Job;
+use crate::error::Error;
+use crate::fetch::{Asked, Bad};
+use crate::sync::{lock, wait, wait_timeout};
+
+/// Blocks that are asked for at a time.
+const THREADS: usize = 16;
+const MAX_TASKS: usize = 4096;
+
+struct Task {
+    job: Arc<Job>,
+    slot: usize,
+    asked: Asked,
+    bad: Bad,
+    sent: Instant,
+}
+
+#[derive(Default)]
+struct Queue {
+    tasks: VecDeque<Task>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Clock {
+    /// By deadline, and a number that tells those of one moment apart.
+    pending: BTreeMap<(Instant, u64), Weak<Pending>>,
+    last: u64,
+    closed: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Far {
+    queue: Mutex<Queue>,
+    more: Condvar,
+    clock: Mutex<Clock>,
+    sooner: Condvar,
+}
+
+/// Names and work of the threads that it needs.
+pub(super) fn work(inner: &Arc<Inner>) -> Vec<(String, Box<dyn FnOnce() + Send>)> {
+    let mut work: Vec<(String, Box<dyn FnOnce() + Send>)> = Vec::new();
+    for number in 0..THREADS {
+        let inner = inner.clone();
+        work.push((format!("far-{number}"), Box::new(move || serve(&inner))));
+    }
+    let inner = inner.clone();
+    work.push(("deadlines".into(), Box::new(move || inner.far.iter().for_each(Far::watch))));
+    work
+}
+
+fn serve(inner: &Inner) {
+    let Some(far) = &inner.far else { return };
+    while let Some(Task { job, slot, asked, bad, sent }) = far.next() {
+        // Who asked has been told that it took too long.
+        if sent.elapsed() > inner.deadline {
+            inner.deliver(&job, slot, Err(Error::TimedOut));
+            continue;
+        }
+        let outcome = match inner.fetch.far(&asked) {
+            Some(mut fetched) => {
+                fetched.met = Some(bad.error);
+                Ok(inner.notes.fetched(&inner.fetch, &asked, job.file, fetched))
+            }
+            None => Err(inner.notes.lost(&inner.fetch, &asked, job.file, bad, &mut None)),
+        };
+        inner.deliver(&job, slot, outcome);
+    }
+}
+
+impl Far {
+    /// Leaves a block to the threads here.
+    pub fn send(&self, job: &Arc<Job>, slot: usize, asked: Asked, bad: Bad) {
+        job.leave(slot);
+        let mut queue = lock(&self.queue);
+        if queue.closed || queue.tasks.len() >= MAX_TASKS {
+            drop(queue);
+            return job.deliver(slot, Err(Error::TimedOut));
+        }
+        queue.tasks.push_back(Task { job: job.clone(), slot, asked, bad, sent: Instant::now() });
+        self.more.notify_one();
+    }
+
+    fn next(&self) -> Option<Task> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.closed {
+                return None;
+            }
+            match queue.tasks.pop_front() {
+                Some(task) => return Some(task),
+                None => queue = wait(&self.more, queue),
+            }
+        }
+    }
+
+    /// Answers when the blocks have come, or at the deadline.
+    pub fn answer(&self, later: Later, then: Then) {
+        let pending = Pending::start(later, then);
+        if !pending.is_open() {
+            return;
+        }
+        let mut clock = lock(&self.clock);
+        if clock.closed {
+            drop(clock);
+            return pending.give_up();
+        }
+        clock.last += 1;
+        let key = (pending.deadline, clock.last);
+        clock.pending.insert(key, Arc::downgrade(&pending));
+        self.sooner.notify_one();
+    }
+
+    /// The clock's thread.
+    fn watch(&self) {
+        let mut clock = lock(&self.clock);
+        while !clock.closed {
+            let Some((&(deadline, number), _)) = clock.pending.first_key_value() else {
+                clock = wait(&self.sooner, clock);
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                clock = wait_timeout(&self.sooner, clock, left);
+                continue;
+            }
+            let due = clock.pending.remove(&(deadline, number));
+            drop(clock);
+            due.and_then(|due| due.upgrade()).iter().for_each(|due| due.give_up());
+            clock = lock(&self.clock);
+        }
+    }
+
+    /// Ends the threads, and answers whoever still waits.
+    pub fn close(&self) {
+        let tasks = {
+            let mut queue = lock(&self.queue);
+            queue.closed = true;
+            std::mem::take(&mut queue.tasks)
+        };
+        self.more.notify_all();
+        tasks.iter().for_each(|task| task.job.deliver(task.slot, Err(Error::TimedOut)));
+        let pending = {
+            let mut clock = lock(&self.clock);
+            clock.closed = true;
+            std::mem::take(&mut clock.pending)
+        };
+        self.sooner.notify_all();
+        pending.into_values().filter_map(|pending| pending.upgrade()).for_each(|pending| pending.give_up());
+    }
+}
