@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use super::shelf::lock;
 use crate::arc::FrameInfo;
 use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{LocalArc, StoredArc, Via};
@@ -21,6 +20,7 @@ use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
 use crate::index::Index;
 use crate::os::process::open_file_limit;
 use crate::own::OwnDir;
+use crate::sync::lock;
 
 /// Arc files kept open; a quarter of the files that this process may have open, if that is less.
 const MAX_OPEN_ARCS: usize = 128;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -17,6 +17,7 @@ use super::Wanted;
 use crate::arc::VerifiedBlock;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, Logid};
+use crate::sync::{lock, wait};
 
 /// How long a block that was found bad stays bad without being read again: the kernel retries page by page.
 pub const VERDICT_TTL: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(5) };
@@ -66,16 +67,11 @@ impl Job {
         loop {
             match outcomes.get(slot) {
                 Some(Some(outcome)) => return outcome.clone(),
-                Some(None) => outcomes = self.arrived.wait(outcomes).unwrap_or_else(PoisonError::into_inner),
+                Some(None) => outcomes = wait(&self.arrived, outcomes),
                 None => return Err(Error::Usage(format!("a job has no block {slot}"))),
             }
         }
     }
-}
-
-/// A poisoned mutex is used on: each critical section here leaves the data whole at every step.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the shelf knows of a block.

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 
-use super::shelf::lock;
 use crate::ids::{Logid, Version};
 use crate::ledger::Extent;
 use crate::ledger::bits::{Bits, Insert};
+use crate::sync::lock;
 use crate::text::shown;
 
 /// Damaged places that are listed; more are only counted.
