@@ -8,6 +8,7 @@ const ORDER: &[&str] = &[
     "ids",
     "text",
     "error",
+    "sync",
     "monitor",
     "catalog",
     "os",

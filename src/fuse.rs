@@ -22,8 +22,8 @@ use crate::catalog::{Kind, Timespec};
 use crate::error::Error;
 use crate::os::mounts::MountPoint;
 use crate::text::shown;
-use crate::tree::SeekTo;
-use crate::vfs::{DirItem, FsSize, Ino, LATEST_LIFETIME, Lifetime, Stat, Vfs};
+use crate::tree::{LATEST_LIFETIME, SeekTo};
+use crate::vfs::{DirItem, FsSize, Ino, Lifetime, Stat, Vfs};
 
 /// Requests are this large at most.
 const MAX_REQUEST_BYTES: u32 = 1 << 20;

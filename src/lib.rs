@@ -5,7 +5,7 @@
 //! `store/` (a verified block from cache or arc) → `arc/frame.rs` (the one function that verifies a block).
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
-//! mount-tests/project.rs keeps it true): ids, text, error, monitor, catalog, os, scratch, own, depot, crypto, arc, index, ledger,
+//! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, depot, crypto, arc, index, ledger, fetch,
 //! backupdir, store, tree, vfs, backup, restore, coverage, recover, selftest, fuse, mount, cli.
 
 pub mod arc;
@@ -31,7 +31,7 @@ pub mod restore;
 pub mod scratch;
 pub mod selftest;
 pub mod store;
-pub mod sync;
+mod sync;
 pub mod text;
 pub mod tree;
 pub mod vfs;

@@ -14,6 +14,7 @@ mod descent;
 mod draft;
 mod engine;
 mod entry;
+mod leftovers;
 mod notes;
 mod remove;
 mod spare;

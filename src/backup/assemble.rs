@@ -8,10 +8,11 @@ use std::io;
 
 use crossbeam::channel::Receiver;
 
+use super::block::{Found, HashedBlock};
 use super::catalog::CatalogBuilder;
 use super::expect::Expected;
 use super::output::Output;
-use super::pipeline::{Budget, FileHead, FileReply, Found, HashedBlock, MAX_HELD_PIECES, Step, Totals, Was};
+use super::pipeline::{Budget, FileHead, FileReply, MAX_HELD_PIECES, Step, Totals, Was};
 use super::read::{FileError, FileRead, Read};
 use super::resume::Spare;
 use super::walk;

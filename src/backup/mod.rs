@@ -6,6 +6,7 @@
 //! commit that the next run applies.
 
 pub mod assemble;
+mod block;
 pub mod carry;
 pub mod catalog;
 pub mod excludes;
@@ -39,7 +40,7 @@ use crate::index::{ApplyReport, DedupTable, Index, OpenRun, Told, VersionRow};
 use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor};
 use crate::text::{counted, shown};
-use crate::vfs::LATEST_LIFETIME;
+use crate::tree::LATEST_LIFETIME;
 use assemble::Assembler;
 use expect::Expected;
 use inventory::Inventory;

@@ -5,9 +5,10 @@
 //! more than half of these, so that it never waits for itself.
 
 use std::ops::Deref;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 use crate::os::{DirFd, process};
+use crate::sync::{lock, wait};
 
 /// A fraction of what the process may open: the rest is for files, arcs and the index.
 const FRACTION: u64 = 4;
@@ -39,9 +40,9 @@ impl OpenDirs {
 
     /// Waits until there is room for one more, then opens it.
     pub fn open<E>(self: &Arc<OpenDirs>, open: impl FnOnce() -> Result<DirFd, E>) -> Result<Arc<OpenDir>, E> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.held);
         while *held >= self.most {
-            held = self.changed.wait(held).unwrap_or_else(PoisonError::into_inner);
+            held = wait(&self.changed, held);
         }
         *held += 1;
         drop(held);
@@ -55,7 +56,7 @@ impl OpenDirs {
     }
 
     fn give_back(&self) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *lock(&self.held) -= 1;
         self.changed.notify_all();
     }
 }

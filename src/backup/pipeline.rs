@@ -7,20 +7,22 @@
 //! Invariants: steps are consumed in the order in which they were sent, so arcs hold blocks in the order of the
 //! tree; the plain bytes in flight never exceed the budget, whatever the sizes of the files.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 use crossbeam::channel::{Receiver, Sender};
 
+use super::block::{Found, HashedBlock};
 use super::catalog::Names;
 use super::open_dirs::OpenDir;
 use super::read::{self, Cutting, FileError, FileRead, Piece};
-use crate::arc::{Packed, Packer};
+use crate::arc::Packer;
 use crate::catalog::{Attr, Child, DirState, Kind, Node, Xattrs};
 use crate::crypto::Keys;
 use crate::error::Result;
-use crate::ids::{BlockHash, BlockId, Dirno, Logid};
+use crate::ids::{Dirno, Logid};
 use crate::index::DedupTable;
 use crate::os::Stat;
+use crate::sync::{lock, wait};
 
 /// Plain bytes that may be between reading and writing.
 pub const IN_FLIGHT_BYTES: u64 = 64 << 20;
@@ -45,44 +47,29 @@ impl Budget {
     /// Waits until `bytes` may be taken; more than the whole budget counts as all of it. False when closed.
     pub fn take(&self, bytes: u64) -> bool {
         let bytes = Self::charge(bytes);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         while state.0 < bytes && !state.1 {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = wait(&self.changed, state);
         }
         state.0 = state.0.saturating_sub(bytes);
         !state.1
     }
 
     pub fn give(&self, bytes: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         state.0 += Self::charge(bytes);
         self.changed.notify_all();
     }
 
     /// Lets nobody wait any more: the run ends.
     pub fn close(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        lock(&self.state).1 = true;
         self.changed.notify_all();
     }
 
     fn charge(bytes: u64) -> u64 {
         (bytes + JOB_BYTES).min(IN_FLIGHT_BYTES)
     }
-}
-
-/// A block on its way to an arc.
-#[derive(Debug)]
-pub struct HashedBlock {
-    pub hash: BlockHash,
-    pub plain_len: u32,
-    pub found: Found,
-}
-
-/// Whether a block is stored already.
-#[derive(Debug)]
-pub enum Found {
-    Known(BlockId),
-    New(Packed),
 }
 
 /// Work for the pool.

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fastcdc::v2020::{FastCDC, Normalization};
 
-use super::pipeline::HashedBlock;
+use super::block::HashedBlock;
 use super::walk;
 use crate::catalog::{Attr, HASHED_HOLE_BYTES, Kind, Timespec, Xattrs};
 use crate::crypto::FileHasher;

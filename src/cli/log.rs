@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write as _};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -21,6 +21,7 @@ use crate::ledger::now_s;
 use crate::os::dir::Write;
 use crate::os::process::is_alive;
 use crate::own::{OwnDir, Sharing};
+use crate::sync::lock;
 use crate::text::{one_line, shown};
 
 const DIR: &str = "logs";
@@ -61,7 +62,7 @@ struct Writer {
 static WRITER: Mutex<Option<Writer>> = Mutex::new(None);
 
 fn writer() -> MutexGuard<'static, Option<Writer>> {
-    WRITER.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&WRITER)
 }
 
 /// The command line, for the log: a command that gives a passphrase may hold it.

@@ -6,7 +6,7 @@
 use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use signal_hook::consts::{SIGALRM, SIGUSR1, SIGUSR2, SIGVTALRM};
 
 use super::show;
 use crate::monitor::Progress;
+use crate::sync::lock;
 
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 const OBJECT_EVERY: Duration = Duration::from_secs(1);
@@ -161,7 +162,7 @@ impl Status {
     }
 
     fn task(&self) -> MutexGuard<'_, Option<Task>> {
-        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.task)
     }
 }
 

@@ -10,9 +10,9 @@ use std::collections::HashSet;
 
 use rusqlite::{Connection, params};
 
-use super::pool::Fail;
+use super::fail::{Fail, Found};
 use super::row::{EntryRow, Key, MAX_KEYED_ROW, Table, seal, split};
-use super::rows::{self, DirValue, Found, PartOf, blob, part_key};
+use super::rows::{self, DirValue, PartOf, blob, part_key};
 use super::runs;
 use super::schema::{changed_key, dir_key};
 use crate::arc::FrameInfo;

@@ -6,8 +6,9 @@
 use rusqlite::params;
 
 use super::apply::{Apply, CatalogSource};
+use super::fail::Found;
 use super::row::{ArcValue, Key, Table, seal};
-use super::rows::{self, Found};
+use super::rows;
 use super::schema::{FRAMES_PER_ROW, frames_key};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo, FrameKind};
 use crate::catalog::Commit;

@@ -8,9 +8,9 @@ use std::ops::ControlFlow;
 use rusqlite::params;
 
 use super::Index;
-use super::pool::Fail;
+use super::fail::{Fail, Found};
 use super::row::{self, Key, Table};
-use super::rows::{self, Found, blob};
+use super::rows::{self, blob};
 use crate::catalog::codec;
 use crate::catalog::{Content, Segment};
 use crate::error::Result;

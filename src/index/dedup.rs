@@ -5,13 +5,14 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::Index;
-use super::pool::Fail;
+use super::fail::Fail;
 use super::rows;
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockHash, BlockId};
+use crate::sync::lock;
 
 const SHARDS: usize = 64;
 /// Hash (20) and block id + 1 (8); an id of 0 is an empty slot.
@@ -150,10 +151,6 @@ impl DedupTable {
             Err(error) => self.note(error),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Open addressing with linear probing, at most seven eighths full.

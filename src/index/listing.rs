@@ -5,10 +5,10 @@
 
 use rusqlite::Connection;
 
-use super::pool::Fail;
+use super::fail::{Fail, Found};
 use super::queries::entry_of;
 use super::row::{EntryRow, Key};
-use super::rows::{self, Found, blob};
+use super::rows::{self, blob};
 use super::{Entry, Index, Listed};
 use crate::catalog::{Attr, Child};
 use crate::error::{Error, Result};

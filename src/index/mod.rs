@@ -11,6 +11,7 @@ mod apply;
 mod apply_arcs;
 mod block_uses;
 mod dedup;
+mod fail;
 mod listing;
 mod pages;
 mod pool;

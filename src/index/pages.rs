@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::Index;
-use super::pool::Fail;
+use super::fail::Fail;
 use super::view::{real_path, wal_path};
 use crate::error::{Error, Result};
 use crate::os::file::{forget_cached, read_up_to};

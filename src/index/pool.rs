@@ -5,84 +5,23 @@
 //! after the first page that it refused.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension};
+use rusqlite::Connection;
 use zeroize::Zeroizing;
 
-use super::row::BadRow;
-use super::rows;
-use super::schema::{self, MAX_READERS};
-use super::view::{self, View};
+use super::fail::{Fail, has_salt};
+use super::schema::MAX_READERS;
+use super::view::{self, LOOK_EVERY, View, check_format, check_shared};
 use super::writer;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::sync::{lock, wait};
 
-/// Whether the index is another one by now is looked at no later than this.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a recovery may leave the place of the index empty.
 const RENAME: Duration = Duration::from_millis(20);
 /// Times that a question is asked again because the index changed meanwhile; the last ones ask a copy.
 const MAX_FALLEN: usize = 5;
-
-/// Why a question to one connection had no answer.
-#[derive(Debug)]
-pub(super) enum Fail {
-    Sql(rusqlite::Error),
-    Row(&'static str),
-    /// An answer of its own: asking again would give the same.
-    Known(Error),
-}
-
-impl From<rusqlite::Error> for Fail {
-    fn from(error: rusqlite::Error) -> Fail {
-        Fail::Sql(error)
-    }
-}
-
-impl From<BadRow> for Fail {
-    fn from(bad: BadRow) -> Fail {
-        Fail::Row(bad.0)
-    }
-}
-
-impl From<crate::catalog::codec::BadRecord> for Fail {
-    fn from(bad: crate::catalog::codec::BadRecord) -> Fail {
-        Fail::Row(bad.0)
-    }
-}
-
-impl From<Error> for Fail {
-    fn from(error: Error) -> Fail {
-        Fail::Known(error)
-    }
-}
-
-impl Fail {
-    /// The error as the rest of the library knows it.
-    pub(super) fn at(self, path: &Path) -> Error {
-        let path = path.to_path_buf();
-        match self {
-            Fail::Known(error) => error,
-            Fail::Row(what) => Error::IndexRow { path, what: what.into() },
-            Fail::Sql(error) => match error.sqlite_error_code() {
-                Some(
-                    ErrorCode::OutOfMemory
-                    | ErrorCode::DatabaseBusy
-                    | ErrorCode::DatabaseLocked
-                    | ErrorCode::SystemIoFailure
-                    | ErrorCode::DiskFull
-                    | ErrorCode::CannotOpen
-                    | ErrorCode::PermissionDenied
-                    | ErrorCode::ReadOnly
-                    | ErrorCode::OperationInterrupted,
-                ) => Error::IndexIo { path, what: error.to_string() },
-                Some(_) => Error::IndexDamaged { path, what: error.to_string() },
-                None => Error::IndexRow { path, what: error.to_string() },
-            },
-        }
-    }
-}
 
 /// The index, open for reading by any number of threads.
 ///
@@ -311,7 +250,7 @@ impl Index {
                 return Lease { index: self, view: pool.view.clone(), connection: None };
             }
             pool.waiting += 1;
-            pool = self.returned.wait(pool).unwrap_or_else(PoisonError::into_inner);
+            pool = wait(&self.returned, pool);
             pool.waiting -= 1;
         }
     }
@@ -320,7 +259,7 @@ impl Index {
 impl Drop for Index {
     /// The last connection leaves no empty WAL behind. One with content stays for the next writer.
     fn drop(&mut self) {
-        let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = lock(&self.pool);
         // SQLite removes a WAL by its name: it must not be that of an index that took this one's place.
         if pool.view.is_live() && pool.view.has_empty_wal() && !pool.view.is_behind(&self.path) {
             if let Some(last) = pool.idle.first() {
@@ -362,68 +301,4 @@ impl Drop for Lease<'_> {
             self.index.returned.notify_one();
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// SQLite maps index.db-shm; what comes of a mapping whose file was cut off is not believed.
-///
-/// # Errors
-/// `INDEX_IO` from then on, for this process.
-pub(super) fn check_shared(path: &Path) -> Result<()> {
-    if crate::os::mapped::is_lost() {
-        let what = "its -shm file was cut off, or its disk failed, while this process used it".into();
-        return Err(Error::IndexIo { path: path.to_path_buf(), what });
-    }
-    Ok(())
-}
-
-/// The file starts with the salt that the key material came with, or most of it; None if it can't be read so far.
-fn has_salt(path: &Path, key: &[u8; 48]) -> Option<bool> {
-    use std::io::Read;
-    let mut found = [0u8; 16];
-    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut found)).ok()?;
-    let (_, salt) = key.split_at(32);
-    Some(found.iter().zip(salt).filter(|(a, b)| a == b).count() >= 8)
-}
-
-/// Tells a wrong key from a damaged first page.
-pub(super) fn open_error(fail: Fail, path: &Path, key: &[u8; 48]) -> Error {
-    let not_a_database =
-        matches!(&fail, Fail::Sql(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase));
-    if not_a_database && has_salt(path, key) == Some(false) {
-        return Error::KeyWrong { path: path.to_path_buf() };
-    }
-    match fail.at(path) {
-        Error::IndexDamaged { path, .. } if not_a_database => {
-            Error::IndexDamaged { path, what: "its first page is damaged".into() }
-        }
-        other => other,
-    }
-}
-
-/// Is it an index, of a format that this program knows?
-pub(super) fn check_header(connection: &Connection, path: &Path) -> Result<(), Fail> {
-    let damaged = |what: &str| Error::IndexDamaged { path: path.to_path_buf(), what: what.into() };
-    let pragma = |name: &str| -> Result<u32, Fail> {
-        let value: Option<i64> = connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0)).optional()?;
-        Ok(value.and_then(|value| u32::try_from(value).ok()).ok_or_else(|| damaged("it has no format number"))?)
-    };
-    if pragma("application_id")? != schema::APPLICATION_ID {
-        return Err(damaged("it is no index of this program").into());
-    }
-    let found = pragma("user_version")?;
-    if found > schema::FORMAT {
-        return Err(Error::IndexTooNew { path: path.to_path_buf(), found, known: schema::FORMAT }.into());
-    }
-    if found < schema::FORMAT {
-        return Err(damaged("it was never finished").into());
-    }
-    Ok(())
-}
-
-pub(super) fn check_format(connection: &Connection, path: &Path) -> Result<()> {
-    check_header(connection, path).and_then(|()| rows::state(connection)).map(|_| ()).map_err(|fail| fail.at(path))
 }

@@ -7,9 +7,9 @@ use std::ops::RangeInclusive;
 
 use rusqlite::Connection;
 
-use super::pool::Fail;
+use super::fail::{Fail, Found};
 use super::row::{self, ArcValue, EntryRow, Key, Table};
-use super::rows::{self, Found, blob};
+use super::rows::{self, blob};
 use super::{ArcRow, DirRow, Entry, FrameChunk, Index, State, VersionRow};
 use crate::catalog::{Attr, Child, ExtentChunk, Node};
 use crate::error::{Error, Result};

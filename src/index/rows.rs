@@ -5,7 +5,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::pool::Fail;
+use super::fail::{Fail, Found};
 use super::row::{self, ArcValue, BadRow, EntryRow, Key, Main, Table};
 use super::schema::{FRAMES_PER_ROW, changed_key, dir_key, frames_key, version_of_dir_key};
 use super::{DirRow, FrameChunk, State, VersionRow};
@@ -14,8 +14,6 @@ use crate::catalog::codec::{self, BadRecord, Decoder, Encoder};
 use crate::catalog::{Attr, DirState, ExtentChunk, Node, Segment};
 use crate::error::Error;
 use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
-
-pub type Found<T> = Result<T, Fail>;
 
 /// The value of a rowid table's row, unsealed.
 pub fn value<T>(

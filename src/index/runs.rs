@@ -9,8 +9,9 @@ use std::ops::Range;
 use rusqlite::{Connection, params};
 
 use super::Index;
+use super::fail::Found;
 use super::row::{self, ArcValue, BadRow, Key, Table};
-use super::rows::{self, Found, blob, value};
+use super::rows::{self, blob, value};
 use crate::catalog::codec::{self, BadRecord, Decoder, Encoder};
 use crate::catalog::{Commit, Loss};
 use crate::error;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 
-use super::pool::Fail;
+use super::fail::{Fail, Found};
 use super::row::{self, ArcValue, EntryRow, Key, Table};
-use super::rows::{self, DirValue, Found, PartOf, blob};
+use super::rows::{self, DirValue, PartOf, blob};
 use super::schema::{FRAMES_PER_ROW, dir_key, dirno_of_dir_key, version_of_dir_key};
 use super::view::View;
 use super::{FrameChunk, Index, State, VersionRow};

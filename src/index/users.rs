@@ -10,9 +10,10 @@ use std::ops::Range;
 use rusqlite::{Connection, params};
 
 use super::Index;
+use super::fail::Found;
 use super::queries::path_of_dir;
 use super::row::{self, EntryRow, Key, Table};
-use super::rows::{self, Found, PartOf, blob};
+use super::rows::{self, PartOf, blob};
 use crate::catalog::codec::{self, Decoder};
 use crate::catalog::{Child, Content, Segment};
 use crate::error::{Error, Result};

@@ -7,13 +7,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
-use super::pool::{Fail, check_header, open_error};
+use super::fail::{Fail, open_error};
+use super::rows;
 use super::schema::{self, Access};
 use crate::error::{Error, Result};
 use crate::scratch::Scratch;
 
+/// Whether the index is another one by now is looked at no later than this.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often a file that changes all the time is looked at again before giving up.
 const TRIES: usize = 5;
 
@@ -183,7 +186,7 @@ impl View {
 
 /// How long a copy must do, given how long it took to make: a tenth of the time is enough for copying.
 pub(super) fn copy_lasts(took: Duration) -> Duration {
-    (took * 10).max(super::pool::LOOK_EVERY)
+    (took * 10).max(LOOK_EVERY)
 }
 
 /// Index and WAL as they were at one moment, in a private directory.
@@ -273,4 +276,41 @@ pub(super) fn refuse_network(path: &Path) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// SQLite maps index.db-shm; what comes of a mapping whose file was cut off is not believed.
+///
+/// # Errors
+/// `INDEX_IO` from then on, for this process.
+pub(super) fn check_shared(path: &Path) -> Result<()> {
+    if crate::os::mapped::is_lost() {
+        let what = "its -shm file was cut off, or its disk failed, while this process used it".into();
+        return Err(Error::IndexIo { path: path.to_path_buf(), what });
+    }
+    Ok(())
+}
+
+/// Is it an index, of a format that this program knows?
+fn check_header(connection: &Connection, path: &Path) -> Result<(), Fail> {
+    let damaged = |what: &str| Error::IndexDamaged { path: path.to_path_buf(), what: what.into() };
+    let pragma = |name: &str| -> Result<u32, Fail> {
+        let value: Option<i64> = connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0)).optional()?;
+        Ok(value.and_then(|value| u32::try_from(value).ok()).ok_or_else(|| damaged("it has no format number"))?)
+    };
+    if pragma("application_id")? != schema::APPLICATION_ID {
+        return Err(damaged("it is no index of this program").into());
+    }
+    let found = pragma("user_version")?;
+    if found > schema::FORMAT {
+        return Err(Error::IndexTooNew { path: path.to_path_buf(), found, known: schema::FORMAT }.into());
+    }
+    if found < schema::FORMAT {
+        return Err(damaged("it was never finished").into());
+    }
+    Ok(())
+}
+
+/// A reader or writer begins with this.
+pub(super) fn check_format(connection: &Connection, path: &Path) -> Result<()> {
+    check_header(connection, path).and_then(|()| rows::state(connection)).map(|_| ()).map_err(|fail| fail.at(path))
 }

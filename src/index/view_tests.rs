@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use super::fail::Fail;
 use super::model::*;
-use super::pool::Fail;
 use super::view::wal_path;
 use super::*;
 

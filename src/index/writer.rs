@@ -11,11 +11,11 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::State;
 use super::apply::{ApplyReport, CatalogSource, apply_commit};
-use super::pool::{Fail, check_format, check_shared, open_error};
-use super::rows::{self, Found};
+use super::fail::{Fail, Found, open_error};
+use super::rows;
 use super::runs::{self, OpenRun, Told};
 use super::schema::{self, Access};
-use super::view::{real_path, refuse_network, target_path};
+use super::view::{check_format, check_shared, real_path, refuse_network, target_path};
 use crate::catalog::{Commit, Loss};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, Dirno, Logid, Version};

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
-use super::merged::{new_header, read_records, segment_name};
+use super::files::{self, Refused, new_header, read_records, segment_name};
 use super::segment::{SEGMENT_HEADER_LEN, seal_batches};
-use super::{Listed, Record, Refused};
+use super::{Listed, Record};
 use crate::crypto::Keys;
 use crate::error::{Error, Result};
 use crate::ids::SegmentId;
@@ -104,7 +104,7 @@ pub fn update(dir: &OwnDir, keys: &Keys, now_s: u64, change: impl FnOnce(&mut Li
 /// Batches of the segments that are there: counted where the list asks for some, else only whether there are any.
 fn lengths(dir: &OwnDir, keys: &Keys, list: &Listed) -> Result<BTreeMap<SegmentId, u32>> {
     let mut there = BTreeMap::new();
-    for name in super::merged::list(dir)? {
+    for name in files::list(dir)? {
         let Ok(file) = dir.read(&name) else { continue };
         let Some(id) = name.strip_suffix(".seg").and_then(parse) else { continue };
         let batches = match list.segments.get(&id) {

@@ -5,20 +5,17 @@
 //! nothing at any cut: the merged segment has its name before the first of those that it replaces is removed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
-use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::io::{self, BufWriter, Write};
 
-use super::list::{self, Found};
+use super::files::{Refused, list, new_header, read_records, segment_name};
+use super::list::{self as list_of, Found};
 use super::places::Places;
-use super::segment::{BATCH_HEADER_LEN, BatchHeader, MAX_BATCH_BYTES, SEGMENT_HEADER_LEN, SegmentHeader};
-use super::segment::{open_batch, seal_batches};
+use super::segment::seal_batches;
 use super::spans::{Span, Spans};
 use super::{Damage, Extent, Files, Flip, Frames, How, Proof, Record, Run, Session, now_s};
-use crate::crypto::{self, Keys};
+use crate::crypto::Keys;
 use crate::error::{Error, Result};
-use crate::ids::{ArcSalt, ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
+use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
 use crate::os::lock;
 use crate::own::OwnDir;
 
@@ -39,13 +36,6 @@ const MAX_EVENTS: usize = 4096;
 const MAX_PLACES: usize = 100_000;
 /// Segments come and go while they are listed.
 const LISTINGS: usize = 4;
-
-/// A segment, or the rest of one, that is not believed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
-    pub path: PathBuf,
-    pub what: &'static str,
-}
 
 /// What is known, what of it is refused, and what is missing.
 type Loaded = (Ledger, Vec<Refused>, Vec<Refused>);
@@ -177,7 +167,7 @@ impl Ledger {
             return Ok(refused);
         }
         let (id, batches) = ledger.write(&dir, keys)?;
-        list::update(&dir, keys, now_s, |list| {
+        list_of::update(&dir, keys, now_s, |list| {
             list.segments.retain(|id, _| merged.iter().all(|(name, _)| *name != segment_name(*id)));
             list.segments.insert(id, batches);
             Ok(())
@@ -405,82 +395,4 @@ fn keep_newest<T>(all: &mut Vec<T>, one: T, when_s: impl Fn(&T) -> u64) {
         all.sort_by_key(&when_s);
         all.drain(..all.len() - MAX_EVENTS);
     }
-}
-
-/// Names of the segments, in order.
-pub(super) fn list(dir: &OwnDir) -> Result<Vec<String>> {
-    let segment = |name: Vec<u8>| String::from_utf8(name).ok().filter(|name| name.ends_with(".seg"));
-    Ok(dir.names()?.into_iter().filter_map(segment).collect())
-}
-
-pub(super) fn segment_name(id: SegmentId) -> String {
-    format!("{id}.seg")
-}
-
-pub(super) fn new_header() -> io::Result<SegmentHeader> {
-    Ok(SegmentHeader { id: SegmentId(crypto::random()?), salt: ArcSalt(crypto::random()?) })
-}
-
-/// Gives all records that can be believed; says how many batches they were in, and why it stops before the end. A torn
-/// tail is an end. `name`: of a segment, which its id must be.
-pub(super) fn read_records(
-    file: &File,
-    name: Option<&str>,
-    keys: &Keys,
-    mut each: impl FnMut(Record),
-) -> (u32, Option<&'static str>) {
-    let mut file = BufReader::new(file);
-    let mut head = [0; SEGMENT_HEADER_LEN];
-    match fill(&mut file, &mut head) {
-        ControlFlow::Continue(()) => {}
-        ControlFlow::Break(why) => return (0, why),
-    }
-    let header = match SegmentHeader::decode(&head, keys) {
-        Ok(header) => header,
-        Err(what) => return (0, Some(what)),
-    };
-    if name.is_some_and(|name| name != segment_name(header.id)) {
-        return (0, Some("it is a segment of another name"));
-    }
-    let cipher = keys.segment_cipher(header.id, &header.salt);
-    let mut body = Vec::new();
-    for number in 0.. {
-        let mut head = [0; BATCH_HEADER_LEN];
-        match fill(&mut file, &mut head) {
-            ControlFlow::Continue(()) => {}
-            ControlFlow::Break(why) => return (number, why),
-        }
-        let header = BatchHeader::decode(&head);
-        if header.len as usize > MAX_BATCH_BYTES {
-            return (number, Some("a batch is too long"));
-        }
-        if header.len == 0 {
-            // A power cut may leave zeros where the last batch was to be.
-            return (number, if rest_is_zero(&head, &mut file) { None } else { Some("a batch is empty") });
-        }
-        body.clear();
-        body.resize(header.body_len(), 0);
-        match fill(&mut file, &mut body) {
-            ControlFlow::Continue(()) => {}
-            ControlFlow::Break(why) => return (number, why),
-        }
-        match open_batch(&cipher, number, &header, &mut body) {
-            Ok(records) => records.into_iter().for_each(&mut each),
-            Err(what) => return (number, Some(what)),
-        }
-    }
-    (u32::MAX, None)
-}
-
-/// Breaks without a reason when the file ends before.
-fn fill(file: &mut impl Read, target: &mut [u8]) -> ControlFlow<Option<&'static str>> {
-    match file.read_exact(target) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(error) if error.kind() == ErrorKind::UnexpectedEof => ControlFlow::Break(None),
-        Err(_) => ControlFlow::Break(Some("it cannot be read")),
-    }
-}
-
-fn rest_is_zero(head: &[u8], file: &mut impl BufRead) -> bool {
-    head.iter().all(|byte| *byte == 0) && file.bytes().all(|byte| matches!(byte, Ok(0)))
 }

@@ -5,6 +5,7 @@
 //! believed; nobody needs the writer's lock to append.
 
 pub(crate) mod bits;
+mod files;
 mod list;
 mod merged;
 mod places;
@@ -18,7 +19,8 @@ use std::collections::BTreeMap;
 
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
 
-pub use merged::{LEDGER_DIR, Ledger, PROOF_MAX_AGE_S, Refused};
+pub use files::Refused;
+pub use merged::{LEDGER_DIR, Ledger, PROOF_MAX_AGE_S};
 pub use writer::{FLUSH_EVERY_S, LedgerWriter};
 
 /// How stored bytes were read when they were verified; the discriminants are the on-disk codes.

@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::bits::Bits;
+use super::files::{new_header, segment_name};
 use super::list;
-use super::merged::{LEDGER_DIR, new_header, segment_name};
+use super::merged::LEDGER_DIR;
 use super::places::Places;
 use super::segment::seal_batches;
 use super::{By, Extent, Files, Frames, How, Ledger, Proof, Record, now_ms};
@@ -19,6 +20,7 @@ use crate::crypto::{ArcCipher, Keys};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
 use crate::own::OwnDir;
+use crate::sync::lock;
 
 /// How often notes are written.
 pub const FLUSH_EVERY_S: u64 = 60;
@@ -159,7 +161,7 @@ impl LedgerWriter {
     /// The first write that fails, unless nobody may write here: from then on all is kept in memory, as after a
     /// warning. It is never a reason to stop what is being noted.
     pub fn flush(&self) -> Result<()> {
-        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sink = lock(&self.sink);
         let records = {
             let mut notes = self.notes();
             let bad = notes.bad.clone();
@@ -194,7 +196,7 @@ impl LedgerWriter {
     /// All that is known: what all segments say, and what was noted here.
     pub fn known(&self) -> Result<Ledger> {
         // Meanwhile nothing is on its way from memory to the disk.
-        let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let sink = lock(&self.sink);
         let (mut ledger, _) = Ledger::load_at(&self.dir, &self.keys, self.now_s())?;
         self.add_notes(&sink, &mut ledger);
         Ok(ledger)
@@ -202,7 +204,7 @@ impl LedgerWriter {
 
     /// Adds to a ledger what is not on the disk, or not yet.
     pub fn add_to(&self, ledger: &mut Ledger) {
-        let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let sink = lock(&self.sink);
         self.add_notes(&sink, ledger);
     }
 
@@ -264,7 +266,7 @@ impl LedgerWriter {
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.notes)
     }
 
     /// The notes, to add one whose time counts.

@@ -1,4 +1,4 @@
-//! From something finished to its final name; and what killed restores left of that.
+//! From something finished to its final name.
 //!
 //! Invariants: a new entry gets no other name before its own. What replaces another needs a temporary name for the time
 //! between two system calls (or while it is written, where files without a name can't be made), which is recognised by
@@ -10,9 +10,9 @@ use std::io;
 
 use super::Extra;
 use super::engine::Restore;
-use crate::catalog::Kind;
+use super::leftovers::hold;
 use crate::error::{Error, Result};
-use crate::os::{DirFd, Stat, lock, process, stat, temp};
+use crate::os::{DirFd, Stat, temp};
 use crate::text::shown;
 
 /// An entry with a temporary name, which is removed unless it was renamed.
@@ -181,35 +181,4 @@ impl Restore<'_> {
             }
         }
     }
-}
-
-/// Shows other restores that the file is being worked on, until it is closed; without effect where there are no locks.
-fn hold(file: &File) {
-    let _ = lock::try_exclusive(file);
-}
-
-/// Removes from `dir` what restores of this user that were killed have left. What can't be told or removed stays.
-pub(super) fn sweep(dir: &DirFd) {
-    for name in dir.read_names().unwrap_or_default().iter().filter(|name| temp::is_ours(name)) {
-        let Ok(stat) = dir.stat_at(name) else { continue };
-        let user = process::geteuid();
-        if !stat.is_dir() && (user == 0 || stat.uid == user) && !is_held(dir, name, &stat) {
-            let _ = dir.unlink_at(name);
-        }
-    }
-}
-
-/// True when a running restore works on it, or nobody can say.
-fn is_held(dir: &DirFd, name: &[u8], now: &Stat) -> bool {
-    if now.kind != Kind::File {
-        // It has its temporary name for an instant only.
-        return false;
-    }
-    let file = match dir.open_file(name) {
-        Ok(file) => file,
-        // It has its saved mode, so it was finished.
-        Err(error) => return error.kind() != io::ErrorKind::PermissionDenied,
-    };
-    let same = stat::of_fd(&file).is_ok_and(|opened| opened.same_file(now));
-    !same || !lock::try_shared(&file).unwrap_or(false)
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::attributes;
 use super::descent::{Descent, reopen};
-use super::{Decision, Extra, Options, Question, Report, Source, Spare, Target, Totals, Why, draft, target};
+use super::leftovers::sweep;
+use super::{Decision, Extra, Options, Question, Report, Source, Spare, Target, Totals, Why, target};
 use crate::catalog::codec::valid_name;
 use crate::catalog::{Child, DirState, Kind};
 use crate::error::{Error, Result};
@@ -175,7 +176,7 @@ impl<'a> Restore<'a> {
             self.report.expected = (!self.monitor.interrupted()).then_some(expected);
         }
         if matches!(self.target, Target::Below(_)) {
-            draft::sweep(&self.base);
+            sweep(&self.base);
         }
         for (path, names, child) in found {
             self.place.clear();
@@ -216,7 +217,7 @@ impl<'a> Restore<'a> {
                     self.leave_parents(parent, made);
                     return Err(error);
                 }
-                draft::sweep(&parent);
+                sweep(&parent);
                 parent
             }
         };
@@ -429,7 +430,7 @@ impl<'a> Restore<'a> {
             attributes::narrow(&dir, &stat, &saved.attr);
         }
         if !fresh {
-            draft::sweep(&dir);
+            sweep(&dir);
         }
         let entered = self.level(dir, stat, Some(name), dirno, state, border)?;
         Ok(Some(Entered { level: Level { fresh, ..entered.level }, ..entered }))

@@ -24,7 +24,7 @@ use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
 use crate::ledger::{self, How, Record};
 use crate::monitor::{Event, Progress};
-use crate::store::lock;
+use crate::sync::{into_inner, lock};
 
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let plan = Plan::make(exam)?;
@@ -402,7 +402,7 @@ impl Watch for Run<'_> {
         };
         self.exam.monitor.event(Event::Path(shown.as_bytes()));
         let Job { name, serial, frames, whole, faults, foreign, other, bad, .. } = job;
-        let mut bad = bad.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut bad = into_inner(bad);
         bad.sort_by_key(|bad| bad.no);
         // Frames that read right mend themselves; what surrounds them is right if all of the arc is.
         if let Some(known) = serial.and_then(|serial| self.known.get(&serial))

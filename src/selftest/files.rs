@@ -19,7 +19,8 @@ use crate::ids::{BlockId, CopyId, Dirno, FrameNo, Logid, Version};
 use crate::index::{ScanTable, Scanned, VersionRow};
 use crate::ledger::Extent;
 use crate::monitor::{Event, Progress};
-use crate::store::{Heal, Store, StoreOptions, Wanted, Words, lock};
+use crate::store::{Heal, Store, StoreOptions, Wanted, Words};
+use crate::sync::lock;
 use crate::tree::{Found, Piece, SeekTo, Tree, View};
 
 /// Verified blocks that are kept for files that share them.

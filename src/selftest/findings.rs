@@ -15,7 +15,7 @@ use crate::backupdir::arcs::COMMIT_NUMBER;
 use crate::error::{Damage, Error, Exit, Place};
 use crate::ids::{ArcName, ArcSerial, BlockId, CopyId, FrameNo, Logid, Version};
 use crate::index::Index;
-use crate::store::lock;
+use crate::sync::lock;
 use crate::text::counted;
 
 /// Why something is wrong, as far as can be told.

@@ -5,7 +5,7 @@
 //! cache, before it is judged; each arc is closed exactly once, after its last frame.
 
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 use crossbeam::channel::{Receiver, bounded};
 
@@ -16,7 +16,7 @@ use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{StoredArc, Via};
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
-use crate::store::lock;
+use crate::sync::{lock, wait};
 
 /// What one read asks for: neighbouring frames up to this many bytes.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -229,7 +229,7 @@ impl Flow {
     fn enter(&self, len: u64) {
         let mut bytes = lock(&self.bytes);
         while *bytes > 0 && *bytes + len > IN_FLIGHT_BYTES {
-            bytes = self.left.wait(bytes).unwrap_or_else(PoisonError::into_inner);
+            bytes = wait(&self.left, bytes);
         }
         *bytes += len;
     }

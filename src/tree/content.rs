@@ -7,7 +7,7 @@ use super::Tree;
 use crate::catalog::{Content, ExtentChunk, Node, Segment};
 use crate::error::{Error, Result};
 use crate::ids::BlockId;
-use crate::store::lock;
+use crate::sync::lock;
 
 /// A stretch of a file range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

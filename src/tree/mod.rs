@@ -10,6 +10,7 @@ mod tests;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use lru::LruCache;
 
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid, Version};
 pub use crate::index::Listed;
 use crate::index::{DirRow, Entry, Index, VersionRow};
-use crate::store::lock;
+use crate::sync::lock;
 pub use content::{Piece, SeekTo};
 pub use listing::{Listing, Position};
 
@@ -26,6 +27,10 @@ pub use listing::{Listing, Position};
 const MAX_NODES: usize = 2048;
 /// Pieces of long extent lists kept decoded, at most 1.6 KiB each.
 const MAX_CHUNKS: usize = 4096;
+
+/// How long the name `latest` may be behind. A backup ends no sooner than this after its version appeared, so that
+/// whoever looks after it has ended finds the new version.
+pub const LATEST_LIFETIME: Duration = Duration::from_millis(20);
 
 /// Which entries of a version are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

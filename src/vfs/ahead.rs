@@ -15,7 +15,8 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use super::read::wanted_of;
 use crate::catalog::Kind;
 use crate::ids::Logid;
-use crate::store::{Store, Wanted, lock};
+use crate::store::{Store, Wanted};
+use crate::sync::lock;
 use crate::tree::Tree;
 
 /// Files and bytes decoded ahead of a reader.

@@ -13,7 +13,7 @@ use super::{Ino, Lifetime, Place, Stat, Vfs, not_a_directory, place_of};
 use crate::catalog::{Child, Kind};
 use crate::error::Result;
 use crate::ids::{Dirno, Version};
-use crate::store::lock;
+use crate::sync::lock;
 use crate::tree::Position;
 
 /// Pages that a reader has not used up: about 150 KiB each.

@@ -16,7 +16,7 @@ use crate::crypto::FileHasher;
 use crate::error::{Error, Result};
 use crate::ids::Logid;
 use crate::ledger::Extent;
-use crate::store::lock;
+use crate::sync::lock;
 
 /// Files that are hashed at a time.
 const MAX_FILES: usize = 16;

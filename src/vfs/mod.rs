@@ -15,7 +15,6 @@ mod virtual_xattrs;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use lru::LruCache;
 
@@ -99,10 +98,6 @@ pub enum Lifetime {
     /// The root's other names.
     Never,
 }
-
-/// How long the name `latest` may be behind. A backup ends no sooner than this after its version appeared, so that
-/// whoever looks after it has ended finds the new version.
-pub const LATEST_LIFETIME: Duration = Duration::from_millis(20);
 
 /// Sizes for `df`: in use is what the newest version has, free is the room for more backups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,8 @@ use super::{Ino, Vfs};
 use crate::arc::VerifiedBlock;
 use crate::catalog::{Kind, Node};
 use crate::error::{Error, Result};
-use crate::store::{Wanted, lock};
+use crate::store::Wanted;
+use crate::sync::lock;
 use crate::tree::Piece;
 
 /// Bytes decoded ahead of a sequential reader.

@@ -16,7 +16,7 @@ use crate::catalog::{Kind, Node};
 use crate::error::Result;
 use crate::ids::{CopyId, Logid};
 use crate::ledger::{How, Ledger, Proof};
-use crate::store::lock;
+use crate::sync::lock;
 use crate::tree::{Piece, SeekTo};
 
 /// Of the names that are only ours.

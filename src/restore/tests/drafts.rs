@@ -13,7 +13,7 @@ use crate::monitor::{Event, Monitor, Progress, Silent};
 use crate::os::process::geteuid;
 use crate::os::{DirFd, lock, temp};
 use crate::restore::engine::Restore;
-use crate::restore::{Decision, Extra, Options, Question, Report, Spare, Target, Totals, draft};
+use crate::restore::{Decision, Extra, Options, Question, Report, Spare, Target, Totals, leftovers};
 
 fn options(target: &Path) -> Options {
     Options {
@@ -61,12 +61,12 @@ fn only_what_nobody_works_on_is_swept() {
     dir.mkdir_at(&temp::name(4), 0o700).unwrap();
     dir.create_file(b".assay-tmp-00112233445566778899aabbccddeeff", 0o600).unwrap();
     dir.mknod_at(&temp::name(5), Kind::Fifo, 0o600, 0, 0).unwrap();
-    draft::sweep(&dir);
+    leftovers::sweep(&dir);
     let mut expected = vec![held.clone(), temp::name(4), b".assay-tmp-00112233445566778899aabbccddeeff".to_vec()];
     expected.sort();
     assert_eq!(names(target.path()), expected);
     drop(file);
-    draft::sweep(&dir);
+    leftovers::sweep(&dir);
     assert!(!names(target.path()).contains(&held));
 }
 
