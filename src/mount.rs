@@ -18,6 +18,7 @@ use signal_hook::consts::{SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::crypto::Keys;
+use crate::depot::Local;
 use crate::error::{Error, Result};
 use crate::fuse::{Access, Caching, Mounted, raise_read_ahead};
 use crate::index::Index;
@@ -205,9 +206,16 @@ pub fn serve(
     let ledger = Arc::new(LedgerWriter::new(dir, keys.clone(), By::Mount));
     store_options.ledger = Some(ledger.clone());
     let started_s = ledger.now_s();
-    let store = Arc::new(Store::with_options(dir, keys, index.clone(), store_options));
+    let store = Arc::new(Store::new(Arc::new(Local::new(dir)), keys, index.clone(), store_options));
     let vfs_options =
-        VfsOptions { owners, only, mounter, hashing: options.hashing, virtual_xattrs: options.virtual_xattrs };
+        VfsOptions {
+            owners,
+            only,
+            mounter,
+            hashing: options.hashing,
+            virtual_xattrs: options.virtual_xattrs,
+            dir: dir.path().to_path_buf(),
+        };
     let vfs = Arc::new(Vfs::new(tree, store.clone(), vfs_options));
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = match options.threads {

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use crate::backupdir::arcs::{self, ArcSource};
 use crate::backupdir::{Accepted, BackupDir, Claim, What, remove_if_there};
 use crate::catalog::{ArcEntry, Commit, Loss};
-use crate::depot;
 use crate::error::{Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, CopyId, Dirno, Version};
 use crate::index::{Index, IndexWriter, LostFrame, State};
@@ -112,11 +111,11 @@ pub fn new_index_path(dir: &BackupDir) -> Result<PathBuf> {
 
 /// Makes a whole new index at `path`; nothing else is changed.
 pub fn build(dir: &BackupDir, path: &Path, monitor: &dyn Monitor) -> Result<Recovered> {
-    if arcs::key_opens_an_arc(dir.own(), dir.keys()) == Some(false) {
+    if arcs::key_opens_an_arc(dir.arcs(), dir.keys()) == Some(false) {
         return Err(Error::KeyWrong { path: dir.key_path() });
     }
     let mut rebuild = Rebuild::begin(dir, path)?;
-    if !arcs::runs(dir.own())?.iter().any(|run| run.committed) && Index::target(&dir.index_path())?.exists() {
+    if !arcs::runs(dir.arcs())?.iter().any(|run| run.committed) && Index::target(&dir.index_path())?.exists() {
         let what = "there is no committed run to recover from".into();
         return Err(Error::CommitDamaged { run: Version(0), what });
     }
@@ -191,7 +190,7 @@ impl<'a> Rebuild<'a> {
     /// Applies the runs that were not looked at yet. `last` is a run that is known to be the last committed one; None:
     /// that is told by the arcs.
     pub fn go_on(&mut self, last: Option<Version>, monitor: &dyn Monitor) -> Result<()> {
-        let runs = arcs::runs(self.dir.own())?;
+        let runs = arcs::runs(self.dir.arcs())?;
         let is_committed = |run: &&arcs::Run| run.committed && Claim::of(self.dir, run).committed;
         let last_commit = last.or_else(|| runs.iter().rev().find(is_committed).map(|run| run.version));
         let fresh = |run: &&arcs::Run| run.version >= self.next && last.is_none_or(|last| run.version <= last);
@@ -206,7 +205,7 @@ impl<'a> Rebuild<'a> {
                 return Err(Error::Interrupted);
             }
             self.next = Version(run.version.0 + 1);
-            let read = arcs::read_commit(self.dir.own(), run.version, self.dir.keys());
+            let read = arcs::read_commit(self.dir.arcs(), run.version, self.dir.keys());
             if let Err(error) = &read {
                 if !error.is_damage() {
                     return Err(error.clone());
@@ -243,7 +242,7 @@ impl<'a> Rebuild<'a> {
     /// After a lost commit record only a base, which stands alone, tells the whole tree again.
     fn apply(&mut self, run: &arcs::Run, read: Result<(Commit, [u8; 32])>, monitor: &dyn Monitor) -> Result<()> {
         let applied = read.and_then(|(commit, digest)| {
-            self.writer.apply(&commit, digest, &mut ArcSource::new(self.dir.own(), self.dir.keys()))
+            self.writer.apply(&commit, digest, &mut ArcSource::new(self.dir.arcs(), self.dir.keys()))
         });
         match applied {
             Ok(report) => {
@@ -336,7 +335,7 @@ fn losses(dir: &BackupDir, index: &Index, recovered: &Recovered) -> Result<Vec<L
         gone.extend(arcs.get(name).map(|entry| (entry.serial, from)));
     }
     for (name, entry) in &arcs {
-        match depot::find(dir.own(), *name) {
+        match dir.arcs().len_bytes(*name) {
             Ok(len_bytes) if len_bytes < entry.arc_bytes => {
                 gone.entry(entry.serial).or_insert(len_bytes.min(entry.footer_offset));
             }

@@ -7,7 +7,6 @@ use std::collections::HashSet;
 
 use crate::backupdir::{Accepted, BackupDir, arcs};
 use crate::catalog::{ArcEntry, ArcRole};
-use crate::depot;
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcSerial, Version};
 use crate::index::Index;
@@ -50,7 +49,7 @@ impl Inventory {
         // Runs without a version too: the next commit names them.
         let base = since_base.first().copied().unwrap_or(Version(0));
         for run in index.known_runs()?.range(base..) {
-            if let Err(error) = arcs::check_commit(dir.own(), *run, dir.keys()) {
+            if let Err(error) = arcs::check_commit(dir.arcs(), *run, dir.keys()) {
                 found.base_due |= error.is_damage();
                 if !accepted.covers(&error, None, index) {
                     found.tell(&error, monitor);
@@ -73,7 +72,7 @@ impl Inventory {
 }
 
 fn check(dir: &BackupDir, arc: &ArcEntry) -> Result<()> {
-    let found_bytes = depot::find(dir.own(), arc.name)?;
+    let found_bytes = dir.arcs().len_bytes(arc.name)?;
     if found_bytes >= arc.arc_bytes {
         return Ok(());
     }

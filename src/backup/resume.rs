@@ -9,10 +9,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::settle;
-use crate::backupdir::arcs::{self, ArcFile, COMMIT_NUMBER};
+use crate::backupdir::arcs::{self, COMMIT_NUMBER};
 use crate::backupdir::{BackupDir, Survey, Unlisted, What};
 use crate::catalog::{ArcEntry, ArcRole, Commit};
+use crate::depot;
 use crate::error::{Error, Result};
+use crate::fetch::{self, ArcFile};
 use crate::ids::{ArcName, ArcSerial, BlockId};
 use crate::index::{Index, IndexWriter, OpenRun};
 use crate::monitor::{Monitor, Progress};
@@ -101,7 +103,7 @@ fn remove<'f>(dir: &BackupDir, files: impl Iterator<Item = &'f Unlisted>) -> Res
 /// A closed arc of blocks, by its ends.
 fn is_whole(dir: &BackupDir, found: &Unlisted) -> bool {
     let closed = |arc: &ArcFile| arc.role() == ArcRole::Data && arc.is_whole();
-    let open = || ArcFile::open(dir.own(), found.name, dir.keys());
+    let open = || ArcFile::open(dir.arcs(), found.name, dir.keys());
     !found.tmp && found.name.number != COMMIT_NUMBER && open().is_ok_and(|arc| closed(&arc))
 }
 
@@ -117,7 +119,8 @@ fn prove(dir: &BackupDir, names: &[ArcName], monitor: &dyn Monitor) -> Result<Ve
                 monitor.progress(Progress { bytes, ..Progress::default() });
                 !monitor.interrupted()
             };
-            match arcs::prove(dir.own(), *name, dir.keys(), advance) {
+            let durable = depot::sync(dir.own(), *name);
+            match durable.and_then(|()| fetch::prove(dir.arcs(), *name, dir.keys(), advance)) {
                 Ok(entry) => good.push(entry),
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
                 // It was never committed: nothing is lost but what is stored once more.

@@ -6,6 +6,7 @@
 use super::resume::resume;
 use crate::backupdir::arcs::{self, ArcSource};
 use crate::backupdir::{BackupDir, Survey, What};
+use crate::depot;
 use crate::error::{Error, Result};
 use crate::ids::Version;
 use crate::index::{ApplyReport, Index, IndexWriter};
@@ -34,14 +35,14 @@ pub fn settle(dir: &BackupDir, index: &Index, writer: &mut IndexWriter, monitor:
         let run = found.name.version;
         match &found.what {
             What::Commit => {
-                let (commit, _) = arcs::read_commit(dir.own(), run, dir.keys())?;
+                let (commit, _) = arcs::read_commit(dir.arcs(), run, dir.keys())?;
                 let last = writer.state()?.last_commit;
                 if let Some((previous, _)) = commit.previous.filter(|previous| Some(*previous) != last) {
                     let what = format!("{run} follows it, and the index does not know it");
                     return Err(Error::CommitDamaged { run: previous, what });
                 }
                 // The run that made it may have been killed before it was durable: the index must not be ahead of it.
-                arcs::sync_commit(dir.own(), run)?;
+                depot::sync(dir.own(), arcs::commit_arc(run))?;
                 applied.push((run, apply(dir, writer, run)?));
             }
             What::BadCommit(error) => return Err(error.clone()),
@@ -60,6 +61,6 @@ pub fn settle(dir: &BackupDir, index: &Index, writer: &mut IndexWriter, monitor:
 /// # Errors
 /// `COMMIT_DAMAGED` when its record can't be read, or follows another commit than the last one applied.
 pub fn apply(dir: &BackupDir, writer: &mut IndexWriter, run: Version) -> Result<ApplyReport> {
-    let (commit, digest) = arcs::read_commit(dir.own(), run, dir.keys())?;
-    writer.apply(&commit, digest, &mut ArcSource::new(dir.own(), dir.keys()))
+    let (commit, digest) = arcs::read_commit(dir.arcs(), run, dir.keys())?;
+    writer.apply(&commit, digest, &mut ArcSource::new(dir.arcs(), dir.keys()))
 }

@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use crate::catalog::Kind;
 use crate::crypto::keyfile::{self, KeyFileError};
 use crate::crypto::{Keys, MasterKey};
+use crate::depot::{self, Depot, Local};
 use crate::error::{Error, Foreign, Result};
 use crate::ids::BackupId;
 use crate::index::{Index, IndexWriter};
@@ -69,6 +70,7 @@ pub type AskPassphrase<'a> = &'a dyn Fn(&Path) -> Option<Zeroizing<String>>;
 /// An open backup dir.
 pub struct BackupDir {
     own: Arc<OwnDir>,
+    arcs: Arc<dyn Depot>,
     sharing: Sharing,
     keys: Arc<Keys>,
     config: Config,
@@ -170,7 +172,7 @@ impl BackupDir {
         };
         let key_path = own.path_of(KEY_FILE);
         let Some(file) = own.prepared(KEY_FILE)? else {
-            return Err(match arcs::list(&own) {
+            return Err(match depot::list(&own) {
                 Ok(list) if !list.is_empty() => Error::KeyDamaged { path: key_path, what: "it is missing" },
                 _ => Error::NotABackupDir { path },
             });
@@ -189,8 +191,10 @@ impl BackupDir {
         };
         let (master, backup_id) = keyfile::decode(text, passphrase).map_err(|e| key_error(e, &key_path))?;
         let config = read_config(&own)?;
+        let own = Arc::new(own);
         Ok(BackupDir {
-            own: Arc::new(own),
+            arcs: Arc::new(Local::new(&own)),
+            own,
             sharing,
             keys: Arc::new(Keys::new(&master, backup_id)),
             config,
@@ -201,8 +205,10 @@ impl BackupDir {
 
     /// The same backup dir, its files under another path: a private directory of links that this process has made.
     pub fn elsewhere(&self, links: &Path) -> Result<BackupDir> {
+        let own = Arc::new(OwnDir::of_links(links)?);
         Ok(BackupDir {
-            own: Arc::new(OwnDir::of_links(links)?),
+            arcs: Arc::new(Local::new(&own)),
+            own,
             sharing: self.sharing,
             keys: self.keys.clone(),
             config: self.config.clone(),
@@ -214,6 +220,23 @@ impl BackupDir {
     /// The directory itself: everything in it is opened through this.
     pub fn own(&self) -> &Arc<OwnDir> {
         &self.own
+    }
+
+    /// The arcs in it.
+    pub fn arcs(&self) -> &dyn Depot {
+        self.arcs.as_ref()
+    }
+
+    /// As `arcs`, to keep.
+    pub fn home(&self) -> Arc<dyn Depot> {
+        self.arcs.clone()
+    }
+
+    /// The same backup dir, its arcs read through something else.
+    #[cfg(test)]
+    pub fn seen_through(mut self, wrap: impl FnOnce(Arc<dyn Depot>) -> Arc<dyn Depot>) -> BackupDir {
+        self.arcs = wrap(self.arcs);
+        self
     }
 
     /// Absolute path without symlinks.
@@ -333,7 +356,7 @@ impl BackupDir {
         if !matches!(error, Error::KeyWrong { .. } | Error::IndexDamaged { .. }) {
             return error;
         }
-        match (arcs::key_opens_an_arc(&self.own, &self.keys), error) {
+        match (arcs::key_opens_an_arc(self.arcs(), &self.keys), error) {
             (Some(false), _) => Error::KeyWrong { path: self.key_path() },
             (Some(true) | None, Error::KeyWrong { .. }) => Error::IndexDamaged {
                 path: self.index_path(),
@@ -401,7 +424,7 @@ fn check_empty(path: &Path) -> Result<()> {
 /// There is a key, or an arc.
 fn looks_like_one(path: &Path) -> bool {
     let known = |own: &OwnDir| {
-        own.stat(KEY_FILE).is_ok_and(|key| key.is_some()) || arcs::list(own).is_ok_and(|list| !list.is_empty())
+        own.stat(KEY_FILE).is_ok_and(|key| key.is_some()) || depot::list(own).is_ok_and(|list| !list.is_empty())
     };
     OwnDir::open(path, Sharing::Allowed).is_ok_and(|own| known(&own))
 }

@@ -11,8 +11,9 @@ use super::arcs::{self, COMMIT_NUMBER, TMP_SUFFIX};
 use crate::arc::{ArcHeader, ArcTrailer};
 use crate::catalog::ArcEntry;
 use crate::crypto::Keys;
-use crate::depot::{LocalArc, StoredArc, Via};
+use crate::depot::{Local, StoredArc, Via};
 use crate::error::{Damage, Error, Result};
+use crate::fetch;
 use crate::ids::{ArcId, ArcName, Version};
 use crate::index::{Index, OpenRun};
 
@@ -174,7 +175,7 @@ impl Survey {
 /// # Errors
 /// Those of the index and of listing the directory.
 pub fn unknown_commits(dir: &BackupDir, index: &Index) -> Result<Vec<Version>> {
-    let files = arcs::list(dir.own())?;
+    let files = dir.arcs().list()?;
     let state = index.state()?;
     let unknown = |name: &&ArcName| {
         name.number == COMMIT_NUMBER
@@ -182,7 +183,7 @@ pub fn unknown_commits(dir: &BackupDir, index: &Index) -> Result<Vec<Version>> {
             && state.last_commit.is_none_or(|(last, _)| name.version > last)
     };
     let own = |name: &&ArcName| {
-        arcs::read_commit(dir.own(), name.version, dir.keys()).is_ok()
+        arcs::read_commit(dir.arcs(), name.version, dir.keys()).is_ok()
             || matches!(identify(dir, **name, false), Identity::Own { name: Some(own), .. } if own == **name)
     };
     Ok(files.iter().filter(unknown).filter(own).map(|name| name.version).collect())
@@ -209,7 +210,7 @@ impl Claim {
             let what = match identify(dir, name, false) {
                 Identity::Own { name: Some(own), .. } if own != name => misnamed(own),
                 Identity::Foreign => What::Foreign,
-                found if is_commit => match arcs::read_record(dir.own(), run.version, dir.keys()) {
+                found if is_commit => match arcs::read_record(dir.arcs(), run.version, dir.keys()) {
                     Ok((commit, _)) if commit.run != run.version => misnamed(arcs::commit_arc(commit.run)),
                     Err(_) if claim.arcs == 0 && !matches!(found, Identity::Own { .. }) => What::Unknown,
                     _ => {
@@ -285,7 +286,7 @@ impl Look<'_> {
     }
 
     fn commit(&self, run: Version) -> What {
-        match arcs::read_record(self.dir.own(), run, self.dir.keys()) {
+        match arcs::read_record(self.dir.arcs(), run, self.dir.keys()) {
             Ok((commit, _)) if commit.run == run => What::Commit,
             Ok((commit, _)) => {
                 let own = arcs::commit_arc(commit.run);
@@ -298,11 +299,11 @@ impl Look<'_> {
 
 fn identify(dir: &BackupDir, name: ArcName, tmp: bool) -> Identity {
     let file_name = file_name(name, tmp);
-    let found = LocalArc::open_as(dir.own(), name, &file_name).and_then(|file| {
-        let (head, tail) = arcs::ends(&file)?;
+    let found = Local::new(dir.own()).open_as(name, &file_name).and_then(|file| {
+        let (head, tail) = fetch::ends(file.as_ref())?;
         match by_ends(&head, &tail, dir.keys()) {
             Some(found) => Ok(found),
-            None => Ok(if is_blank(&file)? { Identity::Blank } else { Identity::Unknown }),
+            None => Ok(if is_blank(file.as_ref())? { Identity::Blank } else { Identity::Unknown }),
         }
     });
     match found {
@@ -327,7 +328,7 @@ fn by_ends(head: &[u8], tail: &[u8], keys: &Keys) -> Option<Identity> {
     ArcHeader::backup_id(head).filter(|id| *id != keys.backup_id()).map(|_| Identity::Foreign)
 }
 
-fn is_blank(file: &LocalArc) -> Result<bool> {
+fn is_blank(file: &dyn StoredArc) -> Result<bool> {
     let mut bytes = vec![0; 1 << 16];
     let mut at = 0;
     loop {

@@ -39,7 +39,7 @@ pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
     let index = Arc::new(open_index(&dir)?);
     let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest));
     let options = StoreOptions { ledger: Some(ledger.clone()), words: Words::Reader, ..StoreOptions::default() };
-    let store = Store::with_options(dir.own(), dir.keys().clone(), index.clone(), options);
+    let store = Store::new(dir.home(), dir.keys().clone(), index.clone(), options);
     let tree = Tree::new(index, View::Whole);
     let given = [paths::given(&args.file, dir.path())?];
     let version = tree.version(paths::version_of(args.rev.as_deref(), &given)?)?.version;

@@ -70,7 +70,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Get));
     let (cache_bytes, words) = (CACHE_BYTES, Words::Reader);
     let options = StoreOptions { cache_bytes, words, ledger: Some(ledger.clone()), ..StoreOptions::default() };
-    let store = Arc::new(Store::with_options(dir.own(), dir.keys().clone(), index.clone(), options));
+    let store = Arc::new(Store::new(dir.home(), dir.keys().clone(), index.clone(), options));
     let tree = Arc::new(Tree::new(index, View::Whole));
     let versions = if args.delete { tree.versions()? } else { Vec::new() };
     let given = args.paths.iter().map(|path| paths::given(path.as_os_str(), dir.path())).collect::<Result<Vec<_>>>()?;

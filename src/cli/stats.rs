@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Context, open_index, print, print_json, show};
 use crate::arc::ARC_HEADER_LEN;
-use crate::backupdir::{Accepted, arcs};
+use crate::backupdir::Accepted;
 use crate::catalog::{ArcRole, Timespec};
 use crate::error::{Exit, Result};
 use crate::index::Index;
@@ -31,8 +31,8 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     let versions = index.versions()?;
     // Sizes on disk, commit arcs included: what a copy of the backup dir has to carry.
     let (mut arcs_found, mut arc_bytes) = (0u64, 0u64);
-    for name in arcs::list(dir.own())? {
-        if let Ok(len_bytes) = crate::depot::find(dir.own(), name) {
+    for name in dir.arcs().list()? {
+        if let Ok(len_bytes) = dir.arcs().len_bytes(name) {
             arcs_found += 1;
             arc_bytes += len_bytes;
         }

@@ -62,7 +62,7 @@ impl Lab {
 #[test]
 fn it_reads_every_frame_record_and_file() {
     let lab = Lab::new();
-    let names = arcs::list(lab.dir.own()).unwrap();
+    let names = lab.dir.arcs().list().unwrap();
     assert_eq!(names.iter().filter(|name| name.number == 0).count(), 2);
     let mut kinds = std::collections::BTreeSet::new();
     for name in names {
@@ -70,7 +70,7 @@ fn it_reads_every_frame_record_and_file() {
         let done = reader(&["--records".as_ref(), lab.key().as_os_str(), path.as_os_str()]);
         assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
         let lines = lines(&done);
-        let table = arcs::ArcFile::open(lab.dir.own(), name, lab.dir.keys()).unwrap();
+        let table = crate::fetch::ArcFile::open(lab.dir.arcs(), name, lab.dir.keys()).unwrap();
         let table = table.frame_table(lab.dir.keys()).unwrap();
         let frames: Vec<&Value> = lines.iter().filter(|line| line.get("frame").is_some()).collect();
         let frames: Vec<&Value> = frames.into_iter().filter(|line| line.get("kind").is_some()).collect();
@@ -80,7 +80,7 @@ fn it_reads_every_frame_record_and_file() {
         }
         kinds.extend(lines.iter().filter_map(|line| Some(line.get("record")?.as_str()?.to_string())));
         if name.number == 0 {
-            let (commit, digest) = arcs::read_commit(lab.dir.own(), name.version, lab.dir.keys()).unwrap();
+            let (commit, digest) = arcs::read_commit(lab.dir.arcs(), name.version, lab.dir.keys()).unwrap();
             for found in lines.iter().filter(|line| line["record"] == "commit") {
                 let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
                 assert_eq!((&found["digest"], &found["run"]), (&hex.into(), &name.version.0.into()));

@@ -244,7 +244,7 @@ fn a_run_that_was_cut_left_all_of_it_or_nothing() {
     let before = copy.files();
     recut_all(&dir, &blocks).unwrap();
     let after = copy.files();
-    let (commit, _) = read_commit(dir.own(), Version(4), dir.keys()).unwrap();
+    let (commit, _) = read_commit(dir.arcs(), Version(4), dir.keys()).unwrap();
     let begun = OpenRun { version: commit.run, id: commit.run_id };
     let new: Vec<&String> = after.keys().filter(|name| !before.contains_key(*name)).collect();
     assert_eq!(new, ["arc.4.0", "arc.4.1", "arc.4.2"]);

@@ -28,7 +28,7 @@ enum Part {
 
 /// What each byte of an arc belongs to, by the commit record and the frame table.
 fn parts(dir: &BackupDir, entry: &ArcEntry) -> Vec<Part> {
-    let table = ArcSource::new(dir.own(), dir.keys()).frame_table(entry).unwrap();
+    let table = ArcSource::new(dir.arcs(), dir.keys()).frame_table(entry).unwrap();
     let mut parts = vec![Part::Header; ARC_HEADER_LEN];
     for (info, no) in table.iter().zip(0..) {
         parts.extend([Part::FrameHeader(no); FRAME_HEADER_LEN]);
@@ -164,10 +164,10 @@ struct Evidence {
 
 impl Evidence {
     fn of(dir: &BackupDir, run: Version) -> Evidence {
-        let commit = arcs::read_commit(dir.own(), run, dir.keys()).map_err(|e| e.code());
+        let commit = arcs::read_commit(dir.arcs(), run, dir.keys()).map_err(|e| e.code());
         let (mut tables, mut frames) = (Vec::new(), Vec::new());
         if let Ok((commit, _)) = &commit {
-            let mut source = ArcSource::new(dir.own(), dir.keys());
+            let mut source = ArcSource::new(dir.arcs(), dir.keys());
             for arc in &commit.arcs {
                 tables.push((arc.name, source.frame_table(arc).map_err(|e| e.code())));
             }
@@ -267,10 +267,10 @@ struct Lost {
 impl Lost {
     fn of(dir: &BackupDir, name: ArcName, no: u32) -> Lost {
         assert_ne!(name.number, COMMIT_NUMBER);
-        let (commit, _) = arcs::read_commit(dir.own(), name.version, dir.keys()).unwrap();
+        let (commit, _) = arcs::read_commit(dir.arcs(), name.version, dir.keys()).unwrap();
         let arc = commit.arcs.iter().find(|arc| arc.name == name).unwrap();
         let frame = commit.catalog.iter().find(|f| f.arc == arc.serial && f.frame.0 == no).unwrap();
-        let plain = ArcSource::new(dir.own(), dir.keys()).catalog_frame(frame, arc).unwrap();
+        let plain = ArcSource::new(dir.arcs(), dir.keys()).catalog_frame(frame, arc).unwrap();
         let mut lost = Lost {
             run: name.version,
             base: commit.base,

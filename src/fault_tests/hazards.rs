@@ -194,7 +194,7 @@ fn a_lost_directory_stays_an_error_in_later_versions_until_it_is_saved_whole() {
 fn damage(copy: &Copy, name: ArcName, frame: u32) {
     let dir = copy.open();
     let table = {
-        let arc = crate::backupdir::arcs::ArcFile::open(dir.own(), name, dir.keys()).unwrap();
+        let arc = crate::fetch::ArcFile::open(dir.arcs(), name, dir.keys()).unwrap();
         arc.frame_table(dir.keys()).unwrap()
     };
     let before = table.iter().take(frame as usize).map(|info| info.frame_len()).sum::<u64>();

@@ -318,7 +318,7 @@ impl Copy {
     }
 
     pub fn arc_names(&self) -> Vec<ArcName> {
-        crate::backupdir::arcs::list(self.open().own()).unwrap()
+        self.open().arcs().list().unwrap()
     }
 
     pub fn reader(&self) -> Reader {

@@ -14,6 +14,7 @@ mod losses;
 pub mod mutate;
 mod proofs;
 mod questions;
+mod reads;
 mod recoveries;
 mod reserved;
 mod restored;

@@ -36,7 +36,7 @@ fn entries(dir: &BackupDir) -> Vec<ArcEntry> {
 
 /// Offset, length and table entry of each frame.
 fn frames(dir: &BackupDir, entry: &ArcEntry) -> Vec<(u64, FrameInfo)> {
-    let table = ArcSource::new(dir.own(), dir.keys()).frame_table(entry).unwrap();
+    let table = ArcSource::new(dir.arcs(), dir.keys()).frame_table(entry).unwrap();
     let mut at = crate::arc::ARC_HEADER_LEN as u64;
     let placed = table.into_iter().map(|info| {
         at += info.frame_len();

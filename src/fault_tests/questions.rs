@@ -79,7 +79,7 @@ impl Reader {
 /// A store that has seen nothing yet.
 pub fn fresh_store(dir: &BackupDir, index: &Arc<crate::index::Index>, heal: Heal) -> Store {
     let options = StoreOptions { cache_bytes: 0, heal, threads: 0, ..StoreOptions::default() };
-    Store::with_options(dir.own(), dir.keys().clone(), index.clone(), options)
+    Store::new(dir.home(), dir.keys().clone(), index.clone(), options)
 }
 
 /// One question.

@@ -10,7 +10,8 @@ use crate::arc::{FrameKind, Packer};
 use crate::backup::output::Output;
 use crate::backup::{Options, settle};
 use crate::backupdir::BackupDir;
-use crate::backupdir::arcs::{self, ArcFile};
+use crate::backupdir::arcs;
+use crate::fetch::ArcFile;
 use crate::catalog::codec::encode_record;
 use crate::catalog::{ArcRole, CatalogFrame, Commit, Record};
 use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Version};
@@ -30,7 +31,7 @@ pub fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[Block
     let mut to = Vec::new();
     for block in moved {
         let entry = index.arc(block.arc()).unwrap().entry;
-        let arc = ArcFile::open(dir.own(), entry.name, dir.keys()).unwrap();
+        let arc = ArcFile::open(dir.arcs(), entry.name, dir.keys()).unwrap();
         let table = arc.frame_table(dir.keys()).unwrap();
         let plain = arc.open_frame(dir.keys(), &table, block.frame(), Some(block.arc())).unwrap();
         assert_eq!(table[block.frame().0 as usize].kind, FrameKind::Block);
@@ -194,8 +195,8 @@ fn a_block_can_move_twice_and_backups_find_it_there() {
 /// The one data arc that no row lists any more: the run of a serial is found on disk.
 fn arc_name(copy: &Copy, serial: ArcSerial) -> String {
     let dir = copy.open();
-    for run in arcs::runs(dir.own()).unwrap() {
-        let (commit, _) = arcs::read_commit(dir.own(), run.version, dir.keys()).unwrap();
+    for run in arcs::runs(dir.arcs()).unwrap() {
+        let (commit, _) = arcs::read_commit(dir.arcs(), run.version, dir.keys()).unwrap();
         if let Some(arc) = commit.arcs.iter().find(|arc| arc.serial == serial) {
             return arc.name.to_string();
         }

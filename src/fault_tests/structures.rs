@@ -8,7 +8,8 @@ use super::lab::{Copy, Files, assert_same, lab};
 use super::recoveries::{put, small_source, three_versions};
 use super::reserved::maintain;
 use crate::backup::Options as BackupOptions;
-use crate::backupdir::arcs::{self, ArcFile};
+use crate::backupdir::arcs;
+use crate::fetch::ArcFile;
 use crate::catalog::{ArcRole, Record};
 use crate::ids::{ArcName, BlockId, FrameNo, Version};
 use crate::monitor::Silent;
@@ -159,7 +160,7 @@ fn catalog_frames(copy: &Copy) -> Vec<(String, u32, usize)> {
         if row.entry.role != ArcRole::Catalog {
             continue;
         }
-        let arc = ArcFile::open(dir.own(), row.entry.name, dir.keys()).unwrap();
+        let arc = ArcFile::open(dir.arcs(), row.entry.name, dir.keys()).unwrap();
         let mut at = 112;
         for (info, no) in arc.frame_table(dir.keys()).unwrap().iter().zip(0..) {
             frames.push((row.entry.name.to_string(), no, at));
@@ -242,7 +243,7 @@ fn a_lost_commit_record_is_one_finding_and_comes_back() {
         let copy = Copy::of(&whole);
         let len = whole[name].len();
         flip(&copy, name, &[150, len - 96 - 140, len - 200, len - 300]);
-        let damaged = arcs::read_commit(copy.open().own(), ArcName::parse(name).unwrap().version, copy.open().keys());
+        let damaged = arcs::read_commit(copy.open().arcs(), ArcName::parse(name).unwrap().version, copy.open().keys());
         if damaged.is_ok() {
             put(&copy, name, b"");
         }

@@ -9,7 +9,8 @@ use super::questions::{Ask, Reader, Truth, fresh_store};
 use crate::arc::ARC_HEADER_LEN;
 use crate::backup::Options;
 use crate::backupdir::BackupDir;
-use crate::backupdir::arcs::{ArcFile, ArcSource, COMMIT_NUMBER};
+use crate::backupdir::arcs::{ArcSource, COMMIT_NUMBER};
+use crate::fetch::ArcFile;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
 use crate::index::CatalogSource;
@@ -23,7 +24,7 @@ fn entries(dir: &BackupDir) -> Vec<ArcEntry> {
 
 /// Offsets at which the frames of an arc begin, and where the last one ends.
 fn edges(dir: &BackupDir, entry: &ArcEntry) -> Vec<u64> {
-    let table = ArcSource::new(dir.own(), dir.keys()).frame_table(entry).unwrap();
+    let table = ArcSource::new(dir.arcs(), dir.keys()).frame_table(entry).unwrap();
     let mut edges = vec![ARC_HEADER_LEN as u64];
     for info in table {
         edges.push(edges[edges.len() - 1] + info.frame_len());
@@ -33,7 +34,7 @@ fn edges(dir: &BackupDir, entry: &ArcEntry) -> Vec<u64> {
 }
 
 fn commit_edges(dir: &BackupDir, name: ArcName) -> Vec<u64> {
-    let arc = ArcFile::open(dir.own(), name, dir.keys()).unwrap();
+    let arc = ArcFile::open(dir.arcs(), name, dir.keys()).unwrap();
     let ends = arc.frame_table(dir.keys()).unwrap().into_iter().scan(ARC_HEADER_LEN as u64, |at, info| {
         *at += info.frame_len();
         Some(*at)

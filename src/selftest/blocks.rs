@@ -17,10 +17,11 @@ use super::plan::{Plan, commit_arc};
 use super::shell::{Fault, Shell, cause_of};
 use super::{Exam, Level, Report};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo};
-use crate::backupdir::arcs::{self, ArcFile};
+use crate::backupdir::arcs;
 use crate::catalog::ArcEntry;
-use crate::depot::{Depot, Local, StoredArc};
+use crate::depot::{Depot, StoredArc};
 use crate::error::{Damage, Error, Place, Result};
+use crate::fetch::ArcFile;
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
 use crate::ledger::{self, How, Record};
 use crate::monitor::{Event, Progress};
@@ -29,7 +30,7 @@ use crate::sync::{into_inner, lock};
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let plan = Plan::make(exam)?;
     report.notes.extend(plan.notes.iter().cloned());
-    let copies: [&dyn Depot; 1] = [&Local::new(exam.dir.own())];
+    let copies: [&dyn Depot; 1] = [exam.dir.arcs()];
     if exam.options.level == Level::AllCopies {
         report.notes.push("there are no destinations: -v4 did what -v3 does".into());
     }
@@ -118,7 +119,7 @@ impl<'a> Run<'a> {
         let whole = self.exam.options.sample.is_none() && all_due;
         let cut = bytes.len_bytes() < entry.arc_bytes;
         let shell = match whole && !cut {
-            true => Shell::read(bytes.as_ref(), entry.name, Some(entry), keys),
+            true => Shell::read(bytes.as_ref(), Some(entry), keys),
             false => Shell::default(),
         };
         let Some(mut frames) = self.frames(entry, &shell) else {
@@ -170,7 +171,7 @@ impl<'a> Run<'a> {
             }
         }
         let table = shell.table.clone().or_else(|| {
-            let arc = ArcFile::open_known(self.exam.dir.own(), entry, self.exam.dir.keys()).ok()?;
+            let arc = ArcFile::open_known(self.exam.dir.arcs(), entry, self.exam.dir.keys()).ok()?;
             arc.frame_table(self.exam.dir.keys()).ok()
         })?;
         Some(placed(table))
@@ -211,7 +212,7 @@ impl<'a> Run<'a> {
     /// A commit arc: both copies of the record, and what surrounds them.
     fn commit(&self, run: Version) -> Option<Job> {
         let name = commit_arc(run);
-        let (dir, keys) = (self.exam.dir.own(), self.exam.dir.keys());
+        let (dir, keys) = (self.exam.dir.arcs(), self.exam.dir.keys());
         let spot = Spot { copy: self.copy.id(), serial: None, part: Part::Whole };
         let damaged = |cause, error: Error| {
             let place = Some(Place { arc: name, frame: None, block: None, offset: 0 });
@@ -250,8 +251,8 @@ impl<'a> Run<'a> {
     /// An arc that is described by nothing but itself.
     fn unlisted_arc(&self, name: ArcName, bytes: Box<dyn StoredArc>) -> Option<Job> {
         let keys = self.exam.dir.keys();
-        let shell = Shell::read(bytes.as_ref(), name, None, keys);
-        let walked = || ArcFile::open(self.exam.dir.own(), name, keys).ok()?.frame_table(keys).ok();
+        let shell = Shell::read(bytes.as_ref(), None, keys);
+        let walked = || ArcFile::open(self.exam.dir.arcs(), name, keys).ok()?.frame_table(keys).ok();
         let table = shell.table.clone().or_else(walked);
         let (Some((id, salt, _)), Some(table)) = (shell.identity, table) else {
             let cause = if shell.foreign { Cause::Key } else { Cause::Medium };

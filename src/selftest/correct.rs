@@ -10,11 +10,12 @@ use super::findings::{Finding, Fixed, FramesFixed, Part};
 use super::fix::{FrameAt, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
 use super::{Cause, Exam, Level};
 use crate::arc::repair::{self, BitFlip};
-use crate::arc::{FrameInfo, FrameKind, frame};
+use crate::arc::FrameKind;
 use crate::backupdir::Lock;
 use crate::catalog::ArcEntry;
-use crate::depot::{LocalArc, StoredArc, Via};
+use crate::depot::Via;
 use crate::error::Result;
+use crate::fetch::{Bad, Fetched, Frame, Repair, Way};
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo};
 use crate::index::Index;
 use crate::ledger::{self, Flip, Record};
@@ -134,25 +135,27 @@ impl<'a> Correction<'a> {
         let Some((offset, info)) = chunk.locate(place.frame()).map(|(offset, info)| (offset, *info)) else {
             return Ok(());
         };
-        let bytes = match self.read(&entry, offset, &info) {
-            Ok(bytes) => bytes,
-            Err(error) if error.is_damage() => Vec::new(),
-            Err(error) => {
+        let (keys, no) = (self.exam.dir.keys(), place.frame());
+        let cipher = keys.arc_cipher(entry.id, &entry.salt);
+        let frame = Frame { keys, cipher: &cipher, arc: entry.name, no, block: Some(place), offset, info: &info };
+        let read = self.exam.dir.arcs().open(entry.name).map(|arc| frame.read(arc.as_ref(), Via::Medium));
+        let bad = match read {
+            Ok(Ok(_)) => {
+                self.outcomes.insert(place, Fixed::RightByNow);
+                return Ok(());
+            }
+            Ok(Err(bad)) if bad.error.is_damage() => Some(bad),
+            Err(error) if error.is_damage() => None,
+            Ok(Err(Bad { error, .. })) | Err(error) => {
                 self.outcomes.insert(place, Fixed::Not { why: error.to_string() });
                 return Ok(());
             }
         };
-        let (keys, no) = (self.exam.dir.keys(), place.frame());
-        let cipher = keys.arc_cipher(entry.id, &entry.salt);
-        if frame::open(keys, &cipher, no, &info, &bytes).is_ok() {
-            self.outcomes.insert(place, Fixed::RightByNow);
-            return Ok(());
-        }
-        if let Some(repaired) = repair::repair(keys, &cipher, no, &info, &bytes) {
-            self.note(place, &repaired.flips);
-            let what = repaired.what();
+        let repaired = bad.as_ref().and_then(|bad| frame.repaired(bad));
+        if let Some(Fetched { way: Way::Repaired(Repair { what, flips, frame }), .. }) = repaired {
+            self.note(place, &flips);
             let at = FrameAt { arc: &entry, no, offset, info };
-            let outcome = match rewrite_frame(self.exam.dir, &self.lock, at, &repaired.frame) {
+            let outcome = match rewrite_frame(self.exam.dir, &self.lock, at, &frame) {
                 Ok(_) => Fixed::Rewritten { what },
                 Err(error) => Fixed::Not { why: format!("{what}, but writing it failed: {error}") },
             };
@@ -168,6 +171,7 @@ impl<'a> Correction<'a> {
             monitor.progress(Progress { bytes: done, expected_bytes: total, ..Progress::default() });
             !monitor.interrupted()
         };
+        let bytes = bad.and_then(|bad| bad.bytes).unwrap_or_default();
         match repair::search_plaintext(keys, &cipher, no, &info, &bytes, &mut go_on) {
             Some(found) => {
                 let what = format!("{} was flipped before it was sealed", found.flip);
@@ -178,15 +182,6 @@ impl<'a> Correction<'a> {
             }
         }
         Ok(())
-    }
-
-    /// The frame's bytes from the medium, as far as they are there.
-    fn read(&self, entry: &ArcEntry, offset: u64, info: &FrameInfo) -> Result<Vec<u8>> {
-        let arc = LocalArc::open(self.exam.dir.own(), entry.name)?;
-        let mut bytes = vec![0; info.frame_len() as usize];
-        let found = arc.read(offset, &mut bytes, Via::Medium)?;
-        bytes.truncate(found);
-        Ok(bytes)
     }
 
     fn note(&self, place: BlockId, flips: &[BitFlip]) {

@@ -290,7 +290,7 @@ impl Overlay {
         let len = len.and_then(|chunk| chunk.locate(FrameNo(frame)).map(|(_, info)| info.plain_len));
         let Ok(own) = self.dir.open_index() else { return false };
         let options = StoreOptions { cache_bytes: 0, words: Words::Reader, ..StoreOptions::default() };
-        let store = Store::with_options(self.dir.own(), self.dir.keys().clone(), Arc::new(own), options);
+        let store = Store::new(self.dir.home(), self.dir.keys().clone(), Arc::new(own), options);
         len.is_some_and(|len| store.block(block, len, None).is_ok())
     }
 }

@@ -131,7 +131,7 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
 fn open_store(exam: &Exam<'_>, heal: Heal, cache_bytes: u64) -> Store {
     let ledger = Some(exam.ledger.clone());
     let options = StoreOptions { cache_bytes, heal, ledger, words: Words::Reader, ..StoreOptions::default() };
-    Store::with_options(exam.dir.own(), exam.dir.keys().clone(), exam.index.clone(), options)
+    Store::new(exam.dir.home(), exam.dir.keys().clone(), exam.index.clone(), options)
 }
 
 /// Files and bytes that will be read: of all states, those of removed versions included, or of one version; nothing where
@@ -486,7 +486,7 @@ impl Reading<'_> {
         let small = |heal| {
             let words = Words::Reader;
             let options = StoreOptions { cache_bytes: 0, heal, threads: 0, words, ..StoreOptions::default() };
-            Store::with_options(self.exam.dir.own(), self.exam.dir.keys().clone(), self.exam.index.clone(), options)
+            Store::new(self.exam.dir.home(), self.exam.dir.keys().clone(), self.exam.index.clone(), options)
         };
         let healed = small(Heal::On).block(block, len, Some(file)).ok();
         // The healing read made the kernel forget the range, so this one comes from the medium.

@@ -1,7 +1,7 @@
 //! Frames on their way from the medium to all cores: one thread reads in the order of the medium, all others verify.
 //!
 //! Invariants: at most `IN_FLIGHT_BYTES` of sealed bytes are in memory (or one frame, if it is larger); a frame counts
-//! as good only when `arc::frame::open` accepted it; a frame that fails is read once more, by itself and past the page
+//! as good only when `Frame::judge` accepted it; a frame that fails is read once more, by itself and past the page
 //! cache, before it is judged; each arc is closed exactly once, after its last frame.
 
 use std::ops::Range;
@@ -11,10 +11,11 @@ use crossbeam::channel::{Receiver, bounded};
 
 use super::findings::Cause;
 use super::shell::{Fault, cause_of};
-use crate::arc::{FRAME_HEADER_LEN, FrameInfo, frame};
+use crate::arc::FrameInfo;
 use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{StoredArc, Via};
-use crate::error::{Damage, Error, Place, Result};
+use crate::error::{Error, Result};
+use crate::fetch::Frame;
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
 use crate::sync::{lock, wait};
 
@@ -46,10 +47,9 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// The error for a frame that is wrong.
-    fn damaged(&self, no: FrameNo, offset: u64, damage: Damage) -> Error {
-        let block = self.serial.map(|serial| BlockId::new(serial, no));
-        Error::Arc { place: Place { arc: self.name, frame: Some(no), block, offset }, damage }
+    fn frame<'a>(&'a self, keys: &'a Keys, (no, offset, info): &'a Placed) -> Frame<'a> {
+        let block = self.serial.map(|serial| BlockId::new(serial, *no));
+        Frame { keys, cipher: &self.cipher, arc: self.name, no: *no, block, offset: *offset, info }
     }
 }
 
@@ -145,76 +145,45 @@ fn finish(job: Arc<Job>, watch: &dyn Watch) {
 fn serve(keys: &Keys, queue: &Receiver<Piece>, flow: &Flow, watch: &dyn Watch) {
     for piece in queue {
         let job = &piece.job;
-        for (no, offset, info) in job.frames.get(piece.frames.clone()).unwrap_or_default() {
+        for placed in job.frames.get(piece.frames.clone()).unwrap_or_default() {
             if watch.stop() {
                 break;
             }
+            let (no, offset, info) = placed;
+            let frame = job.frame(keys, placed);
             let first = match &piece.bytes {
                 Some(bytes) => {
                     let start = ((offset - piece.start) as usize).min(bytes.len());
                     let end = (start + info.frame_len() as usize).min(bytes.len());
-                    judge(keys, job, (*no, *offset, *info), bytes.get(start..end).unwrap_or_default())
+                    frame.judge(bytes.get(start..end).unwrap_or_default())
                 }
                 // One bad sector failed the whole piece: its other frames may be well.
-                None => alone(job, *offset, info, Via::Cache)
-                    .and_then(|bytes| judge(keys, job, (*no, *offset, *info), &bytes)),
+                None => frame.read(job.bytes.as_ref(), Via::Cache),
             };
-            match first {
-                Ok(_) => watch.good(job, *no, info),
-                Err(error) => {
-                    let bad = second_look(keys, job, (*no, *offset, *info), error);
-                    if bad.cause == Cause::Transient {
-                        watch.good(job, *no, info);
-                    }
-                    // One that was not read at first has not been wrong.
-                    if bad.cause != Cause::Transient || bad.error.is_damage() {
-                        lock(&job.bad).push(bad);
-                    }
+            let Err(first) = first else {
+                watch.good(job, *no, info);
+                continue;
+            };
+            let (error, cause) = match frame.again(job.bytes.as_ref(), &first) {
+                Ok(_) => (first.error, Cause::Transient),
+                Err(second) if second.is_another => (second.error, Cause::Index),
+                Err(second) => {
+                    let cause = cause_of(&second.error);
+                    (second.error, cause)
                 }
+            };
+            if cause == Cause::Transient {
+                watch.good(job, *no, info);
+            }
+            // One that was not read at first has not been wrong.
+            if cause != Cause::Transient || error.is_damage() {
+                lock(&job.bad).push(Bad { no: *no, offset: *offset, error, cause });
             }
         }
         watch.advanced(piece.len);
         flow.leave(piece.len, piece.bytes);
         finish(piece.job, watch);
     }
-}
-
-fn judge(keys: &Keys, job: &Job, (no, offset, info): Placed, bytes: &[u8]) -> Result<()> {
-    frame::open(keys, &job.cipher, no, &info, bytes).map(drop).map_err(|damage| job.damaged(no, offset, damage))
-}
-
-fn alone(job: &Job, offset: u64, info: &FrameInfo, via: Via) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; info.frame_len() as usize];
-    let found = job.bytes.read(offset, &mut bytes, via)?;
-    bytes.truncate(found);
-    Ok(bytes)
-}
-
-/// Reads a frame that failed by itself and past the page cache, and says what is wrong with it.
-fn second_look(keys: &Keys, job: &Job, (no, offset, info): Placed, first: Error) -> Bad {
-    let open = |info: &FrameInfo, bytes: &[u8]| frame::open(keys, &job.cipher, no, info, bytes).map(drop);
-    let looked = alone(job, offset, &info, Via::Medium).and_then(|bytes| match open(&info, &bytes) {
-        Ok(()) => Ok(None),
-        Err(Damage::WrongFrame) => {
-            // An authentic frame that is not the one expected: who expects it is wrong.
-            let claim = bytes.first_chunk::<FRAME_HEADER_LEN>().and_then(FrameInfo::from_header);
-            let authentic = claim.filter(|(claimed, _)| *claimed == no).is_some_and(|(_, claim)| {
-                alone(job, offset, &claim, Via::Medium).is_ok_and(|bytes| open(&claim, &bytes).is_ok())
-            });
-            let cause = if authentic { Cause::Index } else { Cause::Medium };
-            Ok(Some((job.damaged(no, offset, Damage::WrongFrame), cause)))
-        }
-        Err(damage) => Err(job.damaged(no, offset, damage)),
-    });
-    let (error, cause) = match looked {
-        Ok(None) => (first, Cause::Transient),
-        Ok(Some(wrong)) => wrong,
-        Err(error) => {
-            let cause = cause_of(&error);
-            (error, cause)
-        }
-    };
-    Bad { no, offset, error, cause }
 }
 
 /// Bounds the bytes on their way, and keeps their buffers.
@@ -255,7 +224,7 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arc::{FrameKind, Packer};
+    use crate::arc::{FrameKind, Packer, frame};
     use crate::depot;
     use crate::ids::{ArcId, ArcSalt, BackupId, Version};
     use std::io;
@@ -273,6 +242,15 @@ mod tests {
     }
 
     impl StoredArc for Faulty {
+        fn name(&self) -> ArcName {
+            ArcName { version: Version(0), number: 1 }
+        }
+        fn source(&self) -> String {
+            "memory".into()
+        }
+        fn is_current(&self) -> bool {
+            true
+        }
         fn len_bytes(&self) -> u64 {
             self.bytes.len() as u64
         }

@@ -28,7 +28,7 @@ pub(super) struct Plan {
 impl Plan {
     pub fn make(exam: &Exam<'_>) -> Result<Plan> {
         // The directory first: an arc that comes after this is in neither list, or in the index only.
-        let on_disk = arcs::runs(exam.dir.own())?;
+        let on_disk = arcs::runs(exam.dir.arcs())?;
         let mut plan = match Plan::by_index(exam, &on_disk) {
             Ok(plan) => plan,
             Err(error) if error.is_damage() || matches!(error, Error::IndexIo { .. }) => {
@@ -79,7 +79,7 @@ impl Plan {
         let mut entries: BTreeMap<ArcSerial, ArcEntry> = BTreeMap::new();
         let committed = || on_disk.iter().filter(|run| run.committed).map(|run| run.version);
         for run in committed() {
-            let Ok((commit, _)) = arcs::read_commit(exam.dir.own(), run, exam.dir.keys()) else { continue };
+            let Ok((commit, _)) = arcs::read_commit(exam.dir.arcs(), run, exam.dir.keys()) else { continue };
             if commit.base {
                 entries.clear();
             }

@@ -4,12 +4,12 @@
 
 use super::findings::{Cause, Part};
 use crate::arc::shell::{HEADER_MAGIC, TRAILER_MAGIC};
-use crate::arc::{ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, FrameInfo, MAX_PLAIN_LEN};
-use crate::backupdir::arcs::open_footer;
+use crate::arc::{ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, FrameInfo};
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::crypto::Keys;
-use crate::depot::{StoredArc, Via};
+use crate::depot::StoredArc;
 use crate::error::{Damage, Error, Place};
+use crate::fetch::{self, open_footer};
 use crate::ids::{ArcId, ArcName, ArcSalt};
 
 /// Something wrong with a part of an arc, or what kept it from being read.
@@ -44,18 +44,17 @@ pub(super) struct Shell {
 
 impl Shell {
     /// Reads and checks them; `entry` is what the commit record says of the arc.
-    pub fn read(bytes: &dyn StoredArc, name: ArcName, entry: Option<&ArcEntry>, keys: &Keys) -> Shell {
+    pub fn read(arc: &dyn StoredArc, entry: Option<&ArcEntry>, keys: &Keys) -> Shell {
         let mut shell = Shell::default();
-        let bytes = (bytes, name);
         let (mut arc_magic, mut end_magic) = (false, false);
-        let header = shell.part(bytes, Part::Header, 0, ARC_HEADER_LEN as u64, |found| {
+        let header = shell.part(arc, Part::Header, 0, ARC_HEADER_LEN as u64, |found| {
             arc_magic = found.starts_with(HEADER_MAGIC);
             let header = ArcHeader::decode(found, keys)?;
             let same = |e: &ArcEntry| (e.id, e.salt, e.role) == (header.id, header.salt, header.role);
-            if header.name == name && entry.is_none_or(same) { Ok(header) } else { Err(Damage::WrongFrame) }
+            if header.name == arc.name() && entry.is_none_or(same) { Ok(header) } else { Err(Damage::WrongFrame) }
         });
-        let trailer_at = bytes.0.len_bytes().saturating_sub(ARC_TRAILER_LEN as u64);
-        let trailer = shell.part(bytes, Part::Trailer, trailer_at, ARC_TRAILER_LEN as u64, |found| {
+        let trailer_at = arc.len_bytes().saturating_sub(ARC_TRAILER_LEN as u64);
+        let trailer = shell.part(arc, Part::Trailer, trailer_at, ARC_TRAILER_LEN as u64, |found| {
             end_magic = found.starts_with(TRAILER_MAGIC);
             let trailer = ArcTrailer::decode(found, keys)?;
             let place = (trailer.footer_offset, trailer.footer_len, trailer.frames);
@@ -80,7 +79,7 @@ impl Shell {
             .or(trailer.map(|t| (t.footer_offset, t.footer_len, t.frames)));
         if let (Some((id, salt, role)), Some((offset, len, frames))) = (shell.identity, footer) {
             let cipher = keys.arc_cipher(id, &salt);
-            shell.table = shell.part(bytes, Part::Footer, offset, u64::from(len), |found| {
+            shell.table = shell.part(arc, Part::Footer, offset, u64::from(len), |found| {
                 open_footer(keys, &cipher, role, frames, offset, found)
             });
         }
@@ -90,27 +89,17 @@ impl Shell {
     /// Reads one part and judges it; what fails is read again.
     fn part<T>(
         &mut self,
-        (bytes, arc): (&dyn StoredArc, ArcName),
+        arc: &dyn StoredArc,
         part: Part,
         offset: u64,
         len: u64,
-        mut judge: impl FnMut(&[u8]) -> Result<T, Damage>,
+        judge: impl FnMut(&[u8]) -> Result<T, Damage>,
     ) -> Option<T> {
-        let place = || Place { arc, frame: None, block: None, offset };
-        let mut read = |via| -> Result<T, Error> {
-            let mut buffer = vec![0; len.min(MAX_PLAIN_LEN as u64 + 4096) as usize];
-            let found = bytes.read(offset, &mut buffer, via)?;
-            judge(buffer.get(..found).unwrap_or_default()).map_err(|damage| Error::Arc { place: place(), damage })
-        };
-        let first = match read(Via::Cache) {
-            Ok(value) => return Some(value),
-            Err(error) => error,
-        };
-        match read(Via::Medium) {
-            Ok(value) => {
+        match fetch::look(arc, offset, len, judge) {
+            Ok((value, first)) => {
                 // One that was not read at first has not been wrong.
-                let transient = Fault { part, offset, error: first, cause: Cause::Transient };
-                self.faults.extend(Some(transient).filter(|fault| fault.error.is_damage()));
+                let transient = first.filter(Error::is_damage);
+                self.faults.extend(transient.map(|error| Fault { part, offset, error, cause: Cause::Transient }));
                 Some(value)
             }
             Err(error) => {

@@ -9,6 +9,7 @@ use crate::catalog::{
     Segment, Timespec, VersionInfo, Xattrs,
 };
 use crate::crypto::Keys;
+use crate::depot::Local;
 use crate::error::Result;
 use crate::ids::{ArcId, ArcName, ArcSerial, BackupId, Dirno, FrameNo, Logid, Version};
 use crate::index::{CatalogSource, Index, IndexWriter};
@@ -180,7 +181,7 @@ impl Fixture {
     }
 
     pub fn store(&self, options: StoreOptions) -> Store {
-        Store::with_options(&self.own(), self.keys.clone(), self.index.clone(), options)
+        Store::new(Arc::new(Local::new(&self.own())), self.keys.clone(), self.index.clone(), options)
     }
 
     pub fn arc_path(&self, serial: ArcSerial) -> std::path::PathBuf {

@@ -13,6 +13,8 @@ mod tally;
 #[cfg(test)]
 pub(crate) mod fixture;
 #[cfg(test)]
+mod slow_tests;
+#[cfg(test)]
 mod tests;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,7 +29,7 @@ use crate::crypto::Keys;
 use crate::depot::Depot;
 use crate::error::{Error, Result};
 pub use crate::fetch::Heal;
-use crate::fetch::{Asked, Fetch};
+use crate::fetch::Fetch;
 use crate::ids::{BlockId, Logid, Version};
 use crate::index::Index;
 use crate::ledger::LedgerWriter;
@@ -133,6 +135,7 @@ pub struct Store {
 }
 
 impl Store {
+    /// `home` is asked first.
     pub fn new(home: Arc<dyn Depot>, keys: Arc<Keys>, index: Arc<Index>, options: StoreOptions) -> Store {
         let StoreOptions { cache_bytes, heal, threads, max_age, ledger, words, copies, deadline } = options;
         let fetch = Fetch::new(home, copies, keys, index.clone(), heal);

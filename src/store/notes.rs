@@ -47,7 +47,7 @@ impl Notes {
                 Way::Repaired(Repair { what, flips, .. }) => (End::Repaired(what), flips),
                 Way::Copy => (End::Elsewhere(fetch.copy_name(copy).to_string()), Vec::new()),
             };
-            let again = end == End::ReadAgain;
+            let again = end != End::ReadAgain;
             let new = self.met(fetch, asked, file, &error, end);
             // What the arc has is one flip however often it is read; what a read brought is another one each time.
             if new || !again {

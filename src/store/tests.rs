@@ -3,8 +3,9 @@ use std::time::Duration;
 
 use super::fixture::{Fixture, dir_record, some_bytes};
 use super::*;
-use crate::error::Place;
-use crate::ids::{ArcSerial, Dirno, FrameNo};
+use crate::error::{Damage, Place};
+use crate::ids::{ArcSerial, CopyId, Dirno, FrameNo};
+use crate::ledger::{self, How};
 
 fn wanted(serial: ArcSerial, blocks: &[Vec<u8>]) -> Vec<Wanted> {
     let want = |(no, bytes): (usize, &Vec<u8>)| Wanted {
@@ -23,7 +24,7 @@ fn with_blocks(count: u64, len: usize) -> (Fixture, Vec<Vec<u8>>, Vec<Wanted>) {
 }
 
 fn options(cache_bytes: u64, threads: usize) -> StoreOptions {
-    StoreOptions { cache_bytes, heal: Heal::On, threads, max_age: None, ledger: None, words: Words::Log }
+    StoreOptions { cache_bytes, threads, ..StoreOptions::default() }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod tests;
 mod virtual_xattrs;
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
@@ -58,7 +59,7 @@ pub enum VirtualXattrs {
 }
 
 /// How a mount shows the backup.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct VfsOptions {
     pub owners: Owners,
     /// Show only this version (`latest` points to it).
@@ -67,6 +68,8 @@ pub struct VfsOptions {
     pub mounter: (u32, u32),
     pub hashing: Hashing,
     pub virtual_xattrs: VirtualXattrs,
+    /// Where the backup dir is: the room on its file system is the mount's.
+    pub dir: PathBuf,
 }
 
 /// What `stat` gives.
@@ -264,7 +267,7 @@ impl Vfs {
     /// always full would set off every alarm about full disks.
     pub fn size(&self) -> Result<FsSize> {
         let info = self.newest()?.map(|row| row.info).unwrap_or_default();
-        let disk = crate::os::mounts::fs_info(self.store.dir().path()).ok();
+        let disk = crate::os::mounts::fs_info(&self.options.dir).ok();
         let unit = u64::from(FsSize::UNIT);
         let blocks_free = disk.map_or(0, |disk| {
             (u128::from(disk.blocks_available) * u128::from(disk.block_bytes) / u128::from(unit)) as u64

@@ -7,8 +7,9 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
-use crate::depot::{LocalArc, StoredArc, Via};
+use crate::depot::{Depot, Local, Via};
 use crate::error::{Error, Result};
 use crate::ids::ArcName;
 use crate::own::OwnDir;
@@ -19,7 +20,7 @@ const MAX_EXTRA_BYTES: u64 = 64 << 20;
 
 /// A stretch of an arc that is to be put right.
 pub struct Stretch<'a> {
-    pub dir: &'a OwnDir,
+    pub dir: &'a Arc<OwnDir>,
     pub arc: ArcName,
     /// Names the `.bad` file.
     pub part: &'a str,
@@ -34,7 +35,7 @@ impl Stretch<'_> {
     pub fn replace(&self, proven: &dyn Fn(&[u8]) -> bool) -> Result<bool> {
         let path = self.dir.path_of(self.arc.to_string());
         let refuse = |what: &str| Error::NotFixed { path: path.clone(), what: what.into() };
-        let arc = LocalArc::open(self.dir, self.arc)?;
+        let arc = Local::new(self.dir).open(self.arc)?;
         let len = arc.len_bytes();
         if self.offset > len {
             return Err(refuse("it is cut short before the place"));
@@ -97,7 +98,7 @@ impl Stretch<'_> {
     /// Reads back what was written, through another descriptor and past the page cache.
     fn prove(&self, len: u64, proven: &dyn Fn(&[u8]) -> bool) -> Result<(), String> {
         let read = || {
-            let arc = LocalArc::open(self.dir, self.arc)?;
+            let arc = Local::new(self.dir).open(self.arc)?;
             let mut found = vec![0; self.right.len()];
             let count = arc.read(self.offset, &mut found, Via::Medium)?;
             found.truncate(count);
@@ -166,7 +167,7 @@ mod tests {
         last: bool,
         proven: &dyn Fn(&[u8]) -> bool,
     ) -> Result<bool> {
-        let dir = OwnDir::open(dir.path(), Sharing::Refused).unwrap();
+        let dir = Arc::new(OwnDir::open(dir.path(), Sharing::Refused).unwrap());
         Stretch { dir: &dir, arc: ARC, part: "7", offset, right, last }.replace(proven)
     }
 

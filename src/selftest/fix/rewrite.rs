@@ -12,8 +12,8 @@ use crate::arc::{ARC_HEADER_LEN, ArcHeader, ArcTrailer, Codec, FRAME_OVERHEAD, F
 use crate::backupdir::{BackupDir, Lock};
 use crate::catalog::ArcEntry;
 use crate::crypto::{ArcCipher, Keys};
-use crate::depot::{LocalArc, StoredArc};
-use crate::error::{Damage, Error, Place, Result};
+use crate::error::{Damage, Error, Result};
+use crate::fetch::Frame;
 use crate::ids::FrameNo;
 use crate::index::Index;
 
@@ -37,15 +37,13 @@ pub struct FrameAt<'a> {
 /// `Arc` if the bytes are not this very frame; `NOT_FIXED` and `IO`, and then the arc is as it was.
 pub fn rewrite_frame(dir: &BackupDir, _: &Lock, at: FrameAt<'_>, bytes: &[u8]) -> Result<bool> {
     let cipher = dir.keys().arc_cipher(at.arc.id, &at.arc.salt);
-    let open = |bytes: &[u8]| frame::open(dir.keys(), &cipher, at.no, &at.info, bytes);
-    open(bytes).map_err(|damage| Error::Arc {
-        place: Place { arc: at.arc.name, frame: Some(at.no), block: None, offset: at.offset },
-        damage,
-    })?;
+    let FrameAt { arc, no, offset, ref info } = at;
+    let frame = Frame { keys: dir.keys(), cipher: &cipher, arc: arc.name, no, block: None, offset, info };
+    frame.judge(bytes).map_err(|bad| bad.error)?;
     let part = at.no.0.to_string();
     let stretch =
         Stretch { dir: dir.own(), arc: at.arc.name, part: &part, offset: at.offset, right: bytes, last: false };
-    stretch.replace(&|found| open(found).is_ok())
+    stretch.replace(&|found| frame.judge(found).is_ok())
 }
 
 /// Rebuilds header, footer and trailer of an arc from its entry and the index, and writes those that differ; says
@@ -61,7 +59,7 @@ pub fn rewrite_shell(dir: &BackupDir, _: &Lock, index: &Index, entry: &ArcEntry)
     let ArcEntry { name, role, id, salt, footer_offset, footer_len, frames, .. } = *entry;
     let header = ArcHeader { name, role, id, salt }.encode(keys);
     let trailer = ArcTrailer { role, id, salt, footer_offset, footer_len, frames }.encode(keys);
-    let file = LocalArc::open(dir.own(), name)?;
+    let file = dir.arcs().open(name)?;
     let there = file.len_bytes().saturating_sub(footer_offset).min(u64::from(footer_len));
     let damaged = file.exactly(footer_offset, there as usize)?;
     let cipher = keys.arc_cipher(id, &salt);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::{Cause, Check, PUT_BACK, REBUILD, Report, Subject};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo, FrameKind};
-use crate::backupdir::arcs::ArcFile;
+use crate::fetch::ArcFile;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
@@ -90,7 +90,7 @@ fn file_and_footer(check: &Check<'_>, entry: &ArcEntry, frames: &mut FrameRows<'
         }
         Err(error) => {
             let dir = check.exam.dir;
-            let by_itself = ArcFile::open(dir.own(), entry.name, dir.keys());
+            let by_itself = ArcFile::open(dir.arcs(), entry.name, dir.keys());
             if by_itself.and_then(|arc| arc.footer_table(dir.keys())).is_ok() {
                 // Its own header, footer and trailer agree: it is the index that does not.
                 check.index_wrong(Subject::Arc(entry.serial), format!("{} is not what the index says", entry.name));
@@ -139,7 +139,7 @@ fn file_and_footer(check: &Check<'_>, entry: &ArcEntry, frames: &mut FrameRows<'
 /// The frame table in an arc of the right length.
 fn footer(check: &Check<'_>, entry: &ArcEntry) -> Result<Vec<FrameInfo>> {
     let dir = check.exam.dir;
-    let arc = ArcFile::open_known(dir.own(), entry, dir.keys())?;
+    let arc = ArcFile::open_known(dir.arcs(), entry, dir.keys())?;
     let found_bytes = arc.len_bytes();
     if found_bytes != entry.arc_bytes {
         let place = Place { arc: entry.name, frame: None, block: None, offset: found_bytes };
