@@ -21,6 +21,7 @@ const ORDER: &[&str] = &[
     "ledger",
     "backupdir",
     "store",
+    "run",
     "tree",
     "vfs",
     "backup",
@@ -137,6 +138,20 @@ fn files_are_short_and_say_what_they_are_for() {
         assert!(text.lines().count() < 700, "{} has {} lines", path.display(), text.lines().count());
         let tests = path.file_stem().is_some_and(|stem| stem == "tests");
         assert!(tests || text.starts_with("//! "), "{} does not say its purpose", path.display());
+    }
+}
+
+/// The order of writes is in one place: nobody else burns a run's number or writes a commit.
+#[test]
+fn only_a_run_writes_a_commit() {
+    for (module, path, text) in sources() {
+        // Those that have them, and tests that cut and forge runs.
+        if ["run", "index", "backupdir", "fault_tests"].contains(&module.as_str()) {
+            continue;
+        }
+        for needle in ["write_commit", "reserve_run", "OpenRun::new"] {
+            assert!(!without_tests(&path, &text).contains(needle), "{}: {needle}", path.display());
+        }
     }
 }
 
