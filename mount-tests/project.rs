@@ -19,8 +19,10 @@ const ORDER: &[&str] = &[
     "arc",
     "index",
     "ledger",
+    "fetch",
     "backupdir",
     "store",
+    "run",
     "tree",
     "vfs",
     "backup",
@@ -140,6 +142,20 @@ fn files_are_short_and_say_what_they_are_for() {
     }
 }
 
+/// The order of writes is in one place: nobody else burns a run's number or writes a commit.
+#[test]
+fn only_a_run_writes_a_commit() {
+    for (module, path, text) in sources() {
+        // Those that have them, and tests that cut and forge runs.
+        if ["run", "index", "backupdir", "fault_tests"].contains(&module.as_str()) {
+            continue;
+        }
+        for needle in ["write_commit", "reserve_run", "OpenRun::new"] {
+            assert!(!without_tests(&path, &text).contains(needle), "{}: {needle}", path.display());
+        }
+    }
+}
+
 /// What is in a backup dir is opened through `own::OwnDir`: nobody else opens a file by its path.
 #[test]
 fn files_of_the_backup_dir_are_opened_in_one_place() {
@@ -172,6 +188,26 @@ fn files_of_the_backup_dir_are_opened_in_one_place() {
             let line = line.replace("ArcFile::open(", "");
             let found = opens.iter().any(|needle| line.contains(needle)) && !line.contains("dir.sync_all()");
             assert!(!found, "{own}:{}: {line}", number + 1);
+        }
+    }
+}
+
+/// The bytes of arcs come from a depot, and what is in a frame from the ladder: nobody else opens one.
+#[test]
+fn a_frame_is_read_in_one_place() {
+    for (module, path, text) in sources() {
+        let code = without_tests(&path, &text);
+        for (needle, places) in [
+            ("frame::open(", &["arc", "fetch"][..]),
+            (".open_as(", &["depot", "backupdir"]),
+            ("repair(", &["arc", "fetch", "mend", "selftest"]),
+        ] {
+            let is_test = module.ends_with("_tests") || path.ends_with("medium.rs");
+            assert!(
+                is_test || places.contains(&module.as_str()) || !code.contains(needle),
+                "{}: {needle}",
+                path.display()
+            );
         }
     }
 }

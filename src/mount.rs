@@ -207,15 +207,14 @@ pub fn serve(
     store_options.ledger = Some(ledger.clone());
     let started_s = ledger.now_s();
     let store = Arc::new(Store::new(Arc::new(Local::new(dir)), keys, index.clone(), store_options));
-    let vfs_options =
-        VfsOptions {
-            owners,
-            only,
-            mounter,
-            hashing: options.hashing,
-            virtual_xattrs: options.virtual_xattrs,
-            dir: dir.path().to_path_buf(),
-        };
+    let vfs_options = VfsOptions {
+        owners,
+        only,
+        mounter,
+        hashing: options.hashing,
+        virtual_xattrs: options.virtual_xattrs,
+        dir: dir.path().to_path_buf(),
+    };
     let vfs = Arc::new(Vfs::new(tree, store.clone(), vfs_options));
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = match options.threads {

@@ -11,12 +11,12 @@ use std::time::Instant;
 
 use assay::arc::Packer;
 use assay::backup::catalog::{CatalogBuilder, Names};
-use assay::backup::{output::Output, settle};
-use assay::backupdir::{BackupDir, Config, arcs};
-use assay::catalog::{Attr, Child, Commit, Content, DirState, Kind, Node, Segment, Timespec, VersionInfo};
+use assay::backupdir::{BackupDir, Config};
+use assay::catalog::{Attr, Child, Content, DirState, Kind, Node, Segment, Timespec, VersionInfo};
 use assay::crypto::FileHasher;
-use assay::ids::{BlockId, Dirno, FileHash, Logid, Version};
-use assay::index::{IndexWriter, OpenRun};
+use assay::ids::{BlockId, Dirno, FileHash, Logid};
+use assay::monitor::Silent;
+use assay::run::{Contents, NewVersion, Output, Run, Whole};
 
 type Done<T> = Result<T, Box<dyn Error>>;
 
@@ -50,8 +50,8 @@ fn mix(n: u64) -> u64 {
     n ^ n >> 31
 }
 
-struct Maker<'a> {
-    out: Output<'a>,
+struct Maker<'a, 'o> {
+    out: &'a mut Output<'o>,
     catalog: CatalogBuilder,
     blocks: Vec<(BlockId, u32, FileHash)>,
     next_logid: u64,
@@ -64,7 +64,7 @@ struct Maker<'a> {
     sample: std::io::BufWriter<std::fs::File>,
 }
 
-impl Maker<'_> {
+impl Maker<'_, '_> {
     fn attr(&self, kind: Kind, size: u64, nlink: u32) -> Attr {
         let n = mix(self.files + self.dirs * 7);
         let mtime = Timespec { sec: 1_500_000_000 + (n % 200_000_000) as i64, nsec: (n >> 32) as u32 % 1_000_000_000 };
@@ -109,7 +109,7 @@ impl Maker<'_> {
     fn leave(&mut self) -> Done<()> {
         let (children, subdirs) = self.catalog.counts();
         let attr = self.attr(Kind::Dir, 4096, 2 + subdirs as u32);
-        self.catalog.leave(&mut self.out, DirState { attr, xattrs: Vec::new(), children })?;
+        self.catalog.leave(self.out, DirState { attr, xattrs: Vec::new(), children })?;
         Ok(())
     }
 
@@ -154,12 +154,29 @@ fn main() -> Done<()> {
     let started = Instant::now();
     BackupDir::init(Path::new(path), None, &Config::default())?;
     let dir = BackupDir::open(Path::new(path), &|_| None)?;
-    let _lock = dir.lock()?;
-    let mut writer = IndexWriter::open(&dir.index_path(), &dir.keys().index_key())?;
-    let run = Version(0);
-    let open_run = OpenRun::new(run)?;
-    writer.reserve_run(open_run)?;
-    let mut out = Output::new(dir.own(), dir.keys(), open_run, 0, dir.config().arc_size_limit)?;
+    let lock = dir.lock()?;
+    let reserved = Run::begin(&dir, &lock, &Silent)?.reserve()?;
+    let (committed, (files, dirs)) = reserved.write(Whole::Remove, |out| {
+        let failed = |what: Box<dyn Error>| assay::Error::SelfCheck { what: what.to_string() };
+        let (contents, counts) = make(&dir, out, entries, big, sample).map_err(failed)?;
+        Ok((contents, counts))
+    })?;
+    let catalog_s = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    let commit = committed.apply().whole()?.commit;
+    println!(
+        "{}",
+        serde_json::json!({
+            "entries": files + dirs, "catalog_s": catalog_s, "apply_s": started.elapsed().as_secs_f64(),
+            "index_bytes": std::fs::metadata(dir.index_path())?.len(),
+            "arc_bytes": commit.arcs.iter().map(|arc| arc.arc_bytes).sum::<u64>(),
+        })
+    );
+    Ok(())
+}
+
+/// Writes the one version: what to commit, and how many files and directories are in it.
+fn make(dir: &BackupDir, out: &mut Output<'_>, entries: u64, big: u64, sample: &str) -> Done<(Contents, (u64, u64))> {
     let mut packer = Packer::new(3)?;
     let mut blocks = Vec::new();
     for i in 0..64u64 {
@@ -185,8 +202,8 @@ fn main() -> Done<()> {
     maker.fill(Dirno::ROOT, entries, big)?;
     maker.leave()?;
     maker.sample.flush()?;
-    let catalog = maker.catalog.finish(&mut maker.out)?;
-    let (arcs, next_serial) = maker.out.finish()?;
+    let catalog = maker.catalog.finish(maker.out)?;
+    let arcs = maker.out.finish()?;
     let now = Timespec { sec: 1_700_000_000, nsec: 0 };
     let info = VersionInfo {
         name: "2023-11-14-2213-r0".into(),
@@ -199,30 +216,7 @@ fn main() -> Done<()> {
         new: maker.files + maker.dirs,
         ..VersionInfo::default()
     };
-    let commit = Commit {
-        run,
-        run_id: open_run.id,
-        previous: None,
-        version: Some(info),
-        base: true,
-        arcs,
-        catalog,
-        next_serial,
-        next_logid: maker.next_logid,
-        next_dirno: maker.next_dirno,
-    };
-    arcs::write_commit(dir.own(), dir.keys(), &commit)?;
-    let catalog_s = started.elapsed().as_secs_f64();
-    let started = Instant::now();
-    settle::apply(&dir, &mut writer, run)?;
-    writer.checkpoint()?;
-    println!(
-        "{}",
-        serde_json::json!({
-            "entries": maker.files + maker.dirs, "catalog_s": catalog_s, "apply_s": started.elapsed().as_secs_f64(),
-            "index_bytes": std::fs::metadata(dir.index_path())?.len(),
-            "arc_bytes": commit.arcs.iter().map(|arc| arc.arc_bytes).sum::<u64>(),
-        })
-    );
-    Ok(())
+    let (next_logid, next_dirno) = (maker.next_logid, maker.next_dirno);
+    let version = NewVersion { info, base: Some(Vec::new()), next_logid, next_dirno };
+    Ok((Contents { arcs, catalog, version: Some(version) }, (maker.files, maker.dirs)))
 }

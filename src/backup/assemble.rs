@@ -11,10 +11,9 @@ use crossbeam::channel::Receiver;
 use super::block::{Found, HashedBlock};
 use super::catalog::CatalogBuilder;
 use super::expect::Expected;
-use super::output::Output;
 use super::pipeline::{Budget, FileHead, FileReply, MAX_HELD_PIECES, Step, Totals, Was};
 use super::read::{FileError, FileRead, Read};
-use super::resume::Spare;
+use super::spare::Spare;
 use super::walk;
 use crate::catalog::{
     CatalogFrame, Child, Content, DirState, ExtentChunk, Kind, MAX_INLINE_SEGMENTS, Node, Segment, VersionInfo,
@@ -23,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::ids::{FileHash, Logid};
 use crate::index::{DedupTable, Index};
 use crate::monitor::{Event, Monitor, Progress};
+use crate::run::output::Output;
 
 pub struct Assembler<'a, 'o> {
     out: &'a mut Output<'o>,

@@ -4,16 +4,12 @@
 //! listings that its entry in the commit record names; the parts of a directory follow each other; each directory is
 //! told a second time, without its names, in another frame, so that what lies below a lost listing is still reached.
 
-use super::output::Output;
 use crate::catalog::codec::encode_record;
-use crate::catalog::{CatalogFrame, Child, DirState, ExtentChunk, Kind, Listing, Loss, Node, Record};
+use crate::catalog::{CatalogFrame, Child, DirState, ExtentChunk, Kind, Listing, Node, Record};
 use crate::error::Result;
-use crate::ids::{ArcSerial, BlockId, Dirno};
-
-/// Plain bytes after which a frame is closed: small, because a lost frame costs all directories in it.
-const FRAME_BYTES: usize = 64 << 10;
-/// The same; in unit tests a small tree has many frames.
-const CLOSE_AT_BYTES: usize = if cfg!(test) { FRAME_BYTES / 32 } else { FRAME_BYTES };
+use crate::ids::Dirno;
+use crate::run::output::Output;
+use crate::run::records::CLOSE_AT_BYTES;
 
 /// Which of a directory's names come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,45 +48,6 @@ impl OpenDir {
         let last = self.parts.len() - 1;
         &mut self.parts[last]
     }
-}
-
-/// Writes frames of Relocate records: (name, present place) of blocks.
-pub fn relocations(
-    out: &mut Output<'_>,
-    moves: impl IntoIterator<Item = Result<(BlockId, BlockId)>>,
-) -> Result<Vec<CatalogFrame>> {
-    records(out, moves.into_iter().map(|moved| moved.map(|(from, to)| Record::Relocate { from, to })))
-}
-
-/// Writes frames of DropArc records.
-pub fn drops(out: &mut Output<'_>, arcs: impl IntoIterator<Item = ArcSerial>) -> Result<Vec<CatalogFrame>> {
-    records(out, arcs.into_iter().map(|serial| Ok(Record::DropArc(serial))))
-}
-
-/// Writes frames of AcceptLoss records.
-pub fn losses(out: &mut Output<'_>, losses: impl IntoIterator<Item = Loss>) -> Result<Vec<CatalogFrame>> {
-    records(out, losses.into_iter().map(|loss| Ok(Record::AcceptLoss(loss))))
-}
-
-/// Writes frames of records that are about no directory.
-fn records(out: &mut Output<'_>, records: impl IntoIterator<Item = Result<Record>>) -> Result<Vec<CatalogFrame>> {
-    let (mut frames, mut plain) = (Vec::new(), Vec::new());
-    let mut close = |plain: &mut Vec<u8>| -> Result<()> {
-        let at = out.catalog(plain)?;
-        frames.push(CatalogFrame { arc: at.arc(), frame: at.frame(), dirs: Vec::new() });
-        plain.clear();
-        Ok(())
-    };
-    for record in records {
-        encode_record(&mut plain, &record?);
-        if plain.len() >= CLOSE_AT_BYTES {
-            close(&mut plain)?;
-        }
-    }
-    if !plain.is_empty() {
-        close(&mut plain)?;
-    }
-    Ok(frames)
 }
 
 #[derive(Default)]

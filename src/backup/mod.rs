@@ -1,9 +1,6 @@
 //! `assay backup`: one run from the lock to the commit.
 //!
-//! Order of writes, each durable before the next: the run's number is burned in the index; data and catalog arcs;
-//! their names; the commit arc by rename (from here on the version exists); the index. A run that ends anywhere
-//! before the rename leaves arcs without a commit, which the next run removes; one that ends after it leaves a
-//! commit that the next run applies.
+//! What is written goes through `run`, which holds the order of writes.
 
 pub mod assemble;
 mod block;
@@ -15,30 +12,29 @@ pub mod inventory;
 pub mod leaf;
 pub mod left_out;
 pub mod open_dirs;
-pub mod output;
 pub mod pipeline;
 pub mod previous;
 pub mod read;
-pub mod resume;
 pub mod roots;
-pub mod settle;
+pub mod spare;
 pub mod traverse;
 pub mod walk;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crossbeam::channel::{Receiver, bounded};
 
-use crate::backupdir::{BackupDir, Survey, arcs};
-use crate::catalog::{Commit, VersionInfo};
+use crate::backupdir::BackupDir;
+use crate::catalog::VersionInfo;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, Logid, Version};
-use crate::index::{ApplyReport, DedupTable, Index, OpenRun, Told, VersionRow};
+use crate::index::{ApplyReport, DedupTable, Index, Told, VersionRow};
 use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor};
+pub use crate::run::LeftToDo;
+use crate::run::{Applied, Contents, NewVersion, Run, Settled, Whole, records};
 use crate::text::{counted, shown};
 use crate::tree::LATEST_LIFETIME;
 use assemble::Assembler;
@@ -46,14 +42,12 @@ use expect::Expected;
 use inventory::Inventory;
 use left_out::LeftOut;
 use open_dirs::OpenDirs;
-use output::Output;
 use pipeline::{Budget, IN_FLIGHT_STEPS, Job, Step, Totals, Worker};
 use previous::Previous;
 use read::Cutting;
-pub use resume::Resumed;
-use resume::{Spare, Whole, remove_dropped};
 use roots::{Paths, Roots};
-use settle::Settled;
+pub use spare::Resumed;
+use spare::Spare;
 use traverse::Traverse;
 use walk::{Boundaries, Crossing, Excludes};
 
@@ -98,17 +92,6 @@ pub struct Summary {
     pub left_to_do: Option<LeftToDo>,
 }
 
-/// What comes after the commit, and is done by the next backup if it failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeftToDo {
-    /// The directory could not be synced after the commit got its name.
-    Durable,
-    /// The index does not know the version yet.
-    Apply,
-    /// The index knows it, but its write-ahead log could not be emptied.
-    Checkpoint,
-}
-
 impl LeftToDo {
     pub fn text(self) -> &'static str {
         match self {
@@ -136,13 +119,16 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let excludes = Excludes::parse(&dir.excludes_path(), &dir.excludes()?, &options.excludes)?;
     let boundaries = Boundaries::new(dir.path(), if options.cross { Crossing::Cross } else { Crossing::Stay })?;
     let boundaries_seen = boundaries.clone();
-    let mut writer = lock.as_ref().map(|lock| dir.open_index_writer(lock)).transpose()?;
-    let index = Arc::new(dir.open_index()?);
-    let settled = writer.as_mut().map(|writer| settle::settle(dir, &index, writer, monitor)).transpose()?;
+    let begun = lock.as_ref().map(|lock| Run::begin(dir, lock, monitor)).transpose()?;
+    let index = match &begun {
+        Some(run) => run.index().clone(),
+        None => Arc::new(dir.open_index()?),
+    };
+    let settled = begun.as_ref().map(Run::settled);
     let settled_damage = settled.iter().flat_map(|settled| &settled.applied);
     let settled_damage = settled_damage.map(|(_, report)| tell(report, monitor)).sum::<u64>();
     let warn = |what: String| monitor.event(Event::Warning { path: b"", what });
-    if let Some(Settled { survey, removed_arcs, .. }) = &settled {
+    if let Some(Settled { survey, removed_arcs, .. }) = settled {
         survey.strays(dir).for_each(|stray| warn(stray.to_string()));
         if *removed_arcs > 0 {
             warn(format!("removed {} of a run that was cut", counted(*removed_arcs as u64, "arc")));
@@ -183,7 +169,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     };
     let before = totals_of(newest.as_ref());
     let expected = Expected::new(before);
-    let (Some(mut writer), Some(Settled { survey: Survey { next_run: run, .. }, .. })) = (writer, settled) else {
+    let Some(begun) = begun else {
         let mut info = std::thread::scope(|scope| {
             let walker = spawn_walk(scope, walk, &roots.tree)?;
             let mut info = dry(steps, monitor);
@@ -197,14 +183,12 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         return Ok(Summary { version: None, info, arc_bytes: 0, arcs: 0, base, resumed, left_to_do: None });
     };
 
-    let no_random = |e: std::io::Error| Error::io("get random bytes for", dir.path(), &e);
-    let open_run = OpenRun::new(run).map_err(no_random)?;
-    writer.reserve_run(open_run)?;
-    let mut out = Output::new(dir.own(), dir.keys(), open_run, state.next_serial, dir.config().arc_size_limit)?;
-    let written = (|| {
+    let reserved = begun.reserve()?;
+    let run = reserved.number();
+    let (committed, resumed) = reserved.write(Whole::Keep, |out| {
         let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?.without(inventory.lost.clone());
         let spare = Spare::of(&index)?;
-        let assembler = Assembler::new(&mut out, &index, &dedup, spare, &budget, monitor, &expected);
+        let assembler = Assembler::new(out, &index, &dedup, spare, &budget, monitor, &expected);
         let (assembler, walked) = std::thread::scope(|scope| {
             // Without a version before there is nothing to estimate from.
             if newest.is_none() && monitor.wants_totals() {
@@ -222,86 +206,43 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             monitor.event(Event::Failure { path: b"", error: &error });
         }
         if base {
-            catalog.extend(catalog::relocations(&mut out, in_force(&index))?);
+            catalog.extend(records::relocations(out, in_force(&index))?);
         }
         let losses = index.losses()?.into_iter().filter(|(_, told)| base || *told == Told::Here);
-        catalog.extend(catalog::losses(&mut out, losses.map(|(loss, _)| loss))?);
-        catalog.extend(catalog::drops(&mut out, unused.iter().copied())?);
-        let (new_arcs, next_serial) = out.finish()?;
-        let mut arcs = Vec::new();
-        if base {
-            arcs.extend(index.arcs()?.into_iter().map(|row| row.entry).filter(|arc| !unused.contains(&arc.serial)));
-        }
-        arcs.extend(new_arcs);
+        catalog.extend(records::losses(out, losses.map(|(loss, _)| loss))?);
+        catalog.extend(records::drops(out, unused.iter().copied())?);
+        let arcs = out.finish()?;
+        let earlier = || -> Result<Vec<_>> {
+            let in_use = index.arcs()?.into_iter().map(|row| row.entry);
+            Ok(in_use.filter(|arc| !unused.contains(&arc.serial)).collect())
+        };
         complete(&mut info, run, started, options, roots.given, roots.failures);
         walked.left_out.into_info(&mut info);
         tree_totals(&mut info, before, gained, lost);
-        let commit = Commit {
-            run,
-            run_id: open_run.id,
-            previous: index.state()?.last_commit,
-            version: Some(info),
-            base,
-            arcs,
-            catalog,
-            next_serial,
-            next_logid: walked.next_logid,
-            next_dirno: walked.next_dirno,
-        };
         if monitor.interrupted() {
             return Err(Error::Interrupted);
         }
-        let not_durable = match arcs::write_commit(dir.own(), dir.keys(), &commit) {
-            Ok(_) => None,
-            // It has its name: from here on the version exists.
-            Err(error) if arcs::is_there(dir.own(), arcs::commit_arc(run)) => Some(error),
-            Err(error) => return Err(error),
-        };
-        Ok((commit, resumed, not_durable))
-    })();
-    let (commit, resumed, not_durable) = match written {
-        Ok(written) => written,
-        Err(e) => {
-            out.abandon();
-            // A full disk gets its room back; else what is whole is used again.
-            let whole = if e.is_lack_of_space() { Whole::Remove } else { Whole::Keep };
-            let _ = resume::clear_failed_run(dir, &index, open_run, whole);
-            return Err(e);
-        }
-    };
-    let applied = match not_durable {
-        Some(error) => Err((LeftToDo::Durable, error)),
-        None => settle::apply(dir, &mut writer, run).map_err(|error| (LeftToDo::Apply, error)),
-    };
-    let appeared = Instant::now();
-    let mut after = 0;
-    let mut left_to_do = None;
-    let mut fail = |(left, error): (LeftToDo, Error)| {
-        monitor.event(Event::Failure { path: b"", error: &error });
-        after += 1;
-        left_to_do = Some(left);
-    };
-    let unreadable = match applied {
-        Ok(report) => {
-            if let Err(error) = remove_dropped(dir, &index) {
-                warn(format!("arcs that hold nothing that is used were not removed: {error}"));
-            }
-            drop(index);
-            writer.checkpoint().unwrap_or_else(|error| fail((LeftToDo::Checkpoint, error)));
-            tell(&report, monitor)
-        }
-        Err(failed) => {
-            fail(failed);
-            0
-        }
-    };
+        let base = if base { Some(earlier()?) } else { None };
+        let version = NewVersion { info, base, next_logid: walked.next_logid, next_dirno: walked.next_dirno };
+        Ok((Contents { arcs, catalog, version: Some(version) }, resumed))
+    })?;
+    drop(index);
+    let Applied { commit, report, appeared, left, not_removed } = committed.apply();
+    if let Some(error) = not_removed {
+        warn(format!("arcs that hold nothing that is used were not removed: {error}"));
+    }
+    if let Some((_, error)) = &left {
+        monitor.event(Event::Failure { path: b"", error });
+    }
+    let unreadable = tell(&report, monitor);
     merge_ledger(dir, monitor);
     drop(lock);
     std::thread::sleep(LATEST_LIFETIME.saturating_sub(appeared.elapsed()));
     let own = || commit.arcs.iter().filter(|arc| arc.name.version == run);
     let (arcs, arc_bytes) = (own().count() + 1, own().map(|arc| arc.arc_bytes).sum());
     let mut info = commit.version.unwrap_or_default();
-    info.errors += unreadable + settled_damage + inventory.failures + after;
+    info.errors += unreadable + settled_damage + inventory.failures + u64::from(left.is_some());
+    let left_to_do = left.map(|(left, _)| left);
     Ok(Summary { version: Some(run), info, arc_bytes, arcs, base, resumed, left_to_do })
 }
 

@@ -240,4 +240,3 @@ pub fn write_commit(dir: &OwnDir, keys: &Keys, commit: &Commit) -> Result<[u8; 3
     dir.sync()?;
     Ok(crate::crypto::sha256(&record))
 }
-

@@ -14,7 +14,7 @@ use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::read_commit;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::ids::{BlockId, FrameNo, Version};
-use crate::index::{Index, IndexWriter, OpenRun};
+use crate::index::{Index, OpenRun};
 use crate::monitor::Silent;
 use crate::selftest::fix::{
     FrameAt, Original, Recut, originals, read_original, recorded, recut, rewrite_frame, rewrite_shell,
@@ -161,8 +161,7 @@ fn blocks_of(copy: &Copy, entry: &ArcEntry) -> Vec<(BlockId, Vec<u8>)> {
 fn recut_all(dir: &BackupDir, blocks: &[(BlockId, Vec<u8>)]) -> crate::Result<Recut> {
     let lock = dir.lock()?;
     let index = dir.open_index()?;
-    let mut writer = IndexWriter::open(&dir.index_path(), &dir.keys().index_key())?;
-    recut(dir, &lock, &index, &mut writer, blocks, &Silent)
+    recut(dir, &lock, &index, blocks, &Silent)
 }
 
 fn recovered(copy: &Copy) -> Copy {

@@ -13,15 +13,15 @@ use tempfile::TempDir;
 use super::Rng;
 use super::questions::{Reader, Truth};
 use crate::arc::Packer;
-use crate::backup::output::Output;
-use crate::backup::{self, Options, Summary, catalog};
+use crate::backup::{self, Options, Summary};
 use crate::backupdir::{BackupDir, Config};
 use crate::catalog::{Child, Kind};
 use crate::ids::{ArcName, ArcSerial, Version};
-use crate::index::{IndexWriter, OpenRun};
+use crate::index::IndexWriter;
 use crate::monitor::{Event, Monitor, Progress, Silent};
 use crate::os::{DirFd, xattr};
 use crate::recover::OnLoss;
+use crate::run::{Run, records};
 
 /// File name → bytes.
 pub type Files = BTreeMap<String, Vec<u8>>;
@@ -350,20 +350,16 @@ impl Copy {
     /// A run that is cut when all its arcs are closed, before its commit: one of these blocks, one of catalog frames.
     pub fn cut_run(&self, blocks: &[Vec<u8>]) -> Version {
         let dir = self.open();
-        let (lock, index) = (dir.lock().unwrap(), dir.open_index().unwrap());
-        let mut writer = dir.open_index_writer(&lock).unwrap();
-        let state = index.state().unwrap();
-        let run = OpenRun::new(state.next_run).unwrap();
-        writer.reserve_run(run).unwrap();
-        let mut out = Output::new(dir.own(), dir.keys(), run, state.next_serial, 64 << 20).unwrap();
-        let mut packer = Packer::new(3).unwrap();
-        for plain in blocks {
-            let packed = packer.pack(plain).unwrap();
-            out.block(&packed, plain.len() as u32, dir.keys().block_hash(plain)).unwrap();
-        }
-        catalog::drops(&mut out, [ArcSerial(7)]).unwrap();
-        out.finish().unwrap();
-        run.version
+        let lock = dir.lock().unwrap();
+        Run::begin(&dir, &lock, &Silent).unwrap().reserve().unwrap().cut(|out| {
+            let mut packer = Packer::new(3).unwrap();
+            for plain in blocks {
+                let packed = packer.pack(plain).unwrap();
+                out.block(&packed, plain.len() as u32, dir.keys().block_hash(plain)).unwrap();
+            }
+            records::drops(out, [ArcSerial(7)]).unwrap();
+            out.finish().unwrap();
+        })
     }
 
     /// The next catalog will be a base, as if the deltas had grown.

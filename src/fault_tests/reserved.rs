@@ -7,59 +7,44 @@ use std::sync::Arc;
 use super::lab::{Copy, Source, assert_same, lab};
 use super::questions::{Ask, Truth};
 use crate::arc::{FrameKind, Packer};
-use crate::backup::output::Output;
-use crate::backup::{Options, settle};
+use crate::backup::Options;
 use crate::backupdir::BackupDir;
 use crate::backupdir::arcs;
+use crate::catalog::{ArcRole, Record};
 use crate::fetch::ArcFile;
-use crate::catalog::codec::encode_record;
-use crate::catalog::{ArcRole, CatalogFrame, Commit, Record};
 use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Version};
-use crate::index::{IndexWriter, OpenRun, State};
+use crate::monitor::Silent;
+use crate::run::{Contents, Run, Whole, records as run_records};
 use crate::vfs::{Ino, Vfs, VfsOptions};
 
 /// Commits a run without a version: blocks that are copied, and records that are made from their new names.
 pub fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[BlockId]) -> Vec<Record>) -> Version {
-    let _lock = dir.lock().unwrap();
-    let index = dir.open_index().unwrap();
-    let State { next_serial, next_logid, next_dirno, next_run: run, last_commit, .. } = index.state().unwrap();
-    let mut writer = IndexWriter::open(&dir.index_path(), &dir.keys().index_key()).unwrap();
-    let open_run = OpenRun::new(run).unwrap();
-    writer.reserve_run(open_run).unwrap();
-    let mut out = Output::new(dir.own(), dir.keys(), open_run, next_serial, 64 << 20).unwrap();
-    let mut packer = Packer::new(3).unwrap();
-    let mut to = Vec::new();
-    for block in moved {
-        let entry = index.arc(block.arc()).unwrap().entry;
-        let arc = ArcFile::open(dir.arcs(), entry.name, dir.keys()).unwrap();
-        let table = arc.frame_table(dir.keys()).unwrap();
-        let plain = arc.open_frame(dir.keys(), &table, block.frame(), Some(block.arc())).unwrap();
-        assert_eq!(table[block.frame().0 as usize].kind, FrameKind::Block);
-        let packed = packer.pack(&plain).unwrap();
-        to.push(out.block(&packed, plain.len() as u32, dir.keys().block_hash(&plain)).unwrap());
-    }
-    let mut plain = Vec::new();
-    records(&to).iter().for_each(|record| encode_record(&mut plain, record));
-    let frame = out.catalog(&plain).unwrap();
-    let (arcs, next_serial) = out.finish().unwrap();
-    let commit = Commit {
-        run,
-        run_id: open_run.id,
-        previous: last_commit,
-        version: None,
-        base: false,
-        arcs,
-        catalog: vec![CatalogFrame { arc: frame.arc(), frame: frame.frame(), dirs: vec![] }],
-        next_serial,
-        next_logid,
-        next_dirno,
-    };
-    arcs::write_commit(dir.own(), dir.keys(), &commit).unwrap();
-    let report = settle::apply(dir, &mut writer, run).unwrap();
+    let lock = dir.lock().unwrap();
+    let run = Run::begin(dir, &lock, &Silent).unwrap();
+    let index = run.index().clone();
+    let (committed, ()) = run
+        .reserve()
+        .unwrap()
+        .write(Whole::Remove, |out| {
+            let mut packer = Packer::new(3)?;
+            let mut to = Vec::new();
+            for block in moved {
+                let entry = index.arc(block.arc())?.entry;
+                let arc = ArcFile::open(dir.arcs(), entry.name, dir.keys())?;
+                let table = arc.frame_table(dir.keys())?;
+                let plain = arc.open_frame(dir.keys(), &table, block.frame(), Some(block.arc()))?;
+                assert_eq!(table[block.frame().0 as usize].kind, FrameKind::Block);
+                let packed = packer.pack(&plain)?;
+                to.push(out.block(&packed, plain.len() as u32, dir.keys().block_hash(&plain))?);
+            }
+            let catalog = run_records::records(out, records(&to).into_iter().map(Ok))?;
+            Ok((Contents { arcs: out.finish()?, catalog, version: None }, ()))
+        })
+        .unwrap();
+    let applied = committed.apply().whole().unwrap();
+    let report = applied.report;
     assert!(report.lost.is_empty() && report.unknown_arcs.is_empty() && report.conflicts == 0);
-    drop(index);
-    writer.checkpoint().unwrap();
-    run
+    applied.commit.run
 }
 
 /// After a recovery everything must be as it was before it.
@@ -174,7 +159,7 @@ fn a_block_can_move_twice_and_backups_find_it_there() {
             vec![Record::Relocate { from: first, to: to[0] }, Record::DropArc(at.arc())]
         });
         let name = arc_name(&copy, at.arc());
-        fs::remove_file(copy.path(&name)).unwrap();
+        assert!(!copy.path(&name).exists(), "{name} was dropped");
         at = went;
         let history = |ask: &Ask| !matches!(ask, Ask::History(..));
         for copy in [recovered(&copy).reader(), copy.reader()] {

@@ -5,7 +5,6 @@ use std::fs;
 
 use super::lab::{Copy, lab};
 use crate::arc::{FrameKind, Packer};
-use crate::backup::settle;
 use crate::backupdir::BackupDir;
 use crate::backupdir::arcs;
 use crate::catalog::codec::encode_record;
@@ -14,6 +13,7 @@ use crate::error::Error;
 use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
 use crate::index::{IndexWriter, OpenRun, State};
 use crate::monitor::Silent;
+use crate::run::settle;
 
 /// Writes an arc, durable or not, with these plain bytes in its frames.
 fn arc(dir: &BackupDir, name: ArcName, role: ArcRole, serial: u64, frames: &[Vec<u8>]) -> ArcEntry {

@@ -117,12 +117,16 @@ impl Fetch {
 
     /// Frames that lie in a row.
     fn stretch(&self, asked: &[Asked], each: &mut dyn FnMut(usize, &Asked, Result<Fetched, Bad>)) {
-        let (Some(Asked { at: first, .. }), Some(Asked { at: last, .. })) = (asked.first(), asked.last()) else { return };
+        let (Some(Asked { at: first, .. }), Some(Asked { at: last, .. })) = (asked.first(), asked.last()) else {
+            return;
+        };
         let opened = match self.open(first.serial) {
             Ok(opened) => opened,
             Err(error) => {
                 for (asked, number) in asked.iter().zip(0..) {
-                    self.climb(asked, unopened(asked, error.clone()), &mut |asked, outcome| each(number, asked, outcome));
+                    self.climb(asked, unopened(asked, error.clone()), &mut |asked, outcome| {
+                        each(number, asked, outcome)
+                    });
                 }
                 return;
             }
@@ -164,9 +168,11 @@ impl Fetch {
     /// The rungs after the first. The error is the first one's, unless that says nothing of the bytes and a later one does.
     fn climb(&self, asked: &Asked, first: Bad, end: &mut dyn FnMut(&Asked, Result<Fetched, Bad>)) {
         let (asked, first) = match self.moved_since(asked) {
-            Some(now) => match self.open(now.at.serial).map_err(|error| unopened(&now, error)).and_then(|opened| {
-                self.frame(&opened.arc, &now).alone(opened.arc.stored())
-            }) {
+            Some(now) => match self
+                .open(now.at.serial)
+                .map_err(|error| unopened(&now, error))
+                .and_then(|opened| self.frame(&opened.arc, &now).alone(opened.arc.stored()))
+            {
                 Ok(fetched) => return end(&now, Ok(fetched)),
                 Err(bad) => (now, bad),
             },

@@ -166,7 +166,8 @@ impl Frame<'_> {
 
     /// Is what stands in its place an authentic frame, but another one?
     fn compared(&self, arc: &dyn StoredArc, bad: Bad) -> Bad {
-        let claim = bad.bytes.as_ref().and_then(|bytes| FrameInfo::from_header(bytes.first_chunk::<FRAME_HEADER_LEN>()?));
+        let claim =
+            bad.bytes.as_ref().and_then(|bytes| FrameInfo::from_header(bytes.first_chunk::<FRAME_HEADER_LEN>()?));
         let is_wrong = matches!(bad.error, Error::Arc { damage: Damage::WrongFrame, .. });
         let is_another = claim
             .filter(|(no, info)| is_wrong && *no == self.no && info != self.info)

@@ -5,8 +5,8 @@ use crate::depot::faulty::{Fault, Faulty};
 use crate::depot::{Local, Reach};
 use crate::ids::{ArcSerial, Dirno};
 use crate::own::{OwnDir, Sharing};
-use crate::sync::lock;
 use crate::store::fixture::{Fixture, dir_record, some_bytes};
+use crate::sync::lock;
 
 /// A backup dir with one data arc of some blocks, and their names.
 fn with_blocks(count: u64) -> (Fixture, Vec<Vec<u8>>, Vec<BlockId>) {
@@ -96,7 +96,8 @@ fn each_rung_is_tried_once_and_in_order() {
     assert_eq!(found.iter().filter(|outcome| **outcome == Err("ARC_TAG_MISMATCH")).count(), 1);
     assert_eq!(depot.reads().len(), 1);
     // A bad sector fails the read of all: the others are read alone.
-    let bad_sector = |(_, range, _): &crate::depot::faulty::Read| range.contains(&5000).then_some(Fault::Errno(libc::EIO));
+    let bad_sector =
+        |(_, range, _): &crate::depot::faulty::Read| range.contains(&5000).then_some(Fault::Errno(libc::EIO));
     let depot = Faulty::new(home(&fixture), bad_sector);
     let found = ask(&fetch(&fixture, Arc::new(depot), vec![], Heal::On), &names);
     assert_eq!(found.iter().filter(|outcome| **outcome == Err("ARC_UNREADABLE")).count(), 1);

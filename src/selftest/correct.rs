@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::findings::{Finding, Fixed, FramesFixed, Part};
 use super::fix::{FrameAt, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
 use super::{Cause, Exam, Level};
-use crate::arc::repair::{self, BitFlip};
 use crate::arc::FrameKind;
+use crate::arc::repair::{self, BitFlip};
 use crate::backupdir::Lock;
 use crate::catalog::ArcEntry;
 use crate::depot::Via;
@@ -239,8 +239,7 @@ impl<'a> Correction<'a> {
         let places: Vec<(BlockId, String)> =
             blocks.iter().map(|(name, _, how)| (self.index.location(*name).unwrap_or(*name), how.clone())).collect();
         let plain: Vec<(BlockId, Vec<u8>)> = blocks.into_iter().map(|(name, plain, _)| (name, plain)).collect();
-        let mut writer = self.exam.dir.open_index_writer(&self.lock)?;
-        let sealed = recut(self.exam.dir, &self.lock, &self.index, &mut writer, &plain, self.exam.monitor);
+        let sealed = recut(self.exam.dir, &self.lock, &self.index, &plain, self.exam.monitor);
         for (place, how) in places {
             let outcome = match &sealed {
                 Ok(done) => Fixed::Sealed { arc: done.arc, how },
@@ -248,7 +247,7 @@ impl<'a> Correction<'a> {
             };
             self.outcomes.insert(place, outcome);
         }
-        writer.checkpoint()
+        Ok(())
     }
 
     /// What was done about some frames.

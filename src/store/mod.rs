@@ -6,14 +6,14 @@
 //! logged and listed once.
 
 mod far;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod later;
 mod notes;
 mod shelf;
-mod tally;
-#[cfg(test)]
-pub(crate) mod fixture;
 #[cfg(test)]
 mod slow_tests;
+mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -28,8 +28,8 @@ use crate::arc::VerifiedBlock;
 use crate::crypto::Keys;
 use crate::depot::Depot;
 use crate::error::{Error, Result};
-pub use crate::fetch::Heal;
 use crate::fetch::Fetch;
+pub use crate::fetch::Heal;
 use crate::ids::{BlockId, Logid, Version};
 use crate::index::Index;
 use crate::ledger::LedgerWriter;
@@ -150,7 +150,8 @@ impl Store {
         });
         let (now_tx, now_rx) = unbounded();
         let (ahead_tx, ahead_rx) = unbounded();
-        let start = |name: String, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name).spawn(run).ok();
+        let start =
+            |name: String, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name).spawn(run).ok();
         let mut started: Vec<JoinHandle<()>> = (0..threads)
             .filter_map(|number| {
                 let (inner, now, ahead) = (inner.clone(), now_rx.clone(), ahead_rx.clone());

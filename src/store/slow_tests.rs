@@ -67,7 +67,11 @@ fn what_is_far_comes_later_and_is_verified() {
     expected.sort();
     assert!(answered == expected);
     let summary = store.tally().summary();
-    assert_eq!((summary.damage, summary.healed), (READERS as u64, READERS as u64), "it is told that it was missing here");
+    assert_eq!(
+        (summary.damage, summary.healed),
+        (READERS as u64, READERS as u64),
+        "it is told that it was missing here"
+    );
     assert!(summary.places[0].how.contains("far"), "{}", summary.places[0].how);
 }
 

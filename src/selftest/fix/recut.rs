@@ -4,15 +4,12 @@
 //! with the recorded length and block hash are sealed; the old arc keeps its bytes and its recorded checksum.
 
 use crate::arc::{FrameInfo, FrameKind, Packer};
-use crate::backup::output::Output;
-use crate::backup::resume::{Whole, clear_failed_run};
-use crate::backup::{catalog, settle};
 use crate::backupdir::{BackupDir, Lock, arcs};
-use crate::catalog::Commit;
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, BlockId, Version};
-use crate::index::{Index, IndexWriter, OpenRun};
+use crate::index::Index;
 use crate::monitor::Monitor;
+use crate::run::{Contents, Run, Whole, records};
 
 /// What `recut` did.
 #[derive(Debug)]
@@ -41,9 +38,8 @@ pub fn recorded(index: &Index, block: BlockId) -> Result<(BlockId, u64, FrameInf
 /// commit leaves the backup dir as it was, but for the burned number of the run.
 pub fn recut(
     dir: &BackupDir,
-    _: &Lock,
+    lock: &Lock,
     index: &Index,
-    writer: &mut IndexWriter,
     blocks: &[(BlockId, Vec<u8>)],
     monitor: &dyn Monitor,
 ) -> Result<Recut> {
@@ -59,12 +55,9 @@ pub fn recut(
             return Err(Error::Arc { place, damage: Damage::HashMismatch { expected: info.hash, found } });
         }
     }
-    let run = settle::settle(dir, index, writer, monitor)?.survey.next_run;
-    let state = index.state()?;
-    let open_run = OpenRun::new(run).map_err(|e| Error::io("get random bytes for", dir.path(), &e))?;
-    writer.reserve_run(open_run)?;
-    let written = (|| {
-        let mut out = Output::new(dir.own(), dir.keys(), open_run, state.next_serial, dir.config().arc_size_limit)?;
+    let reserved = Run::begin(dir, lock, monitor)?.reserve()?;
+    let run = reserved.number();
+    let (committed, moved) = reserved.write(Whole::Remove, |out| {
         let mut packer = Packer::new(dir.config().zstd_level)?;
         let mut moved = Vec::new();
         for (block, plain) in blocks {
@@ -72,32 +65,10 @@ pub fn recut(
             let to = out.block(&packed, plain.len() as u32, dir.keys().block_hash(plain))?;
             moved.push((*block, to));
         }
-        let catalog = catalog::relocations(&mut out, moved.iter().copied().map(Ok))?;
-        let (arcs, next_serial) = out.finish()?;
-        let arc = arcs.first().map_or(ArcName { version: run, number: arcs::COMMIT_NUMBER }, |entry| entry.name);
-        let commit = Commit {
-            run,
-            run_id: open_run.id,
-            previous: state.last_commit,
-            version: None,
-            base: false,
-            arcs,
-            catalog,
-            next_serial,
-            next_logid: state.next_logid,
-            next_dirno: state.next_dirno,
-        };
-        arcs::write_commit(dir.own(), dir.keys(), &commit)?;
-        Ok((arc, moved))
-    })();
-    let (arc, moved) = match written {
-        Ok(written) => written,
-        Err(e) => {
-            let _ = clear_failed_run(dir, index, open_run, Whole::Remove);
-            return Err(e);
-        }
-    };
-    settle::apply(dir, writer, run)?;
-    writer.checkpoint()?;
+        let catalog = records::relocations(out, moved.iter().copied().map(Ok))?;
+        Ok((Contents { arcs: out.finish()?, catalog, version: None }, moved))
+    })?;
+    let commit = committed.apply().whole()?.commit;
+    let arc = commit.arcs.first().map_or(ArcName { version: run, number: arcs::COMMIT_NUMBER }, |entry| entry.name);
     Ok(Recut { run, arc, moved })
 }

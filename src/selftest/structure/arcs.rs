@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use super::{Cause, Check, PUT_BACK, REBUILD, Report, Subject};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo, FrameKind};
-use crate::fetch::ArcFile;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::error::{Damage, Error, Place, Result};
+use crate::fetch::ArcFile;
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
 use crate::index::{Cursor, FrameChunk, ScanTable, Scanned, Snapshot, State, hash_key};
 

@@ -5,17 +5,16 @@
 //! arcs, so that no object is written or named twice; what the next version then does not use it drops.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::settle;
+use super::apply::apply;
 use crate::backupdir::arcs::{self, COMMIT_NUMBER};
 use crate::backupdir::{BackupDir, Survey, Unlisted, What};
 use crate::catalog::{ArcEntry, ArcRole, Commit};
 use crate::depot;
 use crate::error::{Error, Result};
 use crate::fetch::{self, ArcFile};
-use crate::ids::{ArcName, ArcSerial, BlockId};
+use crate::ids::{ArcName, ArcSerial};
 use crate::index::{Index, IndexWriter, OpenRun};
 use crate::monitor::{Monitor, Progress};
 
@@ -33,7 +32,12 @@ pub enum Whole {
 ///
 /// # Errors
 /// `INTERRUPTED`, and what keeps files from being removed or the commit from being written; the next run goes on.
-pub fn resume(dir: &BackupDir, survey: &Survey, writer: &mut IndexWriter, monitor: &dyn Monitor) -> Result<usize> {
+pub(super) fn resume(
+    dir: &BackupDir,
+    survey: &Survey,
+    writer: &mut IndexWriter,
+    monitor: &dyn Monitor,
+) -> Result<usize> {
     let mut removed = remove(dir, dropped(survey))?;
     let mut runs: BTreeMap<_, (OpenRun, Vec<&Unlisted>)> = BTreeMap::new();
     for found in &survey.unlisted {
@@ -68,7 +72,7 @@ pub fn resume(dir: &BackupDir, survey: &Survey, writer: &mut IndexWriter, monito
                 next_dirno: state.next_dirno,
             };
             arcs::write_commit(dir.own(), dir.keys(), &commit)?;
-            settle::apply(dir, writer, run.version)?;
+            apply(dir, writer, run.version)?;
         }
     }
     Ok(removed)
@@ -78,13 +82,13 @@ fn dropped(survey: &Survey) -> impl Iterator<Item = &Unlisted> {
     survey.unlisted.iter().filter(|found| matches!(found.what, What::Dropped))
 }
 
-/// Removes the files of arcs that a version has just dropped.
-pub fn remove_dropped(dir: &BackupDir, index: &Index) -> Result<()> {
+/// Removes the files of arcs that a commit has just dropped.
+pub(super) fn remove_dropped(dir: &BackupDir, index: &Index) -> Result<()> {
     remove(dir, dropped(&Survey::take(dir, index)?)).map(|_| ())
 }
 
 /// Removes what a run that failed has left, but for what the next one can use.
-pub(crate) fn clear_failed_run(dir: &BackupDir, index: &Index, run: OpenRun, whole: Whole) -> Result<()> {
+pub(super) fn clear_failed_run(dir: &BackupDir, index: &Index, run: OpenRun, whole: Whole) -> Result<()> {
     let survey = Survey::take(dir, index)?;
     let of_run = |found: &&Unlisted| matches!(found.what, What::Leftover(of) if of == run);
     let goes = |found: &&Unlisted| whole == Whole::Remove || !is_whole(dir, found);
@@ -133,59 +137,10 @@ fn prove(dir: &BackupDir, names: &[ArcName], monitor: &dyn Monitor) -> Result<Ve
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         for thread in threads {
-            good.extend(super::join(thread)??);
+            good.extend(thread.join().map_err(|_| Error::SelfCheck { what: "a thread died".into() })??);
         }
         Ok::<_, Error>(())
     })?;
     good.sort_by_key(|entry| entry.name);
     Ok(good)
-}
-
-/// Arcs that cut runs have left and that no version uses yet, and which of them the running backup uses.
-#[derive(Debug, Default)]
-pub struct Spare {
-    arcs: Vec<Range<u64>>,
-    used: BTreeSet<ArcSerial>,
-}
-
-/// Blocks of cut runs that a version uses.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Resumed {
-    pub blocks: u64,
-    /// Plain bytes of these blocks.
-    pub bytes: u64,
-}
-
-impl Spare {
-    pub fn of(index: &Index) -> Result<Spare> {
-        Ok(Spare { arcs: index.spare_arcs()?, used: BTreeSet::new() })
-    }
-
-    fn holds(&self, serial: ArcSerial) -> bool {
-        self.arcs.iter().any(|range| range.contains(&serial.0))
-    }
-
-    /// The running backup uses a block that was stored before.
-    pub fn note(&mut self, block: BlockId) {
-        if !self.arcs.is_empty() && self.holds(block.arc()) {
-            self.used.insert(block.arc());
-        }
-    }
-
-    /// What of it is used, and the arcs that hold nothing that is.
-    pub fn settled(&self, index: &Index) -> Result<(Resumed, BTreeSet<ArcSerial>)> {
-        let (mut resumed, mut unused) = (Resumed::default(), BTreeSet::new());
-        if self.arcs.is_empty() {
-            return Ok((resumed, unused));
-        }
-        for entry in index.arcs()?.into_iter().map(|row| row.entry).filter(|entry| self.holds(entry.serial)) {
-            if self.used.contains(&entry.serial) {
-                resumed.blocks += u64::from(entry.frames);
-                resumed.bytes += entry.plain_bytes;
-            } else {
-                unused.insert(entry.serial);
-            }
-        }
-        Ok((resumed, unused))
-    }
 }

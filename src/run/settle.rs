@@ -3,8 +3,9 @@
 //! Invariants: run under the backup dir's lock; a run counts if and only if its commit arc is there and is its own; a
 //! commit is applied only on top of the very commit that it names.
 
-use super::resume::resume;
-use crate::backupdir::arcs::{self, ArcSource};
+use super::apply::apply;
+use super::leftovers::resume;
+use crate::backupdir::arcs;
 use crate::backupdir::{BackupDir, Survey, What};
 use crate::depot;
 use crate::error::{Error, Result};
@@ -54,13 +55,4 @@ pub fn settle(dir: &BackupDir, index: &Index, writer: &mut IndexWriter, monitor:
     }
     let removed_arcs = resume(dir, &survey, writer, monitor)?;
     Ok(Settled { applied, removed_arcs, survey })
-}
-
-/// Applies the commit of one run to the index.
-///
-/// # Errors
-/// `COMMIT_DAMAGED` when its record can't be read, or follows another commit than the last one applied.
-pub fn apply(dir: &BackupDir, writer: &mut IndexWriter, run: Version) -> Result<ApplyReport> {
-    let (commit, digest) = arcs::read_commit(dir.arcs(), run, dir.keys())?;
-    writer.apply(&commit, digest, &mut ArcSource::new(dir.arcs(), dir.keys()))
 }

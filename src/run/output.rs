@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::arc::{FrameKind, Packed, Packer};
+use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::{self, ArcFileWriter};
 use crate::catalog::codec::Records;
 use crate::catalog::{ArcEntry, ArcRole};
@@ -21,6 +22,23 @@ use crate::own::OwnDir;
 const MAX_FRAMES: usize = 1 << 17;
 /// Closed arcs that may wait for the medium at once.
 const MAX_SYNCING: usize = 2;
+
+/// All arcs of a run, closed and on the medium, names included.
+#[derive(Debug)]
+pub struct Durable {
+    arcs: Vec<ArcEntry>,
+    next_serial: u64,
+}
+
+impl Durable {
+    pub fn arcs(&self) -> &[ArcEntry] {
+        &self.arcs
+    }
+
+    pub(super) fn into_parts(self) -> (Vec<ArcEntry>, u64) {
+        (self.arcs, self.next_serial)
+    }
+}
 
 pub struct Output<'a> {
     dir: &'a OwnDir,
@@ -37,18 +55,12 @@ pub struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    pub fn new(
-        dir: &'a OwnDir,
-        keys: &'a Keys,
-        run: OpenRun,
-        next_serial: u64,
-        arc_size_limit: u64,
-    ) -> Result<Output<'a>> {
+    pub(super) fn new(dir: &'a BackupDir, run: OpenRun, next_serial: u64) -> Result<Output<'a>> {
         Ok(Output {
-            dir,
-            keys,
+            dir: dir.own(),
+            keys: dir.keys(),
             run,
-            arc_size_limit,
+            arc_size_limit: dir.config().arc_size_limit,
             next_number: arcs::COMMIT_NUMBER + 1,
             next_serial: ArcSerial(next_serial),
             packer: Packer::new(3)?,
@@ -130,7 +142,7 @@ impl<'a> Output<'a> {
     }
 
     /// Closes all arcs and waits until they, and their names, are on the medium.
-    pub fn finish(&mut self) -> Result<(Vec<ArcEntry>, u64)> {
+    pub fn finish(&mut self) -> Result<Durable> {
         for role in [ArcRole::Data, ArcRole::Catalog] {
             if let Some(arc) = self.slot(role).take() {
                 self.close(arc, role)?;
@@ -141,13 +153,13 @@ impl<'a> Output<'a> {
         }
         self.dir.sync()?;
         self.done.sort_by_key(|arc| arc.serial);
-        Ok((std::mem::take(&mut self.done), self.next_serial.0))
+        Ok(Durable { arcs: std::mem::take(&mut self.done), next_serial: self.next_serial.0 })
     }
 }
 
 impl Output<'_> {
     /// Ends it without a commit: the open arc of blocks is closed, so that the next run can use what is in it.
-    pub fn abandon(&mut self) {
+    pub(super) fn abandon(&mut self) {
         if let Some(arc) = self.data.take() {
             let _ = self.close(arc, ArcRole::Data);
         }
