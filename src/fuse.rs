@@ -2,7 +2,8 @@
 //!
 //! Invariants: an error is never ENOSYS by accident (the kernel would turn that operation off for the whole
 //! mount); whatever would change something gets EROFS; a read is answered whole or with an error. Requests are
-//! answered by the thread that received them: handing a small one on costs more than decoding its block.
+//! answered by the thread that received them: handing a small one on costs more than decoding its block. Only a read
+//! whose bytes are far is answered later, by whoever has them.
 
 use std::ffi::OsStr;
 use std::io;
@@ -29,6 +30,8 @@ use crate::vfs::{DirItem, FsSize, Ino, Lifetime, Stat, Vfs};
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
 /// Read-ahead asked of the kernel, once the mount has a backing-device entry to raise.
 const READ_AHEAD_KIB: u32 = 4096;
+/// Reads ahead, and direct reads of `libaio` and the like, that may wait for an answer at a time.
+const MAX_BACKGROUND: u16 = 1024;
 /// What never changes is kept for a hundred years.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 const GENERATION: Generation = Generation(0);
@@ -159,8 +162,12 @@ struct Adapter {
 
 impl Adapter {
     fn errno(&self, ino: INodeNo, error: &Error) -> Errno {
-        Errno::from_i32(self.vfs.errno(Ino(ino.0), error))
+        errno(&self.vfs, ino, error)
     }
+}
+
+fn errno(vfs: &Vfs, ino: INodeNo, error: &Error) -> Errno {
+    Errno::from_i32(vfs.errno(Ino(ino.0), error))
 }
 
 impl Filesystem for Adapter {
@@ -172,8 +179,9 @@ impl Filesystem for Adapter {
         if let Err(nearest) = config.set_max_readahead(READ_AHEAD_KIB << 10) {
             let _ = config.set_max_readahead(nearest);
         }
-        let _ = config.set_max_background(64);
-        let _ = config.set_congestion_threshold(48);
+        // What the kernel reads ahead of one file must not stand in the way of another's: many may wait for what is far.
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
         let mut wanted = vec![
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -253,10 +261,11 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.vfs.read(Ino(ino.0), offset, size) {
+        let vfs = self.vfs.clone();
+        self.vfs.read(Ino(ino.0), offset, size, move |bytes| match bytes {
             Ok(bytes) => reply.data(&bytes),
-            Err(error) => reply.error(self.errno(ino, &error)),
-        }
+            Err(error) => reply.error(errno(&vfs, ino, &error)),
+        });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

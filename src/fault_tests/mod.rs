@@ -21,6 +21,7 @@ mod restored;
 mod rules;
 mod runs;
 mod sealed;
+mod slow;
 mod structures;
 mod swaps;
 

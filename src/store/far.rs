@@ -1,7 +1,7 @@
 //! Blocks from copies that leave the machine: threads that may be kept waiting, and the clock that lets nobody else be.
 //!
 //! Invariants: at most `MAX_TASKS` blocks wait for their turn; one for which nobody waits any more is not asked for; a
-//! question whose deadline has come is answered by the clock's thread.
+//! question whose deadline has come is answered by the clock's thread; once closed, each question is answered at once.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, Weak};
@@ -48,16 +48,18 @@ pub(super) struct Far {
     sooner: Condvar,
 }
 
-/// Names and work of the threads that it needs.
-pub(super) fn work(inner: &Arc<Inner>) -> Vec<(String, Box<dyn FnOnce() + Send>)> {
-    let mut work: Vec<(String, Box<dyn FnOnce() + Send>)> = Vec::new();
-    for number in 0..THREADS {
+/// Starts the threads, if there is something far. Nobody waits for their end: they may be kept by a server that is.
+pub(super) fn start(inner: &Arc<Inner>) {
+    let Some(far) = &inner.far else { return };
+    let thread = |name: String, work: fn(&Inner)| {
         let inner = inner.clone();
-        work.push((format!("far-{number}"), Box::new(move || serve(&inner))));
+        std::thread::Builder::new().name(name).spawn(move || work(&inner))
+    };
+    let mut asking = (0..THREADS).map_while(|number| thread(format!("far-{number}"), serve).ok());
+    let clock = thread("deadlines".into(), |inner| inner.far.iter().for_each(Far::watch));
+    if clock.is_err() || asking.by_ref().count() == 0 {
+        far.close();
     }
-    let inner = inner.clone();
-    work.push(("deadlines".into(), Box::new(move || inner.far.iter().for_each(Far::watch))));
-    work
 }
 
 fn serve(inner: &Inner) {

@@ -35,11 +35,24 @@ impl Later {
         for (want, part) in parts {
             let verified = match part {
                 Part::Here(verified) => verified,
-                Part::Coming(job, slot) => job.wait(slot, deadline)?,
+                Part::Coming(job, slot) => match job.wait(slot, deadline) {
+                    Err(Error::TimedOut) => {
+                        lock(&inner.shelf).is_late(want.block);
+                        return Err(Error::TimedOut);
+                    }
+                    outcome => outcome?,
+                },
             };
             blocks.push(inner.notes.of_length(&want, verified)?);
         }
         Ok(blocks)
+    }
+
+    /// What has not come yet is late.
+    fn is_late(&self) {
+        let coming = |part: &Part| part.coming().is_some_and(|(job, slot)| !job.delivered(slot));
+        let late = self.parts.iter().filter(|(_, part)| coming(part));
+        late.for_each(|(want, _)| lock(&self.inner.shelf).is_late(want.block));
     }
 }
 
@@ -83,7 +96,8 @@ impl Pending {
     /// The deadline has come.
     pub fn give_up(&self) {
         let open = lock(&self.open).take();
-        if let Some((_, then)) = open {
+        if let Some((later, then)) = open {
+            later.is_late();
             then(Err(Error::TimedOut));
         }
     }

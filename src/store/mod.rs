@@ -150,21 +150,17 @@ impl Store {
         });
         let (now_tx, now_rx) = unbounded();
         let (ahead_tx, ahead_rx) = unbounded();
-        let start =
-            |name: String, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name).spawn(run).ok();
-        let mut started: Vec<JoinHandle<()>> = (0..threads)
+        let started: Vec<JoinHandle<()>> = (0..threads)
             .filter_map(|number| {
                 let (inner, now, ahead) = (inner.clone(), now_rx.clone(), ahead_rx.clone());
-                start(format!("decode-{number}"), Box::new(move || serve(&inner, &now, &ahead)))
+                let thread = std::thread::Builder::new().name(format!("decode-{number}"));
+                thread.spawn(move || serve(&inner, &now, &ahead)).ok()
             })
             .collect();
-        let decoders = started.len();
-        if inner.far.is_some() {
-            started.extend(far::work(&inner).into_iter().filter_map(|(name, run)| start(name, run)));
-        }
+        far::start(&inner);
         Store {
             inner,
-            queues: Some(Queues { now: now_tx, ahead: ahead_tx }).filter(|_| decoders > 0),
+            queues: Some(Queues { now: now_tx, ahead: ahead_tx }).filter(|_| !started.is_empty()),
             pool_rests: AtomicBool::new(false),
             threads: started,
         }
@@ -351,7 +347,9 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.queues = None;
         self.inner.far.iter().for_each(Far::close);
-        for thread in self.threads.drain(..) {
+        // An answer may be what kept it, so this may be one of them.
+        let this = std::thread::current().id();
+        for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != this) {
             let _ = thread.join();
         }
     }

@@ -161,15 +161,13 @@ impl Shelf {
             }
             self.drop_block(block);
         }
-        if let Some((job, slot)) = self.coming.get(&block) {
-            return Found::Coming(job.clone(), *slot);
-        }
         match self.verdicts.get(&block) {
-            Some((when, error)) if when.elapsed() < VERDICT_TTL => Found::Bad(error.clone()),
-            Some(_) => {
-                self.verdicts.pop(&block);
-                Found::Unknown
-            }
+            Some((when, error)) if when.elapsed() < VERDICT_TTL => return Found::Bad(error.clone()),
+            Some(_) => drop(self.verdicts.pop(&block)),
+            None => {}
+        }
+        match self.coming.get(&block) {
+            Some((job, slot)) => Found::Coming(job.clone(), *slot),
             None => Found::Unknown,
         }
     }
@@ -190,12 +188,20 @@ impl Shelf {
     pub fn arrive(&mut self, block: BlockId, outcome: &Outcome) {
         self.coming.remove(&block);
         match outcome {
-            Ok(verified) => self.keep(block, verified.clone()),
+            Ok(verified) => {
+                self.verdicts.pop(&block);
+                self.keep(block, verified.clone());
+            }
             Err(error) if error.is_damage() => {
                 self.verdicts.put(block, (Instant::now(), error.clone()));
             }
             Err(_) => {}
         }
+    }
+
+    /// Somebody has waited for a block in vain: for a while nobody waits for it again, as the kernel would.
+    pub fn is_late(&mut self, block: BlockId) {
+        self.verdicts.put(block, (Instant::now(), Error::TimedOut));
     }
 
     fn keep(&mut self, block: BlockId, verified: Arc<VerifiedBlock>) {

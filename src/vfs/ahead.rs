@@ -105,7 +105,7 @@ fn serve(tree: &Tree, store: &Store, ranges: &Receiver<Range<u64>>) {
             room = left;
             if let Ok(pieces) = tree.segments(&node, 0, node.attr.size) {
                 let wanted: Vec<Wanted> = pieces.iter().filter_map(wanted_of).collect();
-                let _ = store.blocks(&wanted, Some(logid));
+                store.ask(&wanted, Some(logid), |_| ());
             }
         }
     }

@@ -109,11 +109,31 @@ impl Streams {
     }
 }
 
+/// A read on its way: what was asked, and what the answer is made of.
+struct Request {
+    node: Arc<Node>,
+    offset: u64,
+    pieces: Vec<Piece>,
+}
+
 impl Vfs {
-    /// Bytes `offset..offset + len` of a file, cut at its end.
+    /// Bytes `offset..offset + len` of a file, cut at its end. `then` gets them: on this thread before it returns, unless
+    /// they must come from far; then on another, and no later than the store's deadline.
     ///
     /// Errors: whatever block or index row is damaged; then nothing at all is given.
-    pub fn read(&self, ino: Ino, offset: u64, len: u32) -> Result<Bytes> {
+    pub fn read(self: &Arc<Vfs>, ino: Ino, offset: u64, len: u32, then: impl FnOnce(Result<Bytes>) + Send + 'static) {
+        let request = match self.request(ino, offset, len) {
+            Ok(request) => request,
+            Err(error) => return then(Err(error)),
+        };
+        let wanted: Vec<Wanted> = request.pieces.iter().filter_map(wanted_of).collect();
+        let (vfs, logid) = (self.clone(), request.node.logid);
+        self.store.ask(&wanted, Some(logid), move |blocks| {
+            then(blocks.and_then(|blocks| vfs.answer(&request, blocks)));
+        });
+    }
+
+    fn request(&self, ino: Ino, offset: u64, len: u32) -> Result<Request> {
         let logid = self.file(ino)?;
         let node = self.tree.node(logid)?;
         if node.attr.kind != Kind::File {
@@ -129,15 +149,27 @@ impl Vfs {
         } else if offset == 0 {
             self.ahead.note(logid);
         }
-        let wanted: Vec<Wanted> = pieces.iter().filter_map(wanted_of).collect();
-        let blocks = self.store.blocks(&wanted, Some(logid))?;
-        let bytes = assemble(&pieces, blocks, total as usize);
+        Ok(Request { node, offset, pieces })
+    }
+
+    fn answer(&self, request: &Request, blocks: Vec<Arc<VerifiedBlock>>) -> Result<Bytes> {
+        let Request { node, offset, pieces } = request;
+        let total: u64 = pieces.iter().map(Piece::len).sum();
+        let bytes = assemble(pieces, blocks, total as usize);
         if bytes.len() as u64 != total {
-            return Err(Error::ExtentsLost { logid, offset });
+            return Err(Error::ExtentsLost { logid: node.logid, offset: *offset });
         }
-        self.hash_on_the_way(&node, offset, &bytes)?;
-        self.store.file_read(logid, offset, offset + total, node.attr.size);
+        self.hash_on_the_way(node, *offset, &bytes)?;
+        self.store.file_read(node.logid, *offset, offset + total, node.attr.size);
         Ok(bytes)
+    }
+
+    /// As `read`, waiting for it.
+    #[cfg(test)]
+    pub fn read_now(self: &Arc<Vfs>, ino: Ino, offset: u64, len: u32) -> Result<Bytes> {
+        let (answer, told) = std::sync::mpsc::channel();
+        self.read(ino, offset, len, move |bytes| answer.send(bytes).unwrap());
+        told.recv().unwrap()
     }
 
     fn read_ahead(&self, node: &Node, request: Range<u64>) {

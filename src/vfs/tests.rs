@@ -9,9 +9,9 @@ const V0: Version = Version(0);
 const BIG: Dirno = Dirno(1);
 const BLOCK: usize = 4000;
 
-fn vfs(fixture: &Fixture, options: VfsOptions) -> Vfs {
+fn vfs(fixture: &Fixture, options: VfsOptions) -> Arc<Vfs> {
     let store = Arc::new(fixture.store(StoreOptions::default()));
-    Vfs::new(Tree::new(fixture.index.clone(), View::Whole), store, options)
+    Arc::new(Vfs::new(Tree::new(fixture.index.clone(), View::Whole), store, options))
 }
 
 /// `/f`: three blocks with a hole between; `/big`: 1500 names.
@@ -66,7 +66,7 @@ fn reads_give_exactly_the_range_cut_at_the_end() {
         [(0, 1), (0, 17_000), (3999, 2), (8000, 5000), (7999, 5002), (16_999, 10), (17_000, 9), (1 << 40, 1)]
     {
         let expected = content.get(offset..(offset + len).min(content.len())).unwrap_or_default();
-        assert_eq!(&vfs.read(Ino(20), offset as u64, len as u32).unwrap()[..], expected, "{offset}+{len}");
+        assert_eq!(&vfs.read_now(Ino(20), offset as u64, len as u32).unwrap()[..], expected, "{offset}+{len}");
     }
     let summary = vfs.summary();
     assert_eq!((summary.files_read, summary.files_wholly_read), (1, 1));
@@ -78,11 +78,11 @@ fn a_read_that_touches_a_bad_block_gives_nothing_of_it() {
     fixture.spoil_frame(crate::ids::ArcSerial(0), FrameNo(1));
     let vfs = vfs(&fixture, VfsOptions::default());
     for (offset, len) in [(0, 17_000), (3999, 2), (4000, 1), (7999, 100)] {
-        let error = vfs.read(Ino(20), offset, len).err().unwrap();
+        let error = vfs.read_now(Ino(20), offset, len).err().unwrap();
         assert_eq!(vfs.errno(Ino(20), &error), libc::EIO);
     }
-    assert_eq!(vfs.read(Ino(20), 0, 4000).unwrap()[..], content[..4000]);
-    assert_eq!(vfs.read(Ino(20), 8000, 9000).unwrap()[..], content[8000..]);
+    assert_eq!(vfs.read_now(Ino(20), 0, 4000).unwrap()[..], content[..4000]);
+    assert_eq!(vfs.read_now(Ino(20), 8000, 9000).unwrap()[..], content[8000..]);
     let place = &vfs.summary().places[0];
     assert_eq!((place.path.as_slice(), place.version), (&b"/f"[..], Some(0)));
 }
@@ -168,7 +168,7 @@ fn attributes_are_the_saved_ones() {
     assert_eq!(mine.getattr(Ino(20)).map(|(stat, _)| (stat.uid, stat.gid)).unwrap(), (7, 8));
 }
 
-fn vfs_with_owner(fixture: &Fixture) -> Vfs {
+fn vfs_with_owner(fixture: &Fixture) -> Arc<Vfs> {
     vfs(fixture, VfsOptions { owners: Owners::All { uid: 7, gid: 8 }, ..VfsOptions::default() })
 }
 
@@ -188,13 +188,13 @@ fn what_is_not_there_is_an_error_and_not_a_panic() {
     let (fixture, _) = fixture();
     let vfs = vfs(&fixture, VfsOptions::default());
     for ino in [Ino(0), Ino(2), Ino(1 << 40), folder(9), Ino::of_latest(Version(9)), Ino(u64::MAX)] {
-        assert!(vfs.getattr(ino).is_err() && vfs.read(ino, 0, 1).is_err() && vfs.opendir(ino).is_err());
+        assert!(vfs.getattr(ino).is_err() && vfs.read_now(ino, 0, 1).is_err() && vfs.opendir(ino).is_err());
         assert!(vfs.lookup(ino, b"x").is_err() && vfs.readlink(ino).is_err());
     }
     // The version was never there, or was removed while it was mounted.
     let gone = vfs.opendir(folder(9)).err().unwrap();
     assert_eq!(vfs.errno(folder(9), &gone), libc::ESTALE);
-    assert_eq!(vfs.errno(folder(0), &vfs.read(folder(0), 0, 1).err().unwrap()), libc::EISDIR);
+    assert_eq!(vfs.errno(folder(0), &vfs.read_now(folder(0), 0, 1).err().unwrap()), libc::EISDIR);
 }
 
 #[test]
@@ -219,11 +219,11 @@ fn a_file_whose_sha1_is_another_is_refused_and_stays_so() {
     for hashing in [Hashing::Small, Hashing::All] {
         let new = || vfs(&fixture, VfsOptions { hashing, ..VfsOptions::default() });
         let one = new();
-        assert_eq!(one.read(right, 0, size).unwrap().len(), size as usize);
-        let error = one.read(wrong, 0, size).err().unwrap();
+        assert_eq!(one.read_now(right, 0, size).unwrap().len(), size as usize);
+        let error = one.read_now(wrong, 0, size).err().unwrap();
         assert_eq!((error.code(), one.errno(wrong, &error)), ("FILE_HASH_MISMATCH", libc::EIO));
         // A part of it, too, and it is damage that counts once.
-        let again = one.read(wrong, 0, 10).err().unwrap();
+        let again = one.read_now(wrong, 0, 10).err().unwrap();
         assert_eq!((again.code(), one.errno(wrong, &again)), ("FILE_HASH_MISMATCH", libc::EIO));
         let summary = one.summary();
         assert_eq!(
@@ -235,12 +235,12 @@ fn a_file_whose_sha1_is_another_is_refused_and_stays_so() {
         // In several requests, slightly out of order.
         let several = new();
         let parts = [(0, 4000), (8000, 4000), (4000, 4000)];
-        let read = |ino, (offset, len)| several.read(ino, offset, len).map(|bytes| bytes.len());
+        let read = |ino, (offset, len)| several.read_now(ino, offset, len).map(|bytes| bytes.len());
         assert!(parts.iter().all(|part| read(right, *part).is_ok()));
         assert_eq!(parts.iter().all(|part| read(wrong, *part).is_ok()), hashing == Hashing::Small);
         // Not in sequence: nothing is said.
         let random = new();
-        assert!([(4000, 4000), (0, 3000)].iter().all(|(at, len)| random.read(wrong, *at, *len).is_ok()));
+        assert!([(4000, 4000), (0, 3000)].iter().all(|(at, len)| random.read_now(wrong, *at, *len).is_ok()));
     }
 }
 
