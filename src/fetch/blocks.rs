@@ -35,6 +35,11 @@ pub struct Asked {
     pub at: Located,
 }
 
+/// What came of a block.
+pub type Outcome = Result<Fetched, Bad>;
+/// Learns what came of blocks: its number among those asked for, and where it was looked for at last.
+pub type Each<'a> = &'a mut dyn FnMut(usize, &Asked, Outcome);
+
 /// How far up the ladder a read goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Heal {
@@ -100,7 +105,7 @@ impl Fetch {
 
     /// Fetches blocks from what is near, on this thread. `each` learns by their numbers in `asked` what came of them, and
     /// where they were looked for at last; those that were right at first come sooner than those that were not.
-    pub fn near(&self, asked: &[Asked], each: &mut dyn FnMut(usize, &Asked, Result<Fetched, Bad>)) {
+    pub fn near(&self, asked: &[Asked], each: Each<'_>) {
         let mut at = 0;
         while let Some(rest) = asked.get(at..).filter(|rest| !rest.is_empty()) {
             let count = stretch(rest);
@@ -112,11 +117,11 @@ impl Fetch {
 
     /// From the copies that leave the machine; it may take as long as they do.
     pub fn far(&self, asked: &Asked) -> Option<Fetched> {
-        self.from_copies(asked, Reach::Far)
+        self.elsewhere(asked, Reach::Far)
     }
 
     /// Frames that lie in a row.
-    fn stretch(&self, asked: &[Asked], each: &mut dyn FnMut(usize, &Asked, Result<Fetched, Bad>)) {
+    fn stretch(&self, asked: &[Asked], each: Each<'_>) {
         let (Some(Asked { at: first, .. }), Some(Asked { at: last, .. })) = (asked.first(), asked.last()) else {
             return;
         };
@@ -166,7 +171,7 @@ impl Fetch {
     }
 
     /// The rungs after the first. The error is the first one's, unless that says nothing of the bytes and a later one does.
-    fn climb(&self, asked: &Asked, first: Bad, end: &mut dyn FnMut(&Asked, Result<Fetched, Bad>)) {
+    fn climb(&self, asked: &Asked, first: Bad, end: &mut dyn FnMut(&Asked, Outcome)) {
         let (asked, first) = match self.moved_since(asked) {
             Some(now) => match self
                 .open(now.at.serial)
@@ -182,7 +187,7 @@ impl Fetch {
         end(&asked, if gives_up { Err(first) } else { self.heal(&asked, first) });
     }
 
-    fn heal(&self, asked: &Asked, first: Bad) -> Result<Fetched, Bad> {
+    fn heal(&self, asked: &Asked, first: Bad) -> Outcome {
         // What is read now is what has the arc's name now.
         let again = self.reopen(asked.at.serial).map_err(|error| unopened(asked, error)).and_then(|opened| {
             let frame = self.frame(&opened.arc, asked);
@@ -194,20 +199,20 @@ impl Fetch {
             Err(second) if second.error.is_damage() && !first.error.is_damage() => second,
             Err(_) => first,
         };
-        match self.from_copies(asked, Reach::Near) {
+        match self.elsewhere(asked, Reach::Near) {
             Some(fetched) => Ok(Fetched { met: Some(bad.error), ..fetched }),
             None => Err(bad),
         }
     }
 
-    fn from_copies(&self, asked: &Asked, reach: Reach) -> Option<Fetched> {
+    fn elsewhere(&self, asked: &Asked, reach: Reach) -> Option<Fetched> {
         let mut copies = self.copies.iter().filter(|copy| copy.reach() == reach).peekable();
         copies.peek().filter(|_| asked.at.info.kind == FrameKind::Block)?;
         let entry = self.index.arc(asked.at.serial).ok()?.entry;
         let cipher = self.keys.arc_cipher(entry.id, &entry.salt);
         let Located { no, offset, ref info, .. } = asked.at;
         let (keys, block) = (self.keys.as_ref(), Some(asked.block));
-        Frame { keys, cipher: &cipher, arc: entry.name, no, block, offset, info }.from_copies(copies)
+        Frame { keys, cipher: &cipher, arc: entry.name, no, block, offset, info }.elsewhere(copies)
     }
 
     /// Where the block is now, if it was relocated since its place was looked up.

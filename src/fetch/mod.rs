@@ -185,7 +185,7 @@ impl Frame<'_> {
     }
 
     /// From the first copy that has it.
-    pub fn from_copies<'a>(&self, copies: impl IntoIterator<Item = &'a Arc<dyn Depot>>) -> Option<Fetched> {
+    pub fn elsewhere<'a>(&self, copies: impl IntoIterator<Item = &'a Arc<dyn Depot>>) -> Option<Fetched> {
         copies.into_iter().find_map(|copy| {
             let arc = copy.open(self.arc).ok()?;
             let block = match self.read(arc.as_ref(), Via::Medium) {
