@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use super::Inner;
 use super::later::{Later, Pending, Then};
-use super::shelf::Job;
-use crate::error::Error;
+use super::shelf::{Job, Outcome};
+use crate::error::{Error, Result};
 use crate::fetch::{Asked, Bad};
 use crate::sync::{lock, wait, wait_timeout};
 
@@ -65,9 +65,10 @@ pub(super) fn start(inner: &Arc<Inner>) {
 fn serve(inner: &Inner) {
     let Some(far) = &inner.far else { return };
     while let Some(Task { job, slot, asked, bad, sent }) = far.next() {
+        let owed = Owed { inner, job: &job, slot };
         // Who asked has been told that it took too long.
         if sent.elapsed() > inner.deadline {
-            inner.deliver(&job, slot, Err(Error::TimedOut));
+            owed.pay(Err(Error::TimedOut));
             continue;
         }
         let outcome = match inner.fetch.far(&asked) {
@@ -77,21 +78,45 @@ fn serve(inner: &Inner) {
             }
             None => Err(inner.notes.lost(&inner.fetch, &asked, job.file, bad, &mut None)),
         };
-        inner.deliver(&job, slot, outcome);
+        owed.pay(outcome);
+    }
+}
+
+/// A block that is delivered also if its thread panics.
+struct Owed<'a> {
+    inner: &'a Inner,
+    job: &'a Arc<Job>,
+    slot: usize,
+}
+
+impl Owed<'_> {
+    fn pay(&self, outcome: Outcome) {
+        self.inner.deliver(self.job, self.slot, outcome);
+    }
+}
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        if !self.job.delivered(self.slot) {
+            self.pay(Err(Error::SelfCheck { what: "a block was not delivered".into() }));
+        }
     }
 }
 
 impl Far {
-    /// Leaves a block to the threads here.
-    pub fn send(&self, job: &Arc<Job>, slot: usize, asked: Asked, bad: Bad) {
-        job.leave(slot);
+    /// Leaves a block to the threads here, which deliver it.
+    ///
+    /// # Errors
+    /// `READ_TIMED_OUT` when so many wait already that its turn would not come.
+    pub fn send(&self, job: &Arc<Job>, slot: usize, asked: Asked, bad: Bad) -> Result<()> {
         let mut queue = lock(&self.queue);
         if queue.closed || queue.tasks.len() >= MAX_TASKS {
-            drop(queue);
-            return job.deliver(slot, Err(Error::TimedOut));
+            return Err(Error::TimedOut);
         }
+        job.leave(slot);
         queue.tasks.push_back(Task { job: job.clone(), slot, asked, bad, sent: Instant::now() });
         self.more.notify_one();
+        Ok(())
     }
 
     fn next(&self) -> Option<Task> {

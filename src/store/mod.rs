@@ -461,7 +461,8 @@ impl Inner {
                 Err(bad) => bad,
             };
             if let Some(far) = &self.far {
-                return far.send(job, slot, *asked, bad);
+                let sent = far.send(job, slot, *asked, bad);
+                return sent.unwrap_or_else(|error| deliver.outcome(slot, Err(error)));
             }
             deliver.outcome(slot, Err(self.notes.lost(&self.fetch, asked, job.file, bad, &mut told)));
         });
