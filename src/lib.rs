@@ -5,8 +5,8 @@
 //! `store/` (a verified block from cache or arc) → `arc/frame.rs` (the one function that verifies a block).
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
-//! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, depot, crypto, arc, index, ledger,
-//! fetch, backupdir, store, run, tree, vfs, backup, restore, coverage, recover, selftest, fuse, mount, cli.
+//! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
+//! ledger, depot, fetch, live, backupdir, store, run, tree, backup, recover, vfs, restore, coverage, selftest, fuse, mount, cli.
 
 pub mod arc;
 pub mod backup;
@@ -22,6 +22,7 @@ pub mod fuse;
 pub mod ids;
 pub mod index;
 pub mod ledger;
+pub mod live;
 pub mod monitor;
 pub mod mount;
 pub mod os;

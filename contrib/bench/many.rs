@@ -4,6 +4,8 @@
 //! directory with many names; 64 small blocks hold all content. SAMPLE gets paths spread over the tree, one a line,
 //! without a leading slash. Prints one JSON object.
 
+#![allow(clippy::indexing_slicing)]
+
 use std::error::Error;
 use std::io::Write;
 use std::path::Path;

@@ -176,7 +176,8 @@ fn prefix<const N: usize>(bytes: &[u8]) -> Result<&[u8; N], Damage> {
     bytes.first_chunk().ok_or(Damage::Truncated { wanted_bytes: N as u64, found_bytes: bytes.len() as u64 })
 }
 
-/// `N` bytes at a constant offset of a fixed-size record; the caller's layout guarantees that they are there.
+/// `N` bytes at a constant offset of a fixed-size record.
+#[expect(clippy::indexing_slicing, reason = "the caller's layout guarantees that they are there")]
 fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&bytes[offset..offset + N]);

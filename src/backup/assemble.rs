@@ -14,13 +14,13 @@ use super::expect::Expected;
 use super::pipeline::{Budget, FileHead, FileReply, MAX_HELD_PIECES, Step, Totals, Was};
 use super::read::{FileError, FileRead, Read};
 use super::spare::Spare;
-use super::walk;
 use crate::catalog::{
     CatalogFrame, Child, Content, DirState, ExtentChunk, Kind, MAX_INLINE_SEGMENTS, Node, Segment, VersionInfo,
 };
 use crate::error::{Error, Result};
 use crate::ids::{FileHash, Logid};
 use crate::index::{DedupTable, Index};
+use crate::live;
 use crate::monitor::{Event, Monitor, Progress};
 use crate::run::output::Output;
 
@@ -93,7 +93,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
                 self.progress.bytes = self.progress.bytes.saturating_add(totals.bytes);
                 self.catalog.kept(kept, kept_dirs);
                 let (children, subdirs) = self.catalog.counts();
-                attr.nlink = walk::directory_nlink(attr.nlink, subdirs);
+                attr.nlink = live::directory_nlink(attr.nlink, subdirs);
                 self.catalog.leave(self.out, DirState { attr, xattrs, children })?;
             }
             Step::LeaveKept { state } => {
@@ -285,7 +285,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
             Some(node) => self.put_node(name, &node, was),
             None => {
                 let e = io::Error::from_raw_os_error(libc::ESTALE);
-                self.failed(&path, &Error::io("read the other name of", walk::path_of(&path), &e));
+                self.failed(&path, &Error::io("read the other name of", live::path_of(&path), &e));
                 self.absent(name, was)
             }
         }
@@ -338,7 +338,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
                 self.monitor.event(Event::Warning { path: &head.path, what });
             }
             FileError::Io(e) => {
-                let error = Error::io("read", walk::path_of(&head.path), &e);
+                let error = Error::io("read", live::path_of(&head.path), &e);
                 if error.is_lack_of_descriptors() {
                     return Err(error);
                 }
@@ -373,7 +373,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
 
     fn incomplete(&mut self, path: &[u8], error: &io::Error) {
         self.info.incomplete += 1;
-        self.failed(path, &Error::io("save all extended attributes of", walk::path_of(path), error));
+        self.failed(path, &Error::io("save all extended attributes of", live::path_of(path), error));
     }
 
     fn lose(&mut self, totals: Totals) {

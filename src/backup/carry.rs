@@ -6,12 +6,12 @@
 use super::catalog::Names;
 use super::pipeline::Step;
 use super::previous::PrevChild;
-use super::roots::Paths;
 use super::traverse::{Fate, Kept, Level, Traverse};
 use crate::catalog::{Attr, Child, Xattrs};
 use crate::error::{Error, Result};
 use crate::ids::Dirno;
 use crate::index::DirRow;
+use crate::live::Paths;
 
 impl Traverse<'_> {
     /// An entry of the version before at which this run does not look. `paths` are those at and below it.

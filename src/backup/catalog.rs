@@ -41,6 +41,7 @@ impl OpenDir {
     }
 
     /// Where the next record goes.
+    #[expect(clippy::indexing_slicing, reason = "there is a last part")]
     fn records(&mut self) -> &mut Vec<u8> {
         if self.parts.last().is_none_or(|part| part.len() >= CLOSE_AT_BYTES) {
             self.parts.push(Vec::new());

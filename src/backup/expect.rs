@@ -6,8 +6,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::pipeline::Totals;
-use super::walk::{self, Boundaries};
 use crate::catalog::Kind;
+use crate::live::{self, Boundaries};
 use crate::monitor::Monitor;
 use crate::os::DirFd;
 
@@ -46,7 +46,7 @@ impl Expected {
     /// not this one's.
     pub fn count(&self, paths: &[Vec<u8>], boundaries: &Boundaries, most_open: usize, monitor: &dyn Monitor) {
         for path in paths {
-            let Ok(opened) = walk::open_path(&walk::path_of(path)) else { continue };
+            let Ok(opened) = live::open_path(&live::path_of(path)) else { continue };
             match opened.stat.kind {
                 Kind::Dir => {
                     let name = if opened.name.is_empty() { b"." } else { opened.name.as_slice() };
@@ -75,7 +75,7 @@ impl Expected {
         boundaries: &Boundaries,
         open: &mut Vec<(DirFd, crate::os::Stat)>,
     ) {
-        let Ok(listing) = walk::list(dir) else { return };
+        let Ok(listing) = live::list(dir) else { return };
         for (name, found) in listing.entries {
             match found.kind {
                 Kind::Dir if matches!(boundaries.skip(&found, stat, start_dev, || dir.magic()), Ok(None)) => {

@@ -9,15 +9,14 @@ use std::sync::Arc;
 use crossbeam::channel::bounded;
 
 use super::catalog::Names;
-use super::open_dirs::OpenDir;
 use super::pipeline::{FileHead, Job, Step, Totals};
 use super::previous::PrevChild;
 use super::read::{self, FileError, Piece, Read};
 use super::traverse::{Level, Links, Traverse};
-use super::walk;
 use crate::catalog::{Attr, Child, Content, Kind, Node};
 use crate::error::{Error, Result};
 use crate::ids::Logid;
+use crate::live::{self, OpenDir};
 use crate::os::{Stat, xattr};
 
 impl Traverse<'_> {
@@ -31,7 +30,7 @@ impl Traverse<'_> {
         was: Option<PrevChild>,
         path: &[u8],
     ) -> Result<()> {
-        let attr = walk::attr(&stat);
+        let attr = live::attr(&stat);
         let was_node = was.as_ref().and_then(|was| match was.entry.child {
             Child::Node(logid) if was.attr.as_ref() == Some(&attr) => Some((logid, was.entry.since)),
             _ => None,
@@ -177,7 +176,7 @@ impl Traverse<'_> {
             _ => Vec::new(),
         };
         attr.size = target.len() as u64;
-        let (xattrs, failed) = walk::readable_xattrs(xattr::Subject::At(dir, name));
+        let (xattrs, failed) = live::readable_xattrs(xattr::Subject::At(dir, name));
         // In doubt until all of it can be read.
         let racy = failed.is_some();
         if let Some(error) = failed {

@@ -1,8 +1,8 @@
 //! What a run does not look at, on purpose: counted and named, so that nothing is left out without a word.
 
-use super::walk::Skip;
 use crate::catalog::VersionInfo;
 use crate::error::{Error, Result};
+use crate::live::Skip;
 use crate::monitor::{Event, Monitor};
 
 #[derive(Debug, Default)]

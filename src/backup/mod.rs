@@ -6,19 +6,15 @@ pub mod assemble;
 mod block;
 pub mod carry;
 pub mod catalog;
-pub mod excludes;
 pub mod expect;
 pub mod inventory;
 pub mod leaf;
 pub mod left_out;
-pub mod open_dirs;
 pub mod pipeline;
 pub mod previous;
 pub mod read;
-pub mod roots;
 pub mod spare;
 pub mod traverse;
-pub mod walk;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -32,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::ids::{BlockId, Logid, Version};
 use crate::index::{ApplyReport, DedupTable, Index, Told, VersionRow};
 use crate::ledger::Ledger;
+use crate::live::{self, Boundaries, Crossing, Excludes, OpenDirs, Paths, Roots};
 use crate::monitor::{Event, Monitor};
 pub use crate::run::LeftToDo;
 use crate::run::{Applied, Contents, NewVersion, Run, Settled, Whole, records};
@@ -41,15 +38,12 @@ use assemble::Assembler;
 use expect::Expected;
 use inventory::Inventory;
 use left_out::LeftOut;
-use open_dirs::OpenDirs;
 use pipeline::{Budget, IN_FLIGHT_STEPS, Job, Step, Totals, Worker};
 use previous::Previous;
 use read::Cutting;
-use roots::{Paths, Roots};
 pub use spare::Resumed;
 use spare::Spare;
 use traverse::Traverse;
-use walk::{Boundaries, Crossing, Excludes};
 
 /// Memory for the table of blocks that this run has written.
 const DEDUP_BYTES: usize = 96 << 20;
@@ -370,7 +364,7 @@ fn dry(steps: Receiver<Step>, monitor: &dyn Monitor) -> VersionInfo {
             }
             Step::Incomplete { path, error } => {
                 errors += 1;
-                let error = Error::io("save all extended attributes of", walk::path_of(&path), &error);
+                let error = Error::io("save all extended attributes of", live::path_of(&path), &error);
                 monitor.event(Event::Failure { path: &path, error: &error });
             }
             Step::Warn { path, what } => monitor.event(Event::Warning { path: &path, what }),

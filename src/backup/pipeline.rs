@@ -13,7 +13,6 @@ use crossbeam::channel::{Receiver, Sender};
 
 use super::block::{Found, HashedBlock};
 use super::catalog::Names;
-use super::open_dirs::OpenDir;
 use super::read::{self, Cutting, FileError, FileRead, Piece};
 use crate::arc::Packer;
 use crate::catalog::{Attr, Child, DirState, Kind, Node, Xattrs};
@@ -21,6 +20,7 @@ use crate::crypto::Keys;
 use crate::error::Result;
 use crate::ids::{Dirno, Logid};
 use crate::index::DedupTable;
+use crate::live::OpenDir;
 use crate::os::Stat;
 use crate::sync::{lock, wait};
 

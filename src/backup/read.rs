@@ -14,11 +14,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fastcdc::v2020::{FastCDC, Normalization};
 
 use super::block::HashedBlock;
-use super::walk;
 use crate::catalog::{Attr, HASHED_HOLE_BYTES, Kind, Timespec, Xattrs};
 use crate::crypto::FileHasher;
 use crate::error::{Error, Result};
 use crate::ids::FileHash;
+use crate::live;
 use crate::os::{DirFd, Stat, file, stat, xattr};
 
 /// How often a file is read that changes meanwhile.
@@ -79,10 +79,10 @@ impl Read {
         sha1: Option<FileHash>,
     ) -> Read {
         let [before, after] = states;
-        let (xattrs, xattrs_failed) = walk::readable_xattrs(xattr::Subject::Fd(opened.as_fd()));
+        let (xattrs, xattrs_failed) = live::readable_xattrs(xattr::Subject::Fd(opened.as_fd()));
         let unsettled = !same_state(&before, &after);
         let in_doubt = unsettled || size != after.size || xattrs_failed.is_some();
-        let attr = Attr { size, ..walk::attr(&after) };
+        let attr = Attr { size, ..live::attr(&after) };
         let (racy, replaced) = (in_doubt || is_racy(after.ctime, began), !after.same_file(listed));
         Read { attr, xattrs, xattrs_failed, sha1, racy, unsettled, replaced }
     }

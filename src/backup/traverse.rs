@@ -15,16 +15,14 @@ use crossbeam::channel::Sender;
 
 use super::catalog::Names;
 use super::left_out::LeftOut;
-use super::open_dirs::{OpenDir, OpenDirs};
 use super::pipeline::{Budget, Job, Step, Totals};
 use super::previous::{Children, PrevChild, Previous};
 use super::read::Cutting;
-use super::roots::Paths;
-use super::walk::{self, Boundaries, Crossing, Excludes, Skip};
 use crate::catalog::{Attr, Child, Kind, Xattrs};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid};
 use crate::index::{DirRow, Entry};
+use crate::live::{self, Boundaries, Crossing, Excludes, OpenDir, OpenDirs, Paths, Skip};
 use crate::monitor::{Event, Monitor};
 use crate::os::{DirFd, Stat, xattr};
 
@@ -215,7 +213,7 @@ impl Traverse<'_> {
         let (mut before, lost) = self.previous.children(was.as_ref().map(|row| row.dirno))?;
         let listing = match scope {
             Scope::Way(_) => None,
-            Scope::All => match walk::list(&dir) {
+            Scope::All => match live::list(&dir) {
                 Ok(listing) => Some(listing),
                 Err(e) => {
                     self.failed(path, "list", &e)?;
@@ -256,7 +254,7 @@ impl Traverse<'_> {
             self.unseen_entry(&mut here, left, path)?;
         }
         let Here { dir, level, .. } = here;
-        self.leave(walk::attr(&stat), xattrs, level.kept)?;
+        self.leave(live::attr(&stat), xattrs, level.kept)?;
         Ok(dir)
     }
 
@@ -379,7 +377,7 @@ impl Traverse<'_> {
         if far {
             match self.reopen(here, below, path) {
                 Ok(dir) => here.dir = Some(dir),
-                Err(e) => self.failed(walk::parent_of(path), "open again", &e)?,
+                Err(e) => self.failed(live::parent_of(path), "open again", &e)?,
             }
         }
         Ok(())
@@ -395,8 +393,8 @@ impl Traverse<'_> {
         self.open_dirs.open(|| match below.map(from_below) {
             Some(Ok(dir)) => Ok(dir),
             _ => {
-                let names: Vec<&[u8]> = walk::parent_of(path).split(|byte| *byte == b'/').skip(1).collect();
-                walk::open_place(&names).and_then(|dir| here.opening.open(&dir, b".")).and_then(same)
+                let names: Vec<&[u8]> = live::parent_of(path).split(|byte| *byte == b'/').skip(1).collect();
+                live::open_place(&names).and_then(|dir| here.opening.open(&dir, b".")).and_then(same)
             }
         })
     }
@@ -494,7 +492,7 @@ impl Traverse<'_> {
     /// A directory without what it holds, but for what earlier runs were given.
     fn emptied(&mut self, here: &mut Here<'_>, met: Met<'_>, xattrs: Xattrs, path: &mut Vec<u8>) -> Result<()> {
         let (dirno, row) = self.dir_identity(met.was, &met.name)?;
-        self.only_kept(dirno, here.dirno, met.name, row, met.paths, path, (walk::attr(&met.stat), xattrs))
+        self.only_kept(dirno, here.dirno, met.name, row, met.paths, path, (live::attr(&met.stat), xattrs))
     }
 
     fn unseen_if_any(
@@ -511,7 +509,7 @@ impl Traverse<'_> {
     /// Something that is there could not be asked what it is.
     fn not_looked_at(&mut self, path: &[u8], e: &io::Error) -> Result<()> {
         // A walk that stays on its file system has no business in another.
-        if self.boundaries.crossing() == Crossing::Stay && walk::is_mount_point(path).unwrap_or(false) {
+        if self.boundaries.crossing() == Crossing::Stay && live::is_mount_point(path).unwrap_or(false) {
             self.left_out.not_entered(path, Skip::OtherFileSystem, self.monitor);
             return Ok(());
         }
@@ -554,7 +552,7 @@ impl Traverse<'_> {
     }
 
     fn xattrs(&self, path: &[u8], of: xattr::Subject<'_>) -> Result<Xattrs> {
-        let (xattrs, failed) = walk::readable_xattrs(of);
+        let (xattrs, failed) = live::readable_xattrs(of);
         if let Some(error) = failed {
             self.send(Step::Incomplete { path: path.to_vec(), error })?;
         }
@@ -569,7 +567,7 @@ impl Traverse<'_> {
     /// Tells what could not be saved; the run goes on, unless the next file would fare no better.
     pub(super) fn failed(&self, path: &[u8], op: &'static str, e: &io::Error) -> Result<()> {
         let path = if path.is_empty() { b"/" } else { path };
-        let error = Error::io(op, walk::path_of(path), e);
+        let error = Error::io(op, live::path_of(path), e);
         if error.is_lack_of_descriptors() {
             return Err(error);
         }
@@ -592,8 +590,8 @@ impl Traverse<'_> {
 
 /// What is to be looked at, in byte order of the names: all that was listed, and what leads to a path that was given,
 /// listed or not.
-fn entries(dir: &DirFd, listing: Option<walk::Listing>, paths: Option<&Paths>) -> Vec<(Vec<u8>, io::Result<Stat>)> {
-    let walk::Listing { entries, failed } = listing.unwrap_or_default();
+fn entries(dir: &DirFd, listing: Option<live::Listing>, paths: Option<&Paths>) -> Vec<(Vec<u8>, io::Result<Stat>)> {
+    let live::Listing { entries, failed } = listing.unwrap_or_default();
     let mut all: Vec<_> = entries.into_iter().map(|(name, stat)| (name, Ok(stat))).collect();
     let named = paths.into_iter().flat_map(Paths::given_children);
     let unlisted: Vec<&Vec<u8>> = named

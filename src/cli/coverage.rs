@@ -8,11 +8,11 @@ use serde_json::json;
 
 use super::ui::Ui;
 use super::{Context, open_index, print, print_json, show};
-use crate::backup::walk;
 use crate::catalog::Timespec;
 use crate::coverage::{self, AGES_DAYS, Amount, Coverage, Options, Reading, Since};
 use crate::error::{Exit, Result};
 use crate::ledger::{By, How, Ledger, now_s};
+use crate::live;
 use crate::text::shown;
 use crate::tree::{Tree, View};
 
@@ -87,7 +87,7 @@ pub fn run(context: &Context, args: &CoverageArgs) -> Result<Exit> {
         log::warn!("{}: not believed: {}", shown(&refused.path), refused.what);
     }
     let path = match &args.path {
-        Some(path) => std::os::unix::ffi::OsStrExt::as_bytes(walk::absolute(path)?.as_os_str()).to_vec(),
+        Some(path) => std::os::unix::ffi::OsStrExt::as_bytes(live::absolute(path)?.as_os_str()).to_vec(),
         None => Vec::new(),
     };
     let asked = path.clone();

@@ -9,9 +9,9 @@ use serde_json::json;
 use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, open_index, paths, print, print_json, show};
-use crate::backup::walk;
 use crate::error::{Error, Exit, Result};
 use crate::ledger::{By, LedgerWriter};
+use crate::live;
 use crate::restore::{self, Decision, Extra, Lack, Options, Question, Report, Source, Spare, Target, VersionSource};
 use crate::store::{Met, Store, StoreOptions, Summary, Words};
 use crate::text::shown;
@@ -93,7 +93,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
             restore::refuse_delete(&versions, row.version, path)?;
         }
     }
-    let excludes = walk::Excludes::parse(&dir.excludes_path(), &dir.excludes()?, &args.exclude)?;
+    let excludes = live::Excludes::parse(&dir.excludes_path(), &dir.excludes()?, &args.exclude)?;
     let spare = Spare::backup_dir(dir.path())?.with_excludes(excludes);
     let extra = if args.delete { Extra::Delete } else { Extra::Keep };
     let options = Options { paths, target, extra, spare };

@@ -230,7 +230,7 @@ impl Lister<'_> {
                 path.extend_from_slice(&listed.entry.name);
                 let matches = match which {
                     Which::Matching(glob, start) => {
-                        glob.is_match(crate::backup::walk::path_of(path.get(start..).unwrap_or_default()))
+                        glob.is_match(crate::live::path_of(path.get(start..).unwrap_or_default()))
                     }
                     Which::Entries | Which::Tree => true,
                 };

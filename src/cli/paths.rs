@@ -8,8 +8,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use crate::backup::walk;
 use crate::error::{Error, Result};
+use crate::live;
 use crate::os::mounts;
 use crate::text::shown;
 
@@ -44,7 +44,7 @@ pub fn given(what: &OsStr, backup_dir: &Path) -> Result<Given> {
 
 /// The mount of ours that a path is in, and the rest of the path.
 pub fn mount_of(path: &Path) -> Option<(mounts::Mount, PathBuf)> {
-    let absolute = walk::absolute(path).or_else(|_| std::path::absolute(path)).ok()?;
+    let absolute = live::absolute(path).or_else(|_| std::path::absolute(path)).ok()?;
     let all = mounts::all().ok()?;
     let mount = mounts::holding(&all, &absolute).filter(|mount| mount.fstype == "fuse.assay")?;
     Some((mount.clone(), absolute.strip_prefix(&mount.point).ok()?.to_path_buf()))
@@ -81,7 +81,7 @@ fn readings(given: &Path) -> Vec<Vec<u8>> {
     let climbs = absolute.components().any(|part| part == Component::ParentDir);
     let lexical = without_climbing(&absolute);
     let literal = (given.is_absolute() && !climbs).then(|| lexical.clone());
-    let resolved = walk::absolute(given).ok();
+    let resolved = live::absolute(given).ok();
     let resolved_in_part = resolved_in_part(&lexical);
     let mut found: Vec<Vec<u8>> = Vec::new();
     for path in literal.into_iter().chain(resolved).chain([lexical, resolved_in_part]) {

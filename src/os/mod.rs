@@ -4,6 +4,8 @@
 //! path is one name relative to an open directory, so that depth has no limit; errors are `io::Error` with the
 //! errno that the kernel gave, and interrupted calls are repeated.
 
+#![allow(unsafe_code)]
+
 pub mod crash;
 pub mod dir;
 pub mod file;

@@ -7,9 +7,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use crate::backup::walk;
 use crate::catalog::{Attr, Kind, Timespec, Xattrs};
 use crate::error::Error;
+use crate::live;
 use crate::os::xattr::{self, Subject};
 use crate::os::{Stat, file, process, stat};
 use crate::text::shown;
@@ -225,6 +225,6 @@ pub fn lacks(now: &Stat, xattrs_now: &Xattrs, attr: &Attr, xattrs: &Xattrs) -> O
 /// True when setting a directory's attributes would change what it is now, its time aside: that changes with what is
 /// put into it.
 pub fn would_change(dir: &impl AsFd, now: &Stat, attr: &Attr, xattrs: &Xattrs) -> bool {
-    let Ok(xattrs_now) = walk::xattrs_of_fd(dir) else { return true };
+    let Ok(xattrs_now) = live::xattrs_of_fd(dir) else { return true };
     lacks(&Stat { mtime: attr.mtime, ..*now }, &xattrs_now, attr, xattrs).is_none()
 }

@@ -7,11 +7,11 @@ use super::attributes::{self, Failed};
 use super::content::{self, Bad, ContentWriter};
 use super::draft;
 use super::engine::{Made, Restore, check_name, existing};
-use crate::backup::walk;
 use crate::catalog::{Attr, Kind, Node};
 use crate::error::{Error, Result};
 use crate::ids::Logid;
 use crate::ledger::Extent;
+use crate::live;
 use crate::monitor::{Event, Progress};
 use crate::os::{DirFd, Stat, file, stat, xattr};
 
@@ -92,7 +92,7 @@ impl Restore<'_> {
         if now.kind != attr.kind || now.mtime != attr.mtime || now.nlink > attr.nlink.max(1) {
             return Ok(None);
         }
-        let Ok(xattrs) = walk::xattrs(xattr::Subject::At(parent, name)) else { return Ok(None) };
+        let Ok(xattrs) = live::xattrs(xattr::Subject::At(parent, name)) else { return Ok(None) };
         let lacking = attributes::lacks(now, &xattrs, attr, &node.xattrs);
         let same = match attr.kind {
             _ if lacking.is_none() => false,

@@ -11,8 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::backup::walk::Excludes;
 use crate::error::{Error, Result};
+use crate::live::Excludes;
 use crate::os::{DirFd, Stat};
 
 /// Why `--delete` left something.

@@ -117,7 +117,7 @@ fn everything_comes_back_with_every_attribute() {
         assert_eq!(kind("device").rdev(), crate::os::stat::makedev(7, 70_000));
     }
     let dir = DirFd::open(&out).unwrap();
-    assert_eq!(crate::backup::walk::xattrs(xattr::Subject::At(&dir, b"attributes")).unwrap(), wanted);
+    assert_eq!(crate::live::xattrs(xattr::Subject::At(&dir, b"attributes")).unwrap(), wanted);
     assert_eq!(xattr::get(xattr::Subject::At(&dir, b"closed"), b"user.dir").unwrap(), b"d");
     if geteuid() != 0 {
         std::fs::set_permissions(out.join("closed"), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -471,8 +471,8 @@ fn a_default_acl_of_the_target_leaves_no_trace() {
     let report = fake.get(&["/d"], temp.path());
     assert_eq!(report.exit(), Exit::Ok, "{:?}", report.errors);
     let dir = top.open_dir(b"d").unwrap();
-    assert_eq!(crate::backup::walk::xattrs_of_fd(&dir).unwrap(), Xattrs::new());
-    assert_eq!(crate::backup::walk::xattrs(xattr::Subject::At(&dir, b"f")).unwrap(), Xattrs::new());
+    assert_eq!(crate::live::xattrs_of_fd(&dir).unwrap(), Xattrs::new());
+    assert_eq!(crate::live::xattrs(xattr::Subject::At(&dir, b"f")).unwrap(), Xattrs::new());
     assert_eq!(dir.stat_at(b"f").unwrap().perm, 0o640);
 }
 

@@ -115,7 +115,7 @@ fn what_is_excluded_stays_with_the_directories_above_it() {
         std::fs::write(d.join(name), name).unwrap();
     }
     let patterns = ["*.o".to_string(), "/d/cache/".to_string()];
-    let excludes = crate::backup::walk::Excludes::parse(&temp.path().join("none"), b"", &patterns).unwrap();
+    let excludes = crate::live::Excludes::parse(&temp.path().join("none"), b"", &patterns).unwrap();
     fake.spare = Spare::default().with_excludes(excludes);
     let report = delete(&fake, temp.path());
     assert_eq!(report.exit(), Exit::Ok, "{:?}", report.errors);

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::walk::{self, OpenedPath};
+use super::bounds::is_own_mount;
+use super::paths::{OpenedPath, absolute, open_path};
 use crate::error::{Error, Result};
 use crate::monitor::{Event, Monitor};
 use crate::text::shown;
@@ -80,7 +81,7 @@ impl Roots {
         let mut roots = Roots { tree: Paths::default(), given: Vec::new(), failures: 0 };
         let mut failures = Vec::new();
         for path in paths {
-            let absolute = walk::absolute(path);
+            let absolute = absolute(path);
             match &absolute {
                 Err(e @ Error::Usage(_)) => return Err(e.clone()),
                 Ok(absolute) if absolute.starts_with(backup_dir) => {
@@ -88,7 +89,7 @@ impl Roots {
                 }
                 _ => {}
             }
-            let found = absolute.and_then(|_| walk::open_path(path));
+            let found = absolute.and_then(|_| open_path(path));
             match found.and_then(|found| refuse_own_mount(path, found)) {
                 Ok(found) => {
                     if let Some(what) = hint(path, &found) {
@@ -127,8 +128,8 @@ fn report(failures: &[(&std::path::PathBuf, Error)], monitor: &dyn Monitor) {
 fn refuse_own_mount(path: &Path, found: OpenedPath) -> Result<OpenedPath> {
     let magic =
         || if found.name.is_empty() { found.parent.magic() } else { found.parent.open_place(&found.name)?.magic() };
-    let own = found.stat.is_dir().then(|| walk::is_own_mount(found.stat.dev, magic));
-    match own.unwrap_or_else(|| walk::is_own_mount(found.stat.dev, || found.parent.magic())) {
+    let own = found.stat.is_dir().then(|| is_own_mount(found.stat.dev, magic));
+    match own.unwrap_or_else(|| is_own_mount(found.stat.dev, || found.parent.magic())) {
         Ok(false) => Ok(found),
         Ok(true) => Err(Error::Unsupported { path: path.into(), what: "it is in a mounted backup".into() }),
         Err(e) => Err(Error::io("look at the mount table for", path, &e)),
