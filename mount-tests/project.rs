@@ -21,6 +21,7 @@ const ORDER: &[&str] = &[
     "backupdir",
     "store",
     "tree",
+    "reader",
     "vfs",
     "backup",
     "restore",

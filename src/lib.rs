@@ -6,7 +6,7 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, monitor, catalog, os, scratch, own, depot, crypto, arc, index, ledger,
-//! backupdir, store, tree, vfs, backup, restore, coverage, recover, selftest, fuse, mount, cli.
+//! backupdir, store, tree, reader, vfs, backup, restore, coverage, recover, selftest, fuse, mount, cli.
 
 pub mod arc;
 pub mod backup;
@@ -25,6 +25,7 @@ pub mod monitor;
 pub mod mount;
 pub mod os;
 pub mod own;
+pub mod reader;
 pub mod recover;
 pub mod restore;
 pub mod scratch;

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
@@ -179,8 +178,7 @@ fn serve(
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<Summary> {
     context.begin_log(backup.own());
-    let index = Arc::new(open_index(backup)?);
-    let keys = backup.keys().clone();
+    let index = open_index(backup)?;
     let show = |title: &str, summary: &Summary| {
         if args.json {
             // A closed stdout is no reason to fail.
@@ -189,7 +187,7 @@ fn serve(
             summary_text(title, summary).lines().for_each(super::say);
         }
     };
-    let summary = mount::serve(backup.own(), keys, index, point, &args.options(), ready, |summary| {
+    let summary = mount::serve(backup, index, point, &args.options(), ready, |summary| {
         show(&format!("{} so far", shown(point.path())), summary);
     })?;
     show(&format!("{} is unmounted", shown(point.path())), &summary);

@@ -12,10 +12,10 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::read::wanted_of;
 use crate::catalog::Kind;
 use crate::ids::Logid;
-use crate::store::{Store, Wanted, lock};
+use crate::reader::Asked;
+use crate::store::{Store, lock};
 use crate::tree::Tree;
 
 /// Files and bytes decoded ahead of a reader.
@@ -102,9 +102,8 @@ fn serve(tree: &Tree, store: &Store, ranges: &Receiver<Range<u64>>) {
             }
             let Some(left) = room.checked_sub(node.attr.size) else { break };
             room = left;
-            if let Ok(pieces) = tree.segments(&node, 0, node.attr.size) {
-                let wanted: Vec<Wanted> = pieces.iter().filter_map(wanted_of).collect();
-                let _ = store.blocks(&wanted, Some(logid));
+            if let Ok(asked) = Asked::of(tree, &node, 0, node.attr.size) {
+                let _ = store.blocks(&asked.wanted(), Some(logid));
             }
         }
     }

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 
-use super::{Bytes, Vfs};
+use super::Vfs;
 use crate::catalog::Node;
 use crate::crypto::FileHasher;
 use crate::error::{Error, Result};
 use crate::ids::Logid;
 use crate::ledger::Extent;
+use crate::reader::Bytes;
 use crate::store::lock;
 
 /// Files that are hashed at a time.

@@ -1,15 +1,12 @@
 //! File contents: all bytes asked for, verified, or an error; and what to decode before it is asked for.
 
-use std::cell::RefCell;
-use std::ops::{Deref, Range};
-use std::sync::Arc;
+use std::ops::Range;
 
 use super::{Ino, Vfs};
-use crate::arc::VerifiedBlock;
 use crate::catalog::{Kind, Node};
 use crate::error::{Error, Result};
-use crate::store::{Wanted, lock};
-use crate::tree::Piece;
+use crate::reader::{Asked, Bytes, wanted};
+use crate::store::lock;
 
 /// Bytes decoded ahead of a sequential reader.
 const WINDOW_BYTES: u64 = 4 << 20;
@@ -19,49 +16,6 @@ const STEP_BYTES: u64 = 512 << 10;
 pub(super) const MIN_STREAM_BYTES: u64 = 256 << 10;
 /// Readers of one file that are told apart.
 const MAX_READERS: usize = 4;
-
-/// What a read gives: a part of one verified block, or a copy of several.
-pub enum Bytes {
-    Block(Arc<VerifiedBlock>, Range<usize>),
-    Copied(Copied),
-}
-
-/// A copy of parts of several verified blocks. Its memory is kept for the thread's next one: fresh memory for each
-/// large reply would cost a page fault for every 4 KiB.
-pub struct Copied(Vec<u8>);
-
-thread_local! {
-    static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-/// Larger memory is given back.
-const MAX_SPARE_BYTES: usize = 2 << 20;
-
-impl Copied {
-    fn with_room(bytes: usize) -> Copied {
-        let mut spare = SPARE.take();
-        spare.clear();
-        spare.reserve(bytes);
-        Copied(spare)
-    }
-}
-
-impl Drop for Copied {
-    fn drop(&mut self) {
-        if self.0.capacity() <= MAX_SPARE_BYTES {
-            SPARE.set(std::mem::take(&mut self.0));
-        }
-    }
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Block(block, range) => block.get(range.clone()).unwrap_or_default(),
-            Bytes::Copied(copied) => &copied.0,
-        }
-    }
-}
 
 /// One reader of a file, as far as its requests tell.
 #[derive(Clone, Copy, Default)]
@@ -121,21 +75,17 @@ impl Vfs {
         if let Some(error) = self.hash_is_wrong(logid) {
             return Err(error);
         }
-        let pieces = self.tree.segments(&node, offset, u64::from(len))?;
-        let total: u64 = pieces.iter().map(Piece::len).sum();
-        if node.attr.size >= MIN_STREAM_BYTES && total > 0 {
-            self.read_ahead(&node, offset..offset + total);
+        let asked = Asked::of(&self.tree, &node, offset, u64::from(len))?;
+        let range = asked.range();
+        if node.attr.size >= MIN_STREAM_BYTES && !range.is_empty() {
+            self.read_ahead(&node, range.clone());
         } else if offset == 0 {
             self.ahead.note(logid);
         }
-        let wanted: Vec<Wanted> = pieces.iter().filter_map(wanted_of).collect();
-        let blocks = self.store.blocks(&wanted, Some(logid))?;
-        let bytes = assemble(&pieces, blocks, total as usize);
-        if bytes.len() as u64 != total {
-            return Err(Error::ExtentsLost { logid, offset });
-        }
+        let blocks = self.store.blocks(&asked.wanted(), Some(logid))?;
+        let bytes = asked.bytes(blocks)?;
         self.hash_on_the_way(&node, offset, &bytes)?;
-        self.store.file_read(logid, offset, offset + total, node.attr.size);
+        self.store.file_read(logid, offset, range.end, node.attr.size);
         Ok(bytes)
     }
 
@@ -148,37 +98,9 @@ impl Vfs {
         if let Some(ahead) = ahead
             && let Ok(pieces) = self.tree.segments(node, ahead.start, ahead.end - ahead.start)
         {
-            self.store.prefetch(pieces.iter().filter_map(wanted_of), Some(node.logid));
+            self.store.prefetch(wanted(&pieces), Some(node.logid));
         }
     }
-}
-
-pub(super) fn wanted_of(piece: &Piece) -> Option<Wanted> {
-    match piece {
-        Piece::Data { block, block_len, .. } => Some(Wanted { block: *block, len_bytes: *block_len }),
-        Piece::Zero { .. } => None,
-    }
-}
-
-fn assemble(pieces: &[Piece], blocks: Vec<Arc<VerifiedBlock>>, total: usize) -> Bytes {
-    let mut blocks = blocks.into_iter();
-    if let ([Piece::Data { start, len, .. }], Some(block)) = (pieces, blocks.as_slice().first()) {
-        let start = *start as usize;
-        return Bytes::Block(block.clone(), start..start + *len as usize);
-    }
-    let mut copied = Copied::with_room(total);
-    let bytes = &mut copied.0;
-    for piece in pieces {
-        match piece {
-            Piece::Data { start, len, .. } => {
-                let range = *start as usize..*start as usize + *len as usize;
-                let block = blocks.next();
-                bytes.extend_from_slice(block.as_ref().and_then(|block| block.get(range)).unwrap_or_default());
-            }
-            Piece::Zero { len } => bytes.resize(bytes.len() + *len as usize, 0),
-        }
-    }
-    Bytes::Copied(copied)
 }
 
 #[cfg(test)]

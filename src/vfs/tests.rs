@@ -11,7 +11,7 @@ const BLOCK: usize = 4000;
 
 fn vfs(fixture: &Fixture, options: VfsOptions) -> Vfs {
     let store = Arc::new(fixture.store(StoreOptions::default()));
-    Vfs::new(Tree::new(fixture.index.clone(), View::Whole), store, options)
+    Vfs::new(&Backup { tree: Arc::new(Tree::new(fixture.index.clone(), View::Whole)), store }, options)
 }
 
 /// `/f`: three blocks with a hole between; `/big`: 1500 names.
