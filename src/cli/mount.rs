@@ -65,8 +65,8 @@ pub struct MountArgs {
     pub cache_mem: u64,
     /// Compare the SHA-1 of long files, too, while they are read from start to end.
     ///
-    /// Small files are always compared. Every block is verified either way; this finds an index that lists the wrong
-    /// blocks. It makes reading long files about a third slower.
+    /// Small files are always compared, those of one block by its hash. Every block is verified either way; this finds
+    /// an index that lists the wrong blocks. It makes reading long files about a third slower.
     #[arg(long)]
     pub hash_files: bool,
     /// List the attributes system.assay.sha1, .version, .logid, .blocks, .verified, .health and .damage of each file.
