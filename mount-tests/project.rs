@@ -27,6 +27,7 @@ const ORDER: &[&str] = &[
     "tree",
     "backup",
     "recover",
+    "reader",
     "vfs",
     "restore",
     "coverage",

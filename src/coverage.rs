@@ -4,14 +4,15 @@
 //! proven only if the ledger has a proof of the place that it is read from now; memory is a bit a block and file (at
 //! most `MAX_BITMAPS` × 512 bytes each), whatever the size of the backup.
 
-use crate::catalog::{Child, Kind};
+use crate::catalog::{Attr, Child, Kind};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, CopyId, Dirno, FrameNo, Logid, Version};
-use crate::index::VersionRow;
+use crate::index::{Entry, VersionRow};
 use crate::ledger::bits::{Bits, Insert};
 use crate::ledger::{By, Extent, How, Ledger, Proof, Session};
 use crate::monitor::{Event, Monitor, Progress};
-use crate::tree::{Found, Listed, Listing, Piece, Tree};
+use crate::reader::walk::{Met, Walk};
+use crate::tree::{Found, Listed, Piece, Tree};
 
 /// Bitmaps of 4,096 blocks each: 512 million blocks, beyond which one that several files use may count again.
 const MAX_BITMAPS: usize = 131_072;
@@ -143,7 +144,7 @@ pub fn run(
         interrupted: false,
     };
     let moved = tree.index().has_moved_blocks()?;
-    let mut walk = Walk {
+    let mut count = Count {
         tree,
         ledger,
         monitor,
@@ -155,23 +156,23 @@ pub fn run(
         result,
         each,
     };
-    let mut path = options.path.clone();
-    while path.last() == Some(&b'/') {
-        path.pop();
+    let mut path = options.path.as_slice();
+    while let Some(shorter) = path.strip_suffix(b"/") {
+        path = shorter;
     }
-    let walked = match tree.find(v, &path)? {
-        Found::Dir(dir) => walk.below(v, dir, &mut path),
-        Found::Node(logid, Kind::File) => walk.file(&path, logid),
+    let walked = match tree.find(v, path)? {
+        Found::Dir(dir) => count.below(v, dir, path),
+        Found::Node(logid, Kind::File) => count.file(path, logid, tree.attr(logid)),
         Found::Node(..) => Ok(()),
     };
     match walked {
-        Err(Error::Interrupted) => walk.result.interrupted = true,
+        Err(Error::Interrupted) => count.result.interrupted = true,
         other => other?,
     }
-    Ok(walk.result)
+    Ok(count.result)
 }
 
-struct Walk<'a> {
+struct Count<'a> {
     tree: &'a Tree,
     ledger: &'a Ledger,
     monitor: &'a dyn Monitor,
@@ -187,52 +188,18 @@ struct Walk<'a> {
     each: &'a mut dyn FnMut(&[u8], Reading) -> Result<()>,
 }
 
-/// A directory on the way from the top to where the walk is.
-struct Open {
-    listing: Listing,
-    page: std::vec::IntoIter<Listed>,
-    path_len: usize,
-}
-
-impl Walk<'_> {
-    fn below(&mut self, v: Version, top: Dirno, path: &mut Vec<u8>) -> Result<()> {
-        let mut open: Vec<Open> = self.open(v, top, path)?.into_iter().collect();
-        while let Some(dir) = open.last_mut() {
-            path.truncate(dir.path_len);
-            let listed = match dir.page.next() {
-                Some(listed) => listed,
-                None => {
-                    match dir.listing.next_page(self.tree) {
-                        Ok(page) if !page.is_empty() => {
-                            dir.page = page.into_iter();
-                            continue;
-                        }
-                        Ok(_) => {}
-                        Err(error) => self.trouble(path, error)?,
-                    }
-                    open.pop();
-                    continue;
-                }
-            };
-            path.push(b'/');
-            path.extend_from_slice(&listed.entry.name);
-            match listed.entry.child {
-                Child::Dir(dirno) => open.extend(self.open(v, dirno, path)?),
-                Child::Node(logid) if listed.entry.kind == Kind::File => self.file(path, logid)?,
-                Child::Node(_) => {}
+impl Count<'_> {
+    fn below(&mut self, version: Version, top: Dirno, path: &[u8]) -> Result<()> {
+        let (tree, monitor) = (self.tree, self.monitor);
+        let walk = Walk { tree, version, since: None, stop: &|| monitor.interrupted() };
+        walk.below(top, path, &mut |path, met| match met {
+            _ if monitor.interrupted() => Err(Error::Interrupted),
+            Met::Entry(Listed { entry: Entry { child: Child::Node(logid), kind: Kind::File, .. }, attr }) => {
+                self.file(path, *logid, attr.clone())
             }
-            if self.monitor.interrupted() {
-                return Err(Error::Interrupted);
-            }
-        }
-        Ok(())
-    }
-
-    fn open(&mut self, v: Version, dir: Dirno, path: &[u8]) -> Result<Option<Open>> {
-        match self.tree.list(v, dir) {
-            Ok(listing) => Ok(Some(Open { listing, page: Vec::new().into_iter(), path_len: path.len() })),
-            Err(error) => self.trouble(path, error).map(|()| None),
-        }
+            Met::Entry(_) => Ok(()),
+            Met::Lost(_, error) => self.trouble(path, error),
+        })
     }
 
     /// What is damaged is told; the rest is counted.
@@ -245,12 +212,12 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn file(&mut self, path: &[u8], logid: Logid) -> Result<()> {
+    fn file(&mut self, path: &[u8], logid: Logid, attr: Result<(Attr, u64)>) -> Result<()> {
         self.progress.files += 1;
         self.progress.bytes = self.result.total.bytes;
         self.progress.errors = self.result.failures;
         self.monitor.progress(self.progress);
-        let size = match self.tree.attr(logid) {
+        let size = match attr {
             Ok((attr, _)) => attr.size,
             Err(error) => return self.trouble(path, error),
         };

@@ -461,7 +461,12 @@ fn damage_text(place: &Place, damage: &Damage) -> String {
 }
 
 fn errno_text(errno: i32) -> String {
-    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    io_text(&std::io::Error::from_raw_os_error(errno))
+}
+
+/// What an I/O error says, without its number.
+pub(crate) fn io_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
     match text.split_once(" (os error") {
         Some((words, _)) => words.to_string(),
         None => text,

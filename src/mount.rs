@@ -17,18 +17,17 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use signal_hook::consts::{SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-use crate::crypto::Keys;
-use crate::depot::Local;
+use crate::backupdir::BackupDir;
 use crate::error::{Error, Result};
 use crate::fuse::{Access, Caching, Mounted, raise_read_ahead};
 use crate::index::Index;
 use crate::ledger::{By, FLUSH_EVERY_S, LedgerWriter, Record, Session};
 use crate::os;
 use crate::os::mounts::{Mount, MountPoint};
-use crate::own::OwnDir;
-use crate::store::{Heal, Spread, Store, StoreOptions, Summary};
+use crate::reader::{self, Backup};
+use crate::store::{Heal, Spread, StoreOptions, Summary};
 use crate::text::shown;
-use crate::tree::{Tree, View};
+use crate::tree::View;
 use crate::vfs::{Hashing, Owners, Vfs, VfsOptions, VirtualXattrs};
 
 /// How long open files keep a mount alive that was told to end.
@@ -171,42 +170,41 @@ enum News {
 /// `ready` is called once the mount answers, `report` at each SIGUSR1.
 /// Errors: those of the mount itself; damage that readers met is in the summary, not an error.
 pub fn serve(
-    dir: &Arc<OwnDir>,
-    keys: Arc<Keys>,
-    index: Arc<Index>,
+    dir: &BackupDir,
+    index: Index,
     point: &Point,
     options: &MountOptions,
     ready: impl FnOnce() -> Result<()>,
     report: impl Fn(&Summary),
 ) -> Result<Summary> {
     let failed = |what: String| Error::Mount { path: point.path.clone(), what };
-    let tree = Tree::new(index.clone(), options.view);
+    let mut store = StoreOptions { heal: options.heal, ..StoreOptions::default() };
+    if options.cache_bytes > 0 {
+        store.cache_bytes = options.cache_bytes;
+    }
+    if options.caching == Caching::Direct {
+        store.max_age = Some(DIRECT_MAX_AGE);
+    }
+    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Mount));
+    let started_s = ledger.now_s();
+    store.ledger = Some(ledger.clone());
+    let backup = Backup::of(dir, index, reader::Options { view: options.view, store, ..reader::Options::default() });
+    let tree = &backup.tree;
     let only = options.version.as_deref().map(|name| tree.version(name)).transpose()?.map(|row| row.version);
     // A damaged row of one version leaves the others usable by name; if not even the newest can be read, say so now.
     if tree.versions().is_err() {
         tree.index().newest()?;
-    }
-    let mut store_options = StoreOptions { heal: options.heal, ..StoreOptions::default() };
-    if options.cache_bytes > 0 {
-        store_options.cache_bytes = options.cache_bytes;
     }
     let mounter = (os::process::geteuid(), os::process::getegid());
     let owners = match options.ownership {
         Ownership::Saved => Owners::Saved,
         Ownership::Mounter => Owners::All { uid: mounter.0, gid: mounter.1 },
     };
-    if options.caching == Caching::Direct {
-        store_options.max_age = Some(DIRECT_MAX_AGE);
-    }
     let (news_tx, news) = unbounded();
     // What ends it too.
     os::mapped::tell_by(libc::SIGTERM);
     // Before the mount exists: a signal from now on ends it cleanly.
     let signals = watch_signals(news_tx.clone()).map_err(|error| failed(format!("signals: {error}")))?;
-    let ledger = Arc::new(LedgerWriter::new(dir, keys.clone(), By::Mount));
-    store_options.ledger = Some(ledger.clone());
-    let started_s = ledger.now_s();
-    let store = Arc::new(Store::new(Arc::new(Local::new(dir)), keys, index.clone(), store_options));
     let vfs_options = VfsOptions {
         owners,
         only,
@@ -215,7 +213,7 @@ pub fn serve(
         virtual_xattrs: options.virtual_xattrs,
         dir: dir.path().to_path_buf(),
     };
-    let vfs = Arc::new(Vfs::new(tree, store.clone(), vfs_options));
+    let vfs = Arc::new(Vfs::new(&backup, vfs_options));
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = match options.threads {
         0 => cores.clamp(2, 4),
@@ -239,7 +237,7 @@ pub fn serve(
         // When the kernel asks for so much at a time that each core has a request, decoding ahead has no use.
         let reads_far_ahead = raise_read_ahead(stat.dev()) && options.caching == Caching::PageCache;
         if reads_far_ahead && threads >= cores {
-            store.set_spread(Spread::Caller);
+            backup.store.set_spread(Spread::Caller);
         }
     });
     let started =
@@ -266,7 +264,7 @@ pub fn serve(
     drop(crash);
     signals.close();
     remember();
-    index.check_shared()?;
+    backup.index().check_shared()?;
     over.map(|_| vfs.summary())
 }
 

@@ -27,13 +27,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::arc::VerifiedBlock;
 use crate::catalog::{Child, DirState, Kind, Node};
 use crate::error::{Error, Exit, Result};
 use crate::ids::{BlockId, Dirno, Logid};
 use crate::ledger::Extent;
 use crate::monitor::Monitor;
-use crate::tree::Piece;
+use crate::reader::Blocks;
 pub use attributes::Lack;
 pub use spare::{Spare, Why};
 pub use version::{VersionSource, refuse_delete};
@@ -73,23 +72,16 @@ impl Totals {
 }
 
 /// One version, as the restore reads it.
-pub trait Source {
+pub trait Source: Blocks {
     /// What an absolute path stands for.
     fn find(&self, path: &[u8]) -> Result<Child>;
     fn dir(&self, dir: Dirno) -> Result<DirState>;
     fn names(&self, dir: Dirno) -> Names;
     fn node(&self, logid: Logid) -> Result<Arc<Node>>;
-    /// The pieces of `offset..offset + len`, which lies within the file; they tile it.
-    fn pieces(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<Piece>>;
-    /// Where data begins, at or after `offset`; None if there is none.
-    fn next_data(&self, node: &Node, offset: u64) -> Result<Option<u64>>;
-    fn block(&self, block: BlockId, len: u32, file: Logid) -> Result<Arc<VerifiedBlock>>;
     /// Whether `bytes` are a block, by its keyed hash.
     fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool>;
     /// What there is to restore of `child`, as far as it can be listed; `stop` cuts the counting short.
     fn totals(&self, child: Child, stop: &dyn Fn() -> bool) -> Totals;
-    /// Tells which pieces will be read next, if they are all of one file of which; a hint.
-    fn prefetch(&self, _pieces: &[Piece], _file: Option<Logid>) {}
     /// A file's content was read to this extent.
     fn file_read(&self, _file: Logid, _extent: Extent) {}
 }

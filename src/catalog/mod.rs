@@ -131,6 +131,12 @@ pub struct Node {
 pub const HASHED_HOLE_BYTES: u64 = 1 << 30;
 
 impl Node {
+    /// The content is one whole block.
+    pub fn is_one_block(&self) -> bool {
+        let Content::Inline(segments) = &self.content else { return false };
+        matches!(segments.as_slice(), [Segment::Data { len, .. }] if u64::from(*len) == self.attr.size)
+    }
+
     /// No hash is only right where holes made it too expensive.
     pub fn needs_hash(&self) -> bool {
         self.attr.kind == Kind::File && self.attr.size.saturating_sub(self.data_bytes) <= HASHED_HOLE_BYTES

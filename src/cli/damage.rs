@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::ops::Range;
-use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
@@ -11,11 +10,11 @@ use serde_json::json;
 use super::json::with_name;
 use super::{Context, open_index, paths, print, print_json};
 use crate::error::{Error, Exit, Result};
-use crate::ledger::{By, LedgerWriter};
-use crate::selftest::bad_ranges;
-use crate::store::{Store, StoreOptions, Words};
+use crate::ledger::By;
+use crate::reader::{self, Backup, bad_ranges};
+use crate::store::{StoreOptions, Words};
 use crate::text::shown;
-use crate::tree::{Found, Tree, View};
+use crate::tree::Found;
 
 /// Read a file of a version and print which bytes of it are damaged, as a map for ddrescue
 ///
@@ -36,11 +35,10 @@ pub struct DamageArgs {
 
 pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
     let dir = context.open()?;
-    let index = Arc::new(open_index(&dir)?);
-    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest));
-    let options = StoreOptions { ledger: Some(ledger.clone()), words: Words::Reader, ..StoreOptions::default() };
-    let store = Store::new(dir.home(), dir.keys().clone(), index.clone(), options);
-    let tree = Tree::new(index, View::Whole);
+    let store = StoreOptions { words: Words::Reader, ..StoreOptions::default() };
+    let reading = reader::Options { by: Some(By::Selftest), store, ..reader::Options::default() };
+    let backup = Backup::of(&dir, open_index(&dir)?, reading);
+    let tree = &backup.tree;
     let given = [paths::given(&args.file, dir.path())?];
     let version = tree.version(paths::version_of(args.rev.as_deref(), &given)?)?.version;
     let [given] = &given;
@@ -49,10 +47,9 @@ pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
         return Err(Error::Usage(format!("{} is no regular file", shown(&path))));
     };
     let node = tree.node(logid)?;
-    let bad = bad_ranges(&tree, &store, &node)?;
-    // It has said so itself, and the map is right all the same.
-    let _ = ledger.flush();
-    let healed = store.tally().summary().places.into_iter().filter(|met| met.healed).collect::<Vec<_>>();
+    let bad = bad_ranges(&backup, &node)?;
+    backup.flush_notes();
+    let healed = backup.store.tally().summary().places.into_iter().filter(|met| met.healed).collect::<Vec<_>>();
     if args.json {
         let found = json!({
             "version": version.0,

@@ -1,7 +1,6 @@
 //! `assay get`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
@@ -10,12 +9,12 @@ use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, open_index, paths, print, print_json, show};
 use crate::error::{Error, Exit, Result};
-use crate::ledger::{By, LedgerWriter};
+use crate::ledger::By;
 use crate::live;
+use crate::reader::{self, Backup};
 use crate::restore::{self, Decision, Extra, Lack, Options, Question, Report, Source, Spare, Target, VersionSource};
-use crate::store::{Met, Store, StoreOptions, Summary, Words};
+use crate::store::{Met, StoreOptions, Summary, Words};
 use crate::text::shown;
-use crate::tree::{Tree, View};
 
 /// Restore files and directories with all their attributes
 ///
@@ -66,16 +65,14 @@ const CACHE_BYTES: u64 = 64 << 20;
 
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
-    let index = Arc::new(open_index(&dir)?);
-    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Get));
-    let (cache_bytes, words) = (CACHE_BYTES, Words::Reader);
-    let options = StoreOptions { cache_bytes, words, ledger: Some(ledger.clone()), ..StoreOptions::default() };
-    let store = Arc::new(Store::new(dir.home(), dir.keys().clone(), index.clone(), options));
-    let tree = Arc::new(Tree::new(index, View::Whole));
+    let store = StoreOptions { cache_bytes: CACHE_BYTES, words: Words::Reader, ..StoreOptions::default() };
+    let reading = reader::Options { by: Some(By::Get), store, ..reader::Options::default() };
+    let backup = Backup::of(&dir, open_index(&dir)?, reading);
+    let tree = &backup.tree;
     let versions = if args.delete { tree.versions()? } else { Vec::new() };
     let given = args.paths.iter().map(|path| paths::given(path.as_os_str(), dir.path())).collect::<Result<Vec<_>>>()?;
     let row = tree.version(paths::version_of(args.rev.as_deref(), &given)?)?;
-    let source = VersionSource::new(tree, store.clone(), row.version);
+    let source = VersionSource::new(&backup, row.version);
     let target = match (&args.to, args.orig) {
         (_, true) => Target::Original,
         (Some(to), _) => Target::Below(to.clone()),
@@ -101,10 +98,9 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let mut confirm = |question: Question<'_>| if args.yes { Decision::All } else { ask(&ui, question) };
     let done = restore::run(&source, &options, &ui, &mut confirm);
     ui.finish();
-    // It has said so itself, and what was restored is restored.
-    let _ = ledger.flush();
+    backup.flush_notes();
     let report = done?;
-    let healed = Healed::of(store.tally().summary());
+    let healed = Healed::of(backup.store.tally().summary());
     super::log::outcome(done_text(&report, &row.info.name).lines().next().unwrap_or_default());
     if !context.quiet {
         // Else it is said, and noted so.

@@ -14,6 +14,7 @@ use crate::catalog::{Attr, Child, Kind};
 use crate::error::{Error, Exit, Result};
 use crate::ids::{Dirno, Logid, Version};
 use crate::index::VersionRow;
+use crate::reader::walk::{Met, Walk};
 use crate::text::shown;
 use crate::tree::{Found, Tree, View};
 
@@ -175,7 +176,7 @@ impl Lister<'_> {
     fn list(&mut self, wanted: &Wanted) -> Result<()> {
         let version = self.row.version;
         let path = match wanted {
-            Wanted::All => return self.below(version, Dirno::ROOT, &mut Vec::new(), Which::Tree),
+            Wanted::All => return self.below(version, Dirno::ROOT, b"", Which::Tree),
             Wanted::Glob(Pattern { below: None, .. }) => return Ok(()),
             Wanted::Glob(Pattern { below: Some(path), .. }) | Wanted::Path(path) => path,
         };
@@ -188,16 +189,16 @@ impl Lister<'_> {
         };
         match (found, wanted) {
             (Found::Dir(dirno), _) => {
-                let mut path = path.clone();
-                while path.last() == Some(&b'/') {
-                    path.pop();
+                let mut path = path.as_slice();
+                while let Some(shorter) = path.strip_suffix(b"/") {
+                    path = shorter;
                 }
                 if let Wanted::Glob(pattern) = wanted {
                     let start = path.len() + 1;
-                    return self.below(version, dirno, &mut path, Which::Matching(&pattern.glob, start));
+                    return self.below(version, dirno, path, Which::Matching(&pattern.glob, start));
                 }
                 self.found = true;
-                self.below(version, dirno, &mut path, Which::Entries)
+                self.below(version, dirno, path, Which::Entries)
             }
             (Found::Node(..), Wanted::Glob(_)) => Ok(()),
             (Found::Node(logid, kind), _) => {
@@ -213,37 +214,29 @@ impl Lister<'_> {
         }
     }
 
-    fn below(&mut self, version: Version, dir: Dirno, path: &mut Vec<u8>, which: Which<'_>) -> Result<()> {
-        let mut listing = match self.tree.list(version, dir) {
-            Ok(listing) => listing,
-            Err(e) => return self.trouble(e),
-        };
-        loop {
-            let page = match listing.next_page(self.tree) {
-                Ok(page) if page.is_empty() => return Ok(()),
-                Ok(page) => page,
-                Err(e) => return self.trouble(e),
+    fn below(&mut self, version: Version, dir: Dirno, path: &[u8], which: Which<'_>) -> Result<()> {
+        let walk = Walk { tree: self.tree, version, since: None, stop: &|| false };
+        let visit = &mut |path: &[u8], met: Met<'_>| {
+            let listed = match met {
+                Met::Entry(listed) => listed,
+                Met::Lost(_, error) => return self.trouble(error),
             };
-            for listed in page {
-                let length = path.len();
-                path.push(b'/');
-                path.extend_from_slice(&listed.entry.name);
-                let matches = match which {
-                    Which::Matching(glob, start) => {
-                        glob.is_match(crate::live::path_of(path.get(start..).unwrap_or_default()))
-                    }
-                    Which::Entries | Which::Tree => true,
-                };
-                self.found |= matches;
-                if matches && (!self.args.all || listed.entry.since == version) {
-                    let attr = listed.attr.map(|(attr, _)| attr);
-                    self.entry(version, path, listed.entry.kind, listed.entry.child, attr)?;
+            let matches = match which {
+                Which::Matching(glob, start) => {
+                    glob.is_match(crate::live::path_of(path.get(start..).unwrap_or_default()))
                 }
-                if let (Child::Dir(dirno), Which::Tree | Which::Matching(..)) = (listed.entry.child, which) {
-                    self.below(version, dirno, path, which)?;
-                }
-                path.truncate(length);
+                Which::Entries | Which::Tree => true,
+            };
+            self.found |= matches;
+            if matches && (!self.args.all || listed.entry.since == version) {
+                let attr = listed.attr.clone().map(|(attr, _)| attr);
+                return self.entry(version, path, listed.entry.kind, listed.entry.child, attr);
             }
+            Ok(())
+        };
+        match which {
+            Which::Entries => walk.entries(dir, path, visit),
+            Which::Tree | Which::Matching(..) => walk.below(dir, path, visit),
         }
     }
 

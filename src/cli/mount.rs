@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
@@ -66,8 +65,8 @@ pub struct MountArgs {
     pub cache_mem: u64,
     /// Compare the SHA-1 of long files, too, while they are read from start to end.
     ///
-    /// Small files are always compared. Every block is verified either way; this finds an index that lists the wrong
-    /// blocks. It makes reading long files about a third slower.
+    /// Small files are always compared, those of one block by its hash. Every block is verified either way; this finds
+    /// an index that lists the wrong blocks. It makes reading long files about a third slower.
     #[arg(long)]
     pub hash_files: bool,
     /// List the attributes system.assay.sha1, .version, .logid, .blocks, .verified, .health and .damage of each file.
@@ -179,8 +178,7 @@ fn serve(
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<Summary> {
     context.begin_log(backup.own());
-    let index = Arc::new(open_index(backup)?);
-    let keys = backup.keys().clone();
+    let index = open_index(backup)?;
     let show = |title: &str, summary: &Summary| {
         if args.json {
             // A closed stdout is no reason to fail.
@@ -189,7 +187,7 @@ fn serve(
             summary_text(title, summary).lines().for_each(super::say);
         }
     };
-    let summary = mount::serve(backup.own(), keys, index, point, &args.options(), ready, |summary| {
+    let summary = mount::serve(backup, index, point, &args.options(), ready, |summary| {
         show(&format!("{} so far", shown(point.path())), summary);
     })?;
     show(&format!("{} is unmounted", shown(point.path())), &summary);

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use zeroize::Zeroizing;
 
 use crate::backupdir::BackupDir;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, io_text};
 use crate::os::{file, process, term};
 use crate::own::Sharing;
 use crate::text::shown;
@@ -127,12 +127,16 @@ fn secret(bytes: Zeroizing<Vec<u8>>) -> Result<Secret> {
     Ok(Zeroizing::new(text.to_string()))
 }
 
+fn unread(whose: &str, error: &std::io::Error) -> Error {
+    failed(format!("{whose}: {}", io_text(error)))
+}
+
 /// Without the newline at its end.
 fn read(source: impl Read, whose: &str) -> Result<Secret> {
     // Room for all of it: a buffer that grows leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BYTES as usize + 2));
     let read = source.take(MAX_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|error| failed(format!("{whose}: {error}")))?;
+    read.map_err(|error| unread(whose, &error))?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(failed(format!("{whose}: it is longer than {MAX_BYTES} bytes")));
     }
@@ -147,9 +151,9 @@ fn from_file(path: &Path) -> Result<Secret> {
     let regular = |meta: std::io::Result<std::fs::Metadata>| match meta {
         Ok(meta) if meta.is_file() => Ok(meta),
         Ok(_) => Err(failed(format!("{whose} is no regular file"))),
-        Err(error) => Err(failed(format!("{whose}: {error}"))),
+        Err(error) => Err(unread(&whose, &error)),
     };
-    let file = file::open_named(path).map_err(|error| failed(format!("{whose}: {error}")))?;
+    let file = file::open_named(path).map_err(|error| unread(&whose, &error))?;
     let meta = regular(file.metadata())?;
     if meta.mode() & 0o077 != 0 {
         log::warn!("{whose} holds a passphrase and is open to others: chmod 600 closes it");
@@ -159,7 +163,7 @@ fn from_file(path: &Path) -> Result<Secret> {
 
 fn from_command(command: &str) -> Result<Secret> {
     let whose = "the command for the passphrase";
-    let error = |error: std::io::Error| failed(format!("{whose}: {error}"));
+    let error = |error: std::io::Error| unread(whose, &error);
     let mut child = Command::new("/bin/sh").arg("-c").arg(command).stdout(Stdio::piped()).spawn().map_err(error)?;
     let secret = child.stdout.take().map(|out| read(out, whose));
     let status = child.wait().map_err(error)?;
@@ -175,7 +179,7 @@ fn from_credential(name: &str) -> Result<Secret> {
     };
     let path = Path::new(&directory).join(name);
     let whose = shown(&path).to_string();
-    read(file::open_named(&path).map_err(|error| failed(format!("{whose}: {error}")))?, &whose)
+    read(file::open_named(&path).map_err(|error| unread(&whose, &error))?, &whose)
 }
 
 fn ask_twice() -> Result<Option<Secret>> {

@@ -60,6 +60,7 @@ fn all_errors() -> Vec<Error> {
         Error::Unsupported { path: path(), what: what.clone() },
         Error::NotKept { path: path(), what: what.clone() },
         Error::Mount { path: path(), what },
+        Error::TimedOut,
         Error::Interrupted,
     ];
     every.extend(all_damage().into_iter().map(|damage| Error::Arc { place: place(), damage }));
@@ -81,6 +82,7 @@ fn errno_name(errno: i32) -> &'static str {
         libc::ENOENT => "ENOENT",
         libc::ESTALE => "ESTALE",
         libc::EINTR => "EINTR",
+        libc::ETIMEDOUT => "ETIMEDOUT",
         libc::EINVAL => "EINVAL",
         libc::EBUSY => "EBUSY",
         _ => panic!("errno {errno} has no name here"),

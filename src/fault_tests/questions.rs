@@ -8,20 +8,21 @@ use crate::catalog::{Child, Kind, Node};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, Dirno, Logid, Version};
 use crate::index::{DirRow, Entry};
+use crate::reader::{self, Backup};
 use crate::store::{Heal, Store, StoreOptions};
-use crate::tree::{Found, Piece, Tree, View};
+use crate::tree::{Found, Piece, Tree};
 
 /// Reads a backup dir through tree and store; no block is cached.
 pub struct Reader {
-    pub tree: Tree,
-    pub store: Store,
+    pub tree: Arc<Tree>,
+    pub store: Arc<Store>,
 }
 
 impl Reader {
     pub fn new(dir: &BackupDir) -> Reader {
         let index = Arc::new(dir.open_index().unwrap());
-        let store = fresh_store(dir, &index, Heal::Off);
-        Reader { tree: Tree::new(index, View::Whole), store }
+        let Backup { tree, store } = open(dir, &index, Heal::Off);
+        Reader { tree, store }
     }
 
     /// Bytes of a file, cut at its end. Blocks are read as `get` and the mount do.
@@ -77,9 +78,13 @@ impl Reader {
 }
 
 /// A store that has seen nothing yet.
-pub fn fresh_store(dir: &BackupDir, index: &Arc<crate::index::Index>, heal: Heal) -> Store {
-    let options = StoreOptions { cache_bytes: 0, heal, threads: 0, ..StoreOptions::default() };
-    Store::new(dir.home(), dir.keys().clone(), index.clone(), options)
+pub fn fresh_store(dir: &BackupDir, index: &Arc<crate::index::Index>, heal: Heal) -> Arc<Store> {
+    open(dir, index, heal).store
+}
+
+fn open(dir: &BackupDir, index: &Arc<crate::index::Index>, heal: Heal) -> Backup {
+    let store = StoreOptions { cache_bytes: 0, heal, threads: 0, ..StoreOptions::default() };
+    Backup::of(dir, index.clone(), reader::Options { store, ..reader::Options::default() })
 }
 
 /// One question.

@@ -2,7 +2,6 @@
 //! recovering and backing up know what they mean already.
 
 use std::fs;
-use std::sync::Arc;
 
 use super::lab::{Copy, Source, assert_same, lab};
 use super::questions::{Ask, Truth};
@@ -14,6 +13,7 @@ use crate::catalog::{ArcRole, Record};
 use crate::fetch::ArcFile;
 use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Version};
 use crate::monitor::Silent;
+use crate::reader::Backup;
 use crate::run::{Contents, Run, Whole, records as run_records};
 use crate::vfs::{Ino, Vfs, VfsOptions};
 
@@ -78,7 +78,8 @@ fn a_removed_version_is_gone_and_the_others_stay() {
         assert!(failed.is_empty(), "{how}: {failed:?}");
 
         // A mount that showed it says that it is stale, not that files are not there.
-        let vfs = Vfs::new(reader.tree, Arc::new(reader.store), VfsOptions::default());
+        let backup = Backup { tree: reader.tree, store: reader.store };
+        let vfs = Vfs::new(&backup, VfsOptions::default());
         let top = Ino::of_dir(Version(1), Dirno::ROOT);
         let answers =
             [vfs.getattr(top).map(drop), vfs.opendir(top).map(drop), vfs.lookup(top, b"no such name").map(drop)];

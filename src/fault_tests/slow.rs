@@ -13,8 +13,8 @@ use crate::depot::faulty::{Fault, Faulty};
 use crate::depot::{Depot, Local, Reach};
 use crate::fuse::{Access, Caching, Mounted};
 use crate::os::mounts::{self, MountPoint};
-use crate::store::{Store, StoreOptions};
-use crate::tree::{Tree, View};
+use crate::reader::{self, Backup};
+use crate::store::StoreOptions;
 use crate::vfs::{Vfs, VfsOptions};
 
 const READERS: usize = 100;
@@ -46,8 +46,9 @@ impl World {
         let index = Arc::new(dir.open_index().unwrap());
         let copies: Vec<Arc<dyn Depot>> = vec![Arc::new(slow)];
         let options = StoreOptions { deadline: DEADLINE, copies, ..StoreOptions::default() };
-        let store = Arc::new(Store::new(Arc::new(home), dir.keys().clone(), index.clone(), options));
-        let vfs = Arc::new(Vfs::new(Tree::new(index, View::Whole), store, VfsOptions::default()));
+        let dir = dir.seen_through(|_| Arc::new(home));
+        let backup = Backup::of(&dir, index, reader::Options { store: options, ..reader::Options::default() });
+        let vfs = Arc::new(Vfs::new(&backup, VfsOptions::default()));
         let point = tempfile::tempdir().unwrap();
         let held = MountPoint::hold(point.path()).unwrap();
         let mounted = Mounted::start(vfs, &held, "slow".as_ref(), Access::Owner, caching, 2, || ()).unwrap();

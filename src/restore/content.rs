@@ -6,18 +6,16 @@ use std::os::unix::fs::FileExt;
 
 use super::Source;
 use crate::catalog::Node;
-use crate::crypto::FileHasher;
 use crate::error::{Error, Result};
-use crate::ids::FileHash;
 use crate::os::file;
+use crate::reader::file::{Found, Lost, join};
+use crate::reader::{self, Sha1, Sink};
 use crate::tree::Piece;
 
-/// What is asked for in one go; its blocks are prefetched.
+/// Compared with a file in one go.
 const WINDOW: u64 = 4 << 20;
-/// A loss of the block list is narrowed down to pieces of this size.
-const LOSS_GRAIN: u64 = 4096;
-
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// Read of a file in one go, where it should be zeros.
+const STEP: usize = 64 << 10;
 
 /// Where a file's content is bad.
 #[derive(Debug)]
@@ -28,154 +26,54 @@ pub struct Bad {
     pub error: Error,
 }
 
-/// Writes the content of one file from its start to its end.
-pub struct ContentWriter<'a> {
-    source: &'a dyn Source,
-    node: &'a Node,
-    /// An empty file, opened for writing.
-    file: &'a File,
-    /// None once something is missing, or where no hash is known.
-    hasher: Option<FileHasher>,
-    bad: Option<Bad>,
-    /// Told between blocks how many bytes are done; true ends it.
-    tick: &'a dyn Fn(u64) -> bool,
+/// Writes everything of a file that is good and leaves holes for the rest. `to` is an empty file, opened for writing; `path`
+/// (in the version) is for messages. `tick` is told how many bytes are done; true ends it.
+///
+/// What is bad; None when all of it was good and the SHA-1 is the one that was backed up. An error when the target can't be
+/// written or the source fails without being damaged.
+pub fn write(
+    source: &dyn Source,
+    node: &Node,
+    path: &[u8],
+    to: &File,
+    tick: &dyn Fn(u64) -> bool,
+) -> Result<Option<Bad>> {
+    let mut draft = Draft { to, tick, bad: None };
+    let found = reader::file::read(source, node, Sha1::Compare, &mut draft)?;
+    let size = node.attr.size;
+    // Holes at the end, and an exact size whatever was written.
+    to.set_len(size).map_err(write_error)?;
+    if let Found::WrongHash { expected, found } = found {
+        let error = Error::FileHashMismatch { path: path.to_vec(), expected, found };
+        draft.bad = Some(Bad { ranges: Vec::from_iter([Range { start: 0, end: size }]), error });
+    }
+    Ok(draft.bad)
 }
 
-impl<'a> ContentWriter<'a> {
-    pub fn new(
-        source: &'a dyn Source,
-        node: &'a Node,
-        file: &'a File,
-        tick: &'a dyn Fn(u64) -> bool,
-    ) -> ContentWriter<'a> {
-        ContentWriter { source, node, file, hasher: is_hashed(node).then(FileHasher::default), bad: None, tick }
-    }
+/// A new file that is being written. Zeros are holes in it.
+struct Draft<'a> {
+    to: &'a File,
+    tick: &'a dyn Fn(u64) -> bool,
+    bad: Option<Bad>,
+}
 
-    /// Writes everything that is good and leaves holes for the rest. `path` (in the version) is for messages.
-    ///
-    /// None when all of it was good and the SHA-1 is the one that was backed up; an error when the target
-    /// can't be written or the source fails without being damaged.
-    pub fn write(mut self, path: &[u8]) -> Result<Option<Bad>> {
-        let size = self.node.attr.size;
-        let mut at = 0;
-        while at < size {
-            // Zeros that nobody hashes are a hole in the new file as well.
-            if !is_hashed(self.node)
-                && let Ok(data) = self.source.next_data(self.node, at)
-            {
-                let Some(data) = data else { break };
-                at = data;
-            }
-            let len = WINDOW.min(size - at);
-            let next = at + len;
-            if next < size
-                && let Ok(pieces) = self.source.pieces(self.node, next, WINDOW.min(size - next))
-            {
-                self.source.prefetch(&pieces, Some(self.node.logid));
-            }
-            self.window(at, len)?;
-            at = next;
-        }
-        // Holes at the end, and an exact size whatever was written.
-        self.file.set_len(size).map_err(write_error)?;
-        let found = self.hasher.take().map(FileHasher::finish);
-        if self.bad.is_none() && found != self.node.sha1 {
-            let (expected, found) = (self.node.sha1.unwrap_or(FileHash([0; 20])), found.unwrap_or(FileHash([0; 20])));
-            let error = Error::FileHashMismatch { path: path.to_vec(), expected, found };
-            self.bad = Some(Bad { ranges: Vec::from_iter([Range { start: 0, end: size }]), error });
-        }
-        Ok(self.bad)
-    }
-
-    fn window(&mut self, at: u64, len: u64) -> Result<()> {
-        let pieces = match self.source.pieces(self.node, at, len) {
-            Ok(pieces) => pieces,
-            Err(error) if error.is_damage() && len > LOSS_GRAIN => {
-                // Whatever part of the list is left is found by halving.
-                let half = (len / 2).next_multiple_of(LOSS_GRAIN);
-                self.window(at, half)?;
-                return self.window(at + half, len - half);
-            }
-            Err(error) => return self.lost(at..at + len, error),
-        };
-        // A single block is decoded here sooner than another thread wakes up.
-        if pieces.len() > 1 {
-            self.source.prefetch(&pieces, Some(self.node.logid));
-        }
-        let mut at = at;
-        let end = at + len;
-        for piece in pieces {
-            if (self.tick)(at) {
-                return Err(Error::Interrupted);
-            }
-            let len = match piece {
-                Piece::Zero { len } => {
-                    self.hash_zeros(at, len)?;
-                    len
-                }
-                Piece::Data { block, block_len, start, len } => {
-                    let range = at..at + u64::from(len);
-                    match self.source.block(block, block_len, self.node.logid) {
-                        Ok(bytes) => {
-                            let wanted = start as usize..start as usize + len as usize;
-                            match bytes.get(wanted) {
-                                Some(bytes) => self.good(at, bytes)?,
-                                None => self.lost(range, self.contradiction(at))?,
-                            }
-                        }
-                        Err(error) => self.lost(range, error)?,
-                    }
-                    u64::from(len)
-                }
-            };
-            at = at.saturating_add(len);
-        }
-        if at != end { self.lost(at.min(end)..end, self.contradiction(at)) } else { Ok(()) }
-    }
-
-    fn contradiction(&self, offset: u64) -> Error {
-        Error::ExtentsLost { logid: self.node.logid, offset }
-    }
-
-    fn good(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(bytes);
-        }
-        self.file.write_all_at(bytes, at).map_err(write_error)
-    }
-
-    fn hash_zeros(&mut self, at: u64, len: u64) -> Result<()> {
-        let Some(hasher) = &mut self.hasher else { return Ok(()) };
-        let mut left = len;
-        while left > 0 {
-            if (self.tick)(at + (len - left)) {
-                return Err(Error::Interrupted);
-            }
-            let step = left.min(ZEROS.len() as u64);
-            hasher.update(ZEROS.get(..step as usize).unwrap_or(&ZEROS));
-            left -= step;
-        }
-        Ok(())
+impl Sink for Draft<'_> {
+    fn data(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.to.write_all_at(bytes, at).map_err(write_error)
     }
 
     /// Notes a bad range; passes on what is not damage of the backup.
-    fn lost(&mut self, range: Range<u64>, error: Error) -> Result<()> {
+    fn lost(&mut self, Lost { range, error, .. }: Lost) -> Result<()> {
         if !error.is_damage() {
             return Err(error);
         }
-        self.hasher = None;
-        let bad = self.bad.get_or_insert_with(|| Bad { ranges: Vec::new(), error });
-        match bad.ranges.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => bad.ranges.push(range),
-        }
+        join(&mut self.bad.get_or_insert_with(|| Bad { ranges: Vec::new(), error }).ranges, range);
         Ok(())
     }
-}
 
-/// A hash that should be there and is not counts as a wrong one.
-fn is_hashed(node: &Node) -> bool {
-    node.sha1.is_some() || node.needs_hash()
+    fn go_on(&mut self, at: u64) -> Result<()> {
+        if (self.tick)(at) { Err(Error::Interrupted) } else { Ok(()) }
+    }
 }
 
 fn write_error(error: std::io::Error) -> Error {
@@ -235,7 +133,7 @@ pub fn is_there(source: &dyn Source, node: &Node, existing: &File, interrupted: 
 /// Whether a range of a file reads as zeros; its holes are not read.
 fn is_zero(existing: &File, range: Range<u64>, interrupted: &dyn Fn() -> bool) -> Result<bool> {
     let read_error = |error: std::io::Error| Error::io("read", "", &error);
-    let mut buffer = vec![0; ZEROS.len()];
+    let mut buffer = vec![0; STEP];
     for data in file::data_ranges_in(existing, range) {
         let data = data.map_err(read_error)?;
         let mut at = data.start;

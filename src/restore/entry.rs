@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::DamagedFile;
 use super::attributes::{self, Failed};
-use super::content::{self, Bad, ContentWriter};
+use super::content::{self, Bad};
 use super::draft;
 use super::engine::{Made, Restore, check_name, existing};
 use crate::catalog::{Attr, Kind, Node};
@@ -119,7 +119,7 @@ impl Restore<'_> {
             monitor.progress(Progress { bytes: before.bytes + written, ..before });
             monitor.interrupted()
         };
-        let bad = ContentWriter::new(self.source, node, &draft.file, &tick).write(&self.saved_path(Some(name)));
+        let bad = content::write(self.source, node, &self.saved_path(Some(name)), &draft.file, &tick);
         if let Ok(bad) = &bad {
             let extent = match (bad, node.sha1) {
                 (None, Some(_)) => Extent::Hashed,

@@ -12,21 +12,21 @@ use crate::error::{Error, Result};
 use crate::ids::{BlockId, Dirno, Logid, Version};
 use crate::index::VersionRow;
 use crate::ledger::Extent;
-use crate::store::{Store, Wanted};
-use crate::tree::{Found, Piece, SeekTo, Tree};
+use crate::reader::walk::{Met, Walk};
+use crate::reader::{Backup, Blocks};
+use crate::tree::{Found, Piece};
 
 /// Names fetched by one query.
 const PAGE: usize = 512;
 
-pub struct VersionSource {
-    tree: Arc<Tree>,
-    store: Arc<Store>,
+pub struct VersionSource<'a> {
+    backup: &'a Backup,
     version: Version,
 }
 
-impl VersionSource {
-    pub fn new(tree: Arc<Tree>, store: Arc<Store>, version: Version) -> VersionSource {
-        VersionSource { tree, store, version }
+impl VersionSource<'_> {
+    pub fn new(backup: &Backup, version: Version) -> VersionSource<'_> {
+        VersionSource { backup, version }
     }
 }
 
@@ -50,24 +50,42 @@ pub fn refuse_delete(versions: &[VersionRow], version: Version, path: &[u8]) -> 
     Ok(())
 }
 
-impl Source for VersionSource {
+impl Blocks for VersionSource<'_> {
+    fn pieces(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<Piece>> {
+        self.backup.pieces(node, offset, len)
+    }
+
+    fn next_data(&self, node: &Node, offset: u64) -> Result<Option<u64>> {
+        self.backup.next_data(node, offset)
+    }
+
+    fn block(&self, block: BlockId, len_bytes: u32, file: Logid) -> Result<Arc<VerifiedBlock>> {
+        self.backup.block(block, len_bytes, file)
+    }
+
+    fn prefetch(&self, pieces: &[Piece], file: Option<Logid>) {
+        self.backup.prefetch(pieces, file);
+    }
+}
+
+impl Source for VersionSource<'_> {
     fn find(&self, path: &[u8]) -> Result<Child> {
-        Ok(match self.tree.find(self.version, path)? {
+        Ok(match self.backup.tree.find(self.version, path)? {
             Found::Dir(dirno) => Child::Dir(dirno),
             Found::Node(logid, _) => Child::Node(logid),
         })
     }
 
     fn dir(&self, dir: Dirno) -> Result<DirState> {
-        Ok(self.tree.dir(self.version, dir)?.state)
+        Ok(self.backup.tree.dir(self.version, dir)?.state)
     }
 
     fn names(&self, dir: Dirno) -> Names {
         let mut names = Names::default();
         let read_all = |names: &mut Names| {
-            let mut listing = self.tree.list(self.version, dir)?;
+            let mut listing = self.backup.tree.list(self.version, dir)?;
             loop {
-                let page = listing.next_page(&self.tree)?;
+                let page = listing.next_page(&self.backup.tree)?;
                 if page.is_empty() {
                     return Ok(());
                 }
@@ -79,7 +97,7 @@ impl Source for VersionSource {
             // The list is known to be wrong; the entries that can be told are restored all the same.
             loop {
                 let after = names.entries.last().map(|(name, _)| name.as_slice());
-                let Ok(page) = self.tree.index().children(self.version, dir, after, PAGE) else { break };
+                let Ok(page) = self.backup.tree.index().children(self.version, dir, after, PAGE) else { break };
                 let ended = page.len() < PAGE;
                 names.entries.extend(page.into_iter().map(|entry| (entry.name, entry.child)));
                 if ended {
@@ -91,65 +109,40 @@ impl Source for VersionSource {
     }
 
     fn node(&self, logid: Logid) -> Result<Arc<Node>> {
-        self.tree.node(logid)
-    }
-
-    fn pieces(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<Piece>> {
-        self.tree.segments(node, offset, len)
-    }
-
-    fn next_data(&self, node: &Node, offset: u64) -> Result<Option<u64>> {
-        self.tree.seek(node, offset, SeekTo::Data)
-    }
-
-    fn block(&self, block: BlockId, len: u32, file: Logid) -> Result<Arc<VerifiedBlock>> {
-        self.store.block(block, len, Some(file))
+        self.backup.tree.node(logid)
     }
 
     fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool> {
-        self.store.is_block(block, bytes)
+        self.backup.store.is_block(block, bytes)
     }
 
     fn totals(&self, child: Child, stop: &dyn Fn() -> bool) -> Totals {
         let mut totals = Totals { entries: 1, ..Totals::default() };
-        let mut dirs = match child {
-            Child::Dir(dirno) => vec![dirno],
+        let tree = &self.backup.tree;
+        match child {
             Child::Node(logid) => {
-                if let Ok((attr, _)) = self.tree.attr(logid) {
+                if let Ok((attr, _)) = tree.attr(logid) {
                     totals.add_file(attr.kind, attr.size);
                 }
-                Vec::new()
             }
-        };
-        while let Some(dirno) = dirs.pop() {
-            let Ok(mut listing) = self.tree.list(self.version, dirno) else { continue };
-            while let Some(page) = listing.next_page(&self.tree).ok().filter(|page| !page.is_empty()) {
-                if stop() {
-                    return totals;
-                }
-                for listed in page {
+            Child::Dir(dirno) => {
+                let walk = Walk { tree, version: self.version, since: None, stop };
+                // What can't be listed is told when it is restored, and whoever stops it knows.
+                let _ = walk.below(dirno, b"", &mut |_, met| {
+                    let Met::Entry(listed) = met else { return Ok(()) };
                     totals.entries += 1;
-                    match (listed.entry.child, listed.attr) {
-                        (Child::Dir(dirno), _) => dirs.push(dirno),
-                        (Child::Node(_), Ok((attr, _))) => totals.add_file(attr.kind, attr.size),
-                        (Child::Node(_), Err(_)) => {}
+                    if let (Child::Node(_), Ok((attr, _))) = (listed.entry.child, &listed.attr) {
+                        totals.add_file(attr.kind, attr.size);
                     }
-                }
+                    Ok(())
+                });
             }
         }
         totals
     }
 
-    fn prefetch(&self, pieces: &[Piece], file: Option<Logid>) {
-        let wanted = pieces.iter().filter_map(|piece| match *piece {
-            Piece::Data { block, block_len, .. } => Some(Wanted { block, len_bytes: block_len }),
-            Piece::Zero { .. } => None,
-        });
-        self.store.prefetch(wanted, file);
-    }
-
     fn file_read(&self, file: Logid, extent: Extent) {
-        if let Some(ledger) = self.store.ledger() {
+        if let Some(ledger) = self.backup.store.ledger() {
             ledger.file(file, extent);
             // It has said so itself, and the restore does not depend on it.
             let _ = ledger.flush_if_due();

@@ -18,8 +18,9 @@ use crate::ids::{BlockId, FrameNo};
 use crate::index::Index;
 use crate::ledger::{By, Ledger, LedgerWriter};
 use crate::monitor::{Event, Monitor, Progress, Silent};
+use crate::reader::{self, Backup};
 use crate::scratch::Scratch;
-use crate::store::{Store, StoreOptions, Words};
+use crate::store::{StoreOptions, Words};
 
 /// Pages of the index have this size.
 const PAGE_BYTES: u64 = 4096;
@@ -289,9 +290,9 @@ impl Overlay {
         let len = index.frame_chunk(arc.serial, FrameNo(frame)).ok();
         let len = len.and_then(|chunk| chunk.locate(FrameNo(frame)).map(|(_, info)| info.plain_len));
         let Ok(own) = self.dir.open_index() else { return false };
-        let options = StoreOptions { cache_bytes: 0, words: Words::Reader, ..StoreOptions::default() };
-        let store = Store::new(self.dir.home(), self.dir.keys().clone(), Arc::new(own), options);
-        len.is_some_and(|len| store.block(block, len, None).is_ok())
+        let store = StoreOptions { cache_bytes: 0, words: Words::Reader, ..StoreOptions::default() };
+        let backup = Backup::of(&self.dir, own, reader::Options { store, ..reader::Options::default() });
+        len.is_some_and(|len| backup.store.block(block, len, None).is_ok())
     }
 }
 

@@ -13,24 +13,25 @@ use super::findings::{MAX_HITS, Part, Spot};
 use super::hits::{self, Wrong};
 use super::{Cause, Exam, Finding, Hit, Level, Report, Scope};
 use crate::catalog::{Child, Kind, Node};
-use crate::crypto::FileHasher;
 use crate::error::{Damage, Error, Place, Result};
+use crate::fetch::{Fetch, Fetched, Way};
 use crate::ids::{BlockId, CopyId, Dirno, FrameNo, Logid, Version};
-use crate::index::{ScanTable, Scanned, VersionRow};
+use crate::index::{Entry, Listed, ScanTable, Scanned, VersionRow};
 use crate::ledger::Extent;
 use crate::monitor::{Event, Progress};
-use crate::store::{Heal, Store, StoreOptions, Wanted, Words};
+use crate::reader::file::{Found as Read, Lost, join};
+use crate::reader::walk::{Met, Walk};
+use crate::reader::{self, Backup, Sha1, Sink};
+use crate::store::{Heal, StoreOptions, Words};
 use crate::sync::lock;
-use crate::tree::{Found, Piece, SeekTo, Tree, View};
+use crate::tree::{Found, Piece, Tree, View};
 
 /// Verified blocks that are kept for files that share them.
 pub const CACHE_BYTES: u64 = 128 << 20;
 /// File states that are sorted by their first block, about 200 bytes each.
 const BATCH_FILES: usize = 1 << 16;
-/// Asked for in one go; the next one is decoded meanwhile.
-const WINDOW_BYTES: u64 = 4 << 20;
-/// Where the list of blocks has a hole, it is narrowed down to pieces of this size.
-const GRAIN_BYTES: u64 = 64 << 10;
+/// Read of a file between two words of progress.
+const STEP_BYTES: u64 = 1 << 20;
 /// Damaged blocks, and other troubles, that are told apart; more are only counted.
 const MAX_PLACES: usize = 200_000;
 
@@ -66,8 +67,9 @@ struct Wrongs {
 
 struct Reading<'a> {
     exam: &'a Exam<'a>,
-    tree: Tree,
-    store: Store,
+    backup: Backup,
+    /// For what that store refuses: it shows damage as it is.
+    again: Fetch,
     /// By logid / 32,768: which states were met.
     met: HashMap<u64, Box<[u8; 4096]>>,
     lost_dirs: HashSet<Dirno>,
@@ -96,11 +98,13 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let only = rows.first().filter(|_| exam.options.rev.is_some());
     let expected = if exam.monitor.wants_totals() { expected(exam, only) } else { Progress::default() };
     let versions: Vec<Version> = rows.iter().map(|row| row.version).collect();
-    let store = open_store(exam, Heal::Off, CACHE_BYTES);
+    let (ledger, words) = (Some(exam.ledger.clone()), Words::Reader);
+    let store = StoreOptions { cache_bytes: CACHE_BYTES, heal: Heal::Off, ledger, words, ..StoreOptions::default() };
+    let (dir, index) = (exam.dir, exam.index.clone());
     let mut reading = Reading {
         exam,
-        tree,
-        store,
+        backup: Backup::of(dir, index.clone(), reader::Options { store, ..reader::Options::default() }),
+        again: Fetch::new(dir.home(), Vec::new(), dir.keys().clone(), index, Heal::On),
         met: HashMap::new(),
         lost_dirs: HashSet::new(),
         waiting: Vec::new(),
@@ -118,7 +122,7 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let walked = reading.all(&roots, &versions);
     report.files += reading.files.load(Relaxed);
     report.bytes += reading.bytes.load(Relaxed);
-    report.blocks += reading.store.tally().summary().blocks_verified;
+    report.blocks += reading.backup.store.tally().summary().blocks_verified;
     report.not_checked.files += reading.unread.load(Relaxed);
     if matches!(walked, Err(Error::Interrupted)) {
         let done = reading.files.load(Relaxed) + reading.unread.load(Relaxed);
@@ -126,12 +130,6 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     }
     reading.tell(report);
     walked
-}
-
-fn open_store(exam: &Exam<'_>, heal: Heal, cache_bytes: u64) -> Store {
-    let ledger = Some(exam.ledger.clone());
-    let options = StoreOptions { cache_bytes, heal, ledger, words: Words::Reader, ..StoreOptions::default() };
-    Store::new(exam.dir.home(), exam.dir.keys().clone(), exam.index.clone(), options)
 }
 
 /// Files and bytes that will be read: of all states, those of removed versions included, or of one version; nothing where
@@ -202,88 +200,45 @@ impl Reading<'_> {
     /// Collects what is at and below a path in a version and was not so in the version looked at before. False if the
     /// path is not there.
     fn version(&mut self, v: Version, before: Option<Version>, root: &[u8]) -> Result<bool> {
-        let top = match self.tree.find(v, root) {
+        let top = match self.backup.tree.find(v, root) {
             Ok(top) => top,
             Err(Error::NoPath { .. }) => return Ok(false),
             Err(error) => {
-                let hit = Hit { logid: Logid(0), path: root.to_vec(), versions: (v, v), bytes: 0..0 };
-                tell(self.exam, error.clone(), cause_of(&error), vec![hit]);
+                self.lost(v, root, error);
                 return Ok(true);
             }
         };
         match top {
-            Found::Node(logid, _) => self.meet(v, logid, root.to_vec())?,
-            Found::Dir(dirno) => {
-                let path = if root == b"/" { Vec::new() } else { root.to_vec() };
-                self.below(v, before, dirno, path)?;
-            }
+            Found::Node(logid, _) => self.meet(v, logid, root)?,
+            Found::Dir(dirno) => self.below(v, before, dirno, if root == b"/" { b"" } else { root })?,
         }
         Ok(true)
     }
 
-    fn below(&mut self, v: Version, before: Option<Version>, dirno: Dirno, path: Vec<u8>) -> Result<()> {
-        let mut open = vec![(dirno, path)];
-        while let Some((dirno, path)) = open.pop() {
-            if self.exam.monitor.interrupted() {
-                return Err(Error::Interrupted);
-            }
-            if let Err(error) = self.directory(v, before, dirno, &path, &mut open) {
-                if matches!(error, Error::Interrupted) {
-                    return Err(error);
-                }
+    fn below(&mut self, v: Version, since: Option<Version>, dirno: Dirno, path: &[u8]) -> Result<()> {
+        let (tree, monitor) = (self.backup.tree.clone(), self.exam.monitor);
+        let walk = Walk { tree: &tree, version: v, since, stop: &|| monitor.interrupted() };
+        walk.below(dirno, path, &mut |path, met| match met {
+            Met::Entry(Listed { entry: Entry { child: Child::Node(logid), .. }, .. }) => self.meet(v, *logid, path),
+            Met::Entry(_) => Ok(()),
+            Met::Lost(dirno, error) => {
                 if self.lost_dirs.insert(dirno) {
-                    let shown = if path.is_empty() { b"/".to_vec() } else { path };
-                    let hit = Hit { logid: Logid(0), path: shown, versions: (v, v), bytes: 0..0 };
-                    tell(self.exam, error.clone(), cause_of(&error), vec![hit]);
+                    self.lost(v, path, error);
                 }
+                Ok(())
             }
-        }
-        Ok(())
+        })
     }
 
-    fn directory(
-        &mut self,
-        v: Version,
-        before: Option<Version>,
-        dirno: Dirno,
-        path: &[u8],
-        open: &mut Vec<(Dirno, Vec<u8>)>,
-    ) -> Result<()> {
-        let mut listing = self.tree.list(v, dirno)?;
-        loop {
-            let page = listing.next_page(&self.tree)?;
-            if page.is_empty() {
-                return Ok(());
-            }
-            for listed in page {
-                let entry = listed.entry;
-                let path = [path, b"/", &entry.name].concat();
-                let fresh = before.is_none_or(|before| entry.since > before);
-                match entry.child {
-                    Child::Node(logid) if fresh => self.meet(v, logid, path)?,
-                    Child::Node(_) => {}
-                    Child::Dir(child) => {
-                        if fresh || self.changed(child, before, v)? {
-                            open.push((child, path));
-                        }
-                    }
-                }
-            }
-        }
+    /// Tells of a directory that can't be looked at.
+    fn lost(&self, v: Version, path: &[u8], error: Error) {
+        let path = if path.is_empty() { b"/".to_vec() } else { path.to_vec() };
+        let hit = Hit { logid: Logid(0), path, versions: (v, v), bytes: 0..0 };
+        let cause = cause_of(&error);
+        tell(self.exam, error, cause, vec![hit]);
     }
 
-    /// Something in or below the directory changed after one version, up to another.
-    fn changed(&self, dirno: Dirno, before: Option<Version>, v: Version) -> Result<bool> {
-        let Some(before) = before else { return Ok(true) };
-        for run in before.0 + 1..=v.0 {
-            if self.tree.index().changed_in(Version(run), dirno)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn meet(&mut self, version: Version, logid: Logid, path: Vec<u8>) -> Result<()> {
+    fn meet(&mut self, version: Version, logid: Logid, path: &[u8]) -> Result<()> {
         if self.exam.due.as_ref().is_some_and(|due| !due.file(logid)) {
             return Ok(());
         }
@@ -294,22 +249,22 @@ impl Reading<'_> {
             return Ok(());
         }
         *byte |= 1 << (at & 7);
-        let first_block = match self.tree.index().node(logid) {
+        let first_block = match self.backup.tree.index().node(logid) {
             Ok(node) => self.first_block(&node),
             // It is told about where it is read.
             Err(_) => BlockId(0),
         };
-        self.waiting.push(Waiting { first_block, logid, path, version });
+        self.waiting.push(Waiting { first_block, logid, path: path.to_vec(), version });
         if self.waiting.len() >= BATCH_FILES { self.read_waiting() } else { Ok(()) }
     }
 
     fn first_block(&self, node: &Node) -> BlockId {
-        let pieces = self.tree.segments(node, 0, 1 << 20).unwrap_or_default();
+        let pieces = self.backup.tree.segments(node, 0, 1 << 20).unwrap_or_default();
         let first = pieces.iter().find_map(|piece| match piece {
             Piece::Data { block, .. } => Some(*block),
             Piece::Zero { .. } => None,
         });
-        first.map_or(BlockId(0), |block| self.tree.index().location(block).unwrap_or(block))
+        first.map_or(BlockId(0), |block| self.backup.tree.index().location(block).unwrap_or(block))
     }
 
     /// Reads a batch, on all cores.
@@ -346,7 +301,7 @@ impl Reading<'_> {
 
     fn file(&self, file: &Waiting) -> Result<()> {
         self.exam.monitor.event(Event::Path(&[format!("{} ", file.logid.0).as_bytes(), &file.path].concat()));
-        let node = match self.tree.node(file.logid) {
+        let node = match self.backup.tree.node(file.logid) {
             Ok(node) => node,
             Err(error) => {
                 self.trouble(file, &error, None, &[]);
@@ -368,131 +323,49 @@ impl Reading<'_> {
 
     /// Reads a file from its start to its end, past what is damaged.
     fn content(&self, file: &Waiting, node: &Node) -> Result<()> {
-        let size = node.attr.size;
-        let mut bad = Bad::default();
-        let mut hasher = node.sha1.map(|_| FileHasher::default());
-        let mut at = 0;
-        while at < size {
-            // Zeros that nobody hashes need not be looked at.
-            if hasher.is_none()
-                && let Ok(data) = self.tree.seek(node, at, SeekTo::Data)
-            {
-                let Some(data) = data else { break };
-                at = data;
+        let mut looked = Looked { reading: self, bad: Bad::default(), bytes: 0 };
+        let found = reader::file::read(&self.backup, node, Sha1::Compare, &mut looked);
+        self.progress(looked.bytes);
+        match (looked.bad, found?) {
+            (Bad { error: Some(error), cause, ranges, .. }, _) => {
+                self.trouble(file, &error, cause, &ranges);
+                return Ok(());
             }
-            if self.exam.monitor.interrupted() {
-                return Err(Error::Interrupted);
-            }
-            let len = WINDOW_BYTES.min(size - at);
-            if at + len < size
-                && let Ok(ahead) = self.tree.segments(node, at + len, WINDOW_BYTES.min(size - at - len))
-            {
-                self.store.prefetch(wanted(&ahead), Some(node.logid));
-            }
-            self.window(node, at, len, &mut hasher, &mut bad);
-            at += len;
-            self.progress(len);
-        }
-        match bad.error {
-            Some(error) => {
-                self.trouble(file, &error, bad.cause, &bad.ranges);
+            (_, Read::WrongHash { expected, found }) => {
+                let error = Error::FileHashMismatch { path: file.path.clone(), expected, found };
+                self.trouble(file, &error, None, std::slice::from_ref(&(0..node.attr.size)));
                 return Ok(());
             }
             // The blocks are told, with all who use them.
-            None if bad.blocks => {}
-            None => {
-                let found = hasher.map(FileHasher::finish);
-                match node.sha1.zip(found) {
-                    Some((expected, found)) if expected != found => {
-                        let error = Error::FileHashMismatch { path: file.path.clone(), expected, found };
-                        self.trouble(file, &error, None, std::slice::from_ref(&(0..size)));
-                        return Ok(());
-                    }
-                    Some(_) => self.exam.ledger.file(node.logid, Extent::Hashed),
-                    None => self.exam.ledger.file(node.logid, Extent::Whole),
-                }
-            }
+            (_, Read::Damaged) => {}
+            (_, Read::Hashed) => self.exam.ledger.file(node.logid, Extent::Hashed),
+            (_, Read::Whole) => self.exam.ledger.file(node.logid, Extent::Whole),
         }
         self.files.fetch_add(1, Relaxed);
         Ok(())
-    }
-
-    fn window(&self, node: &Node, at: u64, len: u64, hasher: &mut Option<FileHasher>, bad: &mut Bad) {
-        let pieces = match self.tree.segments(node, at, len) {
-            Ok(pieces) => pieces,
-            Err(error) if len <= GRAIN_BYTES => return self.note(bad, error, None, None, at..at + len),
-            Err(_) => {
-                let mut from = at;
-                while from < at + len {
-                    let part = GRAIN_BYTES.min(at + len - from);
-                    self.window(node, from, part, hasher, bad);
-                    from += part;
-                }
-                return;
-            }
-        };
-        let all = self.store.blocks(&wanted(&pieces).collect::<Vec<_>>(), Some(node.logid));
-        let mut blocks = all.unwrap_or_default().into_iter();
-        let mut offset = at;
-        for piece in &pieces {
-            match *piece {
-                Piece::Zero { len } => hasher.iter_mut().for_each(|hasher| zeros(hasher, len)),
-                Piece::Data { block, block_len, start, len } => {
-                    let found = match blocks.next() {
-                        Some(found) => Ok(found),
-                        None => self.store.block(block, block_len, Some(node.logid)),
-                    };
-                    let found = found.or_else(|error| {
-                        let (again, cause) = self.second_look(node.logid, block, block_len, &error);
-                        if self.damaged(block, &error, cause) {
-                            bad.blocks = true;
-                        } else {
-                            self.note(bad, error.clone(), Some(block), Some(cause), offset..offset + u64::from(len));
-                        }
-                        again.ok_or(error)
-                    });
-                    let part =
-                        |bytes: &[u8]| bytes.get(start as usize..start as usize + len as usize).map(<[u8]>::to_vec);
-                    if let Some(bytes) = found.ok().and_then(|found| part(&found)) {
-                        hasher.iter_mut().for_each(|hasher| hasher.update(&bytes));
-                    }
-                }
-            }
-            offset += piece.len();
-        }
     }
 
     /// A stretch of a file that can't be read; what was accepted as lost hides nothing else.
     fn note(&self, bad: &mut Bad, error: Error, block: Option<BlockId>, cause: Option<Cause>, range: Range<u64>) {
         if self.exam.findings.accept(&error, None, block) {
             self.exam.findings.pass_over();
-            bad.blocks = true;
         } else {
             bad.add(error, cause, range);
         }
     }
 
     /// Reads a damaged block past the page cache: was it the medium, or only the way from it?
-    fn second_look(
-        &self,
-        file: Logid,
-        block: BlockId,
-        len: u32,
-        error: &Error,
-    ) -> (Option<std::sync::Arc<crate::arc::VerifiedBlock>>, Cause) {
+    fn second_look(&self, block: BlockId, error: &Error) -> Cause {
         if !error.is_damage() || self.is_missing(block, error) {
-            return (None, cause_of(error));
+            return cause_of(error);
         }
-        let small = |heal| {
-            let words = Words::Reader;
-            let options = StoreOptions { cache_bytes: 0, heal, threads: 0, words, ..StoreOptions::default() };
-            Store::new(self.exam.dir.home(), self.exam.dir.keys().clone(), self.exam.index.clone(), options)
-        };
-        let healed = small(Heal::On).block(block, len, Some(file)).ok();
-        // The healing read made the kernel forget the range, so this one comes from the medium.
-        let bare = small(Heal::Off).block(block, len, Some(file));
-        let cause = if healed.is_some() && bare.is_ok() { Cause::Transient } else { cause_of(error) };
-        (healed, cause)
+        let mut is_right = false;
+        if let Ok(asked) = self.again.locate(block) {
+            self.again.near(&[asked], &mut |_, _, outcome| {
+                is_right = matches!(outcome, Ok(Fetched { way: Way::First | Way::Again { .. }, .. }));
+            });
+        }
+        if is_right { Cause::Transient } else { cause_of(error) }
     }
 
     fn progress(&self, bytes: u64) {
@@ -509,7 +382,7 @@ impl Reading<'_> {
     }
 
     fn place_of(&self, block: BlockId) -> BlockId {
-        self.tree.index().location(block).unwrap_or(block)
+        self.backup.tree.index().location(block).unwrap_or(block)
     }
 
     /// Notes a damaged block by its place; false if the error is not about stored bytes.
@@ -626,42 +499,64 @@ impl Wrongs {
     }
 }
 
+/// Takes a file and keeps nothing.
+struct Looked<'a> {
+    reading: &'a Reading<'a>,
+    bad: Bad,
+    /// Not yet told as progress.
+    bytes: u64,
+}
+
+impl Sink for Looked<'_> {
+    fn data(&mut self, _: u64, bytes: &[u8]) -> Result<()> {
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn zeros(&mut self, _: u64, len: u64) -> Result<()> {
+        self.bytes += len;
+        Ok(())
+    }
+
+    fn lost(&mut self, Lost { range, block, error }: Lost) -> Result<()> {
+        self.bytes += range.end - range.start;
+        let reading = self.reading;
+        let Some(block) = block else {
+            reading.note(&mut self.bad, error, None, None, range);
+            return Ok(());
+        };
+        let cause = reading.second_look(block.0, &error);
+        if !reading.damaged(block.0, &error, cause) {
+            reading.note(&mut self.bad, error, Some(block.0), Some(cause), range);
+        }
+        Ok(())
+    }
+
+    fn go_on(&mut self, _: u64) -> Result<()> {
+        if self.reading.exam.monitor.interrupted() {
+            return Err(Error::Interrupted);
+        }
+        if self.bytes >= STEP_BYTES {
+            self.reading.progress(std::mem::take(&mut self.bytes));
+        }
+        Ok(())
+    }
+}
+
 /// Where a file is bad: ranges in order, not touching each other.
 #[derive(Default)]
 struct Bad {
     ranges: Vec<Range<u64>>,
     error: Option<Error>,
     cause: Option<Cause>,
-    /// Some block is damaged.
-    blocks: bool,
 }
 
 impl Bad {
     fn add(&mut self, error: Error, cause: Option<Cause>, range: Range<u64>) {
-        match self.ranges.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => self.ranges.push(range),
-        }
+        join(&mut self.ranges, range);
         // What a second read mends must not hide what it does not.
         if self.error.is_none() || (self.cause == Some(Cause::Transient) && cause != Some(Cause::Transient)) {
             (self.error, self.cause) = (Some(error), cause);
         }
-    }
-}
-
-fn wanted(pieces: &[Piece]) -> impl Iterator<Item = Wanted> + '_ {
-    pieces.iter().filter_map(|piece| match *piece {
-        Piece::Data { block, block_len, .. } => Some(Wanted { block, len_bytes: block_len }),
-        Piece::Zero { .. } => None,
-    })
-}
-
-fn zeros(hasher: &mut FileHasher, len: u64) {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-    let mut left = len;
-    while left > 0 {
-        let part = left.min(ZEROS.len() as u64);
-        hasher.update(ZEROS.get(..part as usize).unwrap_or_default());
-        left -= part;
     }
 }

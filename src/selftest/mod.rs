@@ -12,7 +12,6 @@ mod findings;
 pub mod fix;
 mod hits;
 mod inc;
-mod map;
 mod medium;
 mod options;
 mod pages;
@@ -35,7 +34,6 @@ use crate::text::counted;
 pub use drill::{DrillReport, Drilled};
 pub use findings::{Cause, Finding, Findings, Fixed, FramesFixed, Hit, Part, Spot};
 pub use inc::Due;
-pub use map::bad_ranges;
 pub use schedule::Schedule;
 
 /// What a selftest proves; each level includes those before it, but v5 reads files where v3 and v4 read arcs.

@@ -12,10 +12,10 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::read::wanted_of;
 use crate::catalog::Kind;
 use crate::ids::Logid;
-use crate::store::{Store, Wanted};
+use crate::reader::Asked;
+use crate::store::Store;
 use crate::sync::lock;
 use crate::tree::Tree;
 
@@ -103,9 +103,8 @@ fn serve(tree: &Tree, store: &Store, ranges: &Receiver<Range<u64>>) {
             }
             let Some(left) = room.checked_sub(node.attr.size) else { break };
             room = left;
-            if let Ok(pieces) = tree.segments(&node, 0, node.attr.size) {
-                let wanted: Vec<Wanted> = pieces.iter().filter_map(wanted_of).collect();
-                store.ask(&wanted, Some(logid), |_| ());
+            if let Ok(asked) = Asked::of(tree, &node, 0, node.attr.size) {
+                store.ask(&asked.wanted(), Some(logid), |_| ());
             }
         }
     }

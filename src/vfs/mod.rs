@@ -23,6 +23,7 @@ use crate::catalog::{Attr, Child, Kind, Timespec, Xattrs, codec};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid, Version};
 use crate::index::{DirRow, VersionRow};
+use crate::reader::Backup;
 use crate::store::{Store, Summary};
 use crate::tree::{SeekTo, Tree};
 use ahead::Ahead;
@@ -31,7 +32,6 @@ use dirs::Listings;
 use hashing::Hashes;
 pub use hashing::Hashing;
 pub use ino::{Ino, Place};
-pub use read::Bytes;
 use read::Streams;
 use virtual_xattrs::{Known, OWN_PREFIX, USER_PREFIX};
 
@@ -131,8 +131,8 @@ pub struct Vfs {
 }
 
 impl Vfs {
-    pub fn new(tree: Tree, store: Arc<Store>, options: VfsOptions) -> Vfs {
-        let tree = Arc::new(tree);
+    pub fn new(backup: &Backup, options: VfsOptions) -> Vfs {
+        let (tree, store) = (backup.tree.clone(), backup.store.clone());
         Vfs {
             ahead: Ahead::start(tree.clone(), store.clone()),
             tree,

@@ -1,16 +1,14 @@
 //! File contents: all bytes asked for, verified, or an error; and what to decode before it is asked for.
 
-use std::cell::RefCell;
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Ino, Vfs};
 use crate::arc::VerifiedBlock;
 use crate::catalog::{Kind, Node};
 use crate::error::{Error, Result};
-use crate::store::Wanted;
+use crate::reader::{Asked, Bytes, wanted};
 use crate::sync::lock;
-use crate::tree::Piece;
 
 /// Bytes decoded ahead of a sequential reader.
 const WINDOW_BYTES: u64 = 4 << 20;
@@ -20,49 +18,6 @@ const STEP_BYTES: u64 = 512 << 10;
 pub(super) const MIN_STREAM_BYTES: u64 = 256 << 10;
 /// Readers of one file that are told apart.
 const MAX_READERS: usize = 4;
-
-/// What a read gives: a part of one verified block, or a copy of several.
-pub enum Bytes {
-    Block(Arc<VerifiedBlock>, Range<usize>),
-    Copied(Copied),
-}
-
-/// A copy of parts of several verified blocks. Its memory is kept for the thread's next one: fresh memory for each
-/// large reply would cost a page fault for every 4 KiB.
-pub struct Copied(Vec<u8>);
-
-thread_local! {
-    static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-/// Larger memory is given back.
-const MAX_SPARE_BYTES: usize = 2 << 20;
-
-impl Copied {
-    fn with_room(bytes: usize) -> Copied {
-        let mut spare = SPARE.take();
-        spare.clear();
-        spare.reserve(bytes);
-        Copied(spare)
-    }
-}
-
-impl Drop for Copied {
-    fn drop(&mut self) {
-        if self.0.capacity() <= MAX_SPARE_BYTES {
-            SPARE.set(std::mem::take(&mut self.0));
-        }
-    }
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Block(block, range) => block.get(range.clone()).unwrap_or_default(),
-            Bytes::Copied(copied) => &copied.0,
-        }
-    }
-}
 
 /// One reader of a file, as far as its requests tell.
 #[derive(Clone, Copy, Default)]
@@ -109,31 +64,23 @@ impl Streams {
     }
 }
 
-/// A read on its way: what was asked, and what the answer is made of.
-struct Request {
-    node: Arc<Node>,
-    offset: u64,
-    pieces: Vec<Piece>,
-}
-
 impl Vfs {
     /// Bytes `offset..offset + len` of a file, cut at its end. `then` gets them: on this thread before it returns, unless
     /// they must come from far; then on another, and no later than the store's deadline.
     ///
     /// Errors: whatever block or index row is damaged; then nothing at all is given.
     pub fn read(self: &Arc<Vfs>, ino: Ino, offset: u64, len: u32, then: impl FnOnce(Result<Bytes>) + Send + 'static) {
-        let request = match self.request(ino, offset, len) {
-            Ok(request) => request,
+        let (node, asked) = match self.asked(ino, offset, len) {
+            Ok(asked) => asked,
             Err(error) => return then(Err(error)),
         };
-        let wanted: Vec<Wanted> = request.pieces.iter().filter_map(wanted_of).collect();
-        let (vfs, logid) = (self.clone(), request.node.logid);
-        self.store.ask(&wanted, Some(logid), move |blocks| {
-            then(blocks.and_then(|blocks| vfs.answer(&request, blocks)));
+        let (vfs, logid) = (self.clone(), node.logid);
+        self.store.ask(&asked.wanted(), Some(logid), move |blocks| {
+            then(blocks.and_then(|blocks| vfs.answer(&node, &asked, blocks)));
         });
     }
 
-    fn request(&self, ino: Ino, offset: u64, len: u32) -> Result<Request> {
+    fn asked(&self, ino: Ino, offset: u64, len: u32) -> Result<(Arc<Node>, Asked)> {
         let logid = self.file(ino)?;
         let node = self.tree.node(logid)?;
         if node.attr.kind != Kind::File {
@@ -142,25 +89,20 @@ impl Vfs {
         if let Some(error) = self.hash_is_wrong(logid) {
             return Err(error);
         }
-        let pieces = self.tree.segments(&node, offset, u64::from(len))?;
-        let total: u64 = pieces.iter().map(Piece::len).sum();
-        if node.attr.size >= MIN_STREAM_BYTES && total > 0 {
-            self.read_ahead(&node, offset..offset + total);
+        let asked = Asked::of(&self.tree, &node, offset, u64::from(len))?;
+        let range = asked.range();
+        if node.attr.size >= MIN_STREAM_BYTES && !range.is_empty() {
+            self.read_ahead(&node, range.clone());
         } else if offset == 0 {
             self.ahead.note(logid);
         }
-        Ok(Request { node, offset, pieces })
+        Ok((node, asked))
     }
 
-    fn answer(&self, request: &Request, blocks: Vec<Arc<VerifiedBlock>>) -> Result<Bytes> {
-        let Request { node, offset, pieces } = request;
-        let total: u64 = pieces.iter().map(Piece::len).sum();
-        let bytes = assemble(pieces, blocks, total as usize);
-        if bytes.len() as u64 != total {
-            return Err(Error::ExtentsLost { logid: node.logid, offset: *offset });
-        }
-        self.hash_on_the_way(node, *offset, &bytes)?;
-        self.store.file_read(node.logid, *offset, offset + total, node.attr.size);
+    fn answer(&self, node: &Node, asked: &Asked, blocks: Vec<Arc<VerifiedBlock>>) -> Result<Bytes> {
+        let (bytes, range) = (asked.bytes(blocks)?, asked.range());
+        self.hash_on_the_way(node, range.start, &bytes)?;
+        self.store.file_read(node.logid, range.start, range.end, node.attr.size);
         Ok(bytes)
     }
 
@@ -181,37 +123,9 @@ impl Vfs {
         if let Some(ahead) = ahead
             && let Ok(pieces) = self.tree.segments(node, ahead.start, ahead.end - ahead.start)
         {
-            self.store.prefetch(pieces.iter().filter_map(wanted_of), Some(node.logid));
+            self.store.prefetch(wanted(&pieces), Some(node.logid));
         }
     }
-}
-
-pub(super) fn wanted_of(piece: &Piece) -> Option<Wanted> {
-    match piece {
-        Piece::Data { block, block_len, .. } => Some(Wanted { block: *block, len_bytes: *block_len }),
-        Piece::Zero { .. } => None,
-    }
-}
-
-fn assemble(pieces: &[Piece], blocks: Vec<Arc<VerifiedBlock>>, total: usize) -> Bytes {
-    let mut blocks = blocks.into_iter();
-    if let ([Piece::Data { start, len, .. }], Some(block)) = (pieces, blocks.as_slice().first()) {
-        let start = *start as usize;
-        return Bytes::Block(block.clone(), start..start + *len as usize);
-    }
-    let mut copied = Copied::with_room(total);
-    let bytes = &mut copied.0;
-    for piece in pieces {
-        match piece {
-            Piece::Data { start, len, .. } => {
-                let range = *start as usize..*start as usize + *len as usize;
-                let block = blocks.next();
-                bytes.extend_from_slice(block.as_ref().and_then(|block| block.get(range)).unwrap_or_default());
-            }
-            Piece::Zero { len } => bytes.resize(bytes.len() + *len as usize, 0),
-        }
-    }
-    Bytes::Copied(copied)
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ const BLOCK: usize = 4000;
 
 fn vfs(fixture: &Fixture, options: VfsOptions) -> Arc<Vfs> {
     let store = Arc::new(fixture.store(StoreOptions::default()));
-    Arc::new(Vfs::new(Tree::new(fixture.index.clone(), View::Whole), store, options))
+    let tree = Arc::new(Tree::new(fixture.index.clone(), View::Whole));
+    Arc::new(Vfs::new(&Backup { tree, store }, options))
 }
 
 /// `/f`: three blocks with a hole between; `/big`: 1500 names.
@@ -242,6 +243,37 @@ fn a_file_whose_sha1_is_another_is_refused_and_stays_so() {
         let random = new();
         assert!([(4000, 4000), (0, 3000)].iter().all(|(at, len)| random.read_now(wrong, *at, *len).is_ok()));
     }
+}
+
+#[test]
+fn a_file_of_one_block_is_proven_by_that_block() {
+    let mut fixture = Fixture::new();
+    let serial = fixture.next_data_serial();
+    let blocks: Vec<_> = (0..2).map(|seed| some_bytes(seed, BLOCK)).collect();
+    let data = |no| Segment::Data { block: BlockId::new(serial, FrameNo(no)), len: BLOCK as u32 };
+    let hash = |bytes: &[u8]| {
+        let mut hasher = crate::crypto::FileHasher::default();
+        hasher.update(bytes);
+        Some(hasher.finish())
+    };
+    let file = |logid, no: u32| Node { sha1: hash(&blocks[no as usize]), ..node(logid, &[data(no)], vec![]) };
+    let padded = Node { sha1: None, ..node(22, &[data(0), Segment::Hole { len: 1 }], vec![]) };
+    assert!(file(20, 0).is_one_block() && !padded.is_one_block() && !node(23, &[], vec![]).is_one_block());
+    let root = dir_record(Dirno::ROOT, Dirno::ROOT, b"", 2);
+    fixture.commit(&blocks, &[root, put(b"bad", file(21, 1)), put(b"good", file(20, 0))]);
+    fixture.spoil_frame(serial, FrameNo(1));
+    let by = crate::ledger::By::Mount;
+    let ledger = Arc::new(crate::ledger::LedgerWriter::new(&fixture.own(), fixture.keys.clone(), by));
+    let store = Arc::new(fixture.store(StoreOptions { ledger: Some(ledger.clone()), ..StoreOptions::default() }));
+    let tree = Arc::new(Tree::new(fixture.index.clone(), View::Whole));
+    let vfs = Arc::new(Vfs::new(&Backup { tree, store }, VfsOptions::default()));
+    assert!(vfs.read_now(Ino::of_node(Logid(20)), 0, BLOCK as u32 + 1).unwrap().to_vec() == blocks[0]);
+    let error = vfs.read_now(Ino::of_node(Logid(21)), 0, BLOCK as u32).err().unwrap();
+    assert!(matches!(error, Error::Arc { .. }), "{error}");
+    // What was given out counts as hashed, and only that.
+    let known = ledger.known().unwrap();
+    let extent = |logid| known.file(Logid(logid)).map(|files| files.extent);
+    assert_eq!((extent(20), extent(21)), (Some(crate::ledger::Extent::Hashed), None));
 }
 
 #[test]

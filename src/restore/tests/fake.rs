@@ -14,6 +14,7 @@ use crate::error::{Error, Place, Result};
 use crate::ids::{ArcId, ArcName, ArcSalt, BackupId, BlockId, Dirno, FrameNo, Logid, Version};
 use crate::monitor::Silent;
 use crate::os::process::{getegid, geteuid};
+use crate::reader::Blocks;
 use crate::restore::{Decision, Extra, Names, Options, Question, Report, Source, Spare, Target, Totals, run};
 use crate::tree::Piece;
 
@@ -187,6 +188,23 @@ impl Source for Fake {
     fn node(&self, logid: Logid) -> Result<Arc<Node>> {
         Ok(self.nodes[&logid].clone())
     }
+    fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool> {
+        Ok(self.blocks[block.0 as usize].0.hash == self.keys.block_hash(bytes))
+    }
+    fn totals(&self, child: Child, stop: &dyn Fn() -> bool) -> Totals {
+        let mut totals = Totals { entries: 1, ..Totals::default() };
+        match child {
+            Child::Node(logid) => totals.add_file(self.nodes[&logid].attr.kind, self.nodes[&logid].attr.size),
+            _ if stop() => {}
+            Child::Dir(dirno) => {
+                self.dirs[&dirno].1.iter().for_each(|(_, child)| totals.add(self.totals(*child, stop)))
+            }
+        }
+        totals
+    }
+}
+
+impl Blocks for Fake {
     fn next_data(&self, _: &Node, offset: u64) -> Result<Option<u64>> {
         Ok(Some(offset))
     }
@@ -210,20 +228,6 @@ impl Source for Fake {
             at += segment.len();
         }
         Ok(pieces)
-    }
-    fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool> {
-        Ok(self.blocks[block.0 as usize].0.hash == self.keys.block_hash(bytes))
-    }
-    fn totals(&self, child: Child, stop: &dyn Fn() -> bool) -> Totals {
-        let mut totals = Totals { entries: 1, ..Totals::default() };
-        match child {
-            Child::Node(logid) => totals.add_file(self.nodes[&logid].attr.kind, self.nodes[&logid].attr.size),
-            _ if stop() => {}
-            Child::Dir(dirno) => {
-                self.dirs[&dirno].1.iter().for_each(|(_, child)| totals.add(self.totals(*child, stop)))
-            }
-        }
-        totals
     }
     fn block(&self, block: BlockId, len: u32, _: Logid) -> Result<Arc<VerifiedBlock>> {
         let (info, bytes) = &self.blocks[block.0 as usize];
