@@ -25,6 +25,7 @@ const ORDER: &[&str] = &[
     "tree",
     "backup",
     "recover",
+    "findings",
     "vfs",
     "restore",
     "coverage",

@@ -6,7 +6,7 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
-//! ledger, depot, live, backupdir, store, tree, backup, recover, vfs, restore, coverage, selftest, fuse, mount, cli.
+//! ledger, depot, live, backupdir, store, tree, backup, recover, findings, vfs, restore, coverage, selftest, fuse, mount, cli.
 
 pub mod arc;
 pub mod backup;
@@ -17,6 +17,7 @@ pub mod coverage;
 pub mod crypto;
 pub mod depot;
 pub mod error;
+pub mod findings;
 pub mod fuse;
 pub mod ids;
 pub mod index;

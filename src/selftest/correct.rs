@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::findings::{Finding, Fixed, FramesFixed, Part};
 use super::fix::{FrameAt, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
 use super::{Cause, Exam, Level};
 use crate::arc::repair::{self, BitFlip};
@@ -15,6 +14,7 @@ use crate::backupdir::Lock;
 use crate::catalog::ArcEntry;
 use crate::depot::{LocalArc, StoredArc, Via};
 use crate::error::Result;
+use crate::findings::{Finding, Fixed, FramesFixed, Part};
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo};
 use crate::index::Index;
 use crate::ledger::{self, Flip, Record};

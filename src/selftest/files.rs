@@ -9,12 +9,12 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use super::findings::{MAX_HITS, Part, Spot};
-use super::hits::{self, Wrong};
 use super::{Cause, Exam, Finding, Hit, Level, Report, Scope};
 use crate::catalog::{Child, Kind, Node};
 use crate::crypto::FileHasher;
 use crate::error::{Damage, Error, Place, Result};
+use crate::findings::hits::Wrong;
+use crate::findings::{Advice, MAX_HITS, Part, Spot};
 use crate::ids::{BlockId, CopyId, Dirno, FrameNo, Logid, Version};
 use crate::index::{ScanTable, Scanned, VersionRow};
 use crate::ledger::Extent;
@@ -162,24 +162,8 @@ fn expected(exam: &Exam<'_>, only: Option<&VersionRow>) -> Progress {
 }
 
 fn tell(exam: &Exam<'_>, error: Error, cause: Cause, hits: Vec<Hit>) {
-    let remedy = match cause {
-        Cause::Transient => "test memory, cable and controller: the medium has the right bytes",
-        Cause::Index => "`assay selftest -v2 --fix` makes the index anew from the catalogs",
-        Cause::Unchecked => "make it readable, then run the selftest again",
-        _ => "put the arc back from a copy of the backup dir, or run `assay selftest -v3 --fix`",
-    };
-    exam.findings.add(Finding { remedy, ..Finding::new(Level::Files, cause, error).with_hits(hits) });
-}
-
-fn cause_of(error: &Error) -> Cause {
-    match error {
-        Error::Arc { damage: Damage::Missing | Damage::Truncated { .. }, .. } => Cause::Missing,
-        Error::Arc { damage: Damage::HashMismatch { .. } | Damage::BadCompression, .. } => Cause::Memory,
-        Error::Arc { .. } => Cause::Medium,
-        Error::DirectoryLost { .. } | Error::ExtentsLost { .. } => Cause::Catalog,
-        Error::IndexDamaged { .. } | Error::IndexRow { .. } | Error::FileHashMismatch { .. } => Cause::Index,
-        _ => Cause::Unchecked,
-    }
+    let advice = Advice::of_listing(cause);
+    exam.findings.add(Finding { advice, ..Finding::new(Level::Files, cause, error).with_hits(hits) });
 }
 
 impl Reading<'_> {
@@ -207,7 +191,7 @@ impl Reading<'_> {
             Err(Error::NoPath { .. }) => return Ok(false),
             Err(error) => {
                 let hit = Hit { logid: Logid(0), path: root.to_vec(), versions: (v, v), bytes: 0..0 };
-                tell(self.exam, error.clone(), cause_of(&error), vec![hit]);
+                tell(self.exam, error.clone(), Cause::of(&error), vec![hit]);
                 return Ok(true);
             }
         };
@@ -234,7 +218,7 @@ impl Reading<'_> {
                 if self.lost_dirs.insert(dirno) {
                     let shown = if path.is_empty() { b"/".to_vec() } else { path };
                     let hit = Hit { logid: Logid(0), path: shown, versions: (v, v), bytes: 0..0 };
-                    tell(self.exam, error.clone(), cause_of(&error), vec![hit]);
+                    tell(self.exam, error.clone(), Cause::of(&error), vec![hit]);
                 }
             }
         }
@@ -481,7 +465,7 @@ impl Reading<'_> {
         error: &Error,
     ) -> (Option<std::sync::Arc<crate::arc::VerifiedBlock>>, Cause) {
         if !error.is_damage() || self.is_missing(block, error) {
-            return (None, cause_of(error));
+            return (None, Cause::of(error));
         }
         let small = |heal| {
             let words = Words::Reader;
@@ -491,7 +475,7 @@ impl Reading<'_> {
         let healed = small(Heal::On).block(block, len, Some(file)).ok();
         // The healing read made the kernel forget the range, so this one comes from the medium.
         let bare = small(Heal::Off).block(block, len, Some(file));
-        let cause = if healed.is_some() && bare.is_ok() { Cause::Transient } else { cause_of(error) };
+        let cause = if healed.is_some() && bare.is_ok() { Cause::Transient } else { Cause::of(error) };
         (healed, cause)
     }
 
@@ -534,7 +518,7 @@ impl Reading<'_> {
 
     /// Notes what is wrong with a file apart from its blocks. Files with the same trouble are told together.
     fn trouble(&self, file: &Waiting, error: &Error, cause: Option<Cause>, ranges: &[Range<u64>]) {
-        let cause = cause.unwrap_or_else(|| cause_of(error));
+        let cause = cause.unwrap_or_else(|| Cause::of(error));
         let met = if cause == Cause::Unchecked { &self.unread } else { &self.files };
         met.fetch_add(1, Relaxed);
         let text = error.to_string();
@@ -557,7 +541,7 @@ impl Reading<'_> {
     /// Hands over what was found: each damaged place once, each trouble once, with the files that they hit.
     fn tell(&self, report: &mut Report) {
         let Wrongs { blocks, troubles, unlisted } = std::mem::take(&mut *lock(&self.wrongs));
-        hits::tell(self.exam, Level::Files, self.folded(blocks), &mut report.notes);
+        self.exam.tell(Level::Files, self.folded(blocks), &mut report.notes);
         let logids: HashSet<Logid> = troubles.values().flat_map(|trouble| &trouble.hits).map(|hit| hit.logid).collect();
         let stop = || self.exam.monitor.interrupted();
         let names = match logids.is_empty() {

@@ -9,12 +9,12 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use crossbeam::channel::{Receiver, bounded};
 
-use super::findings::Cause;
-use super::shell::{Fault, cause_of};
+use super::shell::Fault;
 use crate::arc::{FRAME_HEADER_LEN, FrameInfo, frame};
 use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{StoredArc, Via};
 use crate::error::{Damage, Error, Place, Result};
+use crate::findings::Cause;
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
 use crate::sync::{lock, wait};
 
@@ -210,7 +210,7 @@ fn second_look(keys: &Keys, job: &Job, (no, offset, info): Placed, first: Error)
         Ok(None) => (first, Cause::Transient),
         Ok(Some(wrong)) => wrong,
         Err(error) => {
-            let cause = cause_of(&error);
+            let cause = Cause::of(&error);
             (error, cause)
         }
     };
