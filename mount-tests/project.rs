@@ -27,6 +27,7 @@ const ORDER: &[&str] = &[
     "tree",
     "backup",
     "recover",
+    "findings",
     "reader",
     "vfs",
     "restore",

@@ -253,7 +253,7 @@ fn finding_text(finding: &Finding) -> String {
         text += &format!("  {}: {fixed}\n", if fixed.is_done() { "fixed" } else { "not fixed" });
     }
     if !finding.is_fixed() {
-        text += &format!("  do: {}\n", finding.remedy);
+        text += &format!("  do: {}\n", finding.advice.text());
     }
     text
 }
@@ -352,7 +352,7 @@ fn finding_json(finding: &Finding) -> serde_json::Value {
         "offset": place.map(|place| place.offset),
         "hits": hits_json(&finding.hits),
         "hits_total": finding.hits_total,
-        "remedy": finding.remedy,
+        "remedy": finding.advice.text(),
         "fixed": finding.fixed.as_ref().filter(|fixed| fixed.is_done()).map(ToString::to_string),
         "not_fixed": finding.fixed.as_ref().filter(|fixed| !fixed.is_done()).map(ToString::to_string),
     })

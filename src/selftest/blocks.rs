@@ -10,11 +10,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::findings::{Cause, Finding, MAX_LISTED, Part, Spot};
-use super::hits::{self, Wrong};
 use super::medium::{self, Bad, Job, Placed, Watch};
 use super::plan::{Plan, commit_arc};
-use super::shell::{Fault, Shell, cause_of};
+use super::shell::{Fault, Shell};
 use super::{Exam, Level, Report};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo};
 use crate::backupdir::arcs;
@@ -22,6 +20,8 @@ use crate::catalog::ArcEntry;
 use crate::depot::{Depot, StoredArc};
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
+use crate::findings::hits::Wrong;
+use crate::findings::{Cause, Finding, MAX_LISTED, Part, Spot};
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
 use crate::ledger::{self, How, Record};
 use crate::monitor::{Event, Progress};
@@ -165,8 +165,7 @@ impl<'a> Run<'a> {
                 Err(_) if self.exam.findings.any(Cause::Index) => {}
                 Err(error) if self.exam.findings.accept(&error, None, last_block(entry)) => {}
                 Err(error) => {
-                    let cause = if error.is_damage() { Cause::Index } else { Cause::Unchecked };
-                    self.note(Finding::new(Level::LocalBlocks, cause, error));
+                    self.note(Finding::new(Level::LocalBlocks, Cause::of(&error), error));
                 }
             }
         }
@@ -279,7 +278,7 @@ impl<'a> Run<'a> {
 
     /// The arc as a whole can't be read.
     fn whole(&self, name: ArcName, entry: Option<&ArcEntry>, error: Error) {
-        let cause = cause_of(&error);
+        let cause = Cause::of(&error);
         self.fault(name, entry, &Fault { part: Part::Whole, offset: 0, error, cause });
     }
 
@@ -366,7 +365,7 @@ impl<'a> Run<'a> {
         let planned = (self.plan.arcs.len() + self.plan.commits.len() + self.plan.orphans.len()) as u64;
         report.not_checked.arcs += planned.saturating_sub(self.arcs.load(Relaxed) + self.without_job.load(Relaxed));
         let wrong = std::mem::take(&mut *lock(&self.wrong));
-        hits::tell(self.exam, Level::LocalBlocks, wrong, &mut report.notes);
+        self.exam.tell(Level::LocalBlocks, wrong, &mut report.notes);
         self.exam.findings.add_unlisted(self.unlisted.into_inner());
     }
 }

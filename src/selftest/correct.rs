@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::findings::{Finding, Fixed, FramesFixed, Part};
 use super::fix::{FrameAt, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
 use super::{Cause, Exam, Level};
 use crate::arc::FrameKind;
@@ -16,6 +15,7 @@ use crate::catalog::ArcEntry;
 use crate::depot::Via;
 use crate::error::Result;
 use crate::fetch::{Bad, Fetched, Frame, Repair, Way};
+use crate::findings::{Finding, Fixed, FramesFixed, Part};
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo};
 use crate::index::Index;
 use crate::ledger::{self, Flip, Record};

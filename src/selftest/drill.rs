@@ -8,12 +8,12 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::findings::Findings;
 use super::{Exam, Fix, Level, Options, Report, Scope, blocks, pages};
 use crate::arc::{FRAME_HEADER_LEN, FrameInfo, FrameKind};
 use crate::backupdir::BackupDir;
 use crate::catalog::ArcEntry;
 use crate::error::{Error, Result};
+use crate::findings::Findings;
 use crate::ids::{BlockId, FrameNo};
 use crate::index::Index;
 use crate::ledger::{By, Ledger, LedgerWriter};

@@ -9,12 +9,12 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use super::findings::{MAX_HITS, Part, Spot};
-use super::hits::{self, Wrong};
 use super::{Cause, Exam, Finding, Hit, Level, Report, Scope};
 use crate::catalog::{Child, Kind, Node};
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::{Fetch, Fetched, Way};
+use crate::findings::hits::Wrong;
+use crate::findings::{Advice, MAX_HITS, Part, Spot};
 use crate::ids::{BlockId, CopyId, Dirno, FrameNo, Logid, Version};
 use crate::index::{Entry, Listed, ScanTable, Scanned, VersionRow};
 use crate::ledger::Extent;
@@ -160,24 +160,8 @@ fn expected(exam: &Exam<'_>, only: Option<&VersionRow>) -> Progress {
 }
 
 fn tell(exam: &Exam<'_>, error: Error, cause: Cause, hits: Vec<Hit>) {
-    let remedy = match cause {
-        Cause::Transient => "test memory, cable and controller: the medium has the right bytes",
-        Cause::Index => "`assay selftest -v2 --fix` makes the index anew from the catalogs",
-        Cause::Unchecked => "make it readable, then run the selftest again",
-        _ => "put the arc back from a copy of the backup dir, or run `assay selftest -v3 --fix`",
-    };
-    exam.findings.add(Finding { remedy, ..Finding::new(Level::Files, cause, error).with_hits(hits) });
-}
-
-fn cause_of(error: &Error) -> Cause {
-    match error {
-        Error::Arc { damage: Damage::Missing | Damage::Truncated { .. }, .. } => Cause::Missing,
-        Error::Arc { damage: Damage::HashMismatch { .. } | Damage::BadCompression, .. } => Cause::Memory,
-        Error::Arc { .. } => Cause::Medium,
-        Error::DirectoryLost { .. } | Error::ExtentsLost { .. } => Cause::Catalog,
-        Error::IndexDamaged { .. } | Error::IndexRow { .. } | Error::FileHashMismatch { .. } => Cause::Index,
-        _ => Cause::Unchecked,
-    }
+    let advice = Advice::of_listing(cause);
+    exam.findings.add(Finding { advice, ..Finding::new(Level::Files, cause, error).with_hits(hits) });
 }
 
 impl Reading<'_> {
@@ -234,7 +218,7 @@ impl Reading<'_> {
     fn lost(&self, v: Version, path: &[u8], error: Error) {
         let path = if path.is_empty() { b"/".to_vec() } else { path.to_vec() };
         let hit = Hit { logid: Logid(0), path, versions: (v, v), bytes: 0..0 };
-        let cause = cause_of(&error);
+        let cause = Cause::of(&error);
         tell(self.exam, error, cause, vec![hit]);
     }
 
@@ -357,7 +341,7 @@ impl Reading<'_> {
     /// Reads a damaged block past the page cache: was it the medium, or only the way from it?
     fn second_look(&self, block: BlockId, error: &Error) -> Cause {
         if !error.is_damage() || self.is_missing(block, error) {
-            return cause_of(error);
+            return Cause::of(error);
         }
         let mut is_right = false;
         if let Ok(asked) = self.again.locate(block) {
@@ -365,7 +349,7 @@ impl Reading<'_> {
                 is_right = matches!(outcome, Ok(Fetched { way: Way::First | Way::Again { .. }, .. }));
             });
         }
-        if is_right { Cause::Transient } else { cause_of(error) }
+        if is_right { Cause::Transient } else { Cause::of(error) }
     }
 
     fn progress(&self, bytes: u64) {
@@ -407,7 +391,7 @@ impl Reading<'_> {
 
     /// Notes what is wrong with a file apart from its blocks. Files with the same trouble are told together.
     fn trouble(&self, file: &Waiting, error: &Error, cause: Option<Cause>, ranges: &[Range<u64>]) {
-        let cause = cause.unwrap_or_else(|| cause_of(error));
+        let cause = cause.unwrap_or_else(|| Cause::of(error));
         let met = if cause == Cause::Unchecked { &self.unread } else { &self.files };
         met.fetch_add(1, Relaxed);
         let text = error.to_string();
@@ -430,7 +414,7 @@ impl Reading<'_> {
     /// Hands over what was found: each damaged place once, each trouble once, with the files that they hit.
     fn tell(&self, report: &mut Report) {
         let Wrongs { blocks, troubles, unlisted } = std::mem::take(&mut *lock(&self.wrongs));
-        hits::tell(self.exam, Level::Files, self.folded(blocks), &mut report.notes);
+        self.exam.tell(Level::Files, self.folded(blocks), &mut report.notes);
         let logids: HashSet<Logid> = troubles.values().flat_map(|trouble| &trouble.hits).map(|hit| hit.logid).collect();
         let stop = || self.exam.monitor.interrupted();
         let names = match logids.is_empty() {

@@ -9,13 +9,13 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use crossbeam::channel::{Receiver, bounded};
 
-use super::findings::Cause;
-use super::shell::{Fault, cause_of};
+use super::shell::Fault;
 use crate::arc::FrameInfo;
 use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{StoredArc, Via};
 use crate::error::{Error, Result};
 use crate::fetch::Frame;
+use crate::findings::Cause;
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
 use crate::sync::{lock, wait};
 
@@ -168,7 +168,7 @@ fn serve(keys: &Keys, queue: &Receiver<Piece>, flow: &Flow, watch: &dyn Watch) {
                 Ok(_) => (first.error, Cause::Transient),
                 Err(second) if second.is_another => (second.error, Cause::Index),
                 Err(second) => {
-                    let cause = cause_of(&second.error);
+                    let cause = Cause::of(&second.error);
                     (second.error, cause)
                 }
             };

@@ -8,9 +8,7 @@ mod blocks;
 mod correct;
 pub mod drill;
 mod files;
-mod findings;
 pub mod fix;
-mod hits;
 mod inc;
 mod medium;
 mod options;
@@ -25,6 +23,8 @@ use std::time::Instant;
 
 use crate::backupdir::{Accepted, BackupDir};
 use crate::error::{Error, Exit, Place, Result};
+use crate::findings::hits::{self, Wrong};
+pub use crate::findings::{Advice, Cause, Finding, Findings, Fixed, FramesFixed, Hit, Level, Part, Spot};
 use crate::ids::{ArcName, BlockHash, BlockId};
 use crate::index::{Index, Places};
 use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
@@ -32,27 +32,8 @@ use crate::monitor::{Event, Monitor, Silent};
 use crate::text::counted;
 
 pub use drill::{DrillReport, Drilled};
-pub use findings::{Cause, Finding, Findings, Fixed, FramesFixed, Hit, Part, Spot};
 pub use inc::Due;
 pub use schedule::Schedule;
-
-/// What a selftest proves; each level includes those before it, but v5 reads files where v3 and v4 read arcs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Level {
-    /// The index opens with this key and can be read.
-    Opens = 0,
-    /// Its pages authenticate, its B-trees are sound.
-    Pages = 1,
-    /// All structures agree with each other and with the catalogs; no data is read.
-    Structure = 2,
-    /// Each block of the local arcs, read from the medium.
-    LocalBlocks = 3,
-    /// The same of every copy at every destination.
-    AllCopies = 4,
-    /// Every file of every version rebuilt and compared with its whole-file hash.
-    Files = 5,
-}
 
 /// What is looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -271,15 +252,15 @@ pub fn written_wrong(dir: &BackupDir) -> Result<Vec<Finding>> {
 }
 
 fn does_not_open(error: Error) -> Finding {
-    let cause = match &error {
-        Error::KeyWrong { .. } => Cause::Key,
-        error if error.is_damage() => Cause::Index,
-        _ => Cause::Unchecked,
-    };
-    Finding::new(Level::Opens, cause, error)
+    Finding::new(Level::Opens, Cause::of(&error), error)
 }
 
 impl Exam<'_> {
+    /// Hands over what is wrong with arcs, with the files that it hits.
+    fn tell(&self, level: Level, wrong: Vec<Wrong>, notes: &mut Vec<String>) {
+        hits::tell(&self.findings, &self.index, level, wrong, notes, &|| self.monitor.interrupted());
+    }
+
     /// v0: the index answers.
     fn reads(&self) {
         let index = &self.index;

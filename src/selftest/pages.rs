@@ -1,8 +1,8 @@
 //! v1: the index's pages and B-trees.
 
-use super::findings::{Cause, Finding};
 use super::{Exam, Level, Report};
 use crate::error::{Error, Result};
+use crate::findings::{Cause, Finding};
 use crate::index::PageFault;
 
 pub(super) fn check(exam: &Exam<'_>, _report: &mut Report) -> Result<()> {

@@ -2,7 +2,6 @@
 //!
 //! Invariant: what is wrong at a first read is read once more, past the page cache, before it is judged.
 
-use super::findings::{Cause, Part};
 use crate::arc::shell::{HEADER_MAGIC, TRAILER_MAGIC};
 use crate::arc::{ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, FrameInfo};
 use crate::catalog::{ArcEntry, ArcRole};
@@ -10,6 +9,7 @@ use crate::crypto::Keys;
 use crate::depot::StoredArc;
 use crate::error::{Damage, Error, Place};
 use crate::fetch::{self, open_footer};
+use crate::findings::{Cause, Part};
 use crate::ids::{ArcId, ArcName, ArcSalt};
 
 /// Something wrong with a part of an arc, or what kept it from being read.
@@ -103,23 +103,10 @@ impl Shell {
                 Some(value)
             }
             Err(error) => {
-                let cause = cause_of(&error);
+                let cause = Cause::of(&error);
                 self.faults.push(Fault { part, offset, error, cause });
                 None
             }
-        }
-    }
-}
-
-/// Why bytes that failed twice are wrong, or that they were not read.
-pub(super) fn cause_of(error: &Error) -> Cause {
-    let Error::Arc { damage, .. } = error else { return Cause::Unchecked };
-    match damage {
-        Damage::Missing | Damage::Truncated { .. } => Cause::Missing,
-        Damage::BadCompression | Damage::HashMismatch { .. } => Cause::Memory,
-        Damage::BadRecord(_) => Cause::Catalog,
-        Damage::BadHeader | Damage::BadTrailer | Damage::WrongFrame | Damage::BadTag | Damage::Unreadable(_) => {
-            Cause::Medium
         }
     }
 }

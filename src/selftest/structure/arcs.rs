@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Cause, Check, PUT_BACK, REBUILD, Report, Subject};
+use super::{Cause, Check, Report, Subject};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo, FrameKind};
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::error::{Damage, Error, Place, Result};
@@ -51,7 +51,7 @@ pub fn check<'i>(
         let value = match row.arc(rows.index()) {
             Ok(value) => value,
             Err(error) => {
-                check.report(Subject::Arc(serial), error, Cause::Index, Vec::new(), REBUILD);
+                check.report(Subject::Arc(serial), error, Cause::Index, Vec::new());
                 frames.skip(serial);
                 continue;
             }
@@ -95,12 +95,8 @@ fn file_and_footer(check: &Check<'_>, entry: &ArcEntry, frames: &mut FrameRows<'
                 // Its own header, footer and trailer agree: it is the index that does not.
                 check.index_wrong(Subject::Arc(entry.serial), format!("{} is not what the index says", entry.name));
             } else {
-                let cause = match &error {
-                    Error::Arc { damage: Damage::Missing | Damage::Truncated { .. }, .. } => Cause::Missing,
-                    Error::Arc { .. } => Cause::Medium,
-                    _ => Cause::Unchecked,
-                };
-                check.report(Subject::ArcFile(entry.name), error, cause, Vec::new(), PUT_BACK);
+                let cause = Cause::of(&error);
+                check.report(Subject::ArcFile(entry.name), error, cause, Vec::new());
             }
             None
         }
@@ -164,7 +160,7 @@ impl FrameRows<'_, '_, '_> {
                     Ok(found) => self.next = Some(found),
                     Err(error) => {
                         let serial = ArcSerial(row.key.first as u64 >> 17);
-                        self.check.report(Subject::Arc(serial), error, Cause::Index, Vec::new(), REBUILD);
+                        self.check.report(Subject::Arc(serial), error, Cause::Index, Vec::new());
                     }
                 },
                 Scanned::Bad { after, before, error } => {
@@ -212,7 +208,7 @@ fn relocations(check: &Check<'_>, rows: &Snapshot<'_>, facts: &ArcFacts) -> Resu
         let (from, to) = match row.relocation(rows.index()) {
             Ok(ends) => ends,
             Err(error) => {
-                check.report(Subject::Arc(serial), error, Cause::Index, Vec::new(), REBUILD);
+                check.report(Subject::Arc(serial), error, Cause::Index, Vec::new());
                 continue;
             }
         };

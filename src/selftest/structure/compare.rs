@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use super::names::{NO_FILE, Names};
 use super::shadow::{Shadow, dim_arcs, given_up, known_runs};
-use super::{Cause, Check, Ground, Hit, REBUILD, Subject, TRY_AGAIN};
+use super::{Cause, Check, Ground, Hit, Subject};
 use crate::catalog::Child;
 use crate::error::Result;
 use crate::ids::{ArcSerial, BlockId, Dirno, Logid, Version};
@@ -130,7 +130,7 @@ impl Comparison<'_, '_, '_> {
             }
             if let Some(Scanned::Bad { .. }) = told.peek() {
                 if let Some(Scanned::Bad { error, .. }) = told.take() {
-                    self.check.report(Subject::Shadow, error, Cause::Unchecked, Vec::new(), TRY_AGAIN);
+                    self.check.report(Subject::Shadow, error, Cause::Unchecked, Vec::new());
                 }
                 return Ok(());
             }
@@ -185,7 +185,7 @@ impl Comparison<'_, '_, '_> {
                 if readable {
                     let what = "directories are marked as lost that can be read now".into();
                     let hits = self.names.dir_hit(row.key.dirno(), row.key.version(), None);
-                    self.check.report(Subject::GivenUp, self.check.row_error(what), Cause::Index, hits, REBUILD);
+                    self.check.report(Subject::GivenUp, self.check.row_error(what), Cause::Index, hits);
                 }
                 false
             }
@@ -223,7 +223,7 @@ impl Comparison<'_, '_, '_> {
             },
         };
         let what = format!("{about}: a row of table {} {what}", row.table.name());
-        self.check.report(subject, self.check.row_error(what), Cause::Index, hits, REBUILD);
+        self.check.report(subject, self.check.row_error(what), Cause::Index, hits);
     }
 
     fn about_arc(&self, serial: ArcSerial) -> (Subject, String, Vec<Hit>) {
@@ -262,7 +262,7 @@ impl Comparison<'_, '_, '_> {
             let v = hits.first().map_or(self.names.last, |hit| hit.versions.0);
             let path = shown(&self.names.dir(v, dirno)).to_string();
             let what = format!("{path}: {count} of its names are not what the catalog says");
-            self.check.report(Subject::Dir(dirno), self.check.row_error(what), Cause::Index, hits, REBUILD);
+            self.check.report(Subject::Dir(dirno), self.check.row_error(what), Cause::Index, hits);
         }
     }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use lru::LruCache;
 
-use super::{Cause, Check, Ground, REBUILD, Subject};
+use super::{Cause, Check, Ground, Subject};
 use crate::arc::FrameKind;
 use crate::catalog::{Content, Kind, Node, Segment};
 use crate::error::Result;
@@ -79,7 +79,7 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
                         }
                         Err(error) => {
                             let hits = self.ground.names.file(logid);
-                            self.check.report(Subject::File(logid), error, Cause::Index, hits, REBUILD);
+                            self.check.report(Subject::File(logid), error, Cause::Index, hits);
                         }
                     }
                 }
@@ -177,7 +177,7 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
                     Ok((_, start, segments)) => return Some((start, segments)),
                     Err(error) => {
                         let hits = self.ground.names.file(logid);
-                        self.check.report(Subject::File(logid), error, Cause::Index, hits, REBUILD);
+                        self.check.report(Subject::File(logid), error, Cause::Index, hits);
                     }
                 },
                 Scanned::Bad { after, before, error } => {

@@ -19,9 +19,9 @@ mod tree;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 
-use super::findings::MAX_HITS;
-use super::{BlockRef, Cause, Exam, Finding, Hit, Level, Report, Scope};
+use super::{Advice, BlockRef, Cause, Exam, Finding, Hit, Level, Report, Scope};
 use crate::error::{Error, Result};
+use crate::findings::MAX_HITS;
 use crate::ids::{ArcName, ArcSerial, Dirno, FrameNo, Logid, Version};
 use crate::index::{RowKey, ScanTable, Snapshot};
 use crate::monitor::{Event, Monitor, Progress};
@@ -64,12 +64,6 @@ const MAX_SUBJECTS: usize = 1 << 20;
 /// Attempts to check while damage and backups change what is seen.
 const MAX_ATTEMPTS: usize = 3;
 
-const REBUILD: &str = "`assay selftest -v2 --fix` makes the index anew from the catalogs";
-const PUT_BACK: &str = "put the arc back from a copy of the backup dir; `assay selftest -v2 --fix` has the next backup \
-                        write a base catalog, which does not need this one";
-const NO_REMEDY: &str = "the catalogs say so too: it was written so; keep the originals and save them again";
-const TRY_AGAIN: &str = "make it readable, then run the selftest again";
-
 /// What all checks share.
 pub(super) struct Check<'a> {
     exam: &'a Exam<'a>,
@@ -103,7 +97,7 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     };
     match check.run(report) {
         Err(error @ (Error::IndexDamaged { .. } | Error::IndexRow { .. })) => {
-            check.report(Subject::Counters, error, Cause::Index, Vec::new(), REBUILD);
+            check.report(Subject::Counters, error, Cause::Index, Vec::new());
             Ok(())
         }
         other => other,
@@ -169,7 +163,7 @@ impl<'a> Check<'a> {
             Ok(made) => Ok(Some(made)),
             Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
-                self.report(Subject::Shadow, error, Cause::Unchecked, Vec::new(), TRY_AGAIN);
+                self.report(Subject::Shadow, error, Cause::Unchecked, Vec::new());
                 Ok(None)
             }
         }
@@ -245,7 +239,12 @@ impl<'a> Check<'a> {
     }
 
     /// Tells what is wrong with a subject, unless something was told about it already or nobody asked.
-    fn report(&self, subject: Subject, error: Error, cause: Cause, hits: Vec<Hit>, remedy: &'static str) {
+    fn report(&self, subject: Subject, error: Error, cause: Cause, hits: Vec<Hit>) {
+        self.advise(subject, error, cause, hits, Advice::of_structure(cause));
+    }
+
+    /// As `report`, where v2 knows better what to do.
+    fn advise(&self, subject: Subject, error: Error, cause: Cause, hits: Vec<Hit>, advice: Advice) {
         if matches!(cause, Cause::Index | Cause::Unchecked) {
             self.told.set(self.told.get() + 1);
         }
@@ -259,7 +258,7 @@ impl<'a> Check<'a> {
             return;
         }
         let finding = Finding::new(Level::Structure, cause, error).with_hits(hits);
-        self.exam.findings.add(Finding { remedy, ..finding });
+        self.exam.findings.add(Finding { advice, ..finding });
     }
 
     /// v3 and v4 read the arcs themselves, and tell what is wrong with their files.
@@ -284,7 +283,7 @@ impl<'a> Check<'a> {
 
     /// The index contradicts the arcs.
     fn index_wrong(&self, subject: Subject, what: String) {
-        self.report(subject, self.row_error(what), Cause::Index, Vec::new(), REBUILD);
+        self.report(subject, self.row_error(what), Cause::Index, Vec::new());
     }
 
     fn file_broken(&self, ground: &Ground<'_, '_>, logid: Logid, what: &str) {
@@ -296,8 +295,11 @@ impl<'a> Check<'a> {
 
     /// A rule is broken by rows of the index.
     fn broken(&self, ground: &Ground<'_, '_>, subject: Subject, what: String, hits: Vec<Hit>) {
-        let (cause, remedy) = if ground.proven { (Cause::Catalog, NO_REMEDY) } else { (Cause::Index, REBUILD) };
-        self.report(subject, self.row_error(what), cause, hits, remedy);
+        let error = self.row_error(what);
+        match ground.proven {
+            true => self.advise(subject, error, Cause::Catalog, hits, Advice::SaveAgain),
+            false => self.report(subject, error, Cause::Index, hits),
+        }
     }
 
     fn row_error(&self, what: String) -> Error {
@@ -323,10 +325,7 @@ impl<'a> Check<'a> {
         let from = if after.first == i64::MIN { "the start".into() } else { place(after) };
         let to = before.map_or_else(|| "the end".into(), place);
         let what = format!("table {}, after {from}, before {to}: {error}", table.name());
-        let (cause, remedy) = match &error {
-            Error::IndexIo { .. } | Error::Io { .. } => (Cause::Unchecked, TRY_AGAIN),
-            _ => (Cause::Index, REBUILD),
-        };
+        let cause = Cause::of(&error);
         let error = match error {
             Error::IndexDamaged { path, .. } => Error::IndexDamaged { path, what },
             Error::IndexIo { path, .. } => Error::IndexIo { path, what },
@@ -334,7 +333,7 @@ impl<'a> Check<'a> {
         };
         self.blind.borrow_mut().insert(table);
         let hits = names.map(|names| names.of_range(table, after, before)).unwrap_or_default();
-        self.report(Subject::Rows(table, after.first), error, cause, hits, remedy);
+        self.report(Subject::Rows(table, after.first), error, cause, hits);
     }
 
     /// True if the finding is about what was asked for.

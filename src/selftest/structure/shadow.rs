@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::names::Names;
-use super::{Cause, Check, Exam, Hit, PUT_BACK, REBUILD, Subject};
+use super::{Cause, Check, Exam, Hit, Subject};
 use crate::backupdir::arcs::COMMIT_NUMBER;
 use crate::error::{Damage, Error, Result};
 use crate::ids::{ArcName, ArcSerial, Dirno, Version};
@@ -67,20 +67,20 @@ pub fn tell_losses(check: &Check<'_>, shadow: &Shadow<'_>, rows: &Snapshot<'_>, 
         let is_there = check.exam.dir.own().stat(name).is_ok_and(|found| found.is_some());
         // Where neither index nor arc know the run, it may never have been committed.
         if known.contains(run) || is_there {
-            check.report(Subject::Commit(*run), error.clone(), Cause::Catalog, Vec::new(), PUT_BACK);
+            check.report(Subject::Commit(*run), error.clone(), Cause::Catalog, Vec::new());
         }
     }
     let lost: BTreeSet<Version> = rebuild.lost_runs().iter().map(|(run, _)| *run).collect();
     for run in known.iter().filter(|run| !rebuild.applied().contains(run) && !lost.contains(run)) {
         let error = Error::CommitDamaged { run: *run, what: "there is no arc of it".into() };
-        check.report(Subject::Commit(*run), error, Cause::Catalog, Vec::new(), PUT_BACK);
+        check.report(Subject::Commit(*run), error, Cause::Catalog, Vec::new());
     }
     let settled_below = rows.state()?.settled_below;
     let given_up: Vec<String> =
         given_up(rebuild.applied(), &known, settled_below).iter().map(Version::to_string).collect();
     if !given_up.is_empty() {
         let what = format!("a recovery gave up {}, and can read them now", given_up.join(", "));
-        check.report(Subject::GivenUp, check.row_error(what), Cause::Index, Vec::new(), REBUILD);
+        check.report(Subject::GivenUp, check.row_error(what), Cause::Index, Vec::new());
     }
     tell_frames(check, rebuild.lost_frames(), names);
     Ok(())
@@ -101,7 +101,7 @@ fn tell_frames(check: &Check<'_>, frames: &[(Version, LostFrame)], names: &Names
             hits.extend(dirs_of(more, *run, names));
         }
         let subject = if whole { Subject::ArcFile(frame.arc) } else { Subject::Catalog(frame.arc, frame.frame) };
-        check.report(subject, frame.error.clone(), Cause::Catalog, hits, PUT_BACK);
+        check.report(subject, frame.error.clone(), Cause::Catalog, hits);
     }
 }
 

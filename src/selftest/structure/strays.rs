@@ -5,16 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{Cause, Check, Report, Subject};
+use super::{Advice, Cause, Check, Report, Subject};
 use crate::backupdir::{Survey, What, arcs};
 use crate::error::{Error, Result};
 use crate::ids::Version;
 use crate::selftest::Scope;
 use crate::text::counted;
-
-const ADD: &str = "the next backup adds it to the index; so does `assay selftest -v2 --fix`";
-const PUT_BACK_COMMIT: &str = "put the commit arc back from a copy of the backup dir; if there is none, \
-                               `assay recover --accept-loss`";
 
 pub fn check(check: &Check<'_>, report: &mut Report) -> Result<()> {
     let exam = check.exam;
@@ -46,7 +42,7 @@ pub fn check(check: &Check<'_>, report: &mut Report) -> Result<()> {
         match &found.what {
             What::Commit => unknown.push(run),
             What::BadCommit(error) if !busy => {
-                check.report(Subject::Commit(run), error.clone(), Cause::Catalog, Vec::new(), PUT_BACK_COMMIT);
+                check.advise(Subject::Commit(run), error.clone(), Cause::Catalog, Vec::new(), Advice::PutCommitBack);
             }
             What::Unclaimed => unclaimed.entry(run).or_default().push(found.name.to_string()),
             What::Leftover(_) => left.push(found.file_name()),
@@ -59,7 +55,7 @@ pub fn check(check: &Check<'_>, report: &mut Report) -> Result<()> {
                     _ => Cause::Stray,
                 };
                 if let Some(error) = found.stray(exam.dir) {
-                    check.report(Subject::Stray(found.name), error, cause, Vec::new(), MOVE);
+                    check.advise(Subject::Stray(found.name), error, cause, Vec::new(), Advice::AsItSays);
                 }
             }
         }
@@ -70,20 +66,15 @@ pub fn check(check: &Check<'_>, report: &mut Report) -> Result<()> {
             report.notes.push(format!("{runs} is not in the index yet: a backup is just ending"));
         } else {
             let what = format!("{runs} is committed, and the index does not know it: it is older than the arcs");
-            check.report(Subject::Behind, check.row_error(what), Cause::Index, Vec::new(), ADD);
+            check.advise(Subject::Behind, check.row_error(what), Cause::Index, Vec::new(), Advice::AddedNext);
         }
     }
     for (run, names) in unclaimed {
         let commit = arcs::commit_arc(run);
         let there = counted(names.len() as u64, "arc");
         let what = format!("{commit} is missing, and its run left {there}: {}", few(&names));
-        check.report(
-            Subject::Commit(run),
-            Error::CommitDamaged { run, what },
-            Cause::Missing,
-            Vec::new(),
-            PUT_BACK_COMMIT,
-        );
+        let error = Error::CommitDamaged { run, what };
+        check.advise(Subject::Commit(run), error, Cause::Missing, Vec::new(), Advice::PutCommitBack);
     }
     if let Some(first) = left.first() {
         report.notes.push(format!(
@@ -97,8 +88,6 @@ pub fn check(check: &Check<'_>, report: &mut Report) -> Result<()> {
     }
     Ok(())
 }
-
-const MOVE: &str = "do as the line says: nothing of this backup is damaged by it";
 
 fn few(names: &[String]) -> String {
     let listed = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::content::{Contents, Fact, WINDOW};
-use super::{Cause, Check, Ground, REBUILD, Subject};
+use super::{Cause, Check, Ground, Subject};
 use crate::catalog::{Child, Kind};
 use crate::error::Result;
 use crate::ids::{Dirno, Logid, Version};
@@ -104,7 +104,7 @@ impl Pass<'_, '_, '_> {
                     Ok(span) => self.entry(&mut here, span)?,
                     Err(error) => {
                         let hits = self.ground.names.dir_anywhere(dirno);
-                        self.check.report(Subject::Dir(dirno), error, Cause::Index, hits, REBUILD);
+                        self.check.report(Subject::Dir(dirno), error, Cause::Index, hits);
                         here.torn = true;
                     }
                 }
@@ -122,7 +122,7 @@ impl Pass<'_, '_, '_> {
                 Ok(value) => here.states.push((row.key.version(), value)),
                 Err(error) => {
                     let hits = self.ground.names.dir_anywhere(here.dirno);
-                    self.check.report(Subject::Dir(here.dirno), error, Cause::Index, hits, REBUILD);
+                    self.check.report(Subject::Dir(here.dirno), error, Cause::Index, hits);
                     here.torn = true;
                 }
             }
@@ -142,7 +142,7 @@ impl Pass<'_, '_, '_> {
                     let backwards = until.as_ref().is_ok_and(|to| to.is_some_and(|to| to <= row.key.version()));
                     if let Some(error) = until.as_ref().err() {
                         let subject = Subject::Dir(row.key.dirno());
-                        self.check.report(subject, error.clone(), Cause::Index, Vec::new(), REBUILD);
+                        self.check.report(subject, error.clone(), Cause::Index, Vec::new());
                         here.torn = true;
                     } else if backwards {
                         self.dir_broken(row.key.dirno(), row.key.version(), "its listing is lost until before it was");
@@ -481,7 +481,7 @@ fn versions(check: &Check<'_>, ground: &Ground<'_, '_>, totals: &Totals) -> Resu
         let info = match ground.rows.open_version(&row) {
             Ok((version, _)) => version.info,
             Err(error) => {
-                check.report(Subject::Version(v), error, Cause::Index, Vec::new(), REBUILD);
+                check.report(Subject::Version(v), error, Cause::Index, Vec::new());
                 continue;
             }
         };

@@ -1,94 +1,45 @@
-//! What a selftest found: each thing once, with its place, cause, the files that it hits and the remedy.
+//! What is wrong with a backup dir: each thing once, with its place, cause, the files that it hits, and what can be done.
 //!
 //! Invariants: two findings about arcs never have the same code and the same place (the one that names more files
 //! stays); what is kept is bounded, what is more is counted.
 
+mod advice;
+mod cause;
+mod fixed;
+pub mod hits;
+
 use std::collections::HashMap;
-use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use super::Level;
 use crate::backupdir::Accepted;
 use crate::backupdir::arcs::COMMIT_NUMBER;
 use crate::error::{Damage, Error, Exit, Place};
 use crate::ids::{ArcName, ArcSerial, BlockId, CopyId, FrameNo, Logid, Version};
 use crate::index::Index;
 use crate::sync::lock;
-use crate::text::counted;
 
-/// Why something is wrong, as far as can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Cause {
-    /// A second read, past the page cache, was right: memory, cable or controller.
-    Transient,
-    /// The stored bytes are not those that were written.
-    Medium,
-    /// Authentic bytes with wrong content: they were wrong before they were sealed.
-    Memory,
-    /// The arc file, or a part of it, is not there.
-    Missing,
-    /// The index says something else than the arcs, or can't be read.
-    Index,
-    /// The catalog or commit record in an arc.
-    Catalog,
-    /// Another key, another backup dir.
-    Key,
-    /// A file that does not belong where it is.
-    Stray,
-    /// It could not be checked: an I/O error, a permission.
-    Unchecked,
-}
+pub use advice::Advice;
+pub use cause::Cause;
+pub use fixed::{Fixed, FramesFixed};
 
-impl Cause {
-    /// One word, for output that programs read.
-    pub fn word(self) -> &'static str {
-        match self {
-            Cause::Transient => "transient",
-            Cause::Medium => "medium",
-            Cause::Memory => "memory",
-            Cause::Missing => "missing",
-            Cause::Index => "index",
-            Cause::Catalog => "catalog",
-            Cause::Key => "key",
-            Cause::Stray => "stray",
-            Cause::Unchecked => "unchecked",
-        }
-    }
-
-    /// What it means, for people.
-    pub fn text(self) -> &'static str {
-        match self {
-            Cause::Transient => "a second read, past the page cache, was right: memory, cable or controller",
-            Cause::Medium => "the stored bytes are not those that were written, on a second read too",
-            Cause::Memory => "the stored bytes are authentic but wrong: they were wrong before they were sealed",
-            Cause::Missing => "it is not there, or not to its end",
-            Cause::Index => "the index is damaged, or says something else than the arcs",
-            Cause::Catalog => {
-                "the catalog or commit record in an arc is damaged; the index may still know what it says"
-            }
-            Cause::Key => "another key made it: it belongs to another backup dir, or key.conf does",
-            Cause::Stray => "it does not belong where it is",
-            Cause::Unchecked => "it could not be checked",
-        }
-    }
-
-    fn remedy(self) -> &'static str {
-        match self {
-            Cause::Transient => "nothing is lost; test the memory, cables and controller of this machine",
-            Cause::Medium => {
-                "`assay selftest --fix` tries to repair it; else put the arc back from a copy of the backup dir"
-            }
-            Cause::Memory => "test the memory of this machine; `assay selftest --fix` looks for a flipped bit",
-            Cause::Missing => "put the arc back from a copy of the backup dir",
-            Cause::Index => "`assay selftest -v2 --fix`, or `assay recover`, makes the index anew from the arcs",
-            Cause::Catalog => "put the arc back from a copy of the backup dir; do not lose the index before",
-            Cause::Key => "put the right file back from a copy of this backup dir",
-            Cause::Stray => "move it out of the backup dir, or give it its own name back",
-            Cause::Unchecked => "make it readable, then run the selftest again",
-        }
-    }
+/// What a selftest proves; each level includes those before it, but v5 reads files where v3 and v4 read arcs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Level {
+    /// The index opens with this key and can be read.
+    Opens = 0,
+    /// Its pages authenticate, its B-trees are sound.
+    Pages = 1,
+    /// All structures agree with each other and with the catalogs; no data is read.
+    Structure = 2,
+    /// Each block of the local arcs, read from the medium.
+    LocalBlocks = 3,
+    /// The same of every copy at every destination.
+    AllCopies = 4,
+    /// Every file of every version rebuilt and compared with its whole-file hash.
+    Files = 5,
 }
 
 /// A file that uses what is damaged.
@@ -139,103 +90,20 @@ pub struct Finding {
     pub hits: Vec<Hit>,
     pub hits_total: u64,
     /// What the user can do.
-    pub remedy: &'static str,
+    pub advice: Advice,
     /// What `--fix` came to; None if nobody tried.
     pub fixed: Option<Fixed>,
 }
 
-/// What `--fix` did about a finding.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fixed {
-    /// It read right before anything was done.
-    RightByNow,
-    /// The recorded bytes are in their place again; what was wrong with them.
-    Rewritten {
-        what: String,
-    },
-    /// Header, footer or trailer of an arc were written anew.
-    Shell {
-        parts: Vec<&'static str>,
-    },
-    /// The block is read from another arc now; where its bytes came from.
-    Sealed {
-        arc: ArcName,
-        how: String,
-    },
-    IndexRebuilt,
-    /// The next catalog is a base; what is damaged stays so, and is needed by fewer versions.
-    BaseIsDue,
-    /// Several frames, not all with the same end.
-    Frames(FramesFixed),
-    /// Nothing was done, and why.
-    Not {
-        why: String,
-    },
-}
-
-/// What became of the frames of one finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct FramesFixed {
-    pub rewritten: usize,
-    pub sealed: usize,
-    pub base_is_due: usize,
-    pub lost: usize,
-    /// The run was interrupted, or there were too many.
-    pub not_tried: usize,
-}
-
-impl Fixed {
-    /// Nothing is left to do.
-    pub fn is_done(&self) -> bool {
-        match self {
-            Fixed::RightByNow | Fixed::Rewritten { .. } | Fixed::Shell { .. } => true,
-            Fixed::Sealed { .. } | Fixed::IndexRebuilt => true,
-            Fixed::BaseIsDue | Fixed::Not { .. } => false,
-            Fixed::Frames(counts) => counts.base_is_due + counts.lost + counts.not_tried == 0,
-        }
-    }
-}
-
-impl fmt::Display for Fixed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Fixed::RightByNow => f.write_str("it reads right by now"),
-            Fixed::Rewritten { what } => write!(f, "{what}; the arc has its recorded bytes again"),
-            Fixed::Shell { parts } => write!(f, "{} written anew, byte for byte as recorded", parts.join(" and ")),
-            Fixed::Sealed { arc, how } => write!(f, "the block was sealed anew in {arc}, {how}"),
-            Fixed::IndexRebuilt => f.write_str("the index was made anew from the catalogs"),
-            Fixed::BaseIsDue => {
-                f.write_str("the next backup writes a base catalog, which does without what is damaged")
-            }
-            Fixed::Frames(FramesFixed { rewritten, sealed, base_is_due, lost, not_tried }) => {
-                let total = rewritten + sealed + base_is_due + lost + not_tried;
-                let parts: Vec<String> = [
-                    (rewritten, "put right in place"),
-                    (sealed, "sealed anew"),
-                    (base_is_due, "of the catalog: the next backup writes a base, which does without"),
-                    (lost, "lost: neither a flipped bit nor a live file explains them"),
-                    (not_tried, "not looked at"),
-                ]
-                .into_iter()
-                .filter(|(count, _)| **count > 0)
-                .map(|(count, what)| format!("{count} {what}"))
-                .collect();
-                write!(f, "of {}: {}", counted(total as u64, "frame"), parts.join(", "))
-            }
-            Fixed::Not { why } => f.write_str(why),
-        }
-    }
-}
-
 impl Finding {
-    /// With the place that the error names, the usual remedy for the cause, and no files.
+    /// With the place that the error names, the usual advice for the cause, and no files.
     pub fn new(level: Level, cause: Cause, error: Error) -> Finding {
         let place = match &error {
             Error::Arc { place, .. } => Some(place.clone()),
             _ => None,
         };
-        let remedy = cause.remedy();
-        Finding { level, error, cause, place, spot: None, hits: Vec::new(), hits_total: 0, remedy, fixed: None }
+        let advice = Advice::usual(cause);
+        Finding { level, error, cause, place, spot: None, hits: Vec::new(), hits_total: 0, advice, fixed: None }
     }
 
     /// Names the files that it hits, as far as they are listed.

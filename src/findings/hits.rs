@@ -5,15 +5,14 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::findings::{Cause, Finding, Hit, MAX_HITS, Spot};
-use super::{Exam, Level};
+use super::{Cause, Finding, Findings, Hit, Level, MAX_HITS, Spot};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, FrameNo};
 use crate::index::{Index, Places};
 use crate::text::counted;
 
 /// Something wrong with an arc, before it is known which files it hits.
-pub(super) struct Wrong {
+pub struct Wrong {
     pub error: Error,
     pub cause: Cause,
     pub spot: Spot,
@@ -22,9 +21,16 @@ pub(super) struct Wrong {
 }
 
 /// Finds out which files are hit, and hands over what was found.
-pub(super) fn tell(exam: &Exam<'_>, level: Level, mut wrong: Vec<Wrong>, notes: &mut Vec<String>) {
+pub fn tell(
+    findings: &Findings,
+    index: &Index,
+    level: Level,
+    mut wrong: Vec<Wrong>,
+    notes: &mut Vec<String>,
+    stop: &dyn Fn() -> bool,
+) {
     let before = wrong.len();
-    wrong.retain(|wrong| wrong.frames.is_none_or(|(serial, first, end)| is_in_use(&exam.index, serial, first..end)));
+    wrong.retain(|wrong| wrong.frames.is_none_or(|(serial, first, end)| is_in_use(index, serial, first..end)));
     if wrong.len() < before {
         let places = counted((before - wrong.len()) as u64, "damaged place");
         notes.push(format!("left out: {places}, of which all that they held was sealed anew in other arcs"));
@@ -35,21 +41,20 @@ pub(super) fn tell(exam: &Exam<'_>, level: Level, mut wrong: Vec<Wrong>, notes: 
             places.add(serial, first..end, tag);
         }
     }
-    let stop = || exam.monitor.interrupted();
-    let mut hits = match find(&exam.index, &places, wrong.len(), &stop) {
+    let mut hits = match find(index, &places, wrong.len(), stop) {
         Ok(hits) => hits,
         Err(Error::Interrupted) => Vec::new(),
         Err(error) => {
             let what = format!("which files use what is damaged can't be told: {error}");
-            let error = Error::IndexRow { path: exam.index.path().to_path_buf(), what };
-            exam.findings.add(Finding::new(level, Cause::Unchecked, error));
+            let error = Error::IndexRow { path: index.path().to_path_buf(), what };
+            findings.add(Finding::new(level, Cause::Unchecked, error));
             Vec::new()
         }
     }
     .into_iter();
     for Wrong { error, cause, spot, .. } in wrong {
         let (hits, hits_total) = hits.next().unwrap_or_default();
-        exam.findings.add(Finding { spot: Some(spot), hits, hits_total, ..Finding::new(level, cause, error) });
+        findings.add(Finding { spot: Some(spot), hits, hits_total, ..Finding::new(level, cause, error) });
     }
 }
 
@@ -68,10 +73,10 @@ fn is_in_use(index: &Index, serial: ArcSerial, frames: Range<u32>) -> bool {
 }
 
 /// Hits of one place: at most `MAX_HITS`, and how many there are.
-pub(super) type Hits = (Vec<Hit>, u64);
+pub type Hits = (Vec<Hit>, u64);
 
 /// The hits of each of `count` places, which are tagged 0, 1, ….
-pub(super) fn find(index: &Index, places: &Places, count: usize, stop: &dyn Fn() -> bool) -> Result<Vec<Hits>> {
+pub fn find(index: &Index, places: &Places, count: usize, stop: &dyn Fn() -> bool) -> Result<Vec<Hits>> {
     let mut hits: Vec<Hits> = (0..count).map(|_| Hits::default()).collect();
     if places.is_empty() {
         return Ok(hits);
