@@ -1,8 +1,9 @@
 //! Assay: a backup program whose mount verifies every block on read.
 //!
-//! A read goes through five steps, in five files, and can be read in one sitting:
-//! `fuse.rs` (adapter) → `vfs/` (the filesystem, no FUSE types) → `tree/` (entry → extents) →
-//! `store/` (a verified block from cache or arc) → `arc/frame.rs` (the one function that verifies a block).
+//! A read goes through six steps, and can be read in one sitting: `fuse.rs` (adapter) → `vfs/` (the filesystem, no FUSE
+//! types) → `tree/` (entry → extents) → `store/` (cache, single flight, answers that come later) → `fetch/` (the frame from
+//! wherever it is right) → `depot/` (sealed bytes from where they lie), judged by `arc/frame.rs` (the one function that
+//! verifies a block).
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
