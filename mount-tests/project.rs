@@ -75,7 +75,7 @@ fn sources() -> Vec<(String, PathBuf, String)> {
 /// The part before the unit tests, which may use what they like; nothing of a file of tests.
 fn without_tests<'a>(path: &Path, text: &'a str) -> &'a str {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    if stem == "tests" || stem.ends_with("_tests") {
+    if stem == "tests" || stem.ends_with("_tests") || path.parent().is_some_and(|dir| dir.ends_with("tests")) {
         return "";
     }
     text.split("#[cfg(test)]").next().unwrap_or(text)

@@ -7,8 +7,8 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
-//! ledger, depot, fetch, live, backupdir, store, run, tree, backup, recover, findings, reader, vfs, restore, coverage, selftest,
-//! fuse, mount, cli.
+//! ledger, depot, fetch, live, backupdir, store, run, tree, backup, recover, findings, reader, vfs, restore, coverage,
+//! selftest, fuse, mount, cli.
 
 pub mod arc;
 pub mod backup;
@@ -37,7 +37,7 @@ pub mod run;
 pub mod scratch;
 pub mod selftest;
 pub mod store;
-mod sync;
+pub mod sync;
 pub mod text;
 pub mod tree;
 pub mod vfs;
