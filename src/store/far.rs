@@ -8,8 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::Instant;
 
 use super::Inner;
+use super::job::{Job, Outcome};
 use super::later::{Later, Pending, Then};
-use super::shelf::{Job, Outcome};
 use crate::error::{Error, Result};
 use crate::fetch::{Asked, Bad};
 use crate::sync::{lock, wait, wait_timeout};

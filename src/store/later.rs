@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::shelf::Job;
+use super::job::Job;
 use super::{Inner, Wanted};
 use crate::arc::VerifiedBlock;
 use crate::error::{Error, Result};
@@ -72,9 +72,8 @@ impl Pending {
         let missing = AtomicUsize::new(jobs.len() + 1);
         let pending = Arc::new(Pending { deadline: later.deadline, missing, open: Mutex::new(Some((later, then))) });
         for (job, slot) in jobs {
-            if !job.tell(slot, &pending) {
-                pending.arrived();
-            }
+            let told = pending.clone();
+            job.when_delivered(slot, Box::new(move || told.arrived()));
         }
         pending.arrived();
         pending

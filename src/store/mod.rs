@@ -8,6 +8,7 @@
 mod far;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod job;
 mod later;
 mod notes;
 mod shelf;
@@ -35,9 +36,10 @@ use crate::index::Index;
 use crate::ledger::LedgerWriter;
 use crate::sync::lock;
 use far::Far;
+use job::{Job, Outcome};
 use later::{Later, Part};
 use notes::Notes;
-use shelf::{Found, Job, Outcome, Shelf};
+use shelf::{Found, Shelf};
 pub use tally::{Met, Summary, Tally};
 
 /// Default bound of the cache of verified blocks.

@@ -7,121 +7,19 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use super::Wanted;
-use super::later::Pending;
+use super::job::{Job, Outcome};
 use crate::arc::VerifiedBlock;
-use crate::error::{Error, Result};
-use crate::ids::{BlockId, Logid};
-use crate::sync::{lock, wait_timeout};
+use crate::error::Error;
+use crate::ids::BlockId;
 
 /// How long a block that was found bad stays bad without being read again: the kernel retries page by page.
 pub const VERDICT_TTL: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(5) };
 /// Verdicts remembered at a time.
 const MAX_VERDICTS: usize = 4096;
-
-pub type Outcome = Result<Arc<VerifiedBlock>>;
-
-/// A few blocks that one thread fetches together; whoever needs one of them first may be that thread.
-pub struct Job {
-    pub wanted: Vec<Wanted>,
-    /// The file they are fetched for, to name it when one is bad.
-    pub file: Option<Logid>,
-    claimed: AtomicBool,
-    slots: Mutex<Vec<Slot>>,
-    changed: Condvar,
-}
-
-/// How it stands with a block of a job.
-enum Slot {
-    /// The job's thread fetches it.
-    Near,
-    /// It is left to those who ask far copies; these want to know of its outcome.
-    Far(Vec<Arc<Pending>>),
-    Delivered(Outcome),
-}
-
-impl Job {
-    pub fn new(wanted: Vec<Wanted>, file: Option<Logid>) -> Job {
-        let slots = Mutex::new(wanted.iter().map(|_| Slot::Near).collect());
-        Job { wanted, file, claimed: AtomicBool::new(false), slots, changed: Condvar::new() }
-    }
-
-    /// True for exactly one caller, which then must deliver every block, or leave it to others.
-    pub fn claim(&self) -> bool {
-        !self.claimed.swap(true, Ordering::AcqRel)
-    }
-
-    /// Nobody waits for it any longer than for what is far.
-    pub fn leave(&self, slot: usize) {
-        if let Some(place @ Slot::Near) = lock(&self.slots).get_mut(slot) {
-            *place = Slot::Far(Vec::new());
-            self.changed.notify_all();
-        }
-    }
-
-    pub fn deliver(&self, slot: usize, outcome: Outcome) {
-        let before = match lock(&self.slots).get_mut(slot) {
-            None | Some(Slot::Delivered(_)) => return,
-            Some(place) => std::mem::replace(place, Slot::Delivered(outcome)),
-        };
-        self.changed.notify_all();
-        if let Slot::Far(waiting) = before {
-            waiting.iter().for_each(|pending| pending.arrived());
-        }
-    }
-
-    pub fn delivered(&self, slot: usize) -> bool {
-        matches!(lock(&self.slots).get(slot), Some(Slot::Delivered(_)))
-    }
-
-    pub fn is_near(&self, slot: usize) -> bool {
-        matches!(lock(&self.slots).get(slot), Some(Slot::Near))
-    }
-
-    /// Waits for the job's thread, until it has delivered the block or left it to others; then None.
-    pub fn wait_near(&self, slot: usize, deadline: Instant) -> Option<Outcome> {
-        self.wait_while(slot, deadline, |slot| matches!(slot, Slot::Near))
-    }
-
-    /// Waits until the block is delivered.
-    pub fn wait(&self, slot: usize, deadline: Instant) -> Outcome {
-        let outcome = self.wait_while(slot, deadline, |slot| !matches!(slot, Slot::Delivered(_)));
-        outcome.unwrap_or_else(|| Err(Error::Usage(format!("a job has no block {slot}"))))
-    }
-
-    fn wait_while(&self, slot: usize, deadline: Instant, pending: impl Fn(&Slot) -> bool) -> Option<Outcome> {
-        let mut slots = lock(&self.slots);
-        loop {
-            match slots.get(slot)? {
-                Slot::Delivered(outcome) => return Some(outcome.clone()),
-                waiting if !pending(waiting) => return None,
-                _ => {}
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Some(Err(Error::TimedOut));
-            }
-            slots = wait_timeout(&self.changed, slots, left);
-        }
-    }
-
-    /// Tells `pending` when the block is delivered; false if it is already.
-    pub fn tell(&self, slot: usize, pending: &Arc<Pending>) -> bool {
-        match lock(&self.slots).get_mut(slot) {
-            Some(Slot::Far(waiting)) => {
-                waiting.push(pending.clone());
-                true
-            }
-            _ => false,
-        }
-    }
-}
 
 /// What the shelf knows of a block.
 pub enum Found {
