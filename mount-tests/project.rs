@@ -29,6 +29,7 @@ const ORDER: &[&str] = &[
     "recover",
     "findings",
     "reader",
+    "mend",
     "vfs",
     "restore",
     "coverage",
@@ -172,12 +173,8 @@ fn files_of_the_backup_dir_are_opened_in_one_place() {
         "src/fault_tests/",
         "src/store/fixture.rs",
     ];
-    let others = others.iter().chain(&[
-        "src/scratch.rs",
-        "src/selftest/drill.rs",
-        "src/selftest/fix/originals.rs",
-        "src/mount.rs",
-    ]);
+    let others =
+        others.iter().chain(&["src/scratch.rs", "src/selftest/drill.rs", "src/mend/originals.rs", "src/mount.rs"]);
     let others: Vec<&str> = others.chain(&["src/cli/mount.rs", "src/fuse.rs"]).copied().collect();
     for (_, path, text) in sources() {
         let own = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();

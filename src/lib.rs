@@ -7,7 +7,7 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
-//! ledger, depot, fetch, live, backupdir, store, run, tree, backup, recover, findings, reader, vfs, restore, coverage,
+//! ledger, depot, fetch, live, backupdir, store, run, tree, backup, recover, findings, reader, mend, vfs, restore, coverage,
 //! selftest, fuse, mount, cli.
 
 pub mod arc;
@@ -26,6 +26,7 @@ pub mod ids;
 pub mod index;
 pub mod ledger;
 pub mod live;
+pub mod mend;
 pub mod monitor;
 pub mod mount;
 pub mod os;

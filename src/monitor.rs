@@ -46,3 +46,14 @@ impl Monitor for Silent {
     fn progress(&self, _: Progress) {}
     fn event(&self, _: Event<'_>) {}
 }
+
+/// Passes on only the wish to stop.
+pub struct Hushed<'a>(pub &'a dyn Monitor);
+
+impl Monitor for Hushed<'_> {
+    fn progress(&self, _: Progress) {}
+    fn event(&self, _: Event<'_>) {}
+    fn interrupted(&self) -> bool {
+        self.0.interrupted()
+    }
+}

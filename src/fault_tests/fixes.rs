@@ -15,10 +15,8 @@ use crate::backupdir::arcs::read_commit;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::ids::{BlockId, FrameNo, Version};
 use crate::index::{Index, OpenRun};
+use crate::mend::{FrameAt, Original, Recut, originals, read_original, recorded, recut, rewrite_frame, rewrite_shell};
 use crate::monitor::Silent;
-use crate::selftest::fix::{
-    FrameAt, Original, Recut, originals, read_original, recorded, recut, rewrite_frame, rewrite_shell,
-};
 use crate::tree::{Tree, View};
 
 fn entries(dir: &BackupDir) -> Vec<ArcEntry> {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::backupdir::Accepted;
 use crate::backupdir::arcs::COMMIT_NUMBER;
-use crate::error::{Damage, Error, Exit, Place};
+use crate::error::{Damage, Error, Exit, Place, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, CopyId, FrameNo, Logid, Version};
 use crate::index::Index;
 use crate::sync::lock;
@@ -223,6 +223,15 @@ impl Findings {
     /// True if one with this cause is listed.
     pub fn any(&self, cause: Cause) -> bool {
         lock(&self.all).listed.iter().any(|finding| finding.cause == cause)
+    }
+
+    /// Has something done about those that are listed; what came of it stands in them afterwards.
+    pub fn work_on<T>(&self, work: impl FnOnce(&mut [Finding]) -> Result<T>) -> Result<T> {
+        let (mut listed, unlisted) = self.take();
+        let done = work(&mut listed);
+        listed.into_iter().for_each(|finding| self.add(finding));
+        self.add_unlisted(unlisted);
+        done
     }
 
     /// All of them, and how many more there were.

@@ -5,10 +5,8 @@
 //! could not be made is a finding too, never silence. Levels are cumulative but for v5, which reads what files need.
 
 mod blocks;
-mod correct;
 pub mod drill;
 mod files;
-pub mod fix;
 mod inc;
 mod medium;
 mod options;
@@ -28,6 +26,7 @@ pub use crate::findings::{Advice, Cause, Finding, Findings, Fixed, FramesFixed, 
 use crate::ids::{ArcName, BlockHash, BlockId};
 use crate::index::{Index, Places};
 use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
+use crate::mend::{self, Mending};
 use crate::monitor::{Event, Monitor, Silent};
 use crate::text::counted;
 
@@ -204,16 +203,8 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         exam.uses(&mut report)?;
     }
     if options.fix == Fix::Correct && !monitor.interrupted() {
-        // An index that is wrong is made anew before anybody goes by it; a catalog frame that can be put right needs no
-        // base.
-        let index_first = exam.findings.any(Cause::Index);
-        if index_first {
-            structure::fix(&exam)?;
-        }
-        correct::correct(&exam)?;
-        if !index_first {
-            structure::fix(&exam)?;
-        }
+        let look_again = || structure::look_again(dir, monitor, exam.ledger.clone());
+        mend::mend(Mending { dir, ledger: &exam.ledger, monitor, look_again: &look_again }, &exam.findings)?;
     }
     report.interrupted |= monitor.interrupted();
     if let passed_over @ 1.. = exam.findings.passed_over() {

@@ -10,7 +10,6 @@
 mod arcs;
 mod compare;
 mod content;
-mod fix;
 mod names;
 mod shadow;
 mod strays;
@@ -18,19 +17,20 @@ mod tree;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use super::{Advice, BlockRef, Cause, Exam, Finding, Hit, Level, Report, Scope};
+use super::{Advice, BlockRef, Cause, Exam, Finding, Findings, Fix, Hit, Level, Options, Report, Scope};
+use crate::backupdir::BackupDir;
 use crate::error::{Error, Result};
 use crate::findings::MAX_HITS;
 use crate::ids::{ArcName, ArcSerial, Dirno, FrameNo, Logid, Version};
 use crate::index::{RowKey, ScanTable, Snapshot};
-use crate::monitor::{Event, Monitor, Progress};
+use crate::ledger::{Ledger, LedgerWriter};
+use crate::monitor::{Event, Hushed, Monitor, Progress};
 use crate::text::shown;
 use arcs::ArcFacts;
 use names::Names;
 use shadow::Shadow;
-
-pub(super) use fix::{fix, look_again};
 
 /// What a finding is about: the second finding about the same thing is not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,6 +102,30 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
         }
         other => other,
     }
+}
+
+/// All that v2 finds wrong with what is in place now.
+pub(super) fn look_again(dir: &BackupDir, monitor: &dyn Monitor, ledger: Arc<LedgerWriter>) -> Result<Vec<Finding>> {
+    let options = Options {
+        level: Level::Structure,
+        scope: Scope::Everything,
+        rev: None,
+        inc: None,
+        sample: None,
+        fix: Fix::Report,
+    };
+    let again = Exam {
+        dir,
+        index: Arc::new(dir.open_index()?),
+        options: &options,
+        monitor: &Hushed(monitor),
+        ledger,
+        known: Ledger::default(),
+        findings: Findings::default(),
+        due: None,
+    };
+    check(&again, &mut Report::default())?;
+    Ok(again.findings.take().0)
 }
 
 fn only_arcs(exam: &Exam<'_>) -> Result<Option<HashSet<ArcSerial>>> {
@@ -384,12 +408,6 @@ fn touches(one: &[u8], other: &[u8]) -> bool {
 struct Hush<'a> {
     monitor: &'a dyn Monitor,
     level: Level,
-}
-
-impl<'a> Hush<'a> {
-    fn new(monitor: &'a dyn Monitor) -> Hush<'a> {
-        Hush { monitor, level: Level::Opens }
-    }
 }
 
 impl Monitor for Hush<'_> {

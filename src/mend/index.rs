@@ -4,15 +4,13 @@
 //! with the new one, and put back if it does; fewer versions or files than before are never the result.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use super::super::{Cause, Exam, Finding, Findings, Fix, Fixed, Level, Options, Report, Scope};
-use super::Hush;
+use super::Mending;
 use crate::backupdir::{BackupDir, remove_if_there};
 use crate::error::{Error, Result};
+use crate::findings::{Cause, Finding, Fixed, Level};
 use crate::index::{Index, ScanRow, ScanTable, Scanned};
-use crate::ledger::{Ledger, LedgerWriter};
-use crate::monitor::Monitor;
+use crate::monitor::Hushed;
 use crate::recover;
 
 /// How the making of a new index ended.
@@ -24,35 +22,29 @@ enum Rebuilt {
 }
 
 /// Corrects what the findings so far say is wrong with the index or the catalogs, and notes it in them.
-pub fn fix(exam: &Exam<'_>) -> Result<()> {
-    let (mut findings, unlisted) = exam.findings.take();
+pub(super) fn mend(mending: Mending<'_>, findings: &mut [Finding]) -> Result<()> {
     let is_open = |finding: &Finding| finding.fixed.is_none() && finding.level <= Level::Structure;
-    let done = (|| {
-        let of_index = |finding: &Finding| is_open(finding) && finding.cause == Cause::Index;
-        if findings.iter().any(of_index) {
-            let rebuilt = rebuild(exam.dir, exam.monitor, &exam.ledger)?;
-            for finding in findings.iter_mut().filter(|finding| of_index(finding)) {
-                finding.fixed = Some(match &rebuilt {
-                    Rebuilt::Done { left } if left.contains(&finding.error.to_string()) => written_so(),
-                    Rebuilt::Done { .. } => Fixed::IndexRebuilt,
-                    Rebuilt::Refused { why } => Fixed::Not { why: why.clone() },
-                });
-            }
+    let of_index = |finding: &Finding| is_open(finding) && finding.cause == Cause::Index;
+    if findings.iter().any(of_index) {
+        let rebuilt = rebuild(mending)?;
+        for finding in findings.iter_mut().filter(|finding| of_index(finding)) {
+            finding.fixed = Some(match &rebuilt {
+                Rebuilt::Done { left } if left.contains(&finding.error.to_string()) => written_so(),
+                Rebuilt::Done { .. } => Fixed::IndexRebuilt,
+                Rebuilt::Refused { why } => Fixed::Not { why: why.clone() },
+            });
         }
-        // A rule that the catalogs break themselves is broken in a base too.
-        let of_catalog = |finding: &Finding| is_open(finding) && finding.cause == Cause::Catalog;
-        let by_rule = |finding: &Finding| matches!(finding.error, Error::IndexRow { .. });
-        if findings.iter().any(|finding| of_catalog(finding) && !by_rule(finding)) {
-            make_base_due(exam.dir)?;
-        }
-        for finding in findings.iter_mut().filter(|finding| of_catalog(finding)) {
-            finding.fixed = Some(if by_rule(finding) { written_so() } else { Fixed::BaseIsDue });
-        }
-        Ok(())
-    })();
-    findings.into_iter().for_each(|finding| exam.findings.add(finding));
-    exam.findings.add_unlisted(unlisted);
-    done
+    }
+    // A rule that the catalogs break themselves is broken in a base too.
+    let of_catalog = |finding: &Finding| is_open(finding) && finding.cause == Cause::Catalog;
+    let by_rule = |finding: &Finding| matches!(finding.error, Error::IndexRow { .. });
+    if findings.iter().any(|finding| of_catalog(finding) && !by_rule(finding)) {
+        make_base_due(mending.dir)?;
+    }
+    for finding in findings.iter_mut().filter(|finding| of_catalog(finding)) {
+        finding.fixed = Some(if by_rule(finding) { written_so() } else { Fixed::BaseIsDue });
+    }
+    Ok(())
 }
 
 fn written_so() -> Fixed {
@@ -67,10 +59,10 @@ fn make_base_due(dir: &BackupDir) -> Result<()> {
 }
 
 /// Makes the index anew. It need not open for that.
-fn rebuild(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -> Result<Rebuilt> {
+fn rebuild(Mending { dir, monitor, look_again, .. }: Mending<'_>) -> Result<Rebuilt> {
     let _lock = dir.lock()?;
     let new_path = recover::new_index_path(dir)?;
-    if let Err(error) = recover::build(dir, &new_path, &Hush::new(monitor)) {
+    if let Err(error) = recover::build(dir, &new_path, &Hushed(monitor)) {
         recover::remove_index(&new_path)?;
         return match error {
             Error::CommitDamaged { .. } => Ok(Rebuilt::Refused { why: error.to_string() }),
@@ -82,7 +74,7 @@ fn rebuild(dir: &BackupDir, monitor: &dyn Monitor, ledger: &Arc<LedgerWriter>) -
         return Ok(Rebuilt::Refused { why });
     }
     let old = recover::replace_index(dir, &new_path)?;
-    let findings = look_again(dir, &Hush::new(monitor), ledger.clone())?;
+    let findings = look_again()?;
     let wrong = findings.iter().find(|finding| matches!(finding.cause, Cause::Index | Cause::Unchecked));
     match (wrong.map(|finding| finding.error.to_string()), old) {
         (None, old) => {
@@ -161,28 +153,4 @@ fn makes_less(dir: &BackupDir, new_path: &Path) -> Result<Option<String>> {
             old.lost_listings
         )
     }))
-}
-
-/// All that v2 finds wrong with what is in place now.
-pub fn look_again(dir: &BackupDir, monitor: &dyn Monitor, ledger: Arc<LedgerWriter>) -> Result<Vec<Finding>> {
-    let options = Options {
-        level: Level::Structure,
-        scope: Scope::Everything,
-        rev: None,
-        inc: None,
-        sample: None,
-        fix: Fix::Report,
-    };
-    let again = Exam {
-        dir,
-        index: Arc::new(dir.open_index()?),
-        options: &options,
-        monitor,
-        ledger,
-        known: Ledger::default(),
-        findings: Findings::default(),
-        due: None,
-    };
-    super::check(&again, &mut Report::default())?;
-    Ok(again.findings.take().0)
 }

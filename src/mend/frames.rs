@@ -1,13 +1,12 @@
 //! `--fix` of what v3 to v5 found: bytes are put right in place, lost blocks are found again and sealed anew.
 //!
 //! Invariants: only bytes that verify are written; under the writer's lock; each act is told in the finding that it is
-//! about, and what could not be corrected says why. What is fixed here is proven by reading it back (`fix`).
+//! about, and what could not be corrected says why. What is fixed here is proven by reading it back.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::fix::{FrameAt, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
-use super::{Cause, Exam, Level};
+use super::{FrameAt, Mending, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
 use crate::arc::FrameKind;
 use crate::arc::repair::{self, BitFlip};
 use crate::backupdir::Lock;
@@ -15,7 +14,7 @@ use crate::catalog::ArcEntry;
 use crate::depot::Via;
 use crate::error::Result;
 use crate::fetch::{Bad, Fetched, Frame, Repair, Way};
-use crate::findings::{Finding, Fixed, FramesFixed, Part};
+use crate::findings::{Cause, Finding, Fixed, FramesFixed, Level, Part};
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo};
 use crate::index::Index;
 use crate::ledger::{self, Flip, Record};
@@ -28,20 +27,13 @@ const MAX_FRAMES: usize = 200_000;
 /// Plain bytes of found blocks that are sealed anew by one maintenance run.
 const BATCH_BYTES: u64 = 64 << 20;
 
-/// Corrects what can be corrected; what was done stands in the findings afterwards.
-///
-/// # Errors
-/// `LOCKED`; what keeps the index from being read or written.
-pub(super) fn correct(exam: &Exam<'_>) -> Result<()> {
-    let (mut findings, unlisted) = exam.findings.take();
-    let done = Correction::begin(exam).and_then(|mut correction| correction.all(&mut findings));
-    findings.into_iter().for_each(|finding| exam.findings.add(finding));
-    exam.findings.add_unlisted(unlisted);
-    done
+/// Corrects what is wrong with frames and with what surrounds them.
+pub(super) fn mend(mending: Mending<'_>, findings: &mut [Finding]) -> Result<()> {
+    Correction::begin(mending)?.all(findings)
 }
 
 struct Correction<'a> {
-    exam: &'a Exam<'a>,
+    mending: Mending<'a>,
     lock: Lock,
     /// What the rebuilding of the index may have left behind is not asked any more.
     index: Arc<Index>,
@@ -54,31 +46,31 @@ struct Correction<'a> {
 }
 
 impl<'a> Correction<'a> {
-    fn begin(exam: &'a Exam<'a>) -> Result<Correction<'a>> {
-        let lock = exam.dir.lock()?;
-        let index = Arc::new(exam.dir.open_index()?);
+    fn begin(mending: Mending<'a>) -> Result<Correction<'a>> {
+        let lock = mending.dir.lock()?;
+        let index = Arc::new(mending.dir.open_index()?);
         let arcs = index.arcs()?.into_iter().map(|row| (row.entry.serial, row.entry)).collect();
         let moved = index.relocations(BlockId(0)..=BlockId(i64::MAX as u64))?;
         let names = moved.into_iter().map(|(name, place)| (place, name)).collect();
-        Ok(Correction { exam, lock, index, arcs, names, outcomes: BTreeMap::new(), lost: BTreeMap::new() })
+        Ok(Correction { mending, lock, index, arcs, names, outcomes: BTreeMap::new(), lost: BTreeMap::new() })
     }
 
     fn all(&mut self, findings: &mut [Finding]) -> Result<()> {
         let wanted: Vec<Vec<BlockId>> = findings.iter().map(|finding| self.frames_of(finding)).collect();
         let total = wanted.iter().map(Vec::len).sum::<usize>().min(MAX_FRAMES) as u64;
         for (place, seen) in wanted.iter().flatten().take(MAX_FRAMES).zip(1u64..) {
-            if self.exam.monitor.interrupted() {
+            if self.mending.monitor.interrupted() {
                 return Ok(());
             }
             if !self.outcomes.contains_key(place) && !self.lost.contains_key(place) {
                 self.frame(*place)?;
             }
             let progress = Progress { files: seen, expected_files: total, ..Progress::default() };
-            self.exam.monitor.progress(progress);
+            self.mending.monitor.progress(progress);
         }
         self.seek_originals()?;
         if self.outcomes.values().any(|outcome| *outcome == Fixed::BaseIsDue) {
-            let mut writer = self.exam.dir.open_index_writer(&self.lock)?;
+            let mut writer = self.mending.dir.open_index_writer(&self.lock)?;
             writer.make_base_due()?;
             writer.checkpoint()?;
         }
@@ -121,7 +113,7 @@ impl<'a> Correction<'a> {
     }
 
     fn shell(&self, entry: &ArcEntry) -> Fixed {
-        match rewrite_shell(self.exam.dir, &self.lock, &self.index, entry) {
+        match rewrite_shell(self.mending.dir, &self.lock, &self.index, entry) {
             Ok(parts) if parts.is_empty() => Fixed::RightByNow,
             Ok(parts) => Fixed::Shell { parts },
             Err(error) => Fixed::Not { why: error.to_string() },
@@ -135,10 +127,10 @@ impl<'a> Correction<'a> {
         let Some((offset, info)) = chunk.locate(place.frame()).map(|(offset, info)| (offset, *info)) else {
             return Ok(());
         };
-        let (keys, no) = (self.exam.dir.keys(), place.frame());
+        let (keys, no) = (self.mending.dir.keys(), place.frame());
         let cipher = keys.arc_cipher(entry.id, &entry.salt);
         let frame = Frame { keys, cipher: &cipher, arc: entry.name, no, block: Some(place), offset, info: &info };
-        let read = self.exam.dir.arcs().open(entry.name).map(|arc| frame.read(arc.as_ref(), Via::Medium));
+        let read = self.mending.dir.arcs().open(entry.name).map(|arc| frame.read(arc.as_ref(), Via::Medium));
         let bad = match read {
             Ok(Ok(_)) => {
                 self.outcomes.insert(place, Fixed::RightByNow);
@@ -155,7 +147,7 @@ impl<'a> Correction<'a> {
         if let Some(Fetched { way: Way::Repaired(Repair { what, flips, frame }), .. }) = repaired {
             self.note(place, &flips);
             let at = FrameAt { arc: &entry, no, offset, info };
-            let outcome = match rewrite_frame(self.exam.dir, &self.lock, at, &frame) {
+            let outcome = match rewrite_frame(self.mending.dir, &self.lock, at, &frame) {
                 Ok(_) => Fixed::Rewritten { what },
                 Err(error) => Fixed::Not { why: format!("{what}, but writing it failed: {error}") },
             };
@@ -166,7 +158,7 @@ impl<'a> Correction<'a> {
             self.outcomes.insert(place, Fixed::BaseIsDue);
             return Ok(());
         }
-        let monitor = self.exam.monitor;
+        let monitor = self.mending.monitor;
         let mut go_on = |done: u64, total: u64| {
             monitor.progress(Progress { bytes: done, expected_bytes: total, ..Progress::default() });
             !monitor.interrupted()
@@ -188,7 +180,7 @@ impl<'a> Correction<'a> {
         for flip in flips.iter().take(8) {
             let BitFlip { byte, bit, to_one } = *flip;
             let when_s = ledger::now_s();
-            self.exam.ledger.record(Record::Flip(Flip { when_s, block: place, byte, bit, to_one, again: true }));
+            self.mending.ledger.record(Record::Flip(Flip { when_s, block: place, byte, bit, to_one, again: true }));
         }
     }
 
@@ -208,14 +200,14 @@ impl<'a> Correction<'a> {
         let mut batch: Vec<(BlockId, Vec<u8>, String)> = Vec::new();
         let mut batch_bytes = 0;
         for (name, place) in names {
-            if self.exam.monitor.interrupted() {
+            if self.mending.monitor.interrupted() {
                 break;
             }
             let wanted = self.index.frame_chunk(place.arc(), place.frame())?;
             let hash = wanted.locate(place.frame()).map(|(_, info)| info.hash);
             let right = |original: &Original| {
                 let plain = read_original(original).ok()?;
-                (Some(self.exam.dir.keys().block_hash(&plain)) == hash)
+                (Some(self.mending.dir.keys().block_hash(&plain)) == hash)
                     .then(|| (plain, shown(&original.path).to_string()))
             };
             let Some((plain, path)) = found.get(&name).into_iter().flatten().find_map(right) else {
@@ -239,7 +231,7 @@ impl<'a> Correction<'a> {
         let places: Vec<(BlockId, String)> =
             blocks.iter().map(|(name, _, how)| (self.index.location(*name).unwrap_or(*name), how.clone())).collect();
         let plain: Vec<(BlockId, Vec<u8>)> = blocks.into_iter().map(|(name, plain, _)| (name, plain)).collect();
-        let sealed = recut(self.exam.dir, &self.lock, &self.index, &plain, self.exam.monitor);
+        let sealed = recut(self.mending.dir, &self.lock, &self.index, &plain, self.mending.monitor);
         for (place, how) in places {
             let outcome = match &sealed {
                 Ok(done) => Fixed::Sealed { arc: done.arc, how },

@@ -1,0 +1,55 @@
+//! What `selftest --fix` does to a backup dir: each act alone, proven before and after.
+//!
+//! - `index`: the index is made anew from the catalogs.
+//! - `frames`: what was found is put right where it is, or found again elsewhere and sealed anew.
+//! - `rewrite_frame`, `rewrite_shell`: a part of an arc is written in place, only with exactly the recorded bytes.
+//! - `recut`: blocks whose bytes are known again are sealed into a new arc, by a run without a version.
+//! - `originals`, `read_original`: where the live source may still have a lost block.
+//!
+//! Invariants: (key, nonce) never seals other bytes than the first time; what is replaced stands beside the arc as
+//! `.bad` until the new bytes were read back and proven; whatever fails leaves the backup dir as it was, or with
+//! both; a kill at any instant does too.
+
+mod frames;
+mod index;
+mod originals;
+mod recut;
+mod replace;
+mod rewrite;
+
+use crate::backupdir::BackupDir;
+use crate::error::Result;
+use crate::findings::{Cause, Finding, Findings};
+use crate::ledger::LedgerWriter;
+use crate::monitor::Monitor;
+
+pub use originals::{Original, originals, read_original};
+pub use recut::{Recut, recorded, recut};
+pub use rewrite::{FrameAt, rewrite_frame, rewrite_shell};
+
+/// What all acts share.
+#[derive(Clone, Copy)]
+pub struct Mending<'a> {
+    pub dir: &'a BackupDir,
+    pub ledger: &'a LedgerWriter,
+    pub monitor: &'a dyn Monitor,
+    /// All that v2 finds wrong with what is in place when it is called.
+    pub look_again: &'a dyn Fn() -> Result<Vec<Finding>>,
+}
+
+/// Corrects what can be corrected; what was done stands in the findings afterwards.
+///
+/// # Errors
+/// `LOCKED`; what keeps the index from being read or written.
+pub fn mend(mending: Mending<'_>, findings: &Findings) -> Result<()> {
+    // An index that is wrong is made anew before anybody goes by it; a catalog frame that can be put right needs no base.
+    let index_first = findings.any(Cause::Index);
+    if index_first {
+        findings.work_on(|findings| index::mend(mending, findings))?;
+    }
+    findings.work_on(|findings| frames::mend(mending, findings))?;
+    if !index_first {
+        findings.work_on(|findings| index::mend(mending, findings))?;
+    }
+    Ok(())
+}
