@@ -324,7 +324,7 @@ fn the_live_originals_of_a_block_are_named_newest_first_and_read_with_care() {
     let tree = Tree::new(Arc::new(dir.open_index().unwrap()), View::Whole);
     let hash = dir.keys().block_hash(&long[512 * 70..512 * 71]);
     let block = tree.index().find_block(&hash).unwrap().unwrap();
-    let found = originals(&tree, &HashSet::from([block])).unwrap().remove(&block).unwrap();
+    let found = originals(&tree, &HashSet::from([block]), &|| false).unwrap().remove(&block).unwrap();
     let at = |name: &str, offset, version| {
         let path = source.join(name).into_os_string().into_encoded_bytes();
         Original { path, offset, len: 512, version: Version(version) }
@@ -338,7 +338,7 @@ fn the_live_originals_of_a_block_are_named_newest_first_and_read_with_care() {
     for original in &found {
         assert_eq!(dir.keys().block_hash(&read_original(original).unwrap()), hash);
     }
-    assert!(originals(&tree, &HashSet::from([BlockId(u64::MAX >> 1)])).unwrap().is_empty());
+    assert!(originals(&tree, &HashSet::from([BlockId(u64::MAX >> 1)]), &|| false).unwrap().is_empty());
 
     // What is there now is something else.
     let error = |name: &str| read_original(&at(name, 0, 0)).unwrap_err();

@@ -9,7 +9,6 @@
 
 mod apply;
 mod apply_arcs;
-mod block_uses;
 mod dedup;
 mod fail;
 mod listing;
@@ -22,6 +21,7 @@ mod runs;
 mod scan;
 mod schema;
 mod users;
+mod uses;
 mod view;
 mod writer;
 
@@ -44,9 +44,8 @@ use crate::error::Result;
 use crate::ids::{Dirno, FrameNo, Version};
 
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
-pub use block_uses::BlockUse;
 pub use dedup::DedupTable;
-pub use pages::PageFault;
+pub use pages::BadPage;
 pub use pool::Index;
 pub use queries::Ascent;
 pub use row::ArcValue;
@@ -57,6 +56,7 @@ pub use runs::{OpenRun, Told};
 pub use scan::{Cursor, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
 pub use schema::FRAMES_PER_ROW;
 pub use users::{NamedFile, Names, Places, Use, Users};
+pub use uses::Pass;
 pub use writer::IndexWriter;
 
 /// A version that can be read.

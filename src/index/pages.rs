@@ -25,7 +25,7 @@ const STOP_POLL: Duration = Duration::from_millis(100);
 
 /// Something wrong with pages of the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PageFault {
+pub enum BadPage {
     /// Does not authenticate, twice.
     Page { what: String },
     /// Did not authenticate once, and then did.
@@ -41,30 +41,30 @@ impl Index {
     ///
     /// # Errors
     /// `INDEX_IO` and `IO` when it can't be read; damage is in the answer.
-    pub fn check_pages(&self, stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<PageFault>> {
+    pub fn check_pages(&self, stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<BadPage>> {
         let first = self.unauthentic(stop)?;
-        let mut faults = Vec::new();
+        let mut bad = Vec::new();
         if !first.is_empty() {
             std::thread::sleep(SETTLE);
             let second = self.unauthentic(stop)?;
-            faults.extend(second.values().map(|what| PageFault::Page { what: what.clone() }));
+            bad.extend(second.values().map(|what| BadPage::Page { what: what.clone() }));
             let once = first.iter().filter(|(page, _)| !second.contains_key(*page));
-            faults.extend(once.map(|(_, what)| PageFault::Once { what: what.clone() }));
+            bad.extend(once.map(|(_, what)| BadPage::Once { what: what.clone() }));
         }
-        if !faults.iter().any(|fault| matches!(fault, PageFault::Page { .. })) {
+        if !bad.iter().any(|bad| matches!(bad, BadPage::Page { .. })) {
             let sql = format!("PRAGMA integrity_check({MAX_TREE_FAULTS})");
             match self.complaints(&sql, stop) {
                 Ok(lines) => {
                     let lines = lines.into_iter().filter(|line| line != "ok");
-                    faults.extend(lines.map(|what| PageFault::Tree { what }));
+                    bad.extend(lines.map(|what| BadPage::Tree { what }));
                 }
                 Err(Error::IndexDamaged { what, .. } | Error::IndexRow { what, .. }) => {
-                    faults.push(PageFault::Tree { what });
+                    bad.push(BadPage::Tree { what });
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(faults)
+        Ok(bad)
     }
 
     /// Reads the write-ahead log to its end; its length in bytes, 0 when there is none.
@@ -172,7 +172,7 @@ mod tests {
             file.read_exact_at(&mut byte, at).unwrap();
             file.write_all_at(&[byte[0] ^ 4], at).unwrap();
             let found = index.check_pages(&go_on).unwrap();
-            let [PageFault::Page { what }] = &found[..] else { panic!("page {}: {found:?}", page + 1) };
+            let [BadPage::Page { what }] = &found[..] else { panic!("page {}: {found:?}", page + 1) };
             assert!(what.ends_with(&format!("page {}", page + 1)), "{what}");
             file.write_all_at(&byte, at).unwrap();
         }

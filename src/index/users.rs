@@ -1,6 +1,6 @@
 //! Which files use a set of places in arcs, and under which names: the question that damage raises.
 //!
-//! Invariants: two passes over whole tables whatever the number of places (files and extents, then names), a
+//! Invariants: whole tables are passed over once whatever the number of places (files and extents, then names), a
 //! batch of rows at a time, so that no transaction is long; what is kept is bounded by the number of places and the
 //! caller's limit, what is more is counted.
 
@@ -13,14 +13,12 @@ use super::Index;
 use super::fail::Found;
 use super::queries::path_of_dir;
 use super::row::{self, EntryRow, Key, Table};
-use super::rows::{self, PartOf, blob};
-use crate::catalog::codec::{self, Decoder};
-use crate::catalog::{Child, Content, Segment};
-use crate::error::{Error, Result};
+use super::rows::blob;
+use super::uses::{BATCH_ROWS, Pass};
+use crate::catalog::Child;
+use crate::catalog::codec::Decoder;
+use crate::error::Result;
 use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
-
-/// Rows that one question reads.
-const BATCH_ROWS: u32 = 4096;
 
 /// Frames of arcs, in ranges that do not overlap; each range has a tag of the caller's.
 #[derive(Debug, Default)]
@@ -110,28 +108,10 @@ impl Index {
             None => places.tag(block),
         };
         let mut found = Collector { users: Users::default(), max_each: max_each as u64, open: None };
-        let mut after = -1i64;
-        self.batches(stop, || {
-            let batch = self.ask(|c| nodes(c, after))?;
-            if let Some((last, _)) = batch.last() {
-                after = *last;
+        self.each_use(Pass::Whole, stop, |block, logid, bytes| {
+            if let Some(tag) = tag_of(block) {
+                found.push(tag, logid, bytes);
             }
-            for (id, segments) in &batch {
-                segments_used(Logid(*id as u64), 0, segments, &tag_of, &mut found);
-            }
-            Ok(batch.len())
-        })?;
-        found.close();
-        let mut after = (-1i64, -1i64);
-        self.batches(stop, || {
-            let batch = self.ask(|c| extents(c, after))?;
-            if let Some((logid, start, _)) = batch.last() {
-                after = (*logid, *start);
-            }
-            for (logid, start, segments) in &batch {
-                segments_used(Logid(*logid as u64), *start as u64, segments, &tag_of, &mut found);
-            }
-            Ok(batch.len())
         })?;
         found.close();
         Ok(found.users)
@@ -170,18 +150,6 @@ impl Index {
         Ok(names)
     }
 
-    /// Calls `batch` until it answers fewer rows than a whole batch has.
-    fn batches(&self, stop: &dyn Fn() -> bool, mut batch: impl FnMut() -> Result<usize>) -> Result<()> {
-        loop {
-            if stop() {
-                return Err(Error::Interrupted);
-            }
-            if batch()? < BATCH_ROWS as usize {
-                return Ok(());
-            }
-        }
-    }
-
     /// Blocks that are read elsewhere than where their name says, as far as `places` are concerned.
     fn moved(&self, places: &Places, stop: &dyn Fn() -> bool) -> Result<HashMap<BlockId, Option<usize>>> {
         let mut moved = HashMap::new();
@@ -201,55 +169,6 @@ impl Index {
         })?;
         Ok(moved)
     }
-}
-
-fn segments_used(
-    logid: Logid,
-    start: u64,
-    segments: &[Segment],
-    tag_of: &impl Fn(BlockId) -> Option<usize>,
-    found: &mut Collector,
-) {
-    let mut at = start;
-    for segment in segments {
-        let end = at + segment.len();
-        if let Segment::Data { block, .. } = segment
-            && let Some(tag) = tag_of(*block)
-        {
-            found.push(tag, logid, at..end);
-        }
-        at = end;
-    }
-}
-
-/// Files and the segments that they carry themselves.
-fn nodes(c: &Connection, after: i64) -> Found<Vec<(i64, Vec<Segment>)>> {
-    let mut statement = c.prepare_cached("SELECT id, row FROM nodes WHERE id>?1 ORDER BY id LIMIT ?2")?;
-    let mut found = statement.query(params![after, BATCH_ROWS])?;
-    let mut batch = Vec::new();
-    while let Some(found) = found.next()? {
-        let id: i64 = found.get(0)?;
-        let whole = rows::whole(c, PartOf::Node, id, row::open(Table::Nodes, Key::id(id), blob(found, 1)?)?)?;
-        let segments = match rows::decode_node_row(&whole)?.1.content {
-            Content::Inline(segments) => segments,
-            Content::Chunked => Vec::new(),
-        };
-        batch.push((id, segments));
-    }
-    Ok(batch)
-}
-
-fn extents(c: &Connection, after: (i64, i64)) -> Found<Vec<(i64, i64, Vec<Segment>)>> {
-    let sql = "SELECT logid, start, row FROM extents WHERE (logid, start)>(?1, ?2) ORDER BY logid, start LIMIT ?3";
-    let mut statement = c.prepare_cached(sql)?;
-    let mut found = statement.query(params![after.0, after.1, BATCH_ROWS])?;
-    let mut batch = Vec::new();
-    while let Some(found) = found.next()? {
-        let (logid, start): (i64, i64) = (found.get(0)?, found.get(1)?);
-        let body = row::open(Table::Extents, Key(logid, start, &[]), blob(found, 2)?)?;
-        batch.push((logid, start, codec::decode_segments(start as u64, body)?));
-    }
-    Ok(batch)
 }
 
 fn relocations(c: &Connection, after: i64) -> Found<Vec<(BlockId, BlockId)>> {
@@ -301,8 +220,9 @@ fn entries(c: &Connection, after: &EntryKey, logids: &HashSet<Logid>) -> Found<E
 mod tests {
     use super::super::model::{Built, Item, Model, node};
     use super::*;
-    use crate::catalog::Record;
     use crate::catalog::codec::encode_record;
+    use crate::catalog::{Content, Record, Segment};
+    use crate::error::Error;
 
     #[test]
     fn uses_join_follow_relocations_and_are_counted_beyond_the_limit() {

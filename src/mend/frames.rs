@@ -12,7 +12,7 @@ use crate::arc::repair::{self, BitFlip};
 use crate::backupdir::Lock;
 use crate::catalog::ArcEntry;
 use crate::depot::Via;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fetch::{Bad, Fetched, Frame, Repair, Way};
 use crate::findings::{Cause, Finding, Fixed, FramesFixed, Level, Part};
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo};
@@ -196,7 +196,12 @@ impl<'a> Correction<'a> {
             return Ok(());
         }
         let tree = Tree::new(self.index.clone(), View::Whole);
-        let found = originals(&tree, &names.keys().copied().collect::<HashSet<_>>())?;
+        let monitor = self.mending.monitor;
+        let blocks: HashSet<BlockId> = names.keys().copied().collect();
+        let found = match originals(&tree, &blocks, &|| monitor.interrupted()) {
+            Err(Error::Interrupted) => return Ok(()),
+            found => found?,
+        };
         let mut batch: Vec<(BlockId, Vec<u8>, String)> = Vec::new();
         let mut batch_bytes = 0;
         for (name, place) in names {

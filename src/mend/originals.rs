@@ -3,17 +3,17 @@
 //! Invariants: nothing found here is believed: the caller compares the block hash; a path that is now a symlink, a
 //! device or a fifo is not followed, waited for or read.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::io::{Error as IoError, ErrorKind};
-use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::error::Result;
-use crate::ids::{BlockId, Version};
-use crate::index::BlockUse;
+use crate::ids::{BlockId, Logid, Version};
+use crate::index::Pass;
 use crate::tree::Tree;
 
 /// Files that are named for one block; the newest ones.
@@ -31,20 +31,34 @@ pub struct Original {
 }
 
 /// Where the blocks were found in the source, newest file state first. One pass over the index for all of them.
-pub fn originals(tree: &Tree, blocks: &HashSet<BlockId>) -> Result<HashMap<BlockId, Vec<Original>>> {
+///
+/// # Errors
+/// `INTERRUPTED` when `stop` says so; what keeps the index from being read.
+pub fn originals(
+    tree: &Tree,
+    blocks: &HashSet<BlockId>,
+    stop: &dyn Fn() -> bool,
+) -> Result<HashMap<BlockId, Vec<Original>>> {
     let index = tree.index();
-    let mut found: HashMap<BlockId, Vec<Original>> = HashMap::new();
-    index.uses(blocks, |BlockUse { block, logid, offset, len }| {
+    let mut found: HashMap<BlockId, Vec<(Logid, Original)>> = HashMap::new();
+    index.each_use(Pass::Readable, stop, |block, logid, bytes| {
+        if !blocks.contains(&block) {
+            return;
+        }
         let originals = found.entry(block).or_default();
         // A file that no version shows any more has no path.
         if originals.len() < MAX_ORIGINALS
             && let Ok((version, path)) = index.path_of_node(logid)
         {
-            originals.push(Original { path, offset, len, version });
+            let len = (bytes.end - bytes.start) as u32;
+            originals.push((logid, Original { path, offset: bytes.start, len, version }));
         }
-        ControlFlow::Continue(())
     })?;
-    Ok(found)
+    let newest_first = |mut originals: Vec<(Logid, Original)>| {
+        originals.sort_by_key(|(logid, _)| Reverse(*logid));
+        originals.into_iter().map(|(_, original)| original).collect()
+    };
+    Ok(found.into_iter().map(|(block, originals)| (block, newest_first(originals))).collect())
 }
 
 /// Reads a stretch of a live file.

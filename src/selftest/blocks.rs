@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::medium::{self, Bad, Job, Placed, Watch};
 use super::plan::{Plan, commit_arc};
-use super::shell::{Fault, Shell};
+use super::shell::{BadPart, Shell};
 use super::{Exam, Level, Report};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo};
 use crate::backupdir::arcs;
@@ -130,7 +130,7 @@ impl<'a> Run<'a> {
                 self.note(Finding::new(Level::LocalBlocks, Cause::Unchecked, error));
                 lock(&self.unread).insert(entry.name);
             }
-            shell.faults.iter().for_each(|fault| self.fault(entry.name, Some(entry), fault));
+            shell.bad_parts.iter().for_each(|bad_part| self.bad_part(entry.name, Some(entry), bad_part));
             return None;
         };
         if cut {
@@ -149,7 +149,7 @@ impl<'a> Run<'a> {
             bytes,
             frames,
             whole: whole && !cut,
-            faults: shell.faults,
+            bad_parts: shell.bad_parts,
             foreign: shell.foreign,
             other: shell.other,
             bad: Mutex::default(),
@@ -205,7 +205,7 @@ impl<'a> Run<'a> {
             }
             None => (Part::Trailer, entry.footer_offset + u64::from(entry.footer_len)),
         };
-        self.fault(entry.name, Some(entry), &Fault::new(entry.name, part, offset, damage, Cause::Missing));
+        self.bad_part(entry.name, Some(entry), &BadPart::new(entry.name, part, offset, damage, Cause::Missing));
     }
 
     /// A commit arc: both copies of the record, and what surrounds them.
@@ -256,9 +256,9 @@ impl<'a> Run<'a> {
         let (Some((id, salt, _)), Some(table)) = (shell.identity, table) else {
             let cause = if shell.foreign { Cause::Key } else { Cause::Medium };
             let damage = if shell.other { Damage::WrongFrame } else { Damage::BadHeader };
-            match shell.faults.iter().find(|fault| fault.cause == Cause::Unchecked) {
-                Some(unread) => self.fault(name, None, unread),
-                None => self.fault(name, None, &Fault::new(name, Part::Whole, 0, damage, cause)),
+            match shell.bad_parts.iter().find(|bad_part| bad_part.cause == Cause::Unchecked) {
+                Some(unread) => self.bad_part(name, None, unread),
+                None => self.bad_part(name, None, &BadPart::new(name, Part::Whole, 0, damage, cause)),
             }
             return None;
         };
@@ -269,7 +269,7 @@ impl<'a> Run<'a> {
             bytes,
             frames: placed(table),
             whole: true,
-            faults: shell.faults,
+            bad_parts: shell.bad_parts,
             foreign: shell.foreign,
             other: shell.other,
             bad: Mutex::default(),
@@ -279,28 +279,28 @@ impl<'a> Run<'a> {
     /// The arc as a whole can't be read.
     fn whole(&self, name: ArcName, entry: Option<&ArcEntry>, error: Error) {
         let cause = Cause::of(&error);
-        self.fault(name, entry, &Fault { part: Part::Whole, offset: 0, error, cause });
+        self.bad_part(name, entry, &BadPart { part: Part::Whole, offset: 0, error, cause });
     }
 
-    fn fault(&self, name: ArcName, entry: Option<&ArcEntry>, fault: &Fault) {
+    fn bad_part(&self, name: ArcName, entry: Option<&ArcEntry>, bad_part: &BadPart) {
         let serial = entry.map(|entry| entry.serial);
-        let frames = match (fault.part, entry) {
+        let frames = match (bad_part.part, entry) {
             (Part::Whole, Some(entry)) => Some((0, entry.frames)),
             (Part::Frames { first, count }, _) => Some((first.0, count)),
             _ => None,
         };
-        self.add(name, serial, fault, frames);
+        self.add(name, serial, bad_part, frames);
     }
 
     /// Lists it for the end, and notes it in the ledger.
-    fn add(&self, name: ArcName, serial: Option<ArcSerial>, fault: &Fault, frames: Option<(u32, u32)>) {
-        let frame = match fault.part {
+    fn add(&self, name: ArcName, serial: Option<ArcSerial>, bad_part: &BadPart, frames: Option<(u32, u32)>) {
+        let frame = match bad_part.part {
             Part::Frames { first, .. } => Some(first),
             _ => None,
         };
         let block = serial.zip(frame).map(|(serial, no)| BlockId::new(serial, no));
-        let place = Place { arc: name, frame, block, offset: fault.offset };
-        let error = match (fault.cause, &fault.error) {
+        let place = Place { arc: name, frame, block, offset: bad_part.offset };
+        let error = match (bad_part.cause, &bad_part.error) {
             (Cause::Index, _) => self.index_error(format!("it has another frame than {place}, which is authentic")),
             (_, Error::Arc { damage, .. }) => Error::Arc { place, damage: damage.clone() },
             (_, other) => other.clone(),
@@ -308,16 +308,16 @@ impl<'a> Run<'a> {
         if let (Some(serial), Error::Arc { damage, .. }) = (serial, &error) {
             // Of a missing arc no frame is damaged: they are all right when it comes back.
             let noted = frames.filter(|_| *damage != Damage::Missing);
-            self.damage(serial, noted, error.code(), fault.cause == Cause::Transient);
+            self.damage(serial, noted, error.code(), bad_part.cause == Cause::Transient);
         }
-        if fault.cause == Cause::Unchecked {
+        if bad_part.cause == Cause::Unchecked {
             lock(&self.unread).insert(name);
         }
-        let spot = Spot { copy: self.copy.id(), serial, part: fault.part };
+        let spot = Spot { copy: self.copy.id(), serial, part: bad_part.part };
         let frames = serial.zip(frames).map(|(serial, (first, count))| (serial, first, first + count));
         let mut wrong = lock(&self.wrong);
         if wrong.len() < MAX_LISTED {
-            wrong.push(Wrong { error, cause: fault.cause, spot, frames });
+            wrong.push(Wrong { error, cause: bad_part.cause, spot, frames });
         } else {
             self.unlisted.fetch_add(1, Relaxed);
         }
@@ -401,13 +401,13 @@ impl Watch for Run<'_> {
             copy => format!("{copy}: {}", job.name),
         };
         self.exam.monitor.event(Event::Path(shown.as_bytes()));
-        let Job { name, serial, frames, whole, faults, foreign, other, bad, .. } = job;
+        let Job { name, serial, frames, whole, bad_parts, foreign, other, bad, .. } = job;
         let mut bad = into_inner(bad);
         bad.sort_by_key(|bad| bad.no);
         // Frames that read right mend themselves; what surrounds them is right if all of the arc is.
         if let Some(known) = serial.and_then(|serial| self.known.get(&serial))
             && whole
-            && faults.is_empty()
+            && bad_parts.is_empty()
             && bad.is_empty()
         {
             self.damage(known.arc, None, &known.code, true);
@@ -417,32 +417,33 @@ impl Watch for Run<'_> {
             // Another backup dir's, or another arc of this one, under this name.
             let (damage, cause) =
                 if foreign { (Damage::BadHeader, Cause::Key) } else { (Damage::WrongFrame, Cause::Missing) };
-            let fault = Fault::new(name, Part::Whole, 0, damage, cause);
-            self.add(name, serial, &fault, Some((0, frames.len() as u32)));
+            let bad_part = BadPart::new(name, Part::Whole, 0, damage, cause);
+            self.add(name, serial, &bad_part, Some((0, frames.len() as u32)));
             return;
         }
-        faults.iter().for_each(|fault| self.add(name, serial, fault, None));
-        for fault in folded(bad) {
-            let Part::Frames { first, count } = fault.part else { continue };
-            self.add(name, serial, &fault, Some((first.0, count)));
+        bad_parts.iter().for_each(|bad_part| self.add(name, serial, bad_part, None));
+        for bad_part in folded(bad) {
+            let Part::Frames { first, count } = bad_part.part else { continue };
+            self.add(name, serial, &bad_part, Some((first.0, count)));
         }
     }
 }
 
 /// Neighbouring frames with the same damage become one.
-fn folded(bad: Vec<Bad>) -> Vec<Fault> {
-    let mut faults: Vec<Fault> = Vec::new();
+fn folded(bad: Vec<Bad>) -> Vec<BadPart> {
+    let mut bad_parts: Vec<BadPart> = Vec::new();
     for Bad { no, offset, error, cause } in bad {
-        if let Some(Fault { part: Part::Frames { first, count }, error: before, cause: same, .. }) = faults.last_mut()
+        if let Some(BadPart { part: Part::Frames { first, count }, error: before, cause: same, .. }) =
+            bad_parts.last_mut()
             && first.0 + *count == no.0
             && (before.code(), *same) == (error.code(), cause)
         {
             *count += 1;
             continue;
         }
-        faults.push(Fault { part: Part::Frames { first: no, count: 1 }, offset, error, cause });
+        bad_parts.push(BadPart { part: Part::Frames { first: no, count: 1 }, offset, error, cause });
     }
-    faults
+    bad_parts
 }
 
 fn placed(table: Vec<FrameInfo>) -> Vec<Placed> {

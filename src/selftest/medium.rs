@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use crossbeam::channel::{Receiver, bounded};
 
-use super::shell::Fault;
+use super::shell::BadPart;
 use crate::arc::FrameInfo;
 use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{StoredArc, Via};
@@ -40,7 +40,7 @@ pub(super) struct Job {
     /// All frames of the arc are in `frames`, and what surrounds them was checked.
     pub whole: bool,
     /// What is wrong around the frames.
-    pub faults: Vec<Fault>,
+    pub bad_parts: Vec<BadPart>,
     pub foreign: bool,
     pub other: bool,
     pub bad: Mutex<Vec<Bad>>,
@@ -324,8 +324,8 @@ mod tests {
         let times = AtomicU64::new(times);
         let bytes = Box::new(Faulty { bytes, at, times, errno, forgotten: AtomicU64::new(0) });
         let name = ArcName { version: Version(0), number: 1 };
-        let (bad, faults) = (Mutex::default(), Vec::new());
-        Job { name, serial: None, cipher, bytes, frames, whole: true, faults, foreign: false, other: false, bad }
+        let (bad, bad_parts) = (Mutex::default(), Vec::new());
+        Job { name, serial: None, cipher, bytes, frames, whole: true, bad_parts, foreign: false, other: false, bad }
     }
 
     fn verify(jobs: Vec<Job>) -> (Vec<u32>, Vec<(u32, &'static str, Cause)>) {

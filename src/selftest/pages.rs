@@ -3,17 +3,17 @@
 use super::{Exam, Level, Report};
 use crate::error::{Error, Result};
 use crate::findings::{Cause, Finding};
-use crate::index::PageFault;
+use crate::index::BadPage;
 
 pub(super) fn check(exam: &Exam<'_>, _report: &mut Report) -> Result<()> {
     let damaged = |what: String| Error::IndexDamaged { path: exam.index.path().to_path_buf(), what };
     let found = |cause, error| exam.findings.add(Finding::new(Level::Pages, cause, error));
     match exam.index.check_pages(&|| exam.monitor.interrupted()) {
-        Ok(faults) => {
-            for fault in faults {
-                match fault {
-                    PageFault::Page { what } | PageFault::Tree { what } => found(Cause::Index, damaged(what)),
-                    PageFault::Once { what } => found(Cause::Transient, damaged(what)),
+        Ok(bad) => {
+            for one in bad {
+                match one {
+                    BadPage::Page { what } | BadPage::Tree { what } => found(Cause::Index, damaged(what)),
+                    BadPage::Once { what } => found(Cause::Transient, damaged(what)),
                 }
             }
         }

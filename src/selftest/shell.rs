@@ -14,24 +14,24 @@ use crate::ids::{ArcId, ArcName, ArcSalt};
 
 /// Something wrong with a part of an arc, or what kept it from being read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct BadPart {
     pub part: Part,
     pub offset: u64,
     pub error: Error,
     pub cause: Cause,
 }
 
-impl Fault {
-    pub fn new(arc: ArcName, part: Part, offset: u64, damage: Damage, cause: Cause) -> Fault {
+impl BadPart {
+    pub fn new(arc: ArcName, part: Part, offset: u64, damage: Damage, cause: Cause) -> BadPart {
         let error = Error::Arc { place: Place { arc, frame: None, block: None, offset }, damage };
-        Fault { part, offset, error, cause }
+        BadPart { part, offset, error, cause }
     }
 }
 
 /// What surrounds the frames of an arc.
 #[derive(Debug, Default)]
 pub(super) struct Shell {
-    pub faults: Vec<Fault>,
+    pub bad_parts: Vec<BadPart>,
     /// From the footer.
     pub table: Option<Vec<FrameInfo>>,
     /// As the commit record, the header or the trailer has them.
@@ -64,9 +64,8 @@ impl Shell {
             };
             if entry.is_none_or(same) { Ok(trailer) } else { Err(Damage::WrongFrame) }
         });
-        let is =
-            |fault: &&Fault, wanted: &Damage| matches!(&fault.error, Error::Arc { damage, .. } if damage == wanted);
-        let wrong = |damage: Damage| shell.faults.iter().filter(|fault| is(fault, &damage)).count() == 2;
+        let is = |bad_part: &&BadPart, wanted: &Damage| matches!(&bad_part.error, Error::Arc { damage, .. } if damage == wanted);
+        let wrong = |damage: Damage| shell.bad_parts.iter().filter(|bad_part| is(bad_part, &damage)).count() == 2;
         let (other, unknown) = (wrong(Damage::WrongFrame), header.is_none() && trailer.is_none());
         shell.other = other;
         shell.foreign = unknown && !other && arc_magic && end_magic;
@@ -99,12 +98,12 @@ impl Shell {
             Ok((value, first)) => {
                 // One that was not read at first has not been wrong.
                 let transient = first.filter(Error::is_damage);
-                self.faults.extend(transient.map(|error| Fault { part, offset, error, cause: Cause::Transient }));
+                self.bad_parts.extend(transient.map(|error| BadPart { part, offset, error, cause: Cause::Transient }));
                 Some(value)
             }
             Err(error) => {
                 let cause = Cause::of(&error);
-                self.faults.push(Fault { part, offset, error, cause });
+                self.bad_parts.push(BadPart { part, offset, error, cause });
                 None
             }
         }
