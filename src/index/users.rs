@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
 
 /// Rows that one question reads.
-const BATCH_ROWS: u32 = 4096;
+pub(super) const BATCH_ROWS: u32 = 4096;
 
 /// Frames of arcs, in ranges that do not overlap; each range has a tag of the caller's.
 #[derive(Debug, Default)]
@@ -171,7 +171,7 @@ impl Index {
     }
 
     /// Calls `batch` until it answers fewer rows than a whole batch has.
-    fn batches(&self, stop: &dyn Fn() -> bool, mut batch: impl FnMut() -> Result<usize>) -> Result<()> {
+    pub(super) fn batches(&self, stop: &dyn Fn() -> bool, mut batch: impl FnMut() -> Result<usize>) -> Result<()> {
         loop {
             if stop() {
                 return Err(Error::Interrupted);
