@@ -19,7 +19,7 @@ fn command(command: &str, repo: &Path, args: &[&Path]) -> Vec<OsString> {
 
 /// Points (call, n) to try: first, last and `some` random ones of each call, at most `limit` in all. Every one of them
 /// if ASSAY_ALL_POINTS is 1.
-fn points(counts: &Counts, rng: &mut Rng, some: u64, limit: usize) -> Vec<(String, u64)> {
+pub fn points(counts: &Counts, rng: &mut Rng, some: u64, limit: usize) -> Vec<(String, u64)> {
     if std::env::var_os("ASSAY_ALL_POINTS").is_some_and(|value| value == "1") {
         return counts.0.iter().flat_map(|(call, count)| (1..=*count).map(|n| (call.clone(), n))).collect();
     }

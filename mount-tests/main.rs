@@ -22,6 +22,7 @@ mod paths;
 mod place;
 mod project;
 mod recover;
+mod removals;
 mod repair;
 mod replaced;
 mod restore;

@@ -26,6 +26,7 @@ const ORDER: &[&str] = &[
     "run",
     "tree",
     "backup",
+    "prune",
     "recover",
     "findings",
     "reader",

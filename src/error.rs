@@ -177,6 +177,10 @@ pub enum Error {
         shown(path)
     )]
     DeleteUnsafe { path: Vec<u8>, version: Version, run: Version, errors: u64 },
+    #[error("nothing was removed: {what}")]
+    Protected { what: String },
+    #[error("{arc} was packed away: no version needs what is read from it")]
+    ArcDropped { arc: ArcName },
     #[error("{version} was removed")]
     VersionGone { version: Version },
     #[error("what was just written reads back differently: {what}")]
@@ -231,6 +235,8 @@ impl Error {
             Error::NoVersion(_) => "NO_VERSION",
             Error::NoPath { .. } => "NO_PATH",
             Error::DeleteUnsafe { .. } => "DELETE_UNSAFE",
+            Error::Protected { .. } => "PROTECTED",
+            Error::ArcDropped { .. } => "ARC_DROPPED",
             Error::VersionGone { .. } => "VERSION_GONE",
             Error::SelfCheck { .. } => "SELF_CHECK",
             Error::Unsupported { .. } => "UNSUPPORTED",
@@ -246,7 +252,7 @@ impl Error {
         match self {
             Error::NoPath { .. } => libc::ENOENT,
             Error::NoVersion(_) => libc::ENOENT,
-            Error::VersionGone { .. } => libc::ESTALE,
+            Error::VersionGone { .. } | Error::ArcDropped { .. } => libc::ESTALE,
             Error::TimedOut => libc::ETIMEDOUT,
             Error::Interrupted => libc::EINTR,
             Error::Usage(_) | Error::AllExcluded { .. } => libc::EINVAL,
@@ -275,6 +281,7 @@ impl Error {
             | Error::Config { .. }
             | Error::CommitDamaged { .. }
             | Error::DeleteUnsafe { .. }
+            | Error::Protected { .. }
             | Error::SelfCheck { .. }
             | Error::Unsupported { .. }
             | Error::NotKept { .. }
@@ -314,6 +321,8 @@ impl Error {
             | Error::NoVersion(_)
             | Error::NoPath { .. }
             | Error::DeleteUnsafe { .. }
+            | Error::Protected { .. }
+            | Error::ArcDropped { .. }
             | Error::VersionGone { .. }
             | Error::SelfCheck { .. }
             | Error::Unsupported { .. }
@@ -371,6 +380,7 @@ impl Error {
                 Some("restore without --delete, or add --ignore-errors if what was not read may be removed")
             }
             Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
+            Error::Protected { .. } => Some("`--dry-run` says what would go; `--force` removes that too"),
             Error::IndexTooNew { .. } => Some("use the newer assay that wrote it"),
             Error::SelfCheck { .. } => {
                 Some("suspect the memory or CPU of this machine and test it; nothing was committed")
@@ -391,6 +401,7 @@ impl Error {
             | Error::PassphraseWrong { .. }
             | Error::Config { .. }
             | Error::Usage(_)
+            | Error::ArcDropped { .. }
             | Error::VersionGone { .. }
             | Error::Unsupported { .. }
             | Error::NotKept { .. }

@@ -7,8 +7,8 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
-//! ledger, depot, fetch, live, backupdir, store, run, tree, backup, recover, findings, reader, mend, vfs, restore, coverage,
-//! selftest, fuse, mount, cli.
+//! ledger, depot, fetch, live, backupdir, store, run, tree, backup, prune, recover, findings, reader, mend, vfs, restore,
+//! coverage, selftest, fuse, mount, cli.
 
 pub mod arc;
 pub mod backup;
@@ -31,6 +31,7 @@ pub mod monitor;
 pub mod mount;
 pub mod os;
 pub mod own;
+pub mod prune;
 pub mod reader;
 pub mod recover;
 pub mod restore;

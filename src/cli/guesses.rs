@@ -19,12 +19,14 @@ const HINTS: &[(&[&str], &str)] = &[
     ),
     (&["umount", "unmount", "u"], "`umount MNT`, or `fusermount3 -u MNT` unless root has mounted it"),
     (
-        &[
-            "prune", "forget", "rm", "remove", "delete", "del", "expire", "retain", "purge", "compact", "gc", "clear",
-            "thin",
-        ],
-        "versions can't be removed yet: every version stays, and unchanged content is stored once",
+        &["prune", "forget", "expire", "thin", "keep"],
+        "`assay retain -s 7d4w12m1y` keeps versions by rules and removes the others; `assay pack` gives the room back",
     ),
+    (
+        &["remove", "delete", "del", "purge", "clear", "drop"],
+        "`assay rm -r REV` removes versions, `assay retain` all but some; `assay pack` gives the room back",
+    ),
+    (&["compact", "gc", "vacuum", "shrink"], "`assay pack` gives back the room of what no version needs any more"),
     (
         &["diff", "compare", "cmp", "status"],
         "`assay mount MNT`, then `diff -r --no-dereference DIR MNT/latest/DIR`: the mount verifies what diff reads",

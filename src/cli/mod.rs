@@ -15,9 +15,12 @@ mod json;
 mod log;
 mod ls;
 mod mount;
+mod pack;
 mod passphrase;
 mod paths;
 mod recover;
+mod retain;
+mod rm;
 mod selftest;
 mod show;
 mod stats;
@@ -89,6 +92,9 @@ enum Command {
     Damage(damage::DamageArgs),
     Log(log::LogArgs),
     Recover(recover::RecoverArgs),
+    Rm(rm::RmArgs),
+    Retain(retain::RetainArgs),
+    Pack(pack::PackArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -107,6 +113,9 @@ impl Command {
             Command::Damage(_) => "damage",
             Command::Log(_) => "log",
             Command::Recover(_) => "recover",
+            Command::Rm(_) => "rm",
+            Command::Retain(_) => "retain",
+            Command::Pack(_) => "pack",
             Command::Completions(_) => "completions",
         }
     }
@@ -115,6 +124,9 @@ impl Command {
     fn is_logged(&self) -> bool {
         match self {
             Command::Backup(args) => !args.dry_run(),
+            Command::Rm(args) => !args.dry_run(),
+            Command::Retain(args) => !args.dry_run(),
+            Command::Pack(args) => !args.dry_run(),
             Command::Init(_) | Command::Mount(_) | Command::Get(_) | Command::Selftest(_) | Command::Recover(_) => true,
             _ => false,
         }
@@ -182,6 +194,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Damage(args) => damage::run(&context, args),
         Command::Log(args) => log::run(&context, args),
         Command::Recover(args) => recover::run(&context, args),
+        Command::Rm(args) => rm::run(&context, args),
+        Command::Retain(args) => retain::run(&context, args),
+        Command::Pack(args) => pack::run(&context, args),
         Command::Completions(args) => completions::run(args),
     };
     drop(watch);

@@ -12,6 +12,7 @@ use crate::catalog::{ArcRole, Timespec};
 use crate::error::{Exit, Result};
 use crate::index::Index;
 use crate::ledger::{Damage, Ledger, Run};
+use crate::prune;
 use crate::text::shown;
 
 /// Show sizes, counts and ratios of the whole backup, its last selftests and the damage that is known
@@ -37,6 +38,11 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
             arc_bytes += len_bytes;
         }
     }
+    // Without a version that was removed there is nothing that none needs: it need not be counted.
+    let free_bytes = match index.any_removed()? {
+        true => prune::free_bytes(&index, &index.needed()?, &|| false)?,
+        false => Some(0),
+    };
     let accepted = Accepted::of(&index)?.texts();
     let index_bytes = std::fs::metadata(dir.index_path()).map_or(0, |meta| meta.len());
     let sum = |of: fn(&crate::catalog::VersionInfo) -> u64| {
@@ -76,6 +82,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
                 "level": run.level, "when_s": run.when_s, "seconds": run.seconds, "scope": run.scope, "inc": run.inc,
                 "blocks": run.blocks, "bytes": run.bytes, "findings": run.findings, "fixed": run.fixed,
             })).collect::<Vec<_>>(),
+            "free_bytes": free_bytes,
             "accepted_losses": accepted,
             "open_damage": ledger.open_damage().len(),
             "damage": damage,
@@ -109,6 +116,9 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
         show::ratio(plain, stored),
         show::ratio(all_trees, arc_bytes + index_bytes),
     ))?;
+    if let Some(bytes) = free_bytes.filter(|bytes| *bytes > 0) {
+        print(&format!("To free        {} by `assay pack`\n", show::bytes(bytes)))?;
+    }
     if let Some(first) = accepted.first() {
         let more = if accepted.len() > 1 {
             format!(" and {} more (--json lists them)", accepted.len() - 1)

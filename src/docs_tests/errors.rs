@@ -55,6 +55,8 @@ fn all_errors() -> Vec<Error> {
         Error::NoVersion("r9".into()),
         Error::NoPath { path: b"/p".to_vec(), version },
         Error::DeleteUnsafe { path: b"/p".to_vec(), version, run: version, errors: 1 },
+        Error::Protected { what: what.clone() },
+        Error::ArcDropped { arc: ArcName { version, number: 1 } },
         Error::VersionGone { version },
         Error::SelfCheck { what: what.clone() },
         Error::Unsupported { path: path(), what: what.clone() },

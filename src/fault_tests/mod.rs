@@ -16,6 +16,7 @@ mod proofs;
 pub mod questions;
 mod reads;
 mod recoveries;
+mod removals;
 mod reserved;
 mod restored;
 mod rules;

@@ -348,44 +348,49 @@ fn names_that_become_something_else_and_links_that_come_and_go() {
     }
 }
 
+/// Makes, changes and removes files, directories and links.
+pub fn change_at_random(source: &Source, rng: &mut Rng) {
+    let names: Vec<String> = (0..6).flat_map(|a| (0..5).map(move |b| format!("{a}/{b}"))).collect();
+    for _ in 0..12 {
+        let name = &names[rng.below(names.len())];
+        let path = source.join(name);
+        let _ = fs::create_dir_all(path.parent().unwrap());
+        let is_dir = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+        match (rng.below(8), is_dir) {
+            (0, true) => fs::remove_dir_all(&path).unwrap(),
+            (0 | 1, false) => drop(fs::remove_file(&path)),
+            (2, false) => {
+                let from = source.join(&names[rng.below(names.len())]);
+                drop(fs::hard_link(from, &path));
+            }
+            (3, false) => {
+                let _ = fs::remove_file(&path);
+                std::os::unix::fs::symlink(format!("{:0>9}", rng.below(99)), &path).unwrap();
+            }
+            (4, false) if fs::symlink_metadata(&path).is_err() => fs::create_dir_all(path.join("below")).unwrap(),
+            (_, true) => fs::write(path.join(format!("{}", rng.below(3))), b"below").unwrap(),
+            (5, false) if path.is_file() => {
+                let times = fs::File::open(&path).unwrap();
+                times.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(rng.below(9) as u64)).unwrap();
+            }
+            // A symlink may lead anywhere: it is replaced, not followed.
+            _ if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_symlink()) => fs::remove_file(&path).unwrap(),
+            _ => {
+                let len = [0, 1, 100, 5000, 9000][rng.below(5)];
+                fs::write(&path, rng.noise(len)).unwrap();
+            }
+        }
+    }
+}
+
 #[test]
 fn random_trees_that_change_at_random_are_saved_as_they_are() {
     let mut rng = Rng::from_env();
     let source = Source::new();
     let copy = Copy::init();
     let mut snapshots = Vec::new();
-    let names: Vec<String> = (0..6).flat_map(|a| (0..5).map(move |b| format!("{a}/{b}"))).collect();
     for _ in 0..8 {
-        for _ in 0..12 {
-            let name = &names[rng.below(names.len())];
-            let path = source.join(name);
-            let _ = fs::create_dir_all(path.parent().unwrap());
-            let is_dir = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
-            match (rng.below(8), is_dir) {
-                (0, true) => fs::remove_dir_all(&path).unwrap(),
-                (0 | 1, false) => drop(fs::remove_file(&path)),
-                (2, false) => {
-                    let from = source.join(&names[rng.below(names.len())]);
-                    drop(fs::hard_link(from, &path));
-                }
-                (3, false) => {
-                    let _ = fs::remove_file(&path);
-                    std::os::unix::fs::symlink(format!("{:0>9}", rng.below(99)), &path).unwrap();
-                }
-                (4, false) if fs::symlink_metadata(&path).is_err() => fs::create_dir_all(path.join("below")).unwrap(),
-                (_, true) => fs::write(path.join(format!("{}", rng.below(3))), b"below").unwrap(),
-                (5, false) if path.is_file() => {
-                    let times = fs::File::open(&path).unwrap();
-                    times.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(rng.below(9) as u64)).unwrap();
-                }
-                // A symlink may lead anywhere: it is replaced, not followed.
-                _ if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_symlink()) => fs::remove_file(&path).unwrap(),
-                _ => {
-                    let len = [0, 1, 100, 5000, 9000][rng.below(5)];
-                    fs::write(&path, rng.noise(len)).unwrap();
-                }
-            }
-        }
+        change_at_random(&source, &mut rng);
         let base = rng.below(4) == 0;
         if base {
             copy.make_a_base_due();
@@ -408,7 +413,7 @@ fn random_trees_that_change_at_random_are_saved_as_they_are() {
 }
 
 /// Names the seed if the checks fail.
-fn naming_seed(seed: u64, check: impl FnOnce()) {
+pub fn naming_seed(seed: u64, check: impl FnOnce()) {
     if let Err(why) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)) {
         let text = why.downcast_ref::<String>().cloned().unwrap_or_default();
         panic!("seed {seed}: {text}");

@@ -67,6 +67,18 @@ impl Places {
     /// Finds a block's frame, also one that was relocated.
     pub fn locate(&self, block: BlockId) -> Result<Located> {
         let place = self.place_of(block)?;
+        match self.at(place) {
+            // The arc was packed since its place was looked up; or no version needs the block.
+            Err(error @ Error::ArcDropped { .. }) => {
+                self.forget(block);
+                let now = self.place_of(block)?;
+                if now == place { Err(error) } else { self.at(now) }
+            }
+            other => other,
+        }
+    }
+
+    fn at(&self, place: BlockId) -> Result<Located> {
         let (serial, no) = (place.arc(), place.frame());
         let key = neighbours(place);
         let known = lock(&self.chunks).get(&key).and_then(|chunk| chunk.get(no));

@@ -6,7 +6,7 @@
 //! record says it anew; rows of earlier versions change only by the end of their interval.
 
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use rusqlite::{Connection, params};
 
@@ -21,7 +21,7 @@ use crate::catalog::{
     ArcEntry, ArcRole, CatalogFrame, Child, Commit, Content, DirState, Kind, Listing, Loss, Node, Record, Segment,
 };
 use crate::error::{Damage, Error, Place, Result};
-use crate::ids::{ArcName, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
 
 /// How `apply` gets at the arcs of a commit.
 pub trait CatalogSource {
@@ -81,6 +81,7 @@ pub(super) fn apply_commit(
         first_new_dirno: state.next_dirno,
         last_touched: Cell::new(None),
         open: None,
+        dropped: BTreeSet::new(),
         report: ApplyReport::default(),
     };
     if let Some(info) = &commit.version {
@@ -99,6 +100,7 @@ pub(super) fn apply_commit(
     }
     apply.finish_listing()?;
     apply.drop_unclaimed_extents()?;
+    apply.forget_moves_to_dropped()?;
     let catalog_bytes = commit
         .arcs
         .iter()
@@ -169,6 +171,8 @@ pub(super) struct Apply<'a> {
     first_new_dirno: u64,
     last_touched: Cell<Option<Dirno>>,
     open: Option<OpenDir>,
+    /// Arcs that this commit drops.
+    pub(super) dropped: BTreeSet<ArcSerial>,
     pub(super) report: ApplyReport,
 }
 

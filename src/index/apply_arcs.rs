@@ -7,8 +7,8 @@ use rusqlite::params;
 
 use super::apply::{Apply, CatalogSource};
 use super::fail::Found;
-use super::row::{ArcValue, Key, Table, seal};
-use super::rows;
+use super::row::{self, ArcValue, Key, Table, seal};
+use super::rows::{self, blob};
 use super::schema::{FRAMES_PER_ROW, frames_key};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo, FrameKind};
 use crate::catalog::Commit;
@@ -18,6 +18,9 @@ use crate::ids::{ArcSerial, BlockId, FrameNo};
 
 /// Hashes are inserted in sorted batches of this many (16 bytes each): random inserts touch a page each.
 const HASH_BATCH: usize = 1 << 20;
+
+/// Relocations that are read at once.
+const MOVES: u32 = 4096;
 
 impl Apply<'_> {
     /// Records the commit's arcs, their frames and their block hashes; returns how many hashes are new.
@@ -95,7 +98,7 @@ impl Apply<'_> {
         Ok(())
     }
 
-    /// Forgets the arc's frames, and the hashes of its blocks that were not relocated: dedup must not find them.
+    /// Forgets the arc's frames, and the hashes of blocks that are read from it: dedup must not find them.
     pub(super) fn drop_arc(&mut self, serial: ArcSerial) -> Found<u64> {
         let Some(mut value) = rows::arc(self.c, serial)?.filter(|value| !value.dropped) else { return Ok(0) };
         let mut forgotten = 0;
@@ -104,17 +107,52 @@ impl Apply<'_> {
             for (info, no) in chunk.frames.iter().zip(first..) {
                 let block = BlockId::new(serial, FrameNo(no));
                 let key = rows::hash_key(&info.hash);
-                let found = info.kind == FrameKind::Block && rows::hash_row(self.c, key)? == Some(block);
-                if found && rows::location(self.c, block)? == block {
+                if info.kind != FrameKind::Block {
+                    continue;
+                }
+                let Some(name) = rows::hash_row(self.c, key)? else { continue };
+                if rows::location(self.c, name)? == block {
                     forgotten += self.c.prepare_cached("DELETE FROM hashes WHERE id=?1")?.execute([key])? as u64;
                 }
             }
             self.c.prepare_cached("DELETE FROM frames WHERE id=?1")?.execute([frames_key(serial.0, first)])?;
         }
         value.dropped = true;
+        self.dropped.insert(serial);
         self.c
             .prepare_cached("UPDATE arcs SET row=?2 WHERE id=?1")?
             .execute(params![serial.0 as i64, value.encode()])?;
         Ok(forgotten)
+    }
+
+    /// Blocks that nothing needs any more had been moved to arcs that are dropped now.
+    pub(super) fn forget_moves_to_dropped(&self) -> Found<()> {
+        if self.dropped.is_empty() {
+            return Ok(());
+        }
+        let mut after = -1i64;
+        loop {
+            let mut gone = Vec::new();
+            let mut scanned = 0;
+            {
+                let sql = "SELECT id, row FROM relocations WHERE id>?1 ORDER BY id LIMIT ?2";
+                let mut statement = self.c.prepare_cached(sql)?;
+                let mut found = statement.query(params![after, MOVES])?;
+                while let Some(found) = found.next()? {
+                    scanned += 1;
+                    after = found.get(0)?;
+                    let to = rows::decode_relocation(row::open(Table::Relocations, Key::id(after), blob(found, 1)?)?)?;
+                    if self.dropped.contains(&to.arc()) {
+                        gone.push(after);
+                    }
+                }
+            }
+            for id in gone {
+                self.c.prepare_cached("DELETE FROM relocations WHERE id=?1")?.execute([id])?;
+            }
+            if scanned < MOVES {
+                return Ok(());
+            }
+        }
     }
 }

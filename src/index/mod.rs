@@ -12,6 +12,7 @@ mod apply_arcs;
 mod dedup;
 mod fail;
 mod listing;
+mod live;
 mod pages;
 mod pool;
 mod queries;
@@ -45,6 +46,7 @@ use crate::ids::{Dirno, FrameNo, Version};
 
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
 pub use dedup::DedupTable;
+pub use live::{ArcUse, Gaps, Live, VersionSet};
 pub use pages::BadPage;
 pub use pool::Index;
 pub use queries::Ascent;

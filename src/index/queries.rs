@@ -165,11 +165,14 @@ impl Index {
         self.ask(|c| rows::extents(c, logid, offset))
     }
 
-    /// A committed arc that was not dropped.
+    /// A committed arc.
+    ///
+    /// # Errors
+    /// `ARC_DROPPED`.
     pub fn arc(&self, serial: ArcSerial) -> Result<ArcRow> {
         self.ask(|c| match rows::arc(c, serial)? {
             Some(ArcValue { entry, run, dropped: false }) => Ok(ArcRow { entry, run }),
-            Some(_) => Err(Fail::Row("the arc was dropped")),
+            Some(ArcValue { entry, .. }) => Err(Error::ArcDropped { arc: entry.name }.into()),
             None => Err(Fail::Row("the arc has no row")),
         })
     }
@@ -183,11 +186,15 @@ impl Index {
     /// The neighbours of a frame and itself.
     ///
     /// # Errors
-    /// `INDEX_ROW_DAMAGED` if the arc has no such frame, or its frame table could not be read when it was applied.
+    /// `INDEX_ROW_DAMAGED` if the arc has no such frame, or its frame table could not be read when it was applied;
+    /// `ARC_DROPPED`.
     pub fn frame_chunk(&self, serial: ArcSerial, frame: FrameNo) -> Result<FrameChunk> {
         self.ask(|c| match rows::frames(c, serial, frame)? {
             Some(chunk) if chunk.locate(frame).is_some() => Ok(chunk),
-            _ => Err(Fail::Row("the frame is not known")),
+            _ => match rows::arc(c, serial)? {
+                Some(ArcValue { entry, dropped: true, .. }) => Err(Error::ArcDropped { arc: entry.name }.into()),
+                _ => Err(Fail::Row("the frame is not known")),
+            },
         })
     }
 

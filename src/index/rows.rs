@@ -161,6 +161,19 @@ pub fn version(c: &Connection, v: Version) -> Found<Option<(VersionRow, bool)>> 
     value(c, Table::Versions, id, |body| version_of(c, id, body))
 }
 
+/// All rows of a name, oldest first.
+pub fn entry_rows(c: &Connection, dir: Dirno, name: &[u8]) -> Found<Vec<(Version, EntryRow)>> {
+    let mut statement =
+        c.prepare_cached("SELECT v_from, row FROM entries WHERE parent=?1 AND name=?2 ORDER BY v_from")?;
+    let mut found = statement.query(params![dir.0 as i64, name])?;
+    let mut rows = Vec::new();
+    while let Some(found) = found.next()? {
+        let from = Version(found.get(0)?);
+        rows.push((from, EntryRow::decode(Key(dir.0 as i64, i64::from(from.0), name), blob(found, 1)?)?));
+    }
+    Ok(rows)
+}
+
 /// The newest row of a name that a version up to `v` brought.
 pub fn entry(c: &Connection, dir: Dirno, name: &[u8], v: Version) -> Found<Option<(Version, EntryRow)>> {
     let mut statement = c.prepare_cached(

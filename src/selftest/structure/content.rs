@@ -30,6 +30,8 @@ pub struct Fact {
     pub kind: Kind,
     /// Rows in entries that name it, up to this many.
     pub named: u16,
+    /// Content of it was packed away: right unless a version needs it.
+    pub packed_away: bool,
 }
 
 /// Walks nodes and extents side by side.
@@ -74,8 +76,8 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
                         Ok((_, node)) => {
                             let Node { attr, .. } = &node;
                             let (size, nlink, kind) = (attr.size, attr.nlink, attr.kind);
-                            facts.push(Fact { logid, size, nlink, kind, named: 0 });
-                            self.content(&node)?;
+                            let packed_away = self.content(&node)?;
+                            facts.push(Fact { logid, size, nlink, kind, named: 0, packed_away });
                         }
                         Err(error) => {
                             let hits = self.ground.names.file(logid);
@@ -91,7 +93,8 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
         Ok(facts)
     }
 
-    fn content(&mut self, node: &Node) -> Result<()> {
+    /// True if content of it is in arcs that were dropped.
+    fn content(&mut self, node: &Node) -> Result<bool> {
         let mut sum = Sum::default();
         match &node.content {
             Content::Inline(segments) => self.add(&mut sum, 0, segments)?,
@@ -102,31 +105,34 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
             }
         }
         if self.check.blind(ScanTable::Extents) && matches!(node.content, Content::Chunked) {
-            return Ok(());
+            return Ok(false);
         }
         let size = if node.attr.kind == Kind::File { node.attr.size } else { 0 };
         let what = if let Some((offset, block)) = sum.no_block {
+            if sum.dropped {
+                return Ok(true);
+            }
             // An arc that is told about already explains it.
             if self.check.knows(Subject::Arc(block.arc())) {
-                return Ok(());
+                return Ok(false);
             }
             format!("block {block} at offset {offset} is not there, or has another length")
         } else if sum.torn || sum.end != size {
             // A recovery could not read the frame that told it.
             if self.ground.gaps {
-                return Ok(());
+                return Ok(false);
             }
             format!("its content does not tile its {size} bytes: it ends, or is torn, at {}", sum.end)
         } else if sum.data_bytes != node.data_bytes {
             format!("{} bytes in data ranges are recorded, {} are there", node.data_bytes, sum.data_bytes)
         } else {
-            return Ok(());
+            return Ok(false);
         };
         if self.check.knows(Subject::File(node.logid)) {
-            return Ok(());
+            return Ok(false);
         }
         self.check.file_broken(self.ground, node.logid, &what);
-        Ok(())
+        Ok(false)
     }
 
     fn add(&mut self, sum: &mut Sum, start: u64, segments: &[Segment]) -> Result<()> {
@@ -136,6 +142,8 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
                 sum.data_bytes = sum.data_bytes.saturating_add(u64::from(*len));
                 if sum.no_block.is_none() && !self.block_is(*block, *len)? {
                     sum.no_block = Some((sum.end, *block));
+                    let serial = self.ground.rows.location(*block)?.arc();
+                    sum.dropped = self.ground.arcs.get(&serial).is_some_and(|fact| fact.dropped);
                 }
             }
             if !sum.torn {
@@ -215,4 +223,6 @@ struct Sum {
     data_bytes: u64,
     torn: bool,
     no_block: Option<(u64, BlockId)>,
+    /// It was in an arc that was dropped.
+    dropped: bool,
 }

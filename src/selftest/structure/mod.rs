@@ -24,7 +24,7 @@ use crate::backupdir::BackupDir;
 use crate::error::{Error, Result};
 use crate::findings::MAX_HITS;
 use crate::ids::{ArcName, ArcSerial, Dirno, FrameNo, Logid, Version};
-use crate::index::{RowKey, ScanTable, Snapshot};
+use crate::index::{RowKey, ScanTable, Scanned, Snapshot, VersionSet};
 use crate::ledger::{Ledger, LedgerWriter};
 use crate::monitor::{Event, Hushed, Monitor, Progress};
 use crate::text::shown;
@@ -163,6 +163,23 @@ pub(super) struct Ground<'s, 'i> {
     pub gaps: bool,
     /// Some directory's listing is, or was, lost.
     pub any_lost: bool,
+    /// Versions whose files must be whole.
+    pub needed: VersionSet,
+}
+
+/// Those that are shown, and the newest, on which the next backup builds.
+fn needed(rows: &Snapshot<'_>) -> VersionSet {
+    let (mut shown, mut newest) = (Vec::new(), None);
+    let mut cursor = rows.cursor(ScanTable::Versions);
+    while let Some(scanned) = cursor.take() {
+        if let Scanned::Row(row) = scanned
+            && let Ok((version, removed)) = rows.open_version(&row)
+        {
+            shown.extend(Some(version.version).filter(|_| !removed));
+            newest = Some(version.version);
+        }
+    }
+    VersionSet::new(shown.into_iter().chain(newest))
 }
 
 impl<'a> Check<'a> {
@@ -227,7 +244,7 @@ impl<'a> Check<'a> {
             return Ok(());
         }
         let any_lost = compare::any_lost(rows);
-        let mut ground = Ground { rows, names, arcs, proven: false, gaps: false, any_lost };
+        let mut ground = Ground { rows, names, arcs, proven: false, gaps: false, any_lost, needed: needed(rows) };
         if let (Some(shadow), Some(shadow_rows)) = (shadow, &shadow_rows) {
             let whole = compare::compare(self, &ground, shadow, shadow_rows)?;
             ground.gaps = !whole && state.settled_below > Version(0);

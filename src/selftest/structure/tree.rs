@@ -228,6 +228,10 @@ impl Pass<'_, '_, '_> {
         let found = self.facts.binary_search_by_key(&logid, |fact| fact.logid).ok();
         match found.and_then(|at| self.facts.get_mut(at)) {
             Some(fact) if fact.kind == span.kind => {
+                let needed = fact.packed_away && self.ground.needed.meets(span.from, span.to);
+                if needed && !self.check.knows(Subject::File(logid)) {
+                    self.check.file_broken(self.ground, logid, "content of it is in an arc that was dropped");
+                }
                 fact.named = fact.named.saturating_add(1);
                 if fact.kind == Kind::File {
                     self.totals.add(&span, [0, 0, 0, fact.size as i64]);
