@@ -9,7 +9,7 @@ use super::{Context, open_index, print, print_json, show};
 use crate::arc::ARC_HEADER_LEN;
 use crate::backupdir::Accepted;
 use crate::catalog::{ArcRole, Timespec};
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
 use crate::index::Index;
 use crate::ledger::{Damage, Ledger, Run};
 use crate::prune;
@@ -64,7 +64,10 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     }
     // The last of each level.
     let selftests: BTreeMap<u8, &Run> = ledger.runs().iter().map(|run| (run.level, run)).collect();
-    let damage: Vec<Value> = ledger.open_damage().iter().take(MAX_LISTED).map(|found| damage(&index, found)).collect();
+    // What was in an arc that is packed away is no damage any more.
+    let there = |found: &&Damage| !matches!(index.arc(found.arc), Err(Error::ArcDropped { .. }));
+    let open: Vec<&Damage> = ledger.open_damage().iter().filter(there).collect();
+    let damage: Vec<Value> = open.iter().take(MAX_LISTED).map(|found| damage(&index, found)).collect();
     if args.json {
         print_json(&json!({
             "versions": versions.len(),
@@ -84,7 +87,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
             })).collect::<Vec<_>>(),
             "free_bytes": free_bytes,
             "accepted_losses": accepted,
-            "open_damage": ledger.open_damage().len(),
+            "open_damage": open.len(),
             "damage": damage,
             "memory_suspected": ledger.same_flip_twice().is_some(),
         }))?;
@@ -127,7 +130,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
         };
         print(&format!("Lost           {first}{more}: accepted\n"))?;
     }
-    print(&health_text(&selftests, ledger.open_damage().len(), &damage, ledger.same_flip_twice().is_some()))?;
+    print(&health_text(&selftests, open.len(), &damage, ledger.same_flip_twice().is_some()))?;
     Ok(Exit::Ok)
 }
 

@@ -96,7 +96,10 @@ fn random_histories_of_backups_removals_packs_and_recoveries() {
                         let names = |files: &super::lab::Files| files.keys().cloned().collect::<Vec<_>>();
                         assert_eq!(names(&copy.files()), names(&before), "what is refused writes no arc");
                         let outcome = rm(&copy, &going, Protection::Off).unwrap();
-                        assert_eq!(outcome.last_copies.count, lost.len() as u64, "step {step}");
+                        // Where nothing stays the directories above the source go too.
+                        let above = source.path().components().count() - 2;
+                        let above = if going.len() == wanted.len() { above } else { 0 };
+                        assert_eq!(outcome.last_copies.count, (lost.len() + above) as u64, "step {step}");
                     }
                     wanted.retain(|v, _| !going.contains(v));
                 }
@@ -147,4 +150,42 @@ fn random_histories_of_backups_removals_packs_and_recoveries() {
         again.recover();
         assert_history(&again, &source, &wanted);
     });
+}
+
+#[test]
+fn a_base_after_a_pack_stands_alone() {
+    let mut rng = Rng::from_env();
+    let source = Source::new();
+    let copy = Copy::init();
+    source.write("stays", &rng.noise(9000));
+    source.write("changes", &rng.noise(9000));
+    copy.backup(&source, &Options::default());
+    source.write("changes", &rng.noise(9000));
+    copy.backup(&source, &Options::default());
+    rm(&copy, &BTreeSet::from([Version(0)]), Protection::On).unwrap();
+    let packed = pack_all(&copy, 1, Mode::Do);
+    assert_eq!((packed.dropped, packed.rewritten, packed.damaged), (0, 1, 0), "{packed:?}");
+    assert!(!copy.path("arc.0.1").exists());
+    copy.make_a_base_due();
+    source.write("new", b"in the base");
+    let v = copy.backup(&source, &Options::default()).version.unwrap();
+    let snapshot = source.snapshot();
+    // Everything older is lost: commits, catalogs, and what they alone told.
+    let base = copy.open().open_index().unwrap().arcs().unwrap();
+    let needed: BTreeSet<String> = base.iter().map(|row| row.entry.name.to_string()).collect();
+    let mut files = copy.files();
+    files.retain(|name, _| {
+        !name.starts_with("arc.")
+            || name.starts_with(&format!("arc.{}.", v.0))
+            || (needed.contains(name) && !name.ends_with(".2"))
+    });
+    let alone = Copy::without_index(&files);
+    let got = alone.recover();
+    assert_eq!(got.versions, [v], "{got:?}");
+    assert_same(&alone.reader(), v, source.path(), &snapshot);
+    let wrong = crate::selftest::written_wrong(&alone.open()).unwrap();
+    assert!(
+        wrong.iter().all(|finding| finding.error.code() == "COMMIT_DAMAGED" || finding.error.code() == "ARC_MISSING"),
+        "{wrong:?}"
+    );
 }

@@ -9,7 +9,7 @@ use crate::arc::{ARC_HEADER_LEN, FrameInfo, FrameKind};
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
-use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo};
+use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
 use crate::index::{Cursor, FrameChunk, ScanTable, Scanned, Snapshot, State, hash_key};
 
 /// Hashes that are looked up in one pass over the frames, 24 bytes each.
@@ -195,6 +195,7 @@ impl FrameRows<'_, '_, '_> {
 }
 
 fn relocations(check: &Check<'_>, rows: &Snapshot<'_>, facts: &ArcFacts) -> Result<()> {
+    let recovered = rows.state()?.settled_below > Version(0);
     let mut cursor = rows.cursor(ScanTable::Relocations);
     while let Some(scanned) = cursor.take() {
         let row = match scanned {
@@ -217,7 +218,9 @@ fn relocations(check: &Check<'_>, rows: &Snapshot<'_>, facts: &ArcFacts) -> Resu
             Ok(rows.chunk_of(block)?.and_then(|chunk| chunk.locate(block.frame()).map(|(_, info)| *info)))
         };
         let (old, new) = (info(from)?, info(to)?);
-        let fits = known(from).is_some()
+        // A recovery that could begin only at a base never saw the arcs that were dropped before.
+        let from_known = known(from).is_some() || (recovered && !facts.contains_key(&from.arc()));
+        let fits = from_known
             && known(to).is_some_and(|fact| !fact.dropped)
             && new.is_some_and(|new| new.kind == FrameKind::Block)
             && old.zip(new).is_none_or(|(old, new)| old.hash == new.hash && old.plain_len == new.plain_len);
