@@ -22,7 +22,7 @@ use std::time::Instant;
 use crate::backupdir::{Accepted, BackupDir};
 use crate::error::{Error, Exit, Place, Result};
 use crate::findings::hits::{self, Wrong};
-pub use crate::findings::{Advice, Cause, Finding, Findings, Fixed, FramesFixed, Hit, Level, Part, Spot};
+pub use crate::findings::{Advice, Cause, Finding, Findings, Hit, Level, Part};
 use crate::ids::{ArcName, BlockHash, BlockId};
 use crate::index::{Index, Places};
 use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
@@ -30,7 +30,7 @@ use crate::mend::{self, Mending};
 use crate::monitor::{Event, Monitor, Silent};
 use crate::text::counted;
 
-pub use drill::{DrillReport, Drilled};
+pub use drill::Drilled;
 pub use inc::Due;
 pub use schedule::Schedule;
 
