@@ -50,6 +50,8 @@ mod vfs;
 mod docs_tests;
 #[cfg(test)]
 mod fault_tests;
+#[cfg(test)]
+mod testing;
 
 pub use backup::{Options as BackupOptions, Summary as BackupSummary, run as back_up};
 pub use backupdir::{BackupDir, Config};

@@ -10,8 +10,8 @@ use super::search::{SealedFlip, Searched, Within};
 use super::{Packed, Packer};
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::Damage;
-use crate::fault_tests::Rng;
 use crate::ids::{ArcId, ArcSalt, BackupId, FrameNo};
+use crate::testing::Rng;
 
 const NO: FrameNo = FrameNo(5);
 
