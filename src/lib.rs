@@ -9,44 +9,79 @@
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
 //! ledger, depot, fetch, live, backupdir, store, run, tree, backup, prune, recover, findings, reader, mend, vfs, restore,
 //! coverage, selftest, fuse, mount, cli.
+//!
+//! What a program that uses the library needs is named below; all else is ours, so that the compiler tells what nobody uses.
 
-pub mod arc;
-pub mod backup;
-pub mod backupdir;
-pub mod catalog;
-pub mod cli;
-pub mod coverage;
-pub mod crypto;
-pub mod depot;
-pub mod error;
-pub mod fetch;
-pub mod findings;
-pub mod fuse;
-pub mod ids;
-pub mod index;
-pub mod ledger;
-pub mod live;
-pub mod mend;
-pub mod monitor;
-pub mod mount;
-pub mod os;
-pub mod own;
-pub mod prune;
-pub mod reader;
-pub mod recover;
-pub mod restore;
-pub mod run;
-pub mod scratch;
-pub mod selftest;
-pub mod store;
-pub mod sync;
-pub mod text;
-pub mod tree;
-pub mod vfs;
+mod arc;
+mod backup;
+mod backupdir;
+mod catalog;
+mod cli;
+mod coverage;
+mod crypto;
+mod depot;
+mod error;
+mod fetch;
+mod findings;
+mod fuse;
+mod ids;
+mod index;
+mod ledger;
+mod live;
+mod mend;
+mod monitor;
+mod mount;
+mod os;
+mod own;
+mod prune;
+mod reader;
+mod recover;
+mod restore;
+mod run;
+mod scratch;
+mod selftest;
+mod store;
+mod sync;
+mod text;
+mod tree;
+mod vfs;
 
 #[cfg(test)]
 mod docs_tests;
 #[cfg(test)]
 mod fault_tests;
+#[cfg(test)]
+mod testing;
 
-pub use error::{Error, Exit, Result};
+pub use backup::{Options as BackupOptions, Summary as BackupSummary, run as back_up};
+pub use backupdir::{BackupDir, Config};
+pub use cli::run as main;
+pub use error::{Damage, Error, Exit, Place, Result};
+pub use findings::{Cause, Finding, Level};
+pub use ids::{BlockId, Logid, Version};
+pub use monitor::{Event, Monitor, Progress, Silent};
+pub use reader::{Backup, Options as ReadOptions};
+pub use recover::{OnLoss, Recovered, run as recover};
+pub use selftest::{Options as SelftestOptions, Report as SelftestReport, run as selftest};
+pub use tree::{Tree, View};
+
+/// What contrib/bench measures from within, and nobody else uses.
+#[doc(hidden)]
+pub mod bench {
+    pub use crate::arc::{
+        Codec, FRAME_HEADER_LEN, FrameInfo, FrameKind, Packer,
+        frame::{open, seal},
+    };
+    pub use crate::backup::catalog::{CatalogBuilder, Names};
+    pub use crate::catalog::{
+        ArcEntry, ArcRole, Attr, CatalogFrame, Child, Commit, Content, DirState, Kind, Node, Segment, Timespec,
+        VersionInfo,
+    };
+    pub use crate::crypto::{ArcCipher, Domain, FileHasher, Keys, TAG_LEN, sha256};
+    pub use crate::ids::{
+        ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, BackupId, BlockHash, Dirno, FileHash, FrameNo,
+    };
+    pub use crate::index::{CatalogSource, DedupTable, Index, IndexWriter};
+    pub use crate::run::{Contents, NewVersion, Output, Run, Whole};
+    pub use crate::tree::{Found, Piece};
+}

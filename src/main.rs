@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::from(assay::cli::run(std::env::args_os()) as u8)
+    ExitCode::from(assay::main(std::env::args_os()) as u8)
 }

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use assay::arc::{Codec, FrameInfo, FrameKind};
-use assay::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit};
-use assay::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, BlockHash, BlockId, FrameNo, Version};
-use assay::index::{CatalogSource, DedupTable, Index, IndexWriter};
+use assay::bench::{
+    ArcDigest, ArcEntry, ArcId, ArcName, ArcRole, ArcSalt, ArcSerial, BlockHash, CatalogFrame, CatalogSource, Codec,
+    Commit, DedupTable, FrameInfo, FrameKind, FrameNo, Index, IndexWriter, sha256,
+};
+use assay::{BlockId, Version};
 
 type Done<T> = Result<T, Box<dyn Error>>;
 
@@ -130,7 +131,7 @@ fn main() -> Done<()> {
     for (first, run) in (0..arcs).step_by(ARCS_PER_COMMIT as usize).zip(0u32..) {
         let begun = Instant::now();
         let commit = commit(run, previous, first..(first + ARCS_PER_COMMIT).min(arcs), blocks);
-        let digest = assay::crypto::sha256(&commit.encode());
+        let digest = sha256(&commit.encode());
         writer.apply(&commit, digest, &mut Synthetic)?;
         writer.checkpoint()?;
         previous = Some((Version(run), digest));

@@ -14,12 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use assay::arc::frame::{self, FrameInfo, FrameKind};
-use assay::arc::{Codec, FRAME_HEADER_LEN, Packer};
-use assay::backupdir::BackupDir;
-use assay::crypto::{ArcCipher, Domain, Keys, TAG_LEN};
-use assay::ids::{ArcId, ArcSalt, ArcSerial, BackupId, FrameNo};
-use assay::tree::{Found, Piece, Tree, View};
+use assay::bench::{
+    ArcCipher, ArcId, ArcSalt, ArcSerial, BackupId, Codec, Domain, FRAME_HEADER_LEN, Found, FrameInfo, FrameKind,
+    FrameNo, Keys, Packer, Piece, TAG_LEN, open, seal,
+};
+use assay::{BackupDir, Tree, View};
 use zeroize::Zeroizing;
 
 type Done<T> = Result<T, Box<dyn Error>>;
@@ -59,7 +58,7 @@ fn open_all(keys: &Keys, frames: &[Sealed], threads: usize) -> f64 {
             for _ in 0..threads {
                 scope.spawn(|| {
                     while let Some(frame) = frames.get(next.fetch_add(1, Relaxed)) {
-                        let opened = frame::open(keys, &frame.cipher, frame.no, &frame.info, &frame.bytes);
+                        let opened = open(keys, &frame.cipher, frame.no, &frame.info, &frame.bytes);
                         assert!(black_box(opened).is_ok(), "a frame does not open");
                     }
                 });
@@ -139,7 +138,7 @@ fn sizes(file: &Path) -> Done<()> {
                 plain_len: block.len() as u32,
                 hash: keys.block_hash(block),
             };
-            let bytes = frame::seal(&cipher, FrameNo(no), &info, &packed.stored);
+            let bytes = seal(&cipher, FrameNo(no), &info, &packed.stored);
             frames.push(Sealed { cipher: cipher.clone(), no: FrameNo(no), info, bytes });
         }
         let total = plain_bytes(&frames);

@@ -11,14 +11,11 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use assay::arc::Packer;
-use assay::backup::catalog::{CatalogBuilder, Names};
-use assay::backupdir::{BackupDir, Config};
-use assay::catalog::{Attr, Child, Content, DirState, Kind, Node, Segment, Timespec, VersionInfo};
-use assay::crypto::FileHasher;
-use assay::ids::{BlockId, Dirno, FileHash, Logid};
-use assay::monitor::Silent;
-use assay::run::{Contents, NewVersion, Output, Run, Whole};
+use assay::bench::{
+    Attr, CatalogBuilder, Child, Content, Contents, DirState, Dirno, FileHash, FileHasher, Kind, Names, NewVersion,
+    Node, Output, Packer, Run, Segment, Timespec, VersionInfo, Whole,
+};
+use assay::{BackupDir, BlockId, Config, Logid, Silent};
 
 type Done<T> = Result<T, Box<dyn Error>>;
 

@@ -21,7 +21,7 @@ mod zframe;
 pub use frame::{Codec, FRAME_HEADER_LEN, FRAME_OVERHEAD, FrameInfo, FrameKind, MAX_PLAIN_LEN, VerifiedBlock};
 pub use pack::{Packed, Packer};
 pub use shell::{ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, decode_frame_table};
-pub use writer::{ArcWriter, FinishedArc};
+pub use writer::ArcWriter;
 
 /// `catalog` stands before this module and checks what a commit record says of arcs.
 const _: () = {

@@ -8,7 +8,7 @@ use crate::crypto::{ArcCipher, Keys};
 use crate::error::Damage;
 use crate::ids::FrameNo;
 
-pub use super::search::{SealedFlip, Searched, Within, search_plaintext};
+pub use super::search::search_plaintext;
 
 /// A bit of a frame that is not as it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 use super::frame::{self, Codec, FRAME_HEADER_LEN, FrameInfo, FrameKind};
-use super::repair::{BitFlip, SealedFlip, Within, repair, search_plaintext};
+use super::repair::{BitFlip, repair, search_plaintext};
+use super::search::{SealedFlip, Searched, Within};
 use super::{Packed, Packer};
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::Damage;
-use crate::fault_tests::Rng;
 use crate::ids::{ArcId, ArcSalt, BackupId, FrameNo};
+use crate::testing::Rng;
 
 const NO: FrameNo = FrameNo(5);
 
@@ -77,7 +78,7 @@ impl Sealed {
         assert_eq!(got.flips, bits.iter().map(flip).collect::<Vec<_>>());
     }
 
-    fn search(&self) -> Option<super::repair::Searched> {
+    fn search(&self) -> Option<Searched> {
         search_plaintext(&self.keys, &self.cipher, NO, &self.info, &self.frame, &mut |_, _| true)
     }
 }

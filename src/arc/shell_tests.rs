@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::arc::{Codec, FRAME_HEADER_LEN, Packer, frame};
-use crate::fault_tests::Rng;
-use crate::fault_tests::mutate::{assert_canonical, mutate};
 use crate::ids::{BlockHash, FrameNo};
+use crate::testing::Rng;
+use crate::testing::mutate::{assert_canonical, mutate};
 use zeroize::Zeroizing;
 
 const ID: ArcId = ArcId([3; 16]);

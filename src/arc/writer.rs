@@ -96,10 +96,6 @@ impl<W: Write> ArcWriter<W> {
         self.header.name
     }
 
-    pub fn serial(&self) -> ArcSerial {
-        self.serial
-    }
-
     /// Bytes written so far.
     pub fn len_bytes(&self) -> u64 {
         self.offset

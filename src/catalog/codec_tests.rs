@@ -1,9 +1,9 @@
 //! What an encoder writes is read back equal, and what a decoder accepts is written again, byte for byte.
 
 use super::*;
-use crate::fault_tests::Rng;
-use crate::fault_tests::mutate::assert_canonical;
 use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, FrameNo, Version};
+use crate::testing::Rng;
+use crate::testing::mutate::assert_canonical;
 
 /// Small numbers mostly, and now and then one near the bound.
 fn up_to(rng: &mut Rng, bound: u64) -> u64 {

@@ -76,13 +76,6 @@ fn a_repaired_frame_is_written_back_to_the_bit() {
     assert!(copy.files() == before, "nothing else was touched, nothing is left over");
 }
 
-impl Rng {
-    /// A number below `bound` that depends on the state and `salt`, without moving on.
-    fn clone_below(&self, bound: usize, salt: usize) -> usize {
-        Rng::new(self.seed ^ self.state ^ (salt as u64) << 40).below(bound)
-    }
-}
-
 #[test]
 fn header_footer_and_trailer_are_rebuilt_or_left_alone() {
     let lab = lab();

@@ -10,9 +10,10 @@ use super::reserved::maintain;
 use super::structures::{found, options, shown, v2};
 use crate::backup::Options as BackupOptions;
 use crate::catalog::{Child, Content, ExtentChunk, Kind, Record, Segment};
+use crate::findings::Fixed;
 use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
 use crate::index::vandal::Vandal;
-use crate::selftest::{Cause, Finding, Fix, Fixed, Level, Options, Scope};
+use crate::selftest::{Cause, Finding, Fix, Level, Options, Scope};
 use crate::tree::Found;
 
 /// A few versions with all that rules are about: long files, hard links, files and directories that come back.

@@ -83,10 +83,6 @@ impl Fetch {
         Fetch { home, copies, keys, index, heal, places, open, started: Instant::now() }
     }
 
-    pub fn index(&self) -> &Arc<Index> {
-        &self.index
-    }
-
     /// Finds a block's frame.
     pub fn locate(&self, block: BlockId) -> Result<Asked> {
         Ok(Asked { block, at: self.places.locate(block)? })

@@ -5,8 +5,8 @@ use crate::depot::faulty::{Fault, Faulty};
 use crate::depot::{Local, Reach};
 use crate::ids::{ArcSerial, Dirno};
 use crate::own::{OwnDir, Sharing};
-use crate::store::fixture::{Fixture, dir_record, some_bytes};
 use crate::sync::lock;
+use crate::testing::fixture::{Fixture, dir_record, some_bytes};
 
 /// A backup dir with one data arc of some blocks, and their names.
 fn with_blocks(count: u64) -> (Fixture, Vec<Vec<u8>>, Vec<BlockId>) {

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::{Cause, Finding, Findings, Hit, Level, MAX_HITS, Spot};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::ids::{ArcSerial, BlockId, FrameNo};
 use crate::index::{Index, Places};
 use crate::text::counted;
@@ -70,6 +70,34 @@ fn is_in_use(index: &Index, serial: ArcSerial, frames: Range<u32>) -> bool {
         all.iter().any(|(_, place)| here(*place))
     };
     moved.len() < frames.len() || moved.iter().any(|(_, place)| here(*place)) || moved_here()
+}
+
+/// Who uses a block that was named.
+#[derive(Debug, Clone)]
+pub struct BlockUse {
+    pub block: BlockId,
+    /// Where it is read from.
+    pub place: Place,
+    pub hits: Vec<Hit>,
+    pub hits_total: u64,
+}
+
+/// Blocks that were named (by name, and the place that each is read from), each once, without their users as yet; and
+/// their places, tagged 0, 1, ….
+pub fn of_blocks(index: &Index, blocks: Vec<(BlockId, BlockId)>) -> Result<(Vec<BlockUse>, Places)> {
+    let (mut uses, mut places) = (Vec::<BlockUse>::new(), Places::default());
+    for (block, located) in blocks {
+        if uses.iter().any(|known| known.block == block) {
+            continue;
+        }
+        let Ok(chunk) = index.frame_chunk(located.arc(), located.frame()) else { continue };
+        let offset = chunk.locate(located.frame()).map_or(0, |(offset, _)| offset);
+        let arc = index.arc(located.arc())?.entry.name;
+        places.add(located.arc(), located.frame().0..located.frame().0 + 1, uses.len());
+        let place = Place { arc, frame: Some(located.frame()), block: Some(block), offset };
+        uses.push(BlockUse { block, place, hits: Vec::new(), hits_total: 0 });
+    }
+    Ok((uses, places))
 }
 
 /// Hits of one place: at most `MAX_HITS`, and how many there are.

@@ -106,6 +106,11 @@ impl Finding {
         Finding { level, error, cause, place, spot: None, hits: Vec::new(), hits_total: 0, advice, fixed: None }
     }
 
+    /// As `new`, where nothing but the error is known.
+    pub fn of(level: Level, error: Error) -> Finding {
+        Finding::new(level, Cause::of(&error), error)
+    }
+
     /// Names the files that it hits, as far as they are listed.
     pub fn with_hits(self, hits: Vec<Hit>) -> Finding {
         let hits_total = hits.len() as u64;

@@ -41,9 +41,6 @@ pub struct DedupTable {
 }
 
 impl DedupTable {
-    /// What a backup takes unless told otherwise, bytes.
-    pub const DEFAULT_BUDGET: usize = 128 << 20;
-
     /// Uses at most `budget_bytes` of memory: three quarters for this run's blocks, a quarter to filter lookups.
     ///
     /// # Errors
@@ -300,10 +297,13 @@ mod tests {
         (built, index)
     }
 
+    /// Room for all that these tests store.
+    const BUDGET_BYTES: usize = 128 << 20;
+
     #[test]
     fn blocks_of_this_run_are_found_by_all_bits_of_their_hash() {
         let (_built, index) = index(1, 10);
-        let table = DedupTable::new(index, DedupTable::DEFAULT_BUDGET).unwrap();
+        let table = DedupTable::new(index, BUDGET_BYTES).unwrap();
         for n in 0..20_000 {
             assert_eq!(table.find(&hash(n)), None);
             assert_eq!(table.insert(&hash(n), BlockId(n)), None);
@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn a_filter_appears_after_many_misses_and_hides_no_block() {
         let (_built, index) = index(2, 15_000);
-        let table = DedupTable::new(index, DedupTable::DEFAULT_BUDGET).unwrap();
+        let table = DedupTable::new(index, BUDGET_BYTES).unwrap();
         std::thread::scope(|scope| {
             for worker in 0..4 {
                 let table = &table;
@@ -371,7 +371,7 @@ mod tests {
         drop(index);
         let mut bytes = std::fs::read(built.path()).unwrap();
         bytes.chunks_mut(4096).skip(1).for_each(|page| page[500] ^= 1);
-        let table = DedupTable::new(Arc::new(built.index()), DedupTable::DEFAULT_BUDGET).unwrap();
+        let table = DedupTable::new(Arc::new(built.index()), BUDGET_BYTES).unwrap();
         std::fs::write(built.path(), &bytes).unwrap();
         let found = (0..300).filter(|no| table.find(&block_info(0, *no).hash).is_some()).count();
         assert!(found < 300);

@@ -57,7 +57,7 @@ pub use rows::{DirValue, hash_key};
 pub use runs::{OpenRun, Told};
 pub use scan::{Cursor, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
 pub use schema::FRAMES_PER_ROW;
-pub use users::{NamedFile, Names, Places, Use, Users};
+pub use users::Places;
 pub use uses::Pass;
 pub use writer::IndexWriter;
 

@@ -7,9 +7,9 @@ use super::schema::FRAMES_PER_ROW;
 use super::{FrameChunk, State, model};
 use crate::catalog::codec::{Encoder, encode_node};
 use crate::catalog::{ArcEntry, ArcRole, Child, DirState, Kind};
-use crate::fault_tests::Rng;
-use crate::fault_tests::mutate::assert_canonical;
 use crate::ids::*;
+use crate::testing::Rng;
+use crate::testing::mutate::assert_canonical;
 
 const KEY: Key<'static> = Key(7, 3, b"name");
 

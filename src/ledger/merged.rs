@@ -343,6 +343,7 @@ impl Ledger {
     }
 
     /// Single flipped bits, oldest first.
+    #[cfg(test)]
     pub fn flips(&self) -> &[Flip] {
         &self.flips
     }

@@ -19,8 +19,7 @@ use std::collections::BTreeMap;
 
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
 
-pub use files::Refused;
-pub use merged::{LEDGER_DIR, Ledger, PROOF_MAX_AGE_S};
+pub use merged::Ledger;
 pub use writer::{FLUSH_EVERY_S, LedgerWriter};
 
 /// How stored bytes were read when they were verified; the discriminants are the on-disk codes.

@@ -1,9 +1,9 @@
 //! Segments behind right seals: what is accepted is written again, and each rule is broken by hand.
 
 use super::*;
-use crate::fault_tests::Rng;
-use crate::fault_tests::mutate::assert_canonical;
 use crate::ids::{ArcSerial, BlockId};
+use crate::testing::Rng;
+use crate::testing::mutate::assert_canonical;
 use zeroize::Zeroizing;
 
 const ID: SegmentId = SegmentId([3; 16]);

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
+use super::files::Refused;
+use super::merged::{LEDGER_DIR, PROOF_MAX_AGE_S};
 use super::segment::{BATCH_HEADER_LEN, BatchHeader, SEGMENT_HEADER_LEN};
 use super::*;
 use crate::crypto::Keys;

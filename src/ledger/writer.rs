@@ -203,6 +203,7 @@ impl LedgerWriter {
     }
 
     /// Adds to a ledger what is not on the disk, or not yet.
+    #[cfg(test)]
     pub fn add_to(&self, ledger: &mut Ledger) {
         let sink = lock(&self.sink);
         self.add_notes(&sink, ledger);

@@ -28,7 +28,7 @@ pub enum Skip {
 }
 
 /// File system type of our mounts in the mount table.
-pub const OWN_FSTYPE: &str = "fuse.assay";
+const OWN_FSTYPE: &str = "fuse.assay";
 
 /// Which directories a walk does not enter.
 #[derive(Debug, Clone)]

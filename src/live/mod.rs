@@ -7,7 +7,7 @@ mod open_dirs;
 mod paths;
 mod roots;
 
-pub use bounds::{Boundaries, Crossing, OWN_FSTYPE, Skip, is_mount_point};
+pub use bounds::{Boundaries, Crossing, Skip, is_mount_point};
 pub use excludes::Excludes;
 pub use listing::{Listing, attr, directory_nlink, list, readable_xattrs, xattrs, xattrs_of_fd};
 pub use open_dirs::{OpenDir, OpenDirs};

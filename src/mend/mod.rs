@@ -24,7 +24,9 @@ use crate::ledger::LedgerWriter;
 use crate::monitor::Monitor;
 
 pub use originals::{Original, originals, read_original};
-pub use recut::{Recut, recorded, recut};
+pub use recut::recut;
+#[cfg(test)]
+pub use recut::{Recut, recorded};
 pub use rewrite::{FrameAt, rewrite_frame, rewrite_shell};
 
 /// What all acts share.

@@ -13,6 +13,7 @@ use crate::run::{Contents, Run, Whole, records};
 
 /// What `recut` did.
 #[derive(Debug)]
+#[cfg_attr(not(test), expect(dead_code, reason = "tests ask for the run and the moves"))]
 pub struct Recut {
     pub run: Version,
     /// The first arc that holds them.

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::dir::times_with;
 use super::process::geteuid;
-use super::{DirFd, c_string, check};
+use super::{c_string, check};
 use crate::catalog::Timespec;
 
 /// Opens a file that the user names, by its path, to be read; nobody is waited for, be it a fifo.
@@ -30,11 +30,6 @@ pub fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usi
         }
     }
     Ok(filled)
-}
-
-/// Fills `buffer` from `offset` on; UnexpectedEof if the file ends before.
-pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    file.read_exact_at(buffer, offset)
 }
 
 /// Ranges of `0..size` that hold data, in order; what lies between are holes.
@@ -183,24 +178,10 @@ pub fn free_bytes(file: impl AsFd) -> io::Result<u64> {
     Ok(blocks.saturating_mul(raw.f_frsize))
 }
 
-/// Makes the entries of the directory at `path` durable (after a create, rename or unlink in it).
-pub fn sync_dir(path: &Path) -> io::Result<()> {
-    DirFd::open(path)?.sync()
-}
-
-/// Starts writing a range to the disk without waiting; a hint, errors are the later fsync's.
-pub fn start_writeback(file: &File, offset: u64, len: u64) {
-    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
-    // SAFETY: no memory is involved.
-    unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
-}
-
 /// What the page cache should expect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Advice {
     Sequential,
-    Random,
-    WillNeed,
     /// Drops the clean pages.
     DontNeed,
 }
@@ -210,8 +191,6 @@ pub fn advise(file: &File, offset: u64, len: u64, advice: Advice) {
     let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
     let advice = match advice {
         Advice::Sequential => libc::POSIX_FADV_SEQUENTIAL,
-        Advice::Random => libc::POSIX_FADV_RANDOM,
-        Advice::WillNeed => libc::POSIX_FADV_WILLNEED,
         Advice::DontNeed => libc::POSIX_FADV_DONTNEED,
     };
     // SAFETY: no memory is involved.
@@ -240,6 +219,7 @@ pub fn forget_cached(file: &File, offset: u64, len: u64) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::DirFd;
     use super::*;
     use crate::os::stat;
 
@@ -278,7 +258,7 @@ mod tests {
             // Within one page, over the border of two, up to the end of the file, all of it.
             for (offset, len) in [(PAGE + 100, 50), (7 * PAGE - 3, 6), ((5 << 20) - 10, 10), (0, 0)] {
                 file.write_all_at(b"fresh", offset).unwrap();
-                read_exact_at(&file, &mut [0; 4], offset).unwrap();
+                file.read_exact_at(&mut [0; 4], offset).unwrap();
                 assert!(cached_pages(&file)[(offset / PAGE) as usize], "nothing to forget at {offset}");
                 // A descriptor of its own, that can only read.
                 forget_cached(&File::open(&path).unwrap(), offset, len);
@@ -299,8 +279,8 @@ mod tests {
         assert_eq!(read_up_to(&file, &mut buffer, 4).unwrap(), 6);
         assert_eq!(&buffer[..6], b"456789");
         assert_eq!(read_up_to(&file, &mut buffer, 100).unwrap(), 0);
-        assert_eq!(read_exact_at(&file, &mut buffer, 4).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        read_exact_at(&file, &mut buffer, 2).unwrap();
+        assert_eq!(file.read_exact_at(&mut buffer, 4).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        file.read_exact_at(&mut buffer, 2).unwrap();
         assert_eq!(&buffer, b"23456789");
     }
 
@@ -387,7 +367,5 @@ mod tests {
             assert_eq!((found.uid, found.gid, found.perm & 0o6000), (77, 78, 0), "chown clears setuid");
         }
         advise(&file, 0, 0, Advice::DontNeed);
-        start_writeback(&file, 0, 10);
-        sync_dir(&std::env::temp_dir()).unwrap();
     }
 }

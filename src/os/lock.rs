@@ -18,11 +18,6 @@ pub fn exclusive(file: &File) -> io::Result<()> {
     file.lock()
 }
 
-/// Gives the lock back.
-pub fn release(file: &File) -> io::Result<()> {
-    file.unlock()
-}
-
 fn taken(result: Result<(), TryLockError>) -> io::Result<bool> {
     match result {
         Ok(()) => Ok(true),
@@ -47,8 +42,8 @@ mod tests {
         assert!(try_shared(&b).unwrap());
         assert!(try_shared(&c).unwrap());
         assert!(!try_exclusive(&open()).unwrap());
-        release(&b).unwrap();
-        release(&c).unwrap();
+        b.unlock().unwrap();
+        c.unlock().unwrap();
         exclusive(&open()).unwrap();
     }
 }

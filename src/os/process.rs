@@ -107,15 +107,6 @@ pub fn hostname() -> String {
     if result == 0 { String::from_utf8_lossy(name).into_owned() } else { String::new() }
 }
 
-/// Largest memory use of this process so far (resident set), bytes.
-pub fn peak_memory_bytes() -> u64 {
-    // SAFETY: `rusage` is plain integers, for which zeros are valid.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: `usage` is writable for the whole call.
-    let result = unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
-    if result == 0 { u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024 } else { 0 }
-}
-
 /// True when the process `pid` exists (perhaps of another user).
 pub fn is_alive(pid: u32) -> bool {
     let Ok(pid) = i32::try_from(pid) else { return false };
@@ -326,7 +317,6 @@ mod tests {
     fn identity_and_limits_make_sense() {
         assert!(raise_open_file_limit().unwrap() >= 1024);
         assert_eq!(hostname(), std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim_end());
-        assert!(peak_memory_bytes() > 1 << 20);
         assert!(is_alive(std::process::id()));
         assert!(!is_alive(0) && !is_alive(u32::MAX));
         let status = std::fs::read_to_string("/proc/self/status").unwrap();

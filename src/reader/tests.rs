@@ -11,11 +11,11 @@ use super::*;
 use crate::catalog::{Child, Record, Segment};
 use crate::crypto::FileHasher;
 use crate::error::Error;
-use crate::fault_tests::Rng;
-use crate::fault_tests::lab::{Copy, Source};
 use crate::ids::{Dirno, FileHash, FrameNo, Version};
 use crate::store::StoreOptions;
-use crate::store::fixture::{Fixture, chunked, dir_record, node, put, put_dir, some_bytes};
+use crate::testing::Rng;
+use crate::testing::fixture::{Fixture, chunked, dir_record, node, put, put_dir, some_bytes};
+use crate::testing::lab::{Copy, Source};
 use crate::tree::View;
 
 const GRAIN: u64 = 4096;

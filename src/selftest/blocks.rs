@@ -165,7 +165,7 @@ impl<'a> Run<'a> {
                 Err(_) if self.exam.findings.any(Cause::Index) => {}
                 Err(error) if self.exam.findings.accept(&error, None, last_block(entry)) => {}
                 Err(error) => {
-                    self.note(Finding::new(Level::LocalBlocks, Cause::of(&error), error));
+                    self.note(Finding::of(Level::LocalBlocks, error));
                 }
             }
         }

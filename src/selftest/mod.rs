@@ -20,17 +20,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backupdir::{Accepted, BackupDir};
-use crate::error::{Error, Exit, Place, Result};
+use crate::error::{Error, Exit, Result};
+pub use crate::findings::hits::BlockUse;
 use crate::findings::hits::{self, Wrong};
-pub use crate::findings::{Advice, Cause, Finding, Findings, Fixed, FramesFixed, Hit, Level, Part, Spot};
+pub use crate::findings::{Advice, Cause, Finding, Findings, Hit, Level, Part};
 use crate::ids::{ArcName, BlockHash, BlockId};
-use crate::index::{Index, Places};
+use crate::index::Index;
 use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
 use crate::mend::{self, Mending};
 use crate::monitor::{Event, Monitor, Silent};
 use crate::text::counted;
 
-pub use drill::{DrillReport, Drilled};
+pub use drill::Drilled;
 pub use inc::Due;
 pub use schedule::Schedule;
 
@@ -112,16 +113,6 @@ impl Report {
     }
 }
 
-/// Who uses a block that was named.
-#[derive(Debug, Clone)]
-pub struct BlockUse {
-    pub block: BlockId,
-    /// Where it is read from.
-    pub place: Place,
-    pub hits: Vec<Hit>,
-    pub hits_total: u64,
-}
-
 /// What all levels share while they run.
 pub(crate) struct Exam<'a> {
     pub dir: &'a BackupDir,
@@ -151,7 +142,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         Ok(index) => (index, true),
         Err(error) => {
             let wrong_key = error.exit_code() == Exit::WrongKey;
-            findings.add(does_not_open(error));
+            findings.add(Finding::of(Level::Opens, error));
             if wrong_key {
                 // Nothing can be checked with it.
                 (report.findings, report.unlisted) = findings.take();
@@ -242,10 +233,6 @@ pub fn written_wrong(dir: &BackupDir) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn does_not_open(error: Error) -> Finding {
-    Finding::new(Level::Opens, Cause::of(&error), error)
-}
-
 impl Exam<'_> {
     /// Hands over what is wrong with arcs, with the files that it hits.
     fn tell(&self, level: Level, wrong: Vec<Wrong>, notes: &mut Vec<String>) {
@@ -257,7 +244,7 @@ impl Exam<'_> {
         let index = &self.index;
         let asked = [index.state().map(drop), index.versions().map(drop), index.arcs().map(drop)];
         for error in asked.into_iter().filter_map(Result::err) {
-            self.findings.add(does_not_open(error));
+            self.findings.add(Finding::of(Level::Opens, error));
         }
     }
 
@@ -321,24 +308,15 @@ impl Exam<'_> {
     /// Which files use the blocks that were named, good or not.
     fn uses(&self, report: &mut Report) -> Result<()> {
         let Scope::Blocks(blocks) = &self.options.scope else { return Ok(()) };
-        let mut places = Places::default();
-        let mut uses: Vec<BlockUse> = Vec::new();
+        let mut named: Vec<(BlockId, BlockId)> = Vec::new();
         for block in blocks {
             let Some(located) = plan::place_of(self, block) else { continue };
-            let id = match block {
-                BlockRef::Id(id) => *id,
-                BlockRef::Hash(hash) => self.index.find_block(hash)?.unwrap_or(located),
-            };
-            if uses.iter().any(|known| known.block == id) {
-                continue;
-            }
-            let Ok(chunk) = self.index.frame_chunk(located.arc(), located.frame()) else { continue };
-            let offset = chunk.locate(located.frame()).map_or(0, |(offset, _)| offset);
-            let arc = self.index.arc(located.arc())?.entry.name;
-            places.add(located.arc(), located.frame().0..located.frame().0 + 1, uses.len());
-            let place = Place { arc, frame: Some(located.frame()), block: Some(id), offset };
-            uses.push(BlockUse { block: id, place, hits: Vec::new(), hits_total: 0 });
+            named.push(match block {
+                BlockRef::Id(id) => (*id, located),
+                BlockRef::Hash(hash) => (self.index.find_block(hash)?.unwrap_or(located), located),
+            });
         }
+        let (mut uses, places) = hits::of_blocks(&self.index, named)?;
         match hits::find(&self.index, &places, uses.len(), &|| self.monitor.interrupted()) {
             Ok(found) => {
                 for (used, (hits, hits_total)) in uses.iter_mut().zip(found) {

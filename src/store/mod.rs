@@ -6,8 +6,6 @@
 //! logged and listed once.
 
 mod far;
-#[cfg(test)]
-pub(crate) mod fixture;
 mod job;
 mod later;
 mod notes;

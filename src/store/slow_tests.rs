@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use super::fixture::{Fixture, dir_record, some_bytes};
 use super::*;
 use crate::depot::faulty::{Fault, Faulty};
 use crate::depot::{Local, Reach};
 use crate::ids::{Dirno, FrameNo};
+use crate::testing::fixture::{Fixture, dir_record, some_bytes};
 
 const READERS: usize = 100;
 

@@ -1,11 +1,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fixture::{Fixture, dir_record, some_bytes};
 use super::*;
 use crate::error::{Damage, Place};
 use crate::ids::{ArcSerial, CopyId, Dirno, FrameNo};
 use crate::ledger::{self, How};
+use crate::testing::fixture::{Fixture, dir_record, some_bytes};
 
 fn wanted(serial: ArcSerial, blocks: &[Vec<u8>]) -> Vec<Wanted> {
     let want = |(no, bytes): (usize, &Vec<u8>)| Wanted {

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::catalog::{Record, Segment};
 use crate::ids::BlockId;
-use crate::store::fixture::{Fixture, chunked, dir_record, node, put, put_dir};
+use crate::testing::fixture::{Fixture, chunked, dir_record, node, put, put_dir};
 
 const ROOT: Dirno = Dirno::ROOT;
 

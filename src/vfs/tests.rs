@@ -2,7 +2,7 @@ use super::*;
 use crate::catalog::{Node, Segment};
 use crate::ids::{BlockId, FrameNo};
 use crate::store::StoreOptions;
-use crate::store::fixture::{Fixture, dir_record, node, put, put_dir, some_bytes};
+use crate::testing::fixture::{Fixture, dir_record, node, put, put_dir, some_bytes};
 use crate::tree::View;
 
 const V0: Version = Version(0);

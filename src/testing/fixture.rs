@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use super::Rng;
 use crate::arc::{ArcWriter, FrameInfo, FrameKind, Packer};
 use crate::catalog::{
     ArcEntry, ArcRole, Attr, CatalogFrame, Child, Commit, Content, DirState, ExtentChunk, Kind, Listing, Node, Record,
@@ -96,14 +97,8 @@ pub fn chunked(mut node: Node, per_chunk: usize) -> (Vec<Record>, Node) {
 
 /// Bytes that zstd shrinks a little, different for each seed.
 pub fn some_bytes(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let step = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8 & 0x3f
-    };
-    (0..len).map(step).collect()
+    let mut rng = Rng::new(seed);
+    (0..len).map(|_| (rng.next() >> 40) as u8 & 0x3f).collect()
 }
 
 impl Fixture {
