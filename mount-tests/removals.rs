@@ -299,3 +299,48 @@ fn a_full_disk_under_rm_and_pack() {
         std::panic::resume_unwind(panic);
     }
 }
+
+/// A lost write leaves an older page in the index: what that page does not know may be needed.
+#[test]
+fn an_older_page_of_the_index_makes_pack_throw_nothing_away() {
+    const PAGE_BYTES: usize = 4096;
+    let mut rng = Rng::from_env("an_older_page_of_the_index_makes_pack_throw_nothing_away");
+    let lab = Lab::new();
+    lab.init();
+    for name in ["kept", "gone"] {
+        lab.write(name, &rng.bytes(90_000));
+    }
+    lab.backup();
+    let older = fs::read(lab.repo().join("index.db")).expect("read");
+    fs::remove_file(lab.src().join("gone")).expect("remove");
+    for n in 0..40 {
+        lab.write(&format!("new/{n}"), &rng.bytes(3000));
+    }
+    lab.backup();
+    lab.assay("rm", ["-r", "0", "--force"]).ok();
+    let newer = fs::read(lab.repo().join("index.db")).expect("read");
+    let pages = older.chunks(PAGE_BYTES).zip(newer.chunks(PAGE_BYTES)).enumerate();
+    let differing: Vec<usize> = pages.filter(|(_, (old, new))| old != new).map(|(page, _)| page).collect();
+    assert!(differing.len() > 4, "{differing:?}");
+    let (mut refused, mut packed) = (0, 0);
+    for page in differing {
+        let trial = lab.path("trial");
+        let _ = fs::remove_dir_all(&trial);
+        tool("cp").arg("-a").arg(lab.repo()).arg(&trial).ok();
+        let range = page * PAGE_BYTES..(page + 1) * PAGE_BYTES;
+        let index = fs::File::options().write(true).open(trial.join("index.db")).expect("open");
+        index.write_all_at(&older[range.clone()], range.start as u64).expect("write");
+        let out = lab.assay_on(&trial, "pack", ["--threshold", "1"]).run();
+        *(if out.code == Some(0) { &mut packed } else { &mut refused }) += 1;
+        // With a right index all is there, whatever pack was told.
+        fs::remove_file(trial.join("index.db")).expect("remove");
+        lab.assay_on(&trial, "recover", NONE).ok();
+        let to = lab.path("got");
+        let _ = fs::remove_dir_all(&to);
+        fs::create_dir(&to).expect("mkdir");
+        let got = lab.assay_on(&trial, "get", ["-y", "--to"]).arg(&to).arg(lab.src()).run();
+        assert_eq!(got.code, Some(0), "page {page}: {}\n{}", out.text(), got.text());
+        oracle::diff_clean(&lab.src(), &crate::atomicity::restored(&to, &lab.src()), &[]);
+    }
+    assert!(refused > 0, "{refused} refused, {packed} packed: no page mattered");
+}

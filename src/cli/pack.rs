@@ -6,17 +6,22 @@ use serde_json::json;
 use super::rm::{exit, left_text};
 use super::ui::Ui;
 use super::{Context, print, print_json, say, show};
+use crate::backupdir::BackupDir;
 use crate::backupdir::config::parse_size;
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
+use crate::findings::{Cause, Level};
+use crate::monitor::Monitor;
 use crate::prune::Mode;
 use crate::prune::pack::{self, DEFAULT_THRESHOLD, Options, Packed};
+use crate::selftest;
 use crate::text::counted;
 
 /// Give back the room of what no version needs any more
 ///
 /// Arcs of which nothing is needed are removed. Of those that hold much that is not needed the rest is read, verified,
 /// and sealed into new arcs; the old ones are removed when that is committed, about one new arc at a time: as much room
-/// is needed before any is given back. What was committed stays if it is interrupted.
+/// is needed before any is given back. What was committed stays if it is interrupted. Before anything goes the index is
+/// compared with the catalogs, as `assay selftest -v2` does.
 ///
 /// An arc with a damaged block that is needed stays, and is told: put it back from a copy, or see `assay selftest --fix`.
 #[derive(Debug, Args)]
@@ -45,6 +50,9 @@ pub fn run(context: &Context, args: &PackArgs) -> Result<Exit> {
     let dir = context.open_to_save()?;
     let mode = if args.dry_run { Mode::DryRun } else { Mode::Do };
     let options = Options { threshold: args.threshold, limit_bytes: args.limit, mode };
+    if mode == Mode::Do {
+        check_index(context, &dir)?;
+    }
     let ui = Ui::counting(context, "Packing", "blocks");
     let done = pack::run(&dir, &options, &ui);
     ui.finish();
@@ -78,6 +86,26 @@ pub fn run(context: &Context, args: &PackArgs) -> Result<Exit> {
         say("help: put the arc back from a copy of the backup dir, or try `assay selftest -v3 --fix`; then pack again");
     }
     Ok(exit(&ui, packed.left_to_do))
+}
+
+/// What an index that lacks something takes for dead would be gone for good: it is compared with the catalogs first.
+fn check_index(context: &Context, dir: &BackupDir) -> Result<()> {
+    let (level, scope, fix) = (Level::Structure, selftest::Scope::Everything, selftest::Fix::Report);
+    let options = selftest::Options { level, scope, rev: None, sample: None, inc: None, fix };
+    let ui = Ui::counting(context, "Checking the index", "steps");
+    let report = selftest::run(dir, &options, &ui);
+    ui.finish();
+    let report = report?;
+    if ui.interrupted() {
+        return Err(Error::Interrupted);
+    }
+    match report.findings.iter().find(|finding| matches!(finding.cause, Cause::Index | Cause::Catalog)) {
+        Some(wrong) => {
+            let what = format!("nothing was packed, since it is not what the catalogs say: {}", wrong.error);
+            Err(Error::IndexDamaged { path: dir.index_path(), what })
+        }
+        None => Ok(()),
+    }
 }
 
 fn freed_bytes(packed: &Packed) -> u64 {

@@ -8,8 +8,12 @@ pub mod pack;
 pub mod rules;
 pub mod versions;
 
+use std::collections::BTreeSet;
+
 use crate::backupdir::{BackupDir, Lock};
+use crate::catalog::{ArcRole, Loss};
 use crate::error::{Error, Result};
+use crate::ids::ArcSerial;
 use crate::index::{ApplyReport, Gaps, Index, VersionSet};
 use crate::monitor::{Event, Monitor};
 use crate::run::{Applied, LeftToDo, Run};
@@ -29,8 +33,20 @@ pub enum Protection {
     Off,
 }
 
+/// Only where the loss of something that tells names was accepted may the index lack some: lost blocks take no guard away.
 fn gaps(index: &Index) -> Result<Gaps> {
-    Ok(if index.losses()?.is_empty() { Gaps::Refuse } else { Gaps::Accepted })
+    let data: BTreeSet<ArcSerial> = index
+        .all_arcs()?
+        .iter()
+        .map(|arc| &arc.entry)
+        .filter(|arc| arc.role == ArcRole::Data)
+        .map(|arc| arc.serial)
+        .collect();
+    let of_blocks = |loss: &Loss| match loss {
+        Loss::Run(_) => false,
+        Loss::Arc { serial, .. } | Loss::Frame { serial, .. } | Loss::Shell(serial) => data.contains(serial),
+    };
+    Ok(if index.losses()?.iter().all(|(loss, _)| of_blocks(loss)) { Gaps::Refuse } else { Gaps::Accepted })
 }
 
 /// What `pack` could give back, bytes, if only these versions were needed. None: the index can't tell.
