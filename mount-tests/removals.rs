@@ -249,6 +249,13 @@ fn a_damaged_block_is_not_packed_and_its_arc_stays() {
     assert_eq!(json["damaged_arcs"].as_u64(), Some(1), "{json}");
     assert!(json["rewritten_arcs"].as_u64() >= Some(1), "the others are packed: {json}");
     assert_eq!(fs::read(&victim).expect("it stays"), damaged);
+    // In vain, as often as one likes: nothing is left of it.
+    let names = || arcfile::arc_names(&lab.repo());
+    let left = names();
+    for _ in 0..2 {
+        lab.assay("pack", ["--threshold", "1"]).run().code(4);
+        assert_eq!(names(), left);
+    }
     assert!(!lab.repo().join("arc.2.1").exists());
     // Put back, it is packed like any other.
     arcfile::rewrite(&victim, |bytes| bytes.clone_from(&before));
@@ -343,4 +350,59 @@ fn an_older_page_of_the_index_makes_pack_throw_nothing_away() {
         oracle::diff_clean(&lab.src(), &crate::atomicity::restored(&to, &lab.src()), &[]);
     }
     assert!(refused > 0, "{refused} refused, {packed} packed: no page mattered");
+}
+
+/// What a version held that was removed does not come back with the next one.
+#[test]
+fn a_path_that_went_with_the_newest_version_is_not_kept() {
+    let lab = Lab::new();
+    lab.init();
+    for (name, bytes) in [("public/f", b"1"), ("secret/key", b"s"), ("other/g", b"2")] {
+        lab.write(name, bytes);
+    }
+    let save = |name: &str| lab.assay("backup", [lab.src().join(name)]).ok();
+    ["public", "other", "secret"].iter().for_each(|name| drop(save(name)));
+    lab.assay("rm", ["-r", "2", "--force"]).ok();
+    let text = save("public").text();
+    assert!(text.contains("other") && !text.contains("secret"), "what is kept is told: {text}");
+    let listed = lab.assay("ls", ["-r", "latest", "**"]).ok().out();
+    assert!(listed.contains("public/f") && listed.contains("other/g") && !listed.contains("secret"), "{listed}");
+    lab.assay("selftest", ["-v5"]).ok();
+}
+
+/// Arcs of a snapshot that was put back are older than the index: what that calls dropped may be all there is.
+#[test]
+fn arcs_that_are_older_than_the_index_are_not_removed() {
+    let mut rng = Rng::from_env("arcs_that_are_older_than_the_index_are_not_removed");
+    let lab = Lab::new();
+    lab.init();
+    let (index, away) = (lab.repo().join("index.db"), lab.path("local"));
+    fs::create_dir(&away).expect("mkdir");
+    fs::rename(&index, away.join("index.db")).expect("rename");
+    std::os::unix::fs::symlink(away.join("index.db"), &index).expect("symlink");
+    lab.write("kept", &rng.bytes(90_000));
+    lab.write("changes", &rng.bytes(300_000));
+    lab.backup();
+    lab.write("changes", &rng.bytes(300_000));
+    lab.backup();
+    lab.assay("rm", ["-r", "0"]).ok();
+    let snapshot = lab.path("snapshot");
+    tool("cp").arg("-a").arg(lab.repo()).arg(&snapshot).ok();
+    lab.assay("pack", NONE).ok();
+    assert!(!lab.repo().join("arc.0.1").exists(), "it was packed away");
+    fs::remove_dir_all(lab.repo()).expect("remove");
+    tool("cp").arg("-a").arg(&snapshot).arg(lab.repo()).ok();
+    for (command, args) in [("pack", &[][..]), ("rm", &["-r", "1", "--force"]), ("retain", &["-t", "5"])] {
+        let out = lab.assay(command, args).run();
+        assert_eq!(out.code, Some(4), "{command}: {}", out.text());
+    }
+    let whole = fs::read(snapshot.join("arc.0.1")).expect("read");
+    assert!(fs::read(lab.repo().join("arc.0.1")).expect("it is kept") == whole);
+    // Without the newer index all of it is there.
+    fs::remove_file(snapshot.join("index.db")).expect("remove");
+    lab.assay_on(&snapshot, "recover", NONE).ok();
+    contents(&lab, &snapshot, &BTreeSet::from([1]), &[lab.src(), lab.src()]);
+    // A backup builds what is missing anew, and takes nothing away either.
+    lab.assay("backup", [lab.src()]).run();
+    assert!(lab.repo().join("arc.0.1").exists(), "it is kept");
 }

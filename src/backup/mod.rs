@@ -43,7 +43,7 @@ use previous::Previous;
 use read::Cutting;
 pub use spare::Resumed;
 use spare::Spare;
-use traverse::Traverse;
+use traverse::{Fate, Traverse};
 
 /// Memory for the table of blocks that this run has written.
 const DEDUP_BYTES: usize = 96 << 20;
@@ -130,7 +130,10 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     }
     let state = index.state()?;
     let newest = index.newest_ever()?;
-    let earlier = newest.iter().flat_map(|row| row.info.paths.iter().chain(&row.info.kept_paths));
+    // The run builds on the newest version also if that was removed; but what no other has is not kept: it was meant to go.
+    let shown = index.newest()?;
+    let is_shown = shown.as_ref().map(|row| row.version) == newest.as_ref().map(|row| row.version);
+    let earlier = shown.iter().flat_map(|row| row.info.paths.iter().chain(&row.info.kept_paths));
     let roots = Roots::find(&options.paths, &earlier.cloned().collect::<Vec<_>>(), dir.path(), monitor)?;
     for what in excludes.in_vain(&roots.given) {
         monitor.event(Event::Warning { path: b"", what });
@@ -155,6 +158,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         full: options.full,
         base,
         dry_run: options.dry_run,
+        outside: if is_shown { Fate::Stays } else { Fate::Goes },
         monitor,
         next_logid: state.next_logid.max(Logid::FIRST.0),
         next_dirno: state.next_dirno.max(1),

@@ -43,6 +43,8 @@ pub struct Traverse<'a> {
     pub base: bool,
     /// Only say which files would be read.
     pub dry_run: bool,
+    /// What becomes of entries outside of the given paths.
+    pub(super) outside: Fate,
     pub monitor: &'a dyn Monitor,
     pub next_logid: u64,
     pub next_dirno: u64,
@@ -175,7 +177,7 @@ impl Traverse<'_> {
             name: Vec::new(),
             was,
             paths: Some(paths),
-            scope: Scope::Way(Fate::Stays),
+            scope: Scope::Way(self.outside),
             depth: 0,
         };
         let mut path = Vec::new();

@@ -8,8 +8,9 @@ use super::ui::Ui;
 use super::{Context, print, print_json, say, show};
 use crate::backupdir::BackupDir;
 use crate::backupdir::config::parse_size;
+use crate::catalog::ArcRole;
 use crate::error::{Error, Exit, Result};
-use crate::findings::{Cause, Level};
+use crate::findings::{Cause, Finding, Level};
 use crate::monitor::Monitor;
 use crate::prune::Mode;
 use crate::prune::pack::{self, DEFAULT_THRESHOLD, Options, Packed};
@@ -99,7 +100,16 @@ fn check_index(context: &Context, dir: &BackupDir) -> Result<()> {
     if ui.interrupted() {
         return Err(Error::Interrupted);
     }
-    match report.findings.iter().find(|finding| matches!(finding.cause, Cause::Index | Cause::Catalog)) {
+    // Damage of blocks keeps their arcs, and nothing else.
+    let arcs = dir.open_index()?.all_arcs()?;
+    let is_of_blocks = |error: &Error| match error {
+        Error::Arc { place, .. } => {
+            arcs.iter().any(|arc| arc.entry.name == place.arc && arc.entry.role == ArcRole::Data)
+        }
+        _ => false,
+    };
+    let harmless = |finding: &Finding| finding.cause == Cause::Stray || is_of_blocks(&finding.error);
+    match report.findings.iter().find(|finding| !harmless(finding)) {
         Some(wrong) => {
             let what = format!("nothing was packed, since it is not what the catalogs say: {}", wrong.error);
             Err(Error::IndexDamaged { path: dir.index_path(), what })

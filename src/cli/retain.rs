@@ -31,7 +31,7 @@ pub struct RetainArgs {
     #[arg(short = 't', long, value_name = "NUMBER|AGE", value_parser = parse_last)]
     last: Option<Last>,
     /// Keep versions with this tag
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "TAG", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     keep_tag: Vec<String>,
     /// Remove also versions that hold the last copy of a path
     #[arg(long)]

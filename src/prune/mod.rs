@@ -10,7 +10,7 @@ pub mod versions;
 
 use std::collections::BTreeSet;
 
-use crate::backupdir::{BackupDir, Lock};
+use crate::backupdir::{BackupDir, Lock, arcs};
 use crate::catalog::{ArcRole, Loss};
 use crate::error::{Error, Result};
 use crate::ids::ArcSerial;
@@ -62,6 +62,13 @@ pub fn free_bytes(index: &Index, needed: &VersionSet, stop: &dyn Fn() -> bool) -
 /// Begins a run, and tells what it settled.
 fn begin<'a>(dir: &'a BackupDir, lock: &'a Lock, monitor: &dyn Monitor) -> Result<Run<'a>> {
     let run = Run::begin(dir, lock, monitor)?;
+    // What is removed is removed by a commit on top of the last one: without that the chain would end before it.
+    if let Some((last, digest)) = run.index().state()?.last_commit {
+        let (_, found) = arcs::read_commit(dir.arcs(), last, dir.keys())?;
+        if found != digest {
+            return Err(Error::CommitDamaged { run: last, what: "it is not the one that the index knows".into() });
+        }
+    }
     let settled = run.settled();
     settled.applied.iter().for_each(|(_, report)| tell(report, monitor));
     let warn = |what: String| monitor.event(Event::Warning { path: b"", what });

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::{Mode, begin, gaps, told};
 use crate::arc::Packer;
-use crate::backupdir::{BackupDir, Survey, What};
+use crate::backupdir::{BackupDir, Lock, Survey, What};
 use crate::catalog::Record;
 use crate::error::{Error, Result};
 use crate::fetch::{Asked, Fetch, Fetched, Heal};
@@ -83,7 +83,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             Some(run) => run,
             None => begin(dir, &lock, monitor)?,
         };
-        if !one(dir, run, &batch, &live, &mut packed, &mut progress, monitor)? {
+        if !one(dir, &lock, run, &batch, &live, &mut packed, &mut progress, monitor)? {
             break;
         }
     }
@@ -139,7 +139,11 @@ fn used(index: &Index, survey: &Survey, monitor: &dyn Monitor) -> Result<(Live, 
             .iter()
             .find(|found| matches!(found.what, What::Commit | What::BadCommit(_) | What::Old | What::Unclaimed))
     {
-        let what = format!("{} is there, the index does not know the run, and it may need what seems dead", found.name);
+        let what = format!(
+            "{} is there, the index does not know the run, and it may need what seems dead (is it the rest of a run that \
+             was cut? `assay recover --accept-loss` says so)",
+            found.name
+        );
         return Err(Error::CommitDamaged { run: found.name.version, what });
     }
     let live = index.live(&index.needed()?, gaps, &|| monitor.interrupted())?;
@@ -150,9 +154,11 @@ fn used(index: &Index, survey: &Survey, monitor: &dyn Monitor) -> Result<(Live, 
 }
 
 /// Packs some arcs by one run. False if what comes after its commit failed.
-fn one(
-    dir: &BackupDir,
-    run: Run<'_>,
+#[expect(clippy::too_many_arguments, reason = "it goes on with itself, without what is damaged")]
+fn one<'a>(
+    dir: &'a BackupDir,
+    lock: &'a Lock,
+    run: Run<'a>,
     batch: &[&ArcUse],
     live: &Live,
     packed: &mut Packed,
@@ -162,7 +168,8 @@ fn one(
     let index = run.index().clone();
     let serials: BTreeSet<ArcSerial> = batch.iter().map(|arc| arc.entry.serial).collect();
     let names = index.names_in(&serials, live, &|| monitor.interrupted())?;
-    let (committed, moves) = run.reserve()?.write(Whole::Remove, |out| {
+    let mut damaged = BTreeSet::new();
+    let written = run.reserve()?.write(Whole::Remove, |out| {
         let mut mover = Mover {
             fetch: Fetch::new(dir.home(), Vec::new(), dir.keys().clone(), index.clone(), Heal::On),
             packer: Packer::new(dir.config().zstd_level)?,
@@ -177,26 +184,43 @@ fn one(
             rest = mover.some(rest)?;
         }
         let Mover { moved, stay, .. } = mover;
-        let goes: Vec<ArcSerial> = serials.difference(&stay).copied().collect();
-        let mut catalog = records::relocations(out, moved.iter().copied().map(Ok))?;
-        catalog.extend(records::records(out, goes.iter().map(|serial| Ok(Record::DropArc(*serial))))?);
+        if !stay.is_empty() {
+            damaged = stay;
+            return Err(Error::SelfCheck { what: "an arc that was to be packed is damaged".into() });
+        }
+        // Twice: a lost frame of them would lose what a recovery knows of where the blocks are.
+        let mut catalog = Vec::new();
+        for _ in 0..2 {
+            catalog.extend(records::relocations(out, moved.iter().copied().map(Ok))?);
+        }
+        catalog.extend(records::records(out, serials.iter().map(|serial| Ok(Record::DropArc(*serial))))?);
         let arcs = out.finish()?;
         if monitor.interrupted() {
             return Err(Error::Interrupted);
         }
-        Ok((Contents { arcs, catalog, version: None }, (moved.len() as u64, stay)))
-    })?;
-    let (blocks_moved, stay) = moves;
+        Ok((Contents { arcs, catalog, version: None }, moved.len() as u64))
+    });
+    let (committed, blocks_moved) = match written {
+        Err(_) if !damaged.is_empty() && !monitor.interrupted() => {
+            // Nothing of them is written: good blocks out of an arc that stays would only stand in two places.
+            let (stays, rest): (Vec<&ArcUse>, Vec<&ArcUse>) =
+                batch.iter().partition(|arc| damaged.contains(&arc.entry.serial));
+            packed.damaged += stays.len() as u64;
+            packed.dead_bytes_left += stays.iter().map(|arc| arc.dead_bytes).sum::<u64>();
+            return match rest.is_empty() {
+                true => Ok(true),
+                false => one(dir, lock, begin(dir, lock, monitor)?, &rest, live, packed, progress, monitor),
+            };
+        }
+        written => written?,
+    };
     let applied = committed.apply();
     packed.written_bytes += applied.commit.arcs.iter().map(|arc| arc.arc_bytes).sum::<u64>();
     packed.blocks_moved += blocks_moved;
-    packed.damaged += stay.len() as u64;
-    for arc in batch.iter().filter(|arc| !stay.contains(&arc.entry.serial)) {
+    for arc in batch {
         *(if arc.live_bytes == 0 { &mut packed.dropped } else { &mut packed.rewritten }) += 1;
         packed.removed_bytes += arc.entry.arc_bytes;
     }
-    packed.dead_bytes_left +=
-        batch.iter().filter(|arc| stay.contains(&arc.entry.serial)).map(|a| a.dead_bytes).sum::<u64>();
     packed.left_to_do = told(applied, monitor);
     Ok(packed.left_to_do.is_none())
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::apply::apply;
 use crate::backupdir::arcs::{self, COMMIT_NUMBER};
 use crate::backupdir::{BackupDir, Survey, Unlisted, What};
-use crate::catalog::{ArcEntry, ArcRole, Commit};
+use crate::catalog::{ArcEntry, ArcRole, Commit, Loss};
 use crate::depot;
 use crate::error::{Error, Result};
 use crate::fetch::{self, ArcFile};
@@ -35,10 +35,11 @@ pub enum Whole {
 pub(super) fn resume(
     dir: &BackupDir,
     survey: &Survey,
+    index: &Index,
     writer: &mut IndexWriter,
     monitor: &dyn Monitor,
 ) -> Result<usize> {
-    let mut removed = remove(dir, dropped(survey))?;
+    let mut removed = clear_dropped(dir, survey, index)?;
     let mut runs: BTreeMap<_, (OpenRun, Vec<&Unlisted>)> = BTreeMap::new();
     for found in &survey.unlisted {
         if let What::Leftover(run) = found.what {
@@ -78,13 +79,34 @@ pub(super) fn resume(
     Ok(removed)
 }
 
-fn dropped(survey: &Survey) -> impl Iterator<Item = &Unlisted> {
-    survey.unlisted.iter().filter(|found| matches!(found.what, What::Dropped))
-}
-
 /// Removes the files of arcs that a commit has just dropped.
 pub(super) fn remove_dropped(dir: &BackupDir, index: &Index) -> Result<()> {
-    remove(dir, dropped(&Survey::take(dir, index)?)).map(|_| ())
+    clear_dropped(dir, &Survey::take(dir, index)?, index).map(|_| ())
+}
+
+/// An arc that the index calls dropped goes only while all is there that makes it dispensable. Where arcs are older than the
+/// index (a snapshot was put back), or what was written instead of it is gone, it may be all that is left of its blocks.
+fn clear_dropped(dir: &BackupDir, survey: &Survey, index: &Index) -> Result<usize> {
+    let dropped = || survey.unlisted.iter().filter(|found| matches!(found.what, What::Dropped));
+    if dropped().next().is_none() || !nothing_is_missing(dir, index)? {
+        return Ok(0);
+    }
+    remove(dir, dropped())
+}
+
+/// All that the index lists is there, but for what was accepted as lost, and its last commit is the one that it knows.
+fn nothing_is_missing(dir: &BackupDir, index: &Index) -> Result<bool> {
+    let present: BTreeSet<ArcName> = dir.arcs().list()?.into_iter().collect();
+    let lost: Vec<Loss> = index.losses()?.into_iter().map(|(loss, _)| loss).collect();
+    let is_lost = |serial: ArcSerial| lost.contains(&Loss::Arc { serial, from: 0 });
+    let arcs = index.arcs()?.into_iter().all(|row| present.contains(&row.entry.name) || is_lost(row.entry.serial));
+    let mut runs = index.known_runs()?.into_iter();
+    let runs = runs.all(|run| present.contains(&arcs::commit_arc(run)) || lost.contains(&Loss::Run(run)));
+    let last = match index.state()?.last_commit {
+        Some((run, digest)) => arcs::read_commit(dir.arcs(), run, dir.keys()).is_ok_and(|(_, found)| found == digest),
+        None => false,
+    };
+    Ok(arcs && runs && last)
 }
 
 /// Removes what a run that failed has left, but for what the next one can use.

@@ -53,6 +53,6 @@ pub fn settle(dir: &BackupDir, index: &Index, writer: &mut IndexWriter, monitor:
     if !applied.is_empty() {
         survey = Survey::take(dir, index)?;
     }
-    let removed_arcs = resume(dir, &survey, writer, monitor)?;
+    let removed_arcs = resume(dir, &survey, index, writer, monitor)?;
     Ok(Settled { applied, removed_arcs, survey })
 }
