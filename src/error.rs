@@ -380,7 +380,7 @@ impl Error {
                 Some("restore without --delete, or add --ignore-errors if what was not read may be removed")
             }
             Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
-            Error::Protected { .. } => Some("`--dry-run` says what would go; `--force` removes that too"),
+            Error::Protected { .. } => Some("leave it out, or add `--force` if it may go"),
             Error::IndexTooNew { .. } => Some("use the newer assay that wrote it"),
             Error::SelfCheck { .. } => {
                 Some("suspect the memory or CPU of this machine and test it; nothing was committed")

@@ -2,15 +2,13 @@
 
 use clap::{ArgGroup, Args};
 
-use super::rm::{as_json, exit, summary_text};
-use super::ui::Ui;
+use super::rm::{as_json, exit, remove, summary_text};
 use super::{Context, print, print_json, show};
 use crate::error::{Exit, Result};
 use crate::index::VersionRow;
 use crate::prune::rules::{self, Last, Rules, Schedule, parse_last, parse_schedule};
-use crate::prune::versions::{self, OnProtected, Request};
+use crate::prune::versions::{OnProtected, Request};
 use crate::prune::{Mode, Protection};
-use crate::text::counted;
 
 /// Keep versions by rules, and remove all others at once
 ///
@@ -60,14 +58,7 @@ pub fn run(context: &Context, args: &RetainArgs) -> Result<Exit> {
         on_protected: OnProtected::Keep,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Do },
     };
-    let ui = Ui::counting(context, "Retaining", "versions");
-    let done = versions::remove(&dir, &request, &ui);
-    ui.finish();
-    let outcome = done?;
-    if !args.dry_run {
-        super::check_writer(&dir)?;
-    }
-    super::log::outcome(&format!("{} removed", counted(outcome.going().count() as u64, "version")));
+    let (outcome, ui) = remove(context, "Retaining", &dir, &request)?;
     if args.json {
         print_json(&as_json(&outcome, args.dry_run))?;
     } else if !context.quiet {

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde_json::{Value, json};
 
 use super::json::with_names;
 use super::ui::Ui;
 use super::{Context, print, print_json, show};
+use crate::backupdir::BackupDir;
 use crate::error::{Error, Exit, Result};
 use crate::ids::Version;
 use crate::index::VersionRow;
@@ -25,7 +27,7 @@ use crate::text::counted;
 #[derive(Debug, Args)]
 pub struct RmArgs {
     /// Versions: 3, r3, a folder's name, latest, or a range such as r1..r3
-    #[arg(short, long = "rev", required = true, num_args = 1.., value_name = "REV")]
+    #[arg(short, long = "rev", required = true, num_args = 1.., value_name = "REV", value_parser = NonEmptyStringValueParser::new())]
     rev: Vec<String>,
     /// Remove also what is the last of its kind: the newest version, the last copy of a path
     #[arg(long)]
@@ -52,20 +54,31 @@ pub fn run(context: &Context, args: &RmArgs) -> Result<Exit> {
         on_protected: OnProtected::Refuse,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Do },
     };
-    let ui = Ui::counting(context, "Removing", "versions");
-    let done = versions::remove(&dir, &request, &ui);
-    ui.finish();
-    let outcome = done?;
-    if !args.dry_run {
-        super::check_writer(&dir)?;
-    }
-    super::log::outcome(&format!("{} removed", counted(outcome.going().count() as u64, "version")));
+    let (outcome, ui) = remove(context, "Removing", &dir, &request)?;
     match (args.json, context.quiet) {
         (true, _) => print_json(&as_json(&outcome, args.dry_run))?,
         (false, false) => print(&as_text(&outcome, args.dry_run))?,
         (false, true) => {}
     }
     Ok(exit(&ui, outcome.left_to_do))
+}
+
+/// Removes what is asked for, and notes it in the log of runs.
+pub(super) fn remove(
+    context: &Context,
+    title: &'static str,
+    dir: &BackupDir,
+    request: &Request<'_>,
+) -> Result<(Outcome, Ui)> {
+    let ui = Ui::counting(context, title, "versions");
+    let done = versions::remove(dir, request, &ui);
+    ui.finish();
+    let outcome = done?;
+    if request.mode == Mode::Do {
+        super::check_writer(dir)?;
+    }
+    super::log::outcome(&format!("{} removed", counted(outcome.going().count() as u64, "version")));
+    Ok((outcome, ui))
 }
 
 /// The versions that REVs name.
