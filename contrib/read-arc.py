@@ -323,6 +323,8 @@ def read_record(d):
         need(1 <= what <= 4, f"unknown loss {what}")
         names = {1: ["run"], 2: ["serial", "offset"], 3: ["serial", "frame"], 4: ["serial"]}[what]
         return {"record": "accept-loss", "what": what} | {name: d.uint() for name in names}
+    if code == 9:
+        return {"record": "remove-path", "dirno": d.uint(), "name": text(d.string())}
     raise Damage(f"unknown record {code}")
 
 
@@ -422,6 +424,8 @@ class Backup:
                     self.extents.setdefault(r["logid"], {})[r["start"]] = r["segments"]
                 elif r["record"] == "relocate":
                     self.moved[r["from"]] = r["to"]
+                elif r["record"] == "remove-path":
+                    self.children.get(r["dirno"], {}).pop(r["name"], None)
 
     def find(self, path):
         directory, kind, child = self.children[0], "dir", 0

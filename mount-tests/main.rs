@@ -23,6 +23,7 @@ mod place;
 mod project;
 mod recover;
 mod removals;
+mod removed_paths;
 mod repair;
 mod replaced;
 mod restore;

@@ -161,7 +161,7 @@ fn mistakes_are_told_and_change_nothing() {
     for (args, code, word) in [
         (&["rm", "-r", "7"][..], 1, "NO_VERSION"),
         (&["rm", "-r", "r1..r0"], 2, "no range"),
-        (&["rm"], 2, "--rev"),
+        (&["rm"], 2, "<PATH|--rev <REV>...>"),
         (&["retain"], 2, "--schedule"),
         (&["retain", "-s", "7x"], 2, "7x"),
         (&["retain", "-t", "0"], 2, "0"),

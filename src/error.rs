@@ -183,6 +183,8 @@ pub enum Error {
     ArcDropped { arc: ArcName },
     #[error("{version} was removed")]
     VersionGone { version: Version },
+    #[error("it was removed from {version}, and from all others")]
+    PathGone { version: Version },
     #[error("what was just written reads back differently: {what}")]
     SelfCheck { what: String },
     #[error("{}: {what}", shown(path))]
@@ -238,6 +240,7 @@ impl Error {
             Error::Protected { .. } => "PROTECTED",
             Error::ArcDropped { .. } => "ARC_DROPPED",
             Error::VersionGone { .. } => "VERSION_GONE",
+            Error::PathGone { .. } => "PATH_GONE",
             Error::SelfCheck { .. } => "SELF_CHECK",
             Error::Unsupported { .. } => "UNSUPPORTED",
             Error::NotKept { .. } => "ATTRIBUTE_NOT_KEPT",
@@ -252,7 +255,7 @@ impl Error {
         match self {
             Error::NoPath { .. } => libc::ENOENT,
             Error::NoVersion(_) => libc::ENOENT,
-            Error::VersionGone { .. } | Error::ArcDropped { .. } => libc::ESTALE,
+            Error::VersionGone { .. } | Error::PathGone { .. } | Error::ArcDropped { .. } => libc::ESTALE,
             Error::TimedOut => libc::ETIMEDOUT,
             Error::Interrupted => libc::EINTR,
             Error::Usage(_) | Error::AllExcluded { .. } => libc::EINVAL,
@@ -324,6 +327,7 @@ impl Error {
             | Error::Protected { .. }
             | Error::ArcDropped { .. }
             | Error::VersionGone { .. }
+            | Error::PathGone { .. }
             | Error::SelfCheck { .. }
             | Error::Unsupported { .. }
             | Error::Mount { .. } => Exit::Failed,
@@ -403,6 +407,7 @@ impl Error {
             | Error::Usage(_)
             | Error::ArcDropped { .. }
             | Error::VersionGone { .. }
+            | Error::PathGone { .. }
             | Error::Unsupported { .. }
             | Error::NotKept { .. }
             | Error::Mount { .. }

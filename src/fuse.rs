@@ -116,6 +116,15 @@ impl Mounted {
         Ok(Mounted { session: session.spawn()?, by })
     }
 
+    /// Has the kernel forget these names, each in its directory.
+    pub fn forget_names(&self, names: impl IntoIterator<Item = (Ino, Vec<u8>)>) {
+        let notifier = self.session.notifier();
+        for (dir, name) in names {
+            // Mostly it did not know the name.
+            let _ = notifier.inval_entry(INodeNo(dir.0), OsStr::from_bytes(&name));
+        }
+    }
+
     /// Takes the mount, which has this device number, out of the tree, and waits until no file is open any more.
     pub fn unmount(self, device: Option<u64>) -> io::Result<()> {
         match (self.by, device) {

@@ -11,7 +11,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use signal_hook::consts::{SIGUSR1, SIGXFSZ};
@@ -32,6 +32,9 @@ use crate::vfs::{Hashing, Owners, Vfs, VfsOptions, VirtualXattrs};
 
 /// How long open files keep a mount alive that was told to end.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How long a path that was removed may still be seen, by whoever has seen it before.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a verified block serves a `--direct` mount: the parts of one block are mostly read one after the other.
 const DIRECT_MAX_AGE: Duration = Duration::from_secs(1);
@@ -251,8 +254,13 @@ pub fn serve(
             remember(&ledger, started_s, &summary);
         }
     };
+    let forget = || match vfs.removed_names() {
+        Ok(names) => mounted.forget_names(names),
+        // Whoever reads meets it too.
+        Err(error) => log::debug!("{error}"),
+    };
     let over = started.map(|()| {
-        wait_for_end(&news, remember, || {
+        wait_for_end(&news, forget, remember, || {
             remember();
             report(&vfs.summary());
         })
@@ -275,14 +283,21 @@ enum Over {
     Signal,
 }
 
-/// Waits; meanwhile, each `FLUSH_EVERY_S`, what was verified is written down.
-fn wait_for_end(news: &Receiver<News>, remember: impl Fn(), report: impl Fn()) -> Over {
+/// Waits; meanwhile removed paths are forgotten, and, each `FLUSH_EVERY_S`, what was verified is written down.
+fn wait_for_end(news: &Receiver<News>, forget: impl Fn(), remember: impl Fn(), report: impl Fn()) -> Over {
+    let mut remembered = Instant::now();
     loop {
-        match news.recv_timeout(Duration::from_secs(FLUSH_EVERY_S)) {
+        match news.recv_timeout(FORGET_EVERY) {
             Ok(News::Signal(SIGUSR1)) => report(),
             Ok(News::Signal(_)) => return Over::Signal,
             Ok(News::Ended) | Err(RecvTimeoutError::Disconnected) => return Over::Unmounted,
-            Err(RecvTimeoutError::Timeout) => remember(),
+            Err(RecvTimeoutError::Timeout) => {
+                forget();
+                if remembered.elapsed() >= Duration::from_secs(FLUSH_EVERY_S) {
+                    remembered = Instant::now();
+                    remember();
+                }
+            }
         }
     }
 }
@@ -314,7 +329,7 @@ fn end_mount(mounted: Mounted, device: Option<u64>, point: &Path, news: &Receive
         log::error!("cannot unmount {}: {error}", shown(&point));
         return;
     }
-    let deadline = std::time::Instant::now() + GRACE;
+    let deadline = Instant::now() + GRACE;
     while let Ok(message) = news.recv_deadline(deadline) {
         if matches!(message, News::Ended) {
             return;

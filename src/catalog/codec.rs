@@ -347,6 +347,11 @@ pub fn encode_record(out: &mut Vec<u8>, record: &Record) {
             e.u8(8);
             put_loss(&mut e, loss);
         }
+        Record::RemovePath { dirno, name } => {
+            e.u8(9);
+            e.uint(dirno.0);
+            e.bytes(name);
+        }
     }
     *out = e.0;
 }
@@ -387,6 +392,7 @@ fn record(d: &mut Decoder) -> Decoded<Record> {
         }
         7 => Record::DropArc(d.serial()?),
         8 => Record::AcceptLoss(loss(d)?),
+        9 => Record::RemovePath { dirno: d.dirno()?, name: name(d)? },
         _ => return Err(BadRecord("unknown record")),
     })
 }

@@ -104,7 +104,8 @@ fn a_dir(rng: &mut Rng) -> Record {
 /// A record that may follow a Dir.
 fn a_record(rng: &mut Rng) -> Record {
     let name = some_text(rng, 20);
-    match rng.below(13) {
+    match rng.below(14) {
+        9 => Record::RemovePath { dirno: a_dirno(rng), name },
         0 | 1 => a_dir(rng),
         2 => Record::Remove { name },
         3 => {

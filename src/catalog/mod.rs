@@ -188,6 +188,8 @@ pub enum Record {
     Extents(ExtentChunk),
     /// The version is no longer shown; what only it used may be packed away.
     RemoveVersion(Version),
+    /// The name, with all below it, is shown in no version before this commit.
+    RemovePath { dirno: Dirno, name: Vec<u8> },
     /// The block is now read from `to` (same plain bytes, same block hash); its name stays `from`.
     Relocate { from: BlockId, to: BlockId },
     /// The arc holds no block that is in use; its file is gone or may go.

@@ -1,33 +1,42 @@
 //! `assay rm`.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 
-use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 
 use super::json::with_names;
+use super::paths::{given, stored};
 use super::ui::Ui;
 use super::{Context, print, print_json, show};
 use crate::backupdir::BackupDir;
 use crate::error::{Error, Exit, Result};
 use crate::ids::Version;
 use crate::index::VersionRow;
+use crate::prune::paths;
 use crate::prune::versions::{self, OnProtected, Outcome, Request};
 use crate::prune::{Mode, Protection};
 use crate::run::LeftToDo;
-use crate::text::counted;
+use crate::text::{counted, shown};
 
-/// Remove versions
+/// Remove versions, or paths from all versions
 ///
 /// What other versions share with them stays. All that is named goes at once, or nothing. A running mount shows it no
-/// more, and what is open in it answers ESTALE. The room comes back with `assay pack`.
+/// more (a path: within a second), and what is open in it answers ESTALE. The room comes back with `assay pack`.
 ///
-/// Without --force nothing is removed if the newest version is named, or if a path is in no version that would stay.
+/// Without --force nothing is removed if the newest version is named, or if a path is in no version that would stay: so
+/// PATHs are removed only with it, and --dry-run says before what would go. What is still in the source is saved again by
+/// the next backup, unless it is excluded. The names stay in catalog arcs, which only who has the key can read.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).args(["paths", "rev"]))]
 pub struct RmArgs {
+    /// Files and directories, with all below them, to remove from all versions
+    #[arg(value_name = "PATH")]
+    paths: Vec<OsString>,
     /// Versions: 3, r3, a folder's name, latest, or a range such as r1..r3
-    #[arg(short, long = "rev", required = true, num_args = 1.., value_name = "REV", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(short, long = "rev", num_args = 1.., value_name = "REV", value_parser = NonEmptyStringValueParser::new())]
     rev: Vec<String>,
     /// Remove also what is the last of its kind: the newest version, the last copy of a path
     #[arg(long)]
@@ -48,6 +57,9 @@ impl RmArgs {
 
 pub fn run(context: &Context, args: &RmArgs) -> Result<Exit> {
     let dir = context.open()?;
+    if !args.paths.is_empty() {
+        return remove_paths(context, &dir, args);
+    }
     let request = Request {
         choose: &|all| Ok(versions::named(all, &chosen(&args.rev, all)?)),
         protection: if args.force { Protection::Off } else { Protection::On },
@@ -61,6 +73,61 @@ pub fn run(context: &Context, args: &RmArgs) -> Result<Exit> {
         (false, true) => {}
     }
     Ok(exit(&ui, outcome.left_to_do))
+}
+
+fn remove_paths(context: &Context, dir: &BackupDir, args: &RmArgs) -> Result<Exit> {
+    let index = dir.open_index()?;
+    let known = |path: &[u8]| paths::names_of(&index, path).map(|_| ());
+    let mut going: Vec<Vec<u8>> = Vec::new();
+    for path in &args.paths {
+        let given = given(path, dir.path())?;
+        going.push(stored(&given.path, known)?.0);
+    }
+    drop(index);
+    let request = paths::Request {
+        paths: &going,
+        protection: if args.force { Protection::Off } else { Protection::On },
+        mode: if args.dry_run { Mode::DryRun } else { Mode::Do },
+    };
+    let ui = Ui::counting(context, "Removing", "paths");
+    let done = paths::remove(dir, &request, &ui);
+    ui.finish();
+    let outcome = done?;
+    if request.mode == Mode::Do {
+        super::check_writer(dir)?;
+    }
+    super::log::outcome(&format!("{} removed", counted(going.len() as u64, "path")));
+    if args.json {
+        let versions: Vec<u32> = outcome.versions.iter().map(|version| version.0).collect();
+        let names: Vec<&[u8]> = going.iter().map(Vec::as_slice).collect();
+        let value = json!({
+            "dry_run": args.dry_run,
+            "versions": versions,
+            "entries": outcome.entries,
+            "in_newest": outcome.in_newest,
+            "free_bytes": outcome.free_bytes,
+            "left_to_do": outcome.left_to_do.map(left_text),
+        });
+        print_json(&with_names(value, "paths", &names))?;
+    } else if !context.quiet {
+        print(&paths_text(&going, &outcome, args.dry_run))?;
+    }
+    Ok(exit(&ui, outcome.left_to_do))
+}
+
+fn paths_text(going: &[Vec<u8>], outcome: &paths::Outcome, dry_run: bool) -> String {
+    let verb = if dry_run { "would go" } else { "removed" };
+    let mut text: String = going.iter().map(|path| format!("{}  {verb}\n", shown(path))).collect();
+    let entries = counted(outcome.entries, "entry");
+    let versions = counted(outcome.versions.len() as u64, "version");
+    text += &match dry_run {
+        true => format!("Dry run: nothing was written. {entries} would go from {versions}.\n"),
+        false => format!("{entries} removed from {versions}.\n"),
+    };
+    if outcome.in_newest {
+        text += "What is still in the source is saved again by the next backup, unless it is excluded (inex.conf).\n";
+    }
+    text + &free_text(outcome.free_bytes, dry_run) + &left_line(outcome.left_to_do)
 }
 
 /// Removes what is asked for, and notes it in the log of runs.
@@ -156,16 +223,20 @@ pub(super) fn summary_text(outcome: &Outcome, dry_run: bool) -> String {
         }
         text += &format!("In no version any more: {}: {names}\n", counted(outcome.last_copies.count, "path"));
     }
-    text += &match outcome.free_bytes {
+    text + &free_text(outcome.free_bytes, dry_run) + &left_line(outcome.left_to_do)
+}
+
+fn free_text(free_bytes: Option<u64>, dry_run: bool) -> String {
+    match free_bytes {
         Some(0) => String::new(),
         Some(bytes) if dry_run => format!("`assay pack` could free {} then.\n", show::bytes(bytes)),
         Some(bytes) => format!("`assay pack` could free {}.\n", show::bytes(bytes)),
         None => "How much `assay pack` could free can't be told: parts of the catalog are lost.\n".into(),
-    };
-    if let Some(left) = outcome.left_to_do {
-        text += &format!("Left: {}\n", left_text(left));
     }
-    text
+}
+
+fn left_line(left: Option<LeftToDo>) -> String {
+    left.map_or(String::new(), |left| format!("Left: {}\n", left_text(left)))
 }
 
 pub(super) fn as_json(outcome: &Outcome, dry_run: bool) -> Value {

@@ -10,7 +10,7 @@ use crate::arc::ARC_HEADER_LEN;
 use crate::backupdir::Accepted;
 use crate::catalog::{ArcRole, Timespec};
 use crate::error::{Error, Exit, Result};
-use crate::index::Index;
+use crate::index::{Index, Subtrees};
 use crate::ledger::{Damage, Ledger, Run};
 use crate::prune;
 use crate::text::shown;
@@ -38,9 +38,9 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
             arc_bytes += len_bytes;
         }
     }
-    // Without a version that was removed there is nothing that none needs: it need not be counted.
+    // Where nothing was removed there is nothing that no version needs: it need not be counted.
     let free_bytes = match index.any_removed()? {
-        true => prune::free_bytes(&index, &index.needed()?, &|| false)?,
+        true => prune::free_bytes(&index, &index.needed()?, &Subtrees::default(), &|| false)?,
         false => Some(0),
     };
     let accepted = Accepted::of(&index)?.texts();

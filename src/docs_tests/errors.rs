@@ -58,6 +58,7 @@ fn all_errors() -> Vec<Error> {
         Error::Protected { what: what.clone() },
         Error::ArcDropped { arc: ArcName { version, number: 1 } },
         Error::VersionGone { version },
+        Error::PathGone { version },
         Error::SelfCheck { what: what.clone() },
         Error::Unsupported { path: path(), what: what.clone() },
         Error::NotKept { path: path(), what: what.clone() },

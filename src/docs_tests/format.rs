@@ -324,6 +324,7 @@ fn record_codes_are_the_described_ones() {
         ("Relocate", Record::Relocate { from: BlockId(1), to: BlockId(2) }),
         ("DropArc", Record::DropArc(ArcSerial(1))),
         ("AcceptLoss", Record::AcceptLoss(Loss::Run(Version(1)))),
+        ("RemovePath", Record::RemovePath { dirno: Dirno(0), name: b"n".to_vec() }),
     ];
     let serial = ArcSerial(1);
     let losses = [

@@ -14,6 +14,7 @@ mod proofs;
 mod reads;
 mod recoveries;
 mod removals;
+mod removed_paths;
 mod reserved;
 mod restored;
 mod rules;

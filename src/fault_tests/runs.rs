@@ -27,7 +27,7 @@ pub(super) fn logid(r: &Reader, v: u32, path: &Path) -> Logid {
 }
 
 /// Counts a version's entries one by one, the root included.
-fn assert_totals(r: &Reader, v: Version) {
+pub(super) fn assert_totals(r: &Reader, v: Version) {
     let mut wanted = VersionInfo { dirs: 1, ..VersionInfo::default() };
     let mut open = vec![Dirno::ROOT];
     while let Some(dir) = open.pop() {

@@ -85,11 +85,7 @@ pub(super) fn apply_commit(
         report: ApplyReport::default(),
     };
     if let Some(info) = &commit.version {
-        let mut e = Encoder::default();
-        e.u8(0);
-        e.u8(u8::from(commit.base));
-        e.raw(&codec::encode_version_info(info));
-        apply.put_long(Table::Versions, PartOf::Version, i64::from(commit.run.0), &e.0)?;
+        apply.put_version(commit.run, info, false, commit.base)?;
     }
     state.hashes += apply.arcs(commit, source)?;
     for frame in &commit.catalog {
@@ -145,6 +141,7 @@ fn counted(record: &Record, commit: &Commit) -> Result<(), BadRecord> {
         Record::Remove { .. } => true,
         Record::Extents(chunk) => logid(&chunk.logid) && stored(&chunk.segments),
         Record::RemoveVersion(version) => *version < commit.run,
+        Record::RemovePath { dirno: no, .. } => dirno(no),
         Record::Relocate { from, to } => block(from) && block(to),
         Record::AcceptLoss(Loss::Run(version)) => *version < commit.run,
         Record::AcceptLoss(Loss::Arc { serial, .. } | Loss::Frame { serial, .. } | Loss::Shell(serial))
@@ -164,7 +161,7 @@ struct OpenDir {
 
 pub(super) struct Apply<'a> {
     pub(super) c: &'a Connection,
-    v: Version,
+    pub(super) v: Version,
     any_lost: bool,
     /// From these numbers on, no commit before this one has rows.
     first_new_logid: u64,
@@ -245,6 +242,7 @@ impl Apply<'_> {
             Record::Remove { name } => self.remove(&name),
             Record::Extents(chunk) => self.extents(chunk.logid, chunk.start, &chunk.segments),
             Record::RemoveVersion(version) => self.remove_version(version),
+            Record::RemovePath { dirno, name } => self.remove_path(dirno, &name),
             Record::Relocate { from, to } => self.relocate(from, to),
             Record::AcceptLoss(loss) => runs::put_loss(self.c, &loss, runs::Told::InACommit),
             Record::DropArc(serial) => {
@@ -539,14 +537,10 @@ impl Apply<'_> {
     }
 
     fn remove_version(&mut self, version: Version) -> Found<()> {
-        if let Some((row, _)) = rows::version(self.c, version)? {
-            let mut e = Encoder::default();
-            e.u8(1);
-            e.u8(u8::from(row.base));
-            e.raw(&codec::encode_version_info(&row.info));
-            self.put_long(Table::Versions, PartOf::Version, i64::from(version.0), &e.0)?;
+        match rows::version(self.c, version)? {
+            Some((row, _)) => self.put_version(version, &row.info, true, row.base),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Notes that this version changed something in the directory, and so below its ancestors.
@@ -571,7 +565,7 @@ impl Apply<'_> {
     }
 
     /// Writes a value that may need rows in `parts`; earlier parts of the same key go.
-    fn put_long(&self, table: Table, of: PartOf, id: i64, bytes: &[u8]) -> Found<()> {
+    pub(super) fn put_long(&self, table: Table, of: PartOf, id: i64, bytes: &[u8]) -> Found<()> {
         let sql = match table {
             Table::Versions => "INSERT OR REPLACE INTO versions(id, row) VALUES(?1, ?2)",
             Table::Nodes => "INSERT OR REPLACE INTO nodes(id, row) VALUES(?1, ?2)",

@@ -10,6 +10,7 @@ use rusqlite::params;
 
 use super::Index;
 use super::fail::Fail;
+use super::removal::Subtrees;
 use super::row::{self, EntryRow, Key, Table};
 use super::rows::{self, PartOf, blob};
 use super::schema::{FRAMES_PER_ROW, dirno_of_dir_key, version_of_dir_key};
@@ -235,17 +236,19 @@ impl Index {
         Ok(at)
     }
 
-    /// The blocks that files of some versions are made of.
+    /// The blocks that files of some versions are made of, but for those that only what is in `without` has.
     ///
     /// # Errors
     /// Where it can't be told: `DIRECTORY_LOST`, `EXTENTS_LOST`, `INDEX_…`.
-    pub fn live(&self, versions: &VersionSet, gaps: Gaps, stop: &dyn Fn() -> bool) -> Result<Live> {
+    pub fn live(&self, versions: &VersionSet, without: &Subtrees, gaps: Gaps, stop: &dyn Fn() -> bool) -> Result<Live> {
         if gaps == Gaps::Refuse {
             self.no_listing_is_lost(versions)?;
         }
         let mut files = Bits::default();
-        self.each_entry(stop, |_, _, from, row| {
-            if let (Child::Node(logid), true) = (row.child, versions.meets(from, row.v_to)) {
+        self.each_entry(stop, |parent, name, from, row| {
+            if let (Child::Node(logid), true) = (row.child, versions.meets(from, row.v_to))
+                && !without.hold(parent, name)
+            {
                 files.insert(logid.0);
             }
             Ok(())
@@ -432,10 +435,12 @@ impl Index {
         Ok(VersionSet::new(self.versions()?.into_iter().map(|row| row.version).chain(newest)))
     }
 
-    /// True if there is a version that is not shown any more.
+    /// True if there is a version, or a path, that is not shown any more.
     pub fn any_removed(&self) -> Result<bool> {
         let all: u64 =
             self.ask(|c| Ok(c.query_row("SELECT count(*) FROM versions", [], |row| row.get::<_, i64>(0))? as u64))?;
-        Ok(all > self.versions()?.len() as u64)
+        let paths: bool =
+            self.ask(|c| Ok(c.query_row("SELECT EXISTS(SELECT 1 FROM removed)", [], |row| row.get(0))?))?;
+        Ok(paths || all > self.versions()?.len() as u64)
     }
 }

@@ -16,6 +16,7 @@ mod live;
 mod pages;
 mod pool;
 mod queries;
+mod removal;
 mod row;
 mod rows;
 mod runs;
@@ -50,6 +51,7 @@ pub use live::{ArcUse, Gaps, Live, VersionSet};
 pub use pages::BadPage;
 pub use pool::Index;
 pub use queries::Ascent;
+pub use removal::{Name, Subtrees};
 pub use row::ArcValue;
 #[cfg(test)]
 pub(crate) use row::EntryRow;

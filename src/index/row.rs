@@ -35,6 +35,7 @@ pub enum Table {
     Extents = 9,
     Lost = 10,
     Parts = 11,
+    Removed = 12,
 }
 
 /// The primary key of a row, as the seal sees it: unused fields are 0 or empty.

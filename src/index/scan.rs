@@ -40,12 +40,13 @@ pub enum ScanTable {
     Extents,
     Lost,
     Changed,
+    Removed,
     Parts,
 }
 
 impl ScanTable {
     /// All but `meta`, which has one row.
-    pub const ALL: [ScanTable; 12] = [
+    pub const ALL: [ScanTable; 13] = [
         ScanTable::Versions,
         ScanTable::Arcs,
         ScanTable::Frames,
@@ -57,6 +58,7 @@ impl ScanTable {
         ScanTable::Extents,
         ScanTable::Lost,
         ScanTable::Changed,
+        ScanTable::Removed,
         ScanTable::Parts,
     ];
 
@@ -73,6 +75,7 @@ impl ScanTable {
             ScanTable::Extents => "extents",
             ScanTable::Lost => "lost",
             ScanTable::Changed => "changed",
+            ScanTable::Removed => "removed",
             ScanTable::Parts => "parts",
         }
     }
@@ -95,6 +98,10 @@ impl ScanTable {
             ScanTable::Extents => {
                 "SELECT logid, x'', start, 0, row FROM extents WHERE (logid, start)>(?1, ?3) \
                  ORDER BY logid, start LIMIT ?5"
+            }
+            ScanTable::Removed => {
+                "SELECT run, name, parent, 0, row FROM removed WHERE (run, name, parent)>(?1, ?2, ?3) \
+                 ORDER BY run, name, parent LIMIT ?5"
             }
             ScanTable::Parts => {
                 "SELECT kind, x'', id, no, row FROM parts WHERE (kind, id, no)>(?1, ?3, ?4) \
@@ -123,7 +130,7 @@ impl RowKey {
 
     fn start_of(table: ScanTable, first: i64) -> RowKey {
         match table {
-            ScanTable::Entries | ScanTable::Extents | ScanTable::Parts => {
+            ScanTable::Entries | ScanTable::Extents | ScanTable::Removed | ScanTable::Parts => {
                 RowKey { first, name: Vec::new(), second: -1, third: -1 }
             }
             _ => RowKey::before(first),

@@ -46,13 +46,15 @@ CREATE TABLE extents(logid INTEGER NOT NULL, start INTEGER NOT NULL, row BLOB NO
   PRIMARY KEY(logid, start)) STRICT, WITHOUT ROWID;
 CREATE TABLE lost(id INTEGER PRIMARY KEY, row BLOB NOT NULL) STRICT;
 CREATE TABLE changed(id INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE removed(run INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, row BLOB NOT NULL,
+  PRIMARY KEY(run, name, parent)) STRICT, WITHOUT ROWID;
 CREATE TABLE parts(kind INTEGER NOT NULL, id INTEGER NOT NULL, no INTEGER NOT NULL, row BLOB NOT NULL,
   PRIMARY KEY(kind, id, no)) STRICT, WITHOUT ROWID;
 ";
 
 /// Names of all tables, for dumps and checks.
 #[cfg(test)]
-pub const TABLE_NAMES: [&str; 13] = [
+pub const TABLE_NAMES: [&str; 14] = [
     "meta",
     "versions",
     "arcs",
@@ -65,6 +67,7 @@ pub const TABLE_NAMES: [&str; 13] = [
     "extents",
     "lost",
     "changed",
+    "removed",
     "parts",
 ];
 

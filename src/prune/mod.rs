@@ -1,10 +1,11 @@
-//! What takes something away: versions (`rm`, `retain`) and the room that nobody needs any more (`pack`).
+//! What takes something away: versions (`rm`, `retain`), paths (`rm`) and the room that nobody needs any more (`pack`).
 //!
 //! Invariants: everything is written by a `run`, so that it happens whole or not at all; what must stay is looked up under
 //! the lock, in the index that the run builds on; whatever the index can't tell to be dead counts as needed, or ends the
 //! run.
 
 pub mod pack;
+pub mod paths;
 pub mod rules;
 pub mod versions;
 
@@ -14,7 +15,7 @@ use crate::backupdir::{BackupDir, Lock, arcs};
 use crate::catalog::{ArcRole, Loss};
 use crate::error::{Error, Result};
 use crate::ids::ArcSerial;
-use crate::index::{ApplyReport, Gaps, Index, VersionSet};
+use crate::index::{ApplyReport, Gaps, Index, Subtrees, VersionSet};
 use crate::monitor::{Event, Monitor};
 use crate::run::{Applied, LeftToDo, Run};
 
@@ -49,9 +50,14 @@ fn gaps(index: &Index) -> Result<Gaps> {
     Ok(if index.losses()?.iter().all(|(loss, _)| of_blocks(loss)) { Gaps::Refuse } else { Gaps::Accepted })
 }
 
-/// What `pack` could give back, bytes, if only these versions were needed. None: the index can't tell.
-pub fn free_bytes(index: &Index, needed: &VersionSet, stop: &dyn Fn() -> bool) -> Result<Option<u64>> {
-    let counted = index.live(needed, gaps(index)?, stop).and_then(|live| index.arc_uses(&live));
+/// What `pack` could give back, bytes, if only these versions were needed, without some paths. None: the index can't tell.
+pub fn free_bytes(
+    index: &Index,
+    needed: &VersionSet,
+    without: &Subtrees,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<u64>> {
+    let counted = index.live(needed, without, gaps(index)?, stop).and_then(|live| index.arc_uses(&live));
     match counted {
         Ok(uses) => Ok(Some(uses.iter().map(|arc| arc.free_bytes()).sum())),
         Err(Error::DirectoryLost { .. } | Error::ExtentsLost { .. } | Error::IndexRow { .. }) => Ok(None),

@@ -13,7 +13,7 @@ use crate::catalog::Record;
 use crate::error::{Error, Result};
 use crate::fetch::{Asked, Fetch, Fetched, Heal};
 use crate::ids::{ArcSerial, BlockId};
-use crate::index::{ArcUse, Index, Live};
+use crate::index::{ArcUse, Index, Live, Subtrees};
 use crate::monitor::{Event, Monitor, Progress};
 use crate::run::{Contents, LeftToDo, Output, Run, Whole, records};
 
@@ -146,7 +146,7 @@ fn used(index: &Index, survey: &Survey, monitor: &dyn Monitor) -> Result<(Live, 
         );
         return Err(Error::CommitDamaged { run: found.name.version, what });
     }
-    let live = index.live(&index.needed()?, gaps, &|| monitor.interrupted())?;
+    let live = index.live(&index.needed()?, &Subtrees::default(), gaps, &|| monitor.interrupted())?;
     let spare = index.spare_arcs()?;
     let mut uses = index.arc_uses(&live)?;
     uses.retain(|arc| !spare.iter().any(|range| range.contains(&arc.entry.serial.0)));

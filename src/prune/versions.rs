@@ -10,7 +10,7 @@ use crate::backupdir::BackupDir;
 use crate::catalog::Record;
 use crate::error::{Error, Result};
 use crate::ids::Version;
-use crate::index::{Index, VersionRow, VersionSet};
+use crate::index::{Index, Subtrees, VersionRow, VersionSet};
 use crate::monitor::Monitor;
 use crate::run::{Contents, LeftToDo, Whole, records};
 
@@ -147,7 +147,7 @@ fn plan(index: &Index, request: &Request<'_>, monitor: &dyn Monitor) -> Result<O
     let newest = index.newest_ever()?.map(|row| row.version);
     let needed = VersionSet::new(staying.iter().chain(newest));
     let free_bytes = match going.iter().next().is_some() || index.any_removed()? {
-        true => free_bytes(index, &needed, &stop)?,
+        true => free_bytes(index, &needed, &Subtrees::default(), &stop)?,
         false => Some(0),
     };
     Ok(Outcome { verdicts, last_copies, free_bytes, left_to_do: None })

@@ -2,7 +2,7 @@
 
 use super::{Tree, View};
 use crate::catalog::Attr;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{Dirno, Version};
 use crate::index::{DirRow, Entry, Listed};
 
@@ -14,6 +14,8 @@ const PAGE: usize = 512;
 pub struct Position {
     after: Option<Vec<u8>>,
     seen: u64,
+    /// How many there were when it was begun.
+    of: Option<u64>,
 }
 
 /// A directory being read. Reading it to the end costs one pass whatever its size.
@@ -46,6 +48,7 @@ impl Listing {
     pub fn next_page(&mut self, tree: &Tree) -> Result<Vec<Listed>> {
         let mut shown = Vec::new();
         while shown.is_empty() && !self.ended {
+            self.at.of.get_or_insert(self.dir.state.children);
             let page = self.fetch(tree)?;
             self.at.seen += page.len() as u64;
             self.ended = page.len() < PAGE;
@@ -53,6 +56,10 @@ impl Listing {
                 self.at.after = Some(last.entry.name.clone());
             }
             if (self.ended && self.at.seen != self.dir.state.children) || self.at.seen > self.dir.state.children {
+                let now = tree.dir(self.version, self.dir.dirno)?.state.children;
+                if self.at.of.is_some_and(|of| of != now) {
+                    return Err(Error::PathGone { version: self.version });
+                }
                 return Err(tree.row_damage(format!(
                     "directory {} in {} lists {} names, {} were backed up",
                     self.dir.dirno.0, self.version, self.at.seen, self.dir.state.children

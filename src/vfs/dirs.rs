@@ -115,8 +115,8 @@ impl Vfs {
             Place::Root => Ok(Lifetime::Never),
             Place::Dir(version, dir) => {
                 // Rows of a version that was removed may still be there.
-                self.check_not_gone(version)?;
-                self.tree.list(version, dir)?;
+                self.version_row(version)?;
+                self.dir_row(version, dir)?;
                 self.store.tally().dir_listed();
                 Ok(Lifetime::Forever)
             }
@@ -200,8 +200,14 @@ impl Vfs {
         if let Some(page) = lock(&self.listings).pages.get(&(version, dir, mark.offset)) {
             return Ok(page.clone());
         }
-        let mut listing = self.tree.list(version, dir)?.from(mark.position.clone());
-        let listed = listing.next_page(&self.tree)?;
+        let list = || -> Result<_> {
+            let mut listing = self.tree.list(version, dir)?.from(mark.position.clone());
+            Ok((listing.next_page(&self.tree)?, listing))
+        };
+        let (listed, listing) = list().or_else(|error| {
+            self.check_not_gone(version, dir)?;
+            Err(error)
+        })?;
         let mut offset = mark.offset;
         let mut items = Vec::with_capacity(listed.len());
         for listed in listed {

@@ -22,9 +22,10 @@ use lru::LruCache;
 use crate::catalog::{Attr, Child, Kind, Timespec, Xattrs, codec};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid, Version};
-use crate::index::{DirRow, VersionRow};
+use crate::index::{DirRow, Name, VersionRow};
 use crate::reader::Backup;
 use crate::store::{Store, Summary};
+use crate::sync::lock;
 use crate::tree::{SeekTo, Tree};
 use ahead::Ahead;
 pub use dirs::DirItem;
@@ -128,11 +129,14 @@ pub struct Vfs {
     hashes: Hashes,
     /// What the ledger said when it was last asked.
     known: Mutex<Option<Known>>,
+    /// The run up to which it is known what was removed; None: no run is known.
+    removals_known: Mutex<Option<Version>>,
 }
 
 impl Vfs {
     pub fn new(backup: &Backup, options: VfsOptions) -> Vfs {
         let (tree, store) = (backup.tree.clone(), backup.store.clone());
+        let last = tree.index().state().ok().and_then(|state| state.last_commit).map(|(run, _)| run);
         Vfs {
             ahead: Ahead::start(tree.clone(), store.clone()),
             tree,
@@ -142,6 +146,7 @@ impl Vfs {
             streams: Mutex::new(LruCache::new(NonZeroUsize::new(MAX_STREAMS).unwrap_or(NonZeroUsize::MIN))),
             hashes: Hashes::new(),
             known: Mutex::new(None),
+            removals_known: Mutex::new(last),
         }
     }
 
@@ -159,7 +164,7 @@ impl Vfs {
                     Ok((Some(self.entry_stat(version, entry.child, &attr, data_bytes)), Lifetime::Forever))
                 }
                 None => {
-                    self.check_not_gone(version)?;
+                    self.check_not_gone(version, dir)?;
                     Ok((None, Lifetime::Forever))
                 }
             },
@@ -313,14 +318,37 @@ impl Vfs {
 
     fn dir_row(&self, version: Version, dir: Dirno) -> Result<DirRow> {
         self.tree.dir(version, dir).or_else(|error| {
-            self.check_not_gone(version)?;
+            self.check_not_gone(version, dir)?;
             Err(error)
         })
     }
 
-    /// `VersionGone` if the version was removed while it was mounted.
-    fn check_not_gone(&self, version: Version) -> Result<()> {
-        self.version_row(version).map(|_| ())
+    /// `VersionGone` or `PathGone` if it was removed while it was mounted.
+    fn check_not_gone(&self, version: Version, dir: Dirno) -> Result<()> {
+        self.version_row(version)?;
+        match self.tree.index().is_removed(dir)? {
+            true => Err(Error::PathGone { version }),
+            false => Ok(()),
+        }
+    }
+
+    /// The names below versions that were removed since the last time: whoever has kept them is to forget them.
+    pub fn removed_names(&self) -> Result<Vec<(Ino, Vec<u8>)>> {
+        let mut known = lock(&self.removals_known);
+        let (removed, last) = self.tree.index().removed_after(*known)?;
+        if last > *known {
+            *known = last;
+        }
+        if removed.is_empty() {
+            return Ok(Vec::new());
+        }
+        *lock(&self.listings) = Listings::new();
+        let versions = self.tree.versions()?;
+        let in_all = |(dir, name): &Name| {
+            let ino = |row: &VersionRow| (Ino::of_dir(row.version, *dir), name.clone());
+            versions.iter().map(ino).collect::<Vec<_>>()
+        };
+        Ok(removed.iter().flat_map(in_all).collect())
     }
 
     fn file(&self, ino: Ino) -> Result<Logid> {

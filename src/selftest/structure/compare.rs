@@ -190,7 +190,7 @@ impl Comparison<'_, '_, '_> {
                 false
             }
             // They follow from rows that are compared, and from losses.
-            ScanTable::Relocations | ScanTable::Changed | ScanTable::Parts => false,
+            ScanTable::Relocations | ScanTable::Changed | ScanTable::Removed | ScanTable::Parts => false,
         };
         if counts {
             self.tell(row, own.is_some(), told.is_some());
@@ -216,6 +216,7 @@ impl Comparison<'_, '_, '_> {
             ScanTable::Nodes | ScanTable::Extents => about_file(names, Logid(first)),
             ScanTable::Dirs | ScanTable::Lost => about_dir(names, row.key.dirno()),
             ScanTable::Changed => about_dir(names, Dirno(first & Dirno::MAX.0)),
+            ScanTable::Removed => about_dir(names, Dirno(row.key.second as u64)),
             ScanTable::Parts => match row.key.first {
                 1 => (Subject::Version(Version(row.key.second as u32)), format!("r{}", row.key.second), Vec::new()),
                 2 => about_file(names, Logid(row.key.second as u64)),
