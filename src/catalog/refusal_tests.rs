@@ -234,6 +234,7 @@ fn records_that_no_catalog_holds() {
     };
     assert!(decode_records(&extents(16, (1 << 63) - 2, vec![hole(1)])).is_ok());
     let moved = |from: u64, to: u64| bytes_of(&[Record::Relocate { from: BlockId(from), to: BlockId(to) }]);
+    let gone = |dirno: u64, name: &[u8]| Record::RemovePath { dirno: Dirno(dirno), name: name.to_vec() };
     // code, dirno, parent, name (length and a byte), listing, state.
     let (mut listing, mut flag) = (bytes_of(&[dir(1, 0, b"d")]), bytes_of(&[dir(1, 0, b"d")]));
     (listing[5], flag[6]) = (5, 2);
@@ -242,7 +243,7 @@ fn records_that_no_catalog_holds() {
     assert_refused(
         decode_records,
         vec![
-            ("unknown record", vec![9]),
+            ("unknown record", vec![10]),
             ("unknown loss", vec![8, 0]),
             ("unknown loss", vec![8, 5, 1]),
             ("number longer than it need be", long),
@@ -275,6 +276,8 @@ fn records_that_no_catalog_holds() {
             ("file too long", extents(16, (1 << 63) - 1, vec![hole(1)])),
             ("file too long", extents(16, u64::MAX, vec![hole(1)])),
             ("version out of range", bytes_of(&[Record::RemoveVersion(Version(1 << 24))])),
+            ("directory number out of range", bytes_of(&[gone(1 << 39, b"n")])),
+            ("impossible name", bytes_of(&[gone(0, b"a/b")])),
             ("block id out of range", moved(1 << 63, 0)),
             ("block id out of range", moved(0, 1 << 63)),
             ("block that moves to where it is", moved(5, 5)),
