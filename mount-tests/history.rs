@@ -32,6 +32,7 @@ fn kill_a_backup(lab: &Lab) {
         .arg(lab.repo())
         .arg(lab.src())
         .env("HOME", lab.path("home"))
+        .env("ASSAY_STATE_DIR", "")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -235,6 +236,7 @@ fn a_full_standard_output_hides_no_version() {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
         let mut command = std::process::Command::new(assay_binary());
         command.args(["backup", "-c"]).arg(lab.repo()).args(args).arg(lab.src()).env("HOME", lab.path("home"));
+        command.env("ASSAY_STATE_DIR", "");
         let out = command.stdout(full).stderr(Stdio::piped()).output().expect("assay");
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         assert_eq!(out.status.code(), Some(3), "{said}");
@@ -302,6 +304,7 @@ fn ctrl_c_keeps_what_is_stored_and_what_is_damaged_is_not_used() {
         .arg(lab.repo())
         .arg(lab.src())
         .env("HOME", lab.path("home"))
+        .env("ASSAY_STATE_DIR", "")
         .spawn()
         .expect("assay");
     let since = Instant::now();

@@ -16,6 +16,7 @@ mod habits;
 mod history;
 mod index_damage;
 mod left_out;
+mod memory;
 mod mountpoint;
 mod names;
 mod paths;

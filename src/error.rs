@@ -185,6 +185,8 @@ pub enum Error {
     VersionGone { version: Version },
     #[error("it was removed from {version}, and from all others")]
     PathGone { version: Version },
+    #[error("{}: {what}", shown(path))]
+    HistoryChanged { path: PathBuf, what: String },
     #[error("what was just written reads back differently: {what}")]
     SelfCheck { what: String },
     #[error("{}: {what}", shown(path))]
@@ -241,6 +243,7 @@ impl Error {
             Error::ArcDropped { .. } => "ARC_DROPPED",
             Error::VersionGone { .. } => "VERSION_GONE",
             Error::PathGone { .. } => "PATH_GONE",
+            Error::HistoryChanged { .. } => "HISTORY_CHANGED",
             Error::SelfCheck { .. } => "SELF_CHECK",
             Error::Unsupported { .. } => "UNSUPPORTED",
             Error::NotKept { .. } => "ATTRIBUTE_NOT_KEPT",
@@ -255,7 +258,10 @@ impl Error {
         match self {
             Error::NoPath { .. } => libc::ENOENT,
             Error::NoVersion(_) => libc::ENOENT,
-            Error::VersionGone { .. } | Error::PathGone { .. } | Error::ArcDropped { .. } => libc::ESTALE,
+            Error::VersionGone { .. }
+            | Error::PathGone { .. }
+            | Error::HistoryChanged { .. }
+            | Error::ArcDropped { .. } => libc::ESTALE,
             Error::TimedOut => libc::ETIMEDOUT,
             Error::Interrupted => libc::EINTR,
             Error::Usage(_) | Error::AllExcluded { .. } => libc::EINVAL,
@@ -328,6 +334,7 @@ impl Error {
             | Error::ArcDropped { .. }
             | Error::VersionGone { .. }
             | Error::PathGone { .. }
+            | Error::HistoryChanged { .. }
             | Error::SelfCheck { .. }
             | Error::Unsupported { .. }
             | Error::Mount { .. } => Exit::Failed,
@@ -382,6 +389,9 @@ impl Error {
             Error::NoPath { .. } => Some("`assay ls -a` lists all versions of a path"),
             Error::DeleteUnsafe { .. } => {
                 Some("restore without --delete, or add --ignore-errors if what was not read may be removed")
+            }
+            Error::HistoryChanged { .. } => {
+                Some("look whether an older copy was put in its place; if it is right so, say --accept-history")
             }
             Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
             Error::Protected { .. } => Some("leave it out, or add `--force` if it may go"),

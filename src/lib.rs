@@ -7,7 +7,7 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
-//! ledger, depot, fetch, live, backupdir, store, run, tree, backup, prune, recover, findings, reader, mend, vfs, restore,
+//! ledger, depot, fetch, live, backupdir, memory, store, run, tree, backup, prune, recover, findings, reader, mend, vfs, restore,
 //! coverage, selftest, fuse, mount, cli.
 //!
 //! What a program that uses the library needs is named below; all else is ours, so that the compiler tells what nobody uses.
@@ -28,6 +28,7 @@ mod ids;
 mod index;
 mod ledger;
 mod live;
+mod memory;
 mod mend;
 mod monitor;
 mod mount;

@@ -254,8 +254,15 @@ pub fn serve(
             remember(&ledger, started_s, &summary);
         }
     };
+    let other_history = Cell::new(false);
     let forget = || match vfs.removed_names() {
         Ok(names) => mounted.forget_names(names),
+        Err(error @ Error::HistoryChanged { .. }) => {
+            mounted.forget_names(vfs.folders());
+            if !other_history.replace(true) {
+                log::error!("{}: {error}; unmount it, and mount it again", error.code());
+            }
+        }
         // Whoever reads meets it too.
         Err(error) => log::debug!("{error}"),
     };

@@ -81,6 +81,11 @@ pub fn counted(count: u64, noun: &str) -> String {
     format!("{} {}", number(count), plural(count, noun))
 }
 
+/// Bytes in lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The noun as it stands after a count.
 pub fn plural(count: u64, noun: &str) -> String {
     match noun.strip_suffix('y') {

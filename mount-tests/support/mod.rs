@@ -97,6 +97,8 @@ impl Cmd {
             .env("TZ", "UTC")
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env_remove("ASSAY_DIR")
+            // Tests put older copies of backup dirs back all the time.
+            .env("ASSAY_STATE_DIR", "")
             .env_remove("ASSAY_PASSPHRASE")
             .env_remove("RUST_LOG")
             .env("RUST_BACKTRACE", "0");
@@ -117,6 +119,10 @@ impl Cmd {
     }
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Cmd {
         self.inner.env(name, value);
+        self
+    }
+    pub fn unset(mut self, name: &str) -> Cmd {
+        self.inner.env_remove(name);
         self
     }
     pub fn into_parts(self) -> (Command, String) {

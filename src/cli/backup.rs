@@ -69,6 +69,7 @@ fn block_size(text: &str) -> Result<u32, String> {
 
 pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
     let dir = context.open_to_save()?;
+    super::meet(context, &dir)?;
     let options = Options {
         paths: args.paths.clone(),
         full: args.full,
@@ -87,7 +88,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         }
         other => other?,
     };
-    super::check_writer(&dir)?;
+    super::wrote(context, &dir)?;
     let info = &summary.info;
     super::log::outcome(&format!(
         "{}, {} new, {} changed, {} removed, {}",

@@ -65,6 +65,7 @@ const CACHE_BYTES: u64 = 64 << 20;
 
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
+    super::meet(context, &dir)?;
     let store = StoreOptions { cache_bytes: CACHE_BYTES, words: Words::Reader, ..StoreOptions::default() };
     let reading = reader::Options { by: Some(By::Get), store, ..reader::Options::default() };
     let backup = Backup::of(&dir, open_index(&dir)?, reading);

@@ -33,12 +33,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, OsStringValueParser};
 use clap::{Parser, Subcommand};
 
 use crate::backupdir::{BackupDir, LockOfKey, unknown_commits};
 use crate::error::{Error, Exit, Result};
 use crate::index::Index;
+use crate::memory::{self, Memory, OnChange};
 use crate::own::{OwnDir, Sharing};
 use crate::text::{one_line, shown};
 use passphrase::{Passphrase, parse_source};
@@ -68,6 +69,16 @@ pub struct Cli {
     /// Use the backup dir although others can write to it, or own it: trust them all
     #[arg(long, global = true, env = "ASSAY_ALLOW_SHARED_DIR", value_parser = FalseyValueParser::new())]
     allow_shared_dir: bool,
+    /// Go on although the backup dir has another history than this machine, or this mount, has seen
+    ///
+    /// As after an older copy of it was put back. What is there now is remembered from then on.
+    #[arg(long, global = true)]
+    accept_history: bool,
+    /// Where to remember the newest commit of each backup; empty: nowhere
+    ///
+    /// If nothing is said: $XDG_STATE_HOME/assay, for root /var/lib/assay, else ~/.local/state/assay.
+    #[arg(long, global = true, value_name = "DIR", env = "ASSAY_STATE_DIR", value_parser = OsStringValueParser::new())]
+    state_dir: Option<OsString>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -140,6 +151,8 @@ struct Context {
     passphrase: Passphrase,
     status: Arc<Status>,
     sharing: Sharing,
+    memory: Option<Memory>,
+    on_change: OnChange,
     /// The command line as the log gets it, where the command is one that is logged.
     logged: Option<String>,
     /// It may go on in another process, whose log it is then.
@@ -177,6 +190,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         quiet: cli.quiet,
         passphrase: Passphrase::new(cli.passphrase, variable),
         sharing,
+        memory: memory(cli.state_dir),
+        on_change: if cli.accept_history { OnChange::Accept } else { OnChange::Refuse },
         forks: matches!(command, Command::Mount(_)),
         logged: command.is_logged().then(|| log::command_line(&args)),
         status,
@@ -220,6 +235,19 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     };
     log::end(exit);
     exit
+}
+
+/// What this machine remembers, if anything.
+fn memory(asked: Option<OsString>) -> Option<Memory> {
+    let dir = match asked {
+        Some(dir) => Some(PathBuf::from(dir)).filter(|dir| !dir.as_os_str().is_empty()),
+        None => {
+            let of = |name: &str| std::env::var_os(name).map(PathBuf::from);
+            let is_root = crate::os::process::geteuid() == 0;
+            memory::default_dir(of("XDG_STATE_HOME").as_deref(), of("HOME").as_deref(), is_root)
+        }
+    };
+    dir.map(Memory::at)
 }
 
 /// What clap has to say: help, or what is wrong with the command line.
@@ -272,6 +300,27 @@ fn check_writer(dir: &BackupDir) -> Result<()> {
         Some(finding) => Err(Error::SelfCheck { what: format!("what was written breaks a rule: {}", finding.error) }),
         None => Ok(()),
     }
+}
+
+/// What this machine remembers of the backup dir must not contradict it; what is new is remembered.
+///
+/// # Errors
+/// `HISTORY_CHANGED`. An index that can't be opened is no error here: whoever uses it next is told.
+fn meet(context: &Context, dir: &BackupDir) -> Result<()> {
+    meet_as(context, dir, context.on_change)
+}
+
+fn meet_as(context: &Context, dir: &BackupDir, on_change: OnChange) -> Result<()> {
+    match (&context.memory, dir.open_index()) {
+        (Some(memory), Ok(index)) => memory.meet(dir, &index, on_change),
+        _ => Ok(()),
+    }
+}
+
+/// What comes after a command has written.
+fn wrote(context: &Context, dir: &BackupDir) -> Result<()> {
+    meet(context, dir)?;
+    check_writer(dir)
 }
 
 fn home_expanded(dir: PathBuf) -> PathBuf {

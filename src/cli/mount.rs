@@ -123,6 +123,7 @@ pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
         return Ok(Exit::Ok);
     }
     let backup = context.open()?;
+    super::meet(context, &backup)?;
     let hiding = if args.nonempty { Hiding::Allowed } else { Hiding::Refused };
     let point = Point::check(backup.path(), &args.point, hiding)?;
     if !args.background {

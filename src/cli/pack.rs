@@ -49,6 +49,7 @@ impl PackArgs {
 
 pub fn run(context: &Context, args: &PackArgs) -> Result<Exit> {
     let dir = context.open_to_save()?;
+    super::meet(context, &dir)?;
     let mode = if args.dry_run { Mode::DryRun } else { Mode::Do };
     let options = Options { threshold: args.threshold, limit_bytes: args.limit, mode };
     if mode == Mode::Do {
@@ -59,7 +60,7 @@ pub fn run(context: &Context, args: &PackArgs) -> Result<Exit> {
     ui.finish();
     let packed = done?;
     if !args.dry_run {
-        super::check_writer(&dir)?;
+        super::wrote(context, &dir)?;
     }
     super::log::outcome(&format!(
         "{} dropped, {} written anew, {} freed",

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, print, print_json, show};
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
+use crate::memory::OnChange;
 use crate::recover::{self, OnLoss, Recovered};
 use crate::text::shown;
 
@@ -33,13 +34,21 @@ pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
     let done = recover::run(&dir, if args.accept_loss { OnLoss::Accept } else { OnLoss::Report }, &ui);
     ui.finish();
     let found = done?;
+    let on_change = if args.accept_loss { OnChange::Accept } else { context.on_change };
+    let other_history = match super::meet_as(context, &dir, on_change) {
+        Err(error @ Error::HistoryChanged { .. }) => {
+            super::report(&error);
+            true
+        }
+        met => met.map(|()| false)?,
+    };
     super::log::outcome(as_text(&found).lines().next().unwrap_or_default());
     if args.json {
         print_json(&as_json(&found))?;
     } else {
         print(&as_text(&found))?;
     }
-    Ok(if found.open_losses == 0 { Exit::Ok } else { Exit::Damage })
+    Ok(if found.open_losses == 0 && !other_history { Exit::Ok } else { Exit::Damage })
 }
 
 fn as_text(found: &Recovered) -> String {

@@ -50,6 +50,7 @@ impl RetainArgs {
 
 pub fn run(context: &Context, args: &RetainArgs) -> Result<Exit> {
     let dir = context.open()?;
+    super::meet(context, &dir)?;
     let rules = Rules { schedule: args.schedule.clone(), last: args.last, tags: args.keep_tag.clone() };
     let now = jiff::Zoned::now();
     let request = Request {

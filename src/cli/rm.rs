@@ -57,6 +57,7 @@ impl RmArgs {
 
 pub fn run(context: &Context, args: &RmArgs) -> Result<Exit> {
     let dir = context.open()?;
+    super::meet(context, &dir)?;
     if !args.paths.is_empty() {
         return remove_paths(context, &dir, args);
     }
@@ -94,7 +95,7 @@ fn remove_paths(context: &Context, dir: &BackupDir, args: &RmArgs) -> Result<Exi
     ui.finish();
     let outcome = done?;
     if request.mode == Mode::Do {
-        super::check_writer(dir)?;
+        super::wrote(context, dir)?;
     }
     super::log::outcome(&format!("{} removed", counted(going.len() as u64, "path")));
     if args.json {
@@ -142,7 +143,7 @@ pub(super) fn remove(
     ui.finish();
     let outcome = done?;
     if request.mode == Mode::Do {
-        super::check_writer(dir)?;
+        super::wrote(context, dir)?;
     }
     super::log::outcome(&format!("{} removed", counted(outcome.going().count() as u64, "version")));
     Ok((outcome, ui))

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{MasterKey, sha256};
 use crate::ids::BackupId;
+use crate::text::hex;
 
 /// Why a key file gives no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,10 +162,6 @@ fn passphrase_cipher(
         .hash_password_into(passphrase.as_bytes(), salt, key.as_mut_slice())
         .map_err(|_| KeyFileError::Unusable("Argon2 failed"))?;
     Ok(Aes256Gcm::new((&*key).into()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {

@@ -59,6 +59,7 @@ fn all_errors() -> Vec<Error> {
         Error::ArcDropped { arc: ArcName { version, number: 1 } },
         Error::VersionGone { version },
         Error::PathGone { version },
+        Error::HistoryChanged { path: path(), what: what.clone() },
         Error::SelfCheck { what: what.clone() },
         Error::Unsupported { path: path(), what: what.clone() },
         Error::NotKept { path: path(), what: what.clone() },

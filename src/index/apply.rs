@@ -11,6 +11,7 @@ use std::collections::{BTreeSet, HashSet};
 use rusqlite::{Connection, params};
 
 use super::fail::{Fail, Found};
+use super::history;
 use super::row::{EntryRow, Key, MAX_KEYED_ROW, Table, seal, split};
 use super::rows::{self, DirValue, PartOf, blob, part_key};
 use super::runs;
@@ -113,6 +114,7 @@ pub(super) fn apply_commit(
     state.next_run = state.next_run.max(Version(commit.run.0 + 1));
     state.last_commit = Some((commit.run, digest));
     rows::put_state(c, &state)?;
+    history::put_commit(c, commit.run, digest)?;
     runs::note_commit(c, commit)?;
     Ok(apply.report)
 }

@@ -11,6 +11,7 @@ mod apply;
 mod apply_arcs;
 mod dedup;
 mod fail;
+mod history;
 mod listing;
 mod live;
 mod pages;

@@ -12,6 +12,7 @@ use rusqlite::Connection;
 use zeroize::Zeroizing;
 
 use super::fail::{Fail, has_salt};
+use super::history::History;
 use super::schema::MAX_READERS;
 use super::view::{self, LOOK_EVERY, View, check_format, check_shared};
 use super::writer;
@@ -34,6 +35,7 @@ pub struct Index {
     may_write: bool,
     pool: Mutex<Pool>,
     returned: Condvar,
+    history: History,
     /// Held by the thread that makes a new view; before this moment no copy is made.
     renewal: Mutex<Instant>,
 }
@@ -98,6 +100,7 @@ impl Index {
             path: path.to_path_buf(),
             key: Zeroizing::new(*key),
             may_write,
+            history: History::default(),
             renewal: Mutex::new(if view.is_copy() { now + LOOK_EVERY } else { now }),
             pool: Mutex::new(Pool { view: Arc::new(view), idle: Vec::new(), live: 0, waiting: 0, looked: now }),
             returned: Condvar::new(),
@@ -179,6 +182,7 @@ impl Index {
             Ok((view, connection)) => {
                 let copied = view.is_copy();
                 let mut pool = self.lock();
+                self.history.doubt();
                 pool.view = Arc::new(view);
                 let closed = std::mem::take(&mut pool.idle);
                 pool.live -= closed.len();
@@ -281,9 +285,17 @@ struct Lease<'a> {
 
 impl Lease<'_> {
     fn put_to<T>(&mut self, question: &impl Fn(&Connection) -> Result<T, Fail>) -> Result<T, Fail> {
-        match &mut self.connection {
-            Some(connection) => question(connection),
-            none => question(none.insert(self.view.connect(&self.index.key)?)),
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(self.view.connect(&self.index.key)?),
+        };
+        let answer = question(connection)?;
+        match self.index.history.verify(&self.view, connection) {
+            // What another thread has seen since is newer than what this one still has open.
+            Err(Fail::Known(_)) if !Arc::ptr_eq(&self.view, &self.index.lock().view) => {
+                Err(Fail::Row("another index is there by now"))
+            }
+            verified => verified.map(|()| answer),
         }
     }
 }

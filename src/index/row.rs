@@ -36,6 +36,7 @@ pub enum Table {
     Lost = 10,
     Parts = 11,
     Removed = 12,
+    Commits = 13,
 }
 
 /// The primary key of a row, as the seal sees it: unused fields are 0 or empty.

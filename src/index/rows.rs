@@ -31,6 +31,7 @@ pub fn value<T>(
         Table::Nodes => "SELECT row FROM nodes WHERE id=?1",
         Table::Dirs => "SELECT row FROM dirs WHERE id=?1",
         Table::Lost => "SELECT row FROM lost WHERE id=?1",
+        Table::Commits => "SELECT row FROM commits WHERE id=?1",
         Table::Entries | Table::Extents | Table::Parts | Table::Removed => return Err(Fail::Row("not a rowid table")),
     };
     let mut statement = c.prepare_cached(sql)?;

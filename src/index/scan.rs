@@ -29,6 +29,7 @@ const MAX_STATES: usize = 1 << 20;
 /// A table that can be read from its start to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ScanTable {
+    Commits,
     Versions,
     Arcs,
     Frames,
@@ -46,7 +47,8 @@ pub enum ScanTable {
 
 impl ScanTable {
     /// All but `meta`, which has one row.
-    pub const ALL: [ScanTable; 13] = [
+    pub const ALL: [ScanTable; 14] = [
+        ScanTable::Commits,
         ScanTable::Versions,
         ScanTable::Arcs,
         ScanTable::Frames,
@@ -64,6 +66,7 @@ impl ScanTable {
 
     pub fn name(self) -> &'static str {
         match self {
+            ScanTable::Commits => "commits",
             ScanTable::Versions => "versions",
             ScanTable::Arcs => "arcs",
             ScanTable::Frames => "frames",
@@ -82,6 +85,7 @@ impl ScanTable {
 
     fn sql(self) -> &'static str {
         match self {
+            ScanTable::Commits => "SELECT id, x'', 0, 0, row FROM commits WHERE id>?1 ORDER BY id LIMIT ?5",
             ScanTable::Versions => "SELECT id, x'', 0, 0, row FROM versions WHERE id>?1 ORDER BY id LIMIT ?5",
             ScanTable::Arcs => "SELECT id, x'', 0, 0, row FROM arcs WHERE id>?1 ORDER BY id LIMIT ?5",
             ScanTable::Frames => "SELECT id, x'', 0, 0, row FROM frames WHERE id>?1 ORDER BY id LIMIT ?5",

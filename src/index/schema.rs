@@ -33,6 +33,7 @@ const FRAME_ROW_BITS: u32 = FrameNo::BITS - FRAMES_PER_ROW.trailing_zeros();
 
 pub const TABLES: &str = "
 CREATE TABLE meta(id INTEGER PRIMARY KEY, row BLOB NOT NULL) STRICT;
+CREATE TABLE commits(id INTEGER PRIMARY KEY, row BLOB NOT NULL) STRICT;
 CREATE TABLE versions(id INTEGER PRIMARY KEY, row BLOB NOT NULL) STRICT;
 CREATE TABLE arcs(id INTEGER PRIMARY KEY, row BLOB NOT NULL) STRICT;
 CREATE TABLE frames(id INTEGER PRIMARY KEY, row BLOB NOT NULL) STRICT;
@@ -54,8 +55,9 @@ CREATE TABLE parts(kind INTEGER NOT NULL, id INTEGER NOT NULL, no INTEGER NOT NU
 
 /// Names of all tables, for dumps and checks.
 #[cfg(test)]
-pub const TABLE_NAMES: [&str; 14] = [
+pub const TABLE_NAMES: [&str; 15] = [
     "meta",
+    "commits",
     "versions",
     "arcs",
     "frames",

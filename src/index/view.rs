@@ -44,7 +44,7 @@ impl FileState {
 
 /// Index and WAL; an empty WAL counts as none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Files {
+pub(super) struct Files {
     main: Option<FileState>,
     wal: Option<FileState>,
 }
@@ -140,6 +140,16 @@ impl View {
         };
         check_header(&connection, &self.real)?;
         Ok(connection)
+    }
+
+    /// The index, symlinks followed.
+    pub(super) fn path(&self) -> &Path {
+        &self.real
+    }
+
+    /// What is there now.
+    pub(super) fn files_now(&self) -> Files {
+        Files { main: FileState::of(&self.real), wal: FileState::of(&wal_path(&self.real)) }
     }
 
     pub(super) fn is_live(&self) -> bool {

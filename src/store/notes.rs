@@ -128,7 +128,9 @@ impl Notes {
         path: impl FnOnce() -> Option<(Version, Vec<u8>)>,
     ) -> bool {
         if !error.is_damage() {
-            if self.words == Words::Log && self.tally.is_first(key, error.code()) {
+            // The mount tells it once for all.
+            let told = matches!(error, Error::HistoryChanged { .. });
+            if self.words == Words::Log && !told && self.tally.is_first(key, error.code()) {
                 log::warn!("{}: {error}", error.code());
             }
             return true;

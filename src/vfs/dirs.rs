@@ -234,6 +234,7 @@ impl Vfs {
             return Ok(known);
         }
         let versions = self.shown_versions()?;
+        lock(&self.folders).extend(versions.iter().map(|row| row.info.name.clone()));
         let mut items: Vec<DirItem> = versions
             .iter()
             .map(|row| DirItem {

@@ -13,6 +13,7 @@ mod read;
 mod tests;
 mod virtual_xattrs;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -131,6 +132,8 @@ pub struct Vfs {
     known: Mutex<Option<Known>>,
     /// The run up to which it is known what was removed; None: no run is known.
     removals_known: Mutex<Option<Version>>,
+    /// Names of versions' folders that were given out.
+    folders: Mutex<BTreeSet<String>>,
 }
 
 impl Vfs {
@@ -147,6 +150,7 @@ impl Vfs {
             hashes: Hashes::new(),
             known: Mutex::new(None),
             removals_known: Mutex::new(last),
+            folders: Mutex::new(BTreeSet::new()),
         }
     }
 
@@ -183,7 +187,11 @@ impl Vfs {
             Err(_) => None,
         };
         match row.filter(|row| self.options.only.is_none_or(|only| only == row.version)) {
-            Some(row) => Ok((Some(self.version_stat(&row)?), Lifetime::Forever)),
+            Some(row) => {
+                let stat = self.version_stat(&row)?;
+                lock(&self.folders).insert(row.info.name);
+                Ok((Some(stat), Lifetime::Forever))
+            }
             None => Ok((None, Lifetime::Never)),
         }
     }
@@ -330,6 +338,11 @@ impl Vfs {
             true => Err(Error::PathGone { version }),
             false => Ok(()),
         }
+    }
+
+    /// The folders of versions that somebody may know.
+    pub fn folders(&self) -> Vec<(Ino, Vec<u8>)> {
+        lock(&self.folders).iter().map(|name| (Ino::ROOT, name.clone().into_bytes())).collect()
     }
 
     /// The names below versions that were removed since the last time: whoever has kept them is to forget them.

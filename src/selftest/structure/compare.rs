@@ -190,7 +190,11 @@ impl Comparison<'_, '_, '_> {
                 false
             }
             // They follow from rows that are compared, and from losses.
-            ScanTable::Relocations | ScanTable::Changed | ScanTable::Removed | ScanTable::Parts => false,
+            ScanTable::Commits
+            | ScanTable::Relocations
+            | ScanTable::Changed
+            | ScanTable::Removed
+            | ScanTable::Parts => false,
         };
         if counts {
             self.tell(row, own.is_some(), told.is_some());
@@ -208,7 +212,9 @@ impl Comparison<'_, '_, '_> {
         let names = &self.names;
         let (subject, about, hits) = match row.table {
             ScanTable::Entries => return self.note_name(row),
-            ScanTable::Versions => (Subject::Version(Version(first as u32)), format!("r{first}"), Vec::new()),
+            ScanTable::Commits | ScanTable::Versions => {
+                (Subject::Version(Version(first as u32)), format!("r{first}"), Vec::new())
+            }
             ScanTable::Arcs => self.about_arc(ArcSerial(first)),
             ScanTable::Frames => self.about_arc(ArcSerial(first >> 17)),
             ScanTable::Hashes => self.about_arc(row.block().arc()),

@@ -1,0 +1,80 @@
+//! That the index goes on with the history that this process has seen.
+//!
+//! Invariant: an answer counts only if, whenever the file changed, the last commit that was seen is still among those
+//! that the index knows: another history under a process that runs is told, never shown.
+
+use std::sync::Mutex;
+
+use rusqlite::Connection;
+
+use super::Index;
+use super::fail::{Fail, Found};
+use super::row::{self, Key, Table};
+use super::rows;
+use super::view::{Files, View};
+use crate::error::{Error, Result};
+use crate::ids::Version;
+use crate::sync::lock;
+
+/// What the index was when it was last looked at.
+#[derive(Default)]
+pub(super) struct History(Mutex<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    last: Option<(Version, [u8; 32])>,
+    files: Option<Files>,
+}
+
+impl History {
+    /// Another file may be in the place of the index.
+    pub fn doubt(&self) {
+        lock(&self.0).files = None;
+    }
+
+    /// Looks whether the history is the same, if anything was written since the last time.
+    pub fn verify(&self, view: &View, c: &Connection) -> Found<()> {
+        let files = view.files_now();
+        let known = {
+            let seen = lock(&self.0);
+            if seen.files == Some(files) {
+                return Ok(());
+            }
+            seen.last
+        };
+        if let Some((run, digest)) = known
+            && commit(c, run)? != Some(digest)
+        {
+            let what = format!("it is not the history that was seen before, which had another {run}");
+            return Err(Fail::Known(Error::HistoryChanged { path: view.path().to_path_buf(), what }));
+        }
+        let last = rows::state(c)?.last_commit;
+        let mut seen = lock(&self.0);
+        if last.map(|(run, _)| run) >= seen.last.map(|(run, _)| run) {
+            seen.last = last;
+        }
+        seen.files = Some(files);
+        Ok(())
+    }
+}
+
+/// The digest of a run's commit record.
+pub(super) fn commit(c: &Connection, run: Version) -> Found<Option<[u8; 32]>> {
+    rows::value(c, Table::Commits, i64::from(run.0), |body| {
+        <[u8; 32]>::try_from(body).map_err(|_| Fail::Row("a digest is 32 bytes long"))
+    })
+}
+
+pub(super) fn put_commit(c: &Connection, run: Version, digest: [u8; 32]) -> Found<()> {
+    let id = i64::from(run.0);
+    c.prepare_cached("INSERT OR REPLACE INTO commits(id, row) VALUES(?1, ?2)")?
+        .execute(rusqlite::params![id, row::seal(Table::Commits, Key::id(id), digest.to_vec())])?;
+    Ok(())
+}
+
+impl Index {
+    /// The digest of a run's commit record, if the index knows the run.
+    pub fn commit_digest(&self, run: Version) -> Result<Option<[u8; 32]>> {
+        self.ask(|c| commit(c, run))
+    }
+}
