@@ -9,6 +9,8 @@ Needs Debian's python3-cryptography and python3-zstandard.
   read-arc.py --extract 7 key.conf arc.3.1 > block write the plain bytes of frame 7
   read-arc.py --file /home/ann/x key.conf BACKUPDIR > x
                                                    write the newest state of a file, from arcs alone
+  read-arc.py --roots key.conf BACKUPDIR           compute each version's root digest from the catalogs, and compare it
+                                                   with its commit record; a line a version, as `assay versions --digest`
 
 Output is one JSON object a line; bytes that are no UTF-8 are shown as \\udcXX (Python's surrogateescape).
 Each frame is verified as Assay does it: header, AES-256-GCM tag, zstd, length, block hash.
@@ -284,16 +286,38 @@ def read_segments(d):
 
 
 def read_node(d):
-    node = {"logid": d.uint()} | read_attr(d)
+    node = {"logid": d.uint()}
+    start = d.at
+    node |= read_attr(d)
     node["data_bytes"] = d.uint()
-    flags = d.u8()
+    at, flags = d.at - start, d.u8()
     node["racy"] = bool(flags & 1)
     if flags & 2:
         node["sha1"] = d.take(20).hex()
     node["segments"] = None if flags & 4 else read_segments(d)
+    if flags & 4:
+        node["segments_digest"] = d.take(32).hex()
     node["target"] = text(d.string())
     node["xattrs"] = read_xattrs(d)
+    raw = bytearray(d.raw[start:d.at])
+    raw[at] &= ~1
+    node["digest"] = hashlib.sha256(b"assay node v2" + raw).hexdigest()[:32]
     return node
+
+
+def read_state(d):
+    start = d.at
+    state = read_attr(d) | {"children": d.uint(), "xattrs": read_xattrs(d)}
+    state["raw"], state["listing"] = d.raw[start:d.at].hex(), d.take(32).hex()
+    return state
+
+
+def number(value):
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(out + bytes([value]))
 
 
 def read_record(d):
@@ -302,11 +326,12 @@ def read_record(d):
         record = {"record": "dir", "dirno": d.uint(), "parent": d.uint(), "name": text(d.string()),
                   "listing": LISTINGS.get(d.u8()), "state": None}
         if d.u8():
-            record["state"] = read_attr(d) | {"children": d.uint(), "xattrs": read_xattrs(d)}
+            record["state"] = read_state(d)
         return record
     if code == 2:
-        record = {"record": "put", "name": text(d.string()), "type": TYPES.get(d.u8()), "child": d.uint()}
-        record["node"] = read_node(d) if d.u8() else None
+        record = {"record": "put", "name": text(d.string()), "type": TYPES.get(d.u8())}
+        record["node"] = None if record["type"] == "dir" else read_node(d)
+        record["child"] = record["node"]["logid"] if record["node"] else d.uint()
         return record
     if code == 3:
         return {"record": "remove", "name": text(d.string())}
@@ -367,6 +392,7 @@ def read_commit(raw):
     flags = d.u8()
     commit["previous"] = [d.uint(), d.take(32).hex()] if flags & 1 else None
     commit["version"] = read_version_info(Decoder(d.string())) if flags & 2 else None
+    commit["roots"] = d.list(lambda: [d.uint(), d.take(32).hex()])
     commit["base"] = bool(flags & 4)
     commit["arcs"] = d.list(lambda: read_arc_entry(Decoder(d.string())))
     commit["catalog"] = d.list(lambda: read_catalog_frame(d))
@@ -382,10 +408,12 @@ def read_commit(raw):
 class Backup:
     """The newest tree, from commit records and catalogs in the order of runs. In memory: a reader, not a tool."""
 
-    def __init__(self, path, keys):
+    def __init__(self, path, keys, roots=False):
         self.path, self.keys, self.arcs = path, keys, {}
         # Arc names by serial, directories by dirno, nodes and segments by logid, blocks that were relocated.
         self.names, self.children, self.nodes, self.extents, self.moved = {}, {0: {}}, {}, {}, {}
+        # States of directories, those of which not all names are known, and (version, folder name, root digest).
+        self.states, self.partly, self.roots = {}, set(), []
         runs = sorted(int(m[1]) for m in map(re.compile(r"arc\.(\d+)\.0$").match, os.listdir(path)) if m)
         last = None
         for run in runs:
@@ -396,6 +424,47 @@ class Backup:
             need(commit["previous"] == last or commit["base"], f"r{run} does not follow the run before")
             last = [run, commit["digest"]]
             self.apply(commit)
+            if roots and commit["version"]:
+                self.roots.append((run, commit["version"]["name"], self.check_root(commit)))
+
+    def check_root(self, commit):
+        root = self.dir_digest(0)
+        need([commit["run"], root] in commit["roots"], f"r{commit['run']} has another root than its commit record says")
+        return root
+
+    def dir_digest(self, top):
+        """From the names up: the listing digests that states carry are only compared."""
+        done, waiting = {}, [(top, False)]
+        while waiting:
+            dirno, ready = waiting.pop()
+            names = self.children.get(dirno, {})
+            if not ready:
+                waiting.append((dirno, True))
+                waiting += [(child, False) for kind, child in names.values() if kind == "dir"]
+                continue
+            listing = hashlib.sha256(b"assay listing v2" + bytes([dirno in self.partly]))
+            for name, kind, child in sorted((n.encode("utf-8", "surrogateescape"), k, c) for n, (k, c) in names.items()):
+                digest = done[child] if kind == "dir" else self.node_digest(self.nodes[child])
+                code = next(code for code, name_of in TYPES.items() if name_of == kind)
+                listing.update(number(len(name)) + name + bytes([code]) + bytes.fromhex(digest))
+            state = self.states[dirno]
+            need(listing.hexdigest() == state["listing"], f"directory {dirno} lists other names than it had")
+            raw = bytes.fromhex(state["raw"]) + listing.digest()
+            done[dirno] = hashlib.sha256(b"assay dir v2" + raw).hexdigest()
+        return done[top]
+
+    def node_digest(self, node):
+        if node["segments"] is None:
+            digest, expected = hashlib.sha256(b"assay segments v2"), 0
+            for segment in self.segments(node):
+                if "hole" in segment:
+                    digest.update(number(segment["hole"] * 2 + 1))
+                    continue
+                block = segment["arc"] << 24 | segment["frame"]
+                off, expected = block - expected, block + 1
+                digest.update(number(segment["len"] * 2) + number(off * 2 if off >= 0 else -off * 2 - 1))
+            need(digest.hexdigest() == node["segments_digest"], f"file {node['logid']} has other blocks than it had")
+        return node["digest"]
 
     def open(self, name):
         if name not in self.arcs:
@@ -414,6 +483,11 @@ class Backup:
                     directory = self.children.setdefault(r["dirno"], {})
                     if r["listing"] == "full":
                         directory.clear()
+                        self.partly.discard(r["dirno"])
+                    if r["listing"] == "lost":
+                        self.partly.add(r["dirno"])
+                    if r["state"]:
+                        self.states[r["dirno"]] = r["state"]
                 elif r["record"] == "put":
                     directory[r["name"]] = (r["type"], r["child"])
                     if r["node"]:
@@ -435,12 +509,14 @@ class Backup:
         need(kind == "file", f"{path} is no regular file")
         return self.nodes[child]
 
+    def segments(self, node):
+        if node["segments"] is not None:
+            return node["segments"]
+        chunks = self.extents[node["logid"]]
+        return [segment for start in sorted(chunks) for segment in chunks[start]]
+
     def content(self, node):
-        segments = node["segments"]
-        if segments is None:
-            chunks = self.extents[node["logid"]]
-            segments = [segment for start in sorted(chunks) for segment in chunks[start]]
-        for segment in segments:
+        for segment in self.segments(node):
             if "hole" in segment:
                 yield bytes(segment["hole"])
             else:
@@ -486,8 +562,9 @@ def main():
     parser.add_argument("--records", action="store_true", help="print commit and catalog records")
     parser.add_argument("--extract", type=int, metavar="FRAME", help="write the plain bytes of one frame")
     parser.add_argument("--file", metavar="PATH", help="write the newest state of a file of a backup dir")
+    parser.add_argument("--roots", action="store_true", help="check the root digest of each version of a backup dir")
     parser.add_argument("key", help="key.conf")
-    parser.add_argument("arc", nargs="+", help="arc files (with --file: the backup dir)")
+    parser.add_argument("arc", nargs="+", help="arc files (with --file and --roots: the backup dir)")
     args = parser.parse_args()
     bad = False
     try:
@@ -499,6 +576,10 @@ def main():
                 digest.update(piece)
                 sys.stdout.buffer.write(piece)
             need(digest.hexdigest() == node["sha1"], "the file's SHA-1 is another one")
+            return 0
+        if args.roots:
+            for version, name, root in Backup(args.arc[0], keys, roots=True).roots:
+                print(f"r{version} {name} {root}")
             return 0
         for path in args.arc:
             arc = Arc(path, keys)

@@ -127,6 +127,8 @@ pub enum Error {
     IndexTooNew { path: PathBuf, found: u32, known: u32 },
     #[error("the catalog frame that describes directory {} in {version} is damaged", dirno.0)]
     DirectoryLost { dirno: Dirno, version: Version },
+    #[error("{version}, directory {}: {what}", dirno.0)]
+    TreeMismatch { version: Version, dirno: Dirno, what: String },
     #[error("file {} has no recorded content at offset {offset}", logid.0)]
     ExtentsLost { logid: Logid, offset: u64 },
     #[error("{}: all blocks are good, but the file's SHA-1 is {found}, backed up was {expected}", shown(path))]
@@ -217,6 +219,7 @@ impl Error {
             Error::IndexIo { .. } => "INDEX_IO",
             Error::IndexTooNew { .. } => "INDEX_TOO_NEW",
             Error::DirectoryLost { .. } => "DIRECTORY_LOST",
+            Error::TreeMismatch { .. } => "TREE_MISMATCH",
             Error::ExtentsLost { .. } => "EXTENTS_LOST",
             Error::FileHashMismatch { .. } => "FILE_HASH_MISMATCH",
             Error::Stray { .. } => "STRAY_FILE",
@@ -273,6 +276,7 @@ impl Error {
             | Error::IndexIo { .. }
             | Error::IndexTooNew { .. }
             | Error::DirectoryLost { .. }
+            | Error::TreeMismatch { .. }
             | Error::ExtentsLost { .. }
             | Error::FileHashMismatch { .. }
             | Error::Stray { .. }
@@ -306,6 +310,7 @@ impl Error {
             | Error::IndexDamaged { .. }
             | Error::IndexRow { .. }
             | Error::DirectoryLost { .. }
+            | Error::TreeMismatch { .. }
             | Error::ExtentsLost { .. }
             | Error::FileHashMismatch { .. }
             | Error::NotFixed { .. }
@@ -344,7 +349,7 @@ impl Error {
     /// What the user can do, where there is something; one line.
     pub fn help(&self) -> Option<&'static str> {
         match self {
-            Error::IndexDamaged { .. } | Error::IndexRow { .. } => {
+            Error::IndexDamaged { .. } | Error::IndexRow { .. } | Error::TreeMismatch { .. } => {
                 Some("`assay recover` rebuilds the index from the arcs and key.conf")
             }
             Error::DirectoryLost { .. } | Error::ExtentsLost { .. } => {

@@ -180,6 +180,22 @@ byte_id!(
     /// SHA-256 of a whole arc file, as `sha256sum` prints it.
     ArcDigest, 32
 );
+byte_id!(
+    /// First half of a SHA-256 over all that is known of one file state, but for its logid.
+    NodeDigest, 16
+);
+byte_id!(
+    /// SHA-256 over where all bytes of a long file are.
+    SegmentsDigest, 32
+);
+byte_id!(
+    /// SHA-256 over a directory's names, each with the digest of what it stands for.
+    ListingDigest, 32
+);
+byte_id!(
+    /// SHA-256 over a directory state, listing included: with the root's, a whole version.
+    TreeDigest, 32
+);
 
 #[cfg(test)]
 mod tests {

@@ -81,6 +81,7 @@ fn commit(run: u32, previous: Option<(Version, [u8; 32])>, arcs: std::ops::Range
         run_id: [0; 16],
         previous,
         version: None,
+        roots: Vec::new(),
         base: false,
         arcs: arcs.clone().map(entry).collect(),
         catalog: Vec::new(),

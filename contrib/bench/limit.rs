@@ -79,7 +79,7 @@ fn plain_bytes(frames: &[Sealed]) -> f64 {
 
 /// The frames of one file, each as often as the file uses it.
 fn stored_file(dir: &BackupDir, path: &[u8]) -> Done<()> {
-    let tree = Tree::new(Arc::new(dir.open_index()?), View::Whole);
+    let tree = Tree::of(dir, dir.open_index()?, View::Whole);
     let version = tree.version("latest")?.version;
     let Found::Node(logid, _) = tree.find(version, path)? else { return Err("not a file".into()) };
     let node = tree.node(logid)?;

@@ -12,8 +12,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use assay::bench::{
-    Attr, CatalogBuilder, Child, Content, Contents, DirState, Dirno, FileHash, FileHasher, Kind, Names, NewVersion,
-    Node, Output, Packer, Run, Segment, Timespec, VersionInfo, Whole,
+    Attr, CatalogBuilder, Content, Contents, Dirno, FileHash, FileHasher, Kind, Names, NewVersion, Node, Output,
+    Packer, Run, Segment, Timespec, VersionInfo, Whole,
 };
 use assay::{BackupDir, BlockId, Config, Logid, Silent};
 
@@ -51,7 +51,7 @@ fn mix(n: u64) -> u64 {
 
 struct Maker<'a, 'o> {
     out: &'a mut Output<'o>,
-    catalog: CatalogBuilder,
+    catalog: CatalogBuilder<'a>,
     blocks: Vec<(BlockId, u32, FileHash)>,
     next_logid: u64,
     next_dirno: u64,
@@ -92,7 +92,7 @@ impl Maker<'_, '_> {
         self.next_logid += 1;
         self.files += 1;
         self.tree_bytes += u64::from(len);
-        self.catalog.put(name.into(), Child::Node(node.logid), Kind::File, Some(&node), true);
+        self.catalog.put(name.into(), &node, true);
         Ok(())
     }
 
@@ -100,15 +100,13 @@ impl Maker<'_, '_> {
         let dirno = Dirno(self.next_dirno);
         self.next_dirno += 1;
         self.dirs += 1;
-        self.catalog.put(name.into(), Child::Dir(dirno), Kind::Dir, None, true);
-        self.catalog.enter(dirno, parent, name.into(), None, Names::All);
+        self.catalog.enter(dirno, parent, name.into(), None, Names::All, false);
         Ok(dirno)
     }
 
     fn leave(&mut self) -> Done<()> {
-        let (children, subdirs) = self.catalog.counts();
-        let attr = self.attr(Kind::Dir, 4096, 2 + subdirs as u32);
-        self.catalog.leave(self.out, DirState { attr, xattrs: Vec::new(), children })?;
+        let attr = self.attr(Kind::Dir, 4096, 2 + self.catalog.subdirs() as u32);
+        self.catalog.leave(self.out, attr, Vec::new())?;
         Ok(())
     }
 
@@ -187,7 +185,7 @@ fn make(dir: &BackupDir, out: &mut Output<'_>, entries: u64, big: u64, sample: &
     }
     let mut maker = Maker {
         out,
-        catalog: CatalogBuilder::default(),
+        catalog: CatalogBuilder::new(None),
         blocks,
         next_logid: Logid::FIRST.0,
         next_dirno: 1,
@@ -197,11 +195,11 @@ fn make(dir: &BackupDir, out: &mut Output<'_>, entries: u64, big: u64, sample: &
         sample_step: (entries / SAMPLES).max(1),
         sample: std::io::BufWriter::new(std::fs::File::create(sample)?),
     };
-    maker.catalog.enter(Dirno::ROOT, Dirno::ROOT, Vec::new(), None, Names::All);
+    maker.catalog.enter(Dirno::ROOT, Dirno::ROOT, Vec::new(), None, Names::All, false);
     maker.fill(Dirno::ROOT, entries, big)?;
     maker.leave()?;
     maker.sample.flush()?;
-    let catalog = maker.catalog.finish(maker.out)?;
+    let (catalog, root) = maker.catalog.finish(maker.out)?;
     let arcs = maker.out.finish()?;
     let now = Timespec { sec: 1_700_000_000, nsec: 0 };
     let info = VersionInfo {
@@ -216,6 +214,6 @@ fn make(dir: &BackupDir, out: &mut Output<'_>, entries: u64, big: u64, sample: &
         ..VersionInfo::default()
     };
     let (next_logid, next_dirno) = (maker.next_logid, maker.next_dirno);
-    let version = NewVersion { info, base: Some(Vec::new()), next_logid, next_dirno };
-    Ok((Contents { arcs, catalog, version: Some(version) }, (maker.files, maker.dirs)))
+    let version = NewVersion { info, root, base: Some(Vec::new()), next_logid, next_dirno };
+    Ok((Contents { arcs, catalog, roots: Vec::new(), version: Some(version) }, (maker.files, maker.dirs)))
 }

@@ -15,10 +15,10 @@ use super::pipeline::{Budget, FileHead, FileReply, MAX_HELD_PIECES, Step, Totals
 use super::read::{FileError, FileRead, Read};
 use super::spare::Spare;
 use crate::catalog::{
-    CatalogFrame, Child, Content, DirState, ExtentChunk, Kind, MAX_INLINE_SEGMENTS, Node, Segment, VersionInfo,
+    CatalogFrame, Child, Content, ExtentChunk, Kind, MAX_INLINE_SEGMENTS, Node, Segment, VersionInfo, digest,
 };
 use crate::error::{Error, Result};
-use crate::ids::{FileHash, Logid};
+use crate::ids::{FileHash, Logid, TreeDigest, Version};
 use crate::index::{DedupTable, Index};
 use crate::live;
 use crate::monitor::{Event, Monitor, Progress};
@@ -28,7 +28,7 @@ pub struct Assembler<'a, 'o> {
     out: &'a mut Output<'o>,
     index: &'a Index,
     spare: Spare,
-    catalog: CatalogBuilder,
+    catalog: CatalogBuilder<'a>,
     dedup: &'a DedupTable,
     budget: &'a Budget,
     monitor: &'a dyn Monitor,
@@ -52,6 +52,15 @@ struct LongFile {
     data_bytes: u64,
     /// Segments that stay here before the first of them go into the catalog.
     held: usize,
+    /// Of those that went there.
+    digest: digest::Segments,
+}
+
+impl LongFile {
+    fn new(head: FileHead, held: usize) -> LongFile {
+        let digest = digest::Segments::default();
+        LongFile { head, segments: Vec::new(), start: 0, data_bytes: 0, held, digest }
+    }
 }
 
 impl<'a, 'o> Assembler<'a, 'o> {
@@ -63,12 +72,13 @@ impl<'a, 'o> Assembler<'a, 'o> {
         budget: &'a Budget,
         monitor: &'a dyn Monitor,
         expected: &'a Expected,
+        before: Option<Version>,
     ) -> Assembler<'a, 'o> {
         Assembler {
             out,
             index,
             spare,
-            catalog: CatalogBuilder::default(),
+            catalog: CatalogBuilder::new(before.map(|version| (index, version))),
             dedup,
             budget,
             monitor,
@@ -85,37 +95,34 @@ impl<'a, 'o> Assembler<'a, 'o> {
     pub fn step(&mut self, step: Step) -> Result<()> {
         match step {
             Step::Enter { dirno, parent, name, was, names, known } => {
-                self.put(name.clone(), Child::Dir(dirno), Kind::Dir, None, 0, None, known)?;
-                self.catalog.enter(dirno, parent, name, was, names);
+                if !known {
+                    self.count(Kind::Dir, 0, None);
+                }
+                self.catalog.enter(dirno, parent, name, was, names, known);
             }
             Step::Leave { mut attr, xattrs, kept, kept_dirs, totals } => {
                 self.progress.files += totals.files;
                 self.progress.bytes = self.progress.bytes.saturating_add(totals.bytes);
                 self.catalog.kept(kept, kept_dirs);
-                let (children, subdirs) = self.catalog.counts();
+                let subdirs = self.catalog.subdirs();
                 attr.nlink = live::directory_nlink(attr.nlink, subdirs);
-                self.catalog.leave(self.out, DirState { attr, xattrs, children })?;
+                self.catalog.leave(self.out, attr, xattrs)?;
             }
-            Step::LeaveKept { state } => {
-                self.catalog.leave(self.out, state)?;
-            }
-            Step::Keep { name, kind, child, node } => {
-                self.progress.files += u64::from(kind == Kind::File);
-                let bytes = node.as_ref().map_or(0, |node| node.attr.size);
-                self.progress.bytes = self.progress.bytes.saturating_add(bytes);
-                if let Some(node) = &node {
-                    self.keep_extents(node)?;
-                }
-                self.catalog.put(name, child, kind, node.as_deref(), false);
+            Step::LeaveKept { state } => self.catalog.leave_kept(self.out, state)?,
+            Step::Keep { name, node } => {
+                self.progress.files += u64::from(node.attr.kind == Kind::File);
+                self.progress.bytes = self.progress.bytes.saturating_add(node.attr.size);
+                self.keep_extents(&node)?;
+                self.catalog.put(name, &node, false);
             }
             Step::Put { name, was, node, path } => {
                 self.monitor.event(Event::Path(&path));
                 if node.attr.nlink > 1 {
                     self.linked.insert(node.logid, Some(node.clone()));
                 }
-                self.put_node(name, &node, was)?;
+                self.put_node(name, &node, was);
             }
-            Step::Link { name, path, was, logid, last } => self.link(name, path, was, logid, last)?,
+            Step::Link { name, path, was, logid, last } => self.link(name, path, was, logid, last),
             Step::File { head, size, reply } => {
                 let first = reply.recv().unwrap_or_else(|_| died());
                 self.budget.give(size);
@@ -127,8 +134,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
             // Dry runs have a consumer of their own.
             Step::WouldRead { .. } => {}
             Step::LongBegin { head } => {
-                let held = MAX_INLINE_SEGMENTS;
-                self.long = Some(LongFile { head, segments: Vec::new(), start: 0, data_bytes: 0, held });
+                self.long = Some(LongFile::new(head, MAX_INLINE_SEGMENTS));
             }
             Step::LongHole { len } => self.segment(Segment::Hole { len })?,
             Step::LongBlock { len, reply } => {
@@ -137,10 +143,10 @@ impl<'a, 'o> Assembler<'a, 'o> {
                 self.long_block(block?)?;
             }
             Step::LongRestart { logid } => {
-                if let Some(long) = &mut self.long {
-                    long.head.logid = logid;
-                    (long.segments, long.start, long.data_bytes) = (Vec::new(), 0, 0);
-                }
+                self.long = self.long.take().map(|long| {
+                    let head = FileHead { logid, ..long.head };
+                    LongFile::new(head, long.held)
+                });
             }
             Step::LongEnd { read } => self.long_end(read)?,
             Step::Remove { name, totals } => {
@@ -157,10 +163,11 @@ impl<'a, 'o> Assembler<'a, 'o> {
         Ok(())
     }
 
-    /// Closes the catalog; returns its frames, the counts of this run, and how the tree's totals changed.
-    pub fn finish(self) -> Result<(Spare, Vec<CatalogFrame>, VersionInfo, Totals, Totals)> {
-        let frames = self.catalog.finish(self.out)?;
-        Ok((self.spare, frames, self.info, self.gained, self.lost))
+    /// Closes the catalog; returns its frames, the root's digest, the counts of this run, and how the tree's totals
+    /// changed.
+    pub fn finish(self) -> Result<(Spare, Vec<CatalogFrame>, TreeDigest, VersionInfo, Totals, Totals)> {
+        let (frames, root) = self.catalog.finish(self.out)?;
+        Ok((self.spare, frames, root, self.info, self.gained, self.lost))
     }
 
     fn file(&mut self, head: FileHead, read: Result<FileRead, FileError>) -> Result<()> {
@@ -183,7 +190,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
 
     /// A file whose worker sends it piece by piece.
     fn longer(&mut self, head: FileHead, first: FileReply, rest: &Receiver<FileReply>) -> Result<()> {
-        let empty = |head| LongFile { head, segments: Vec::new(), start: 0, data_bytes: 0, held: MAX_HELD_PIECES };
+        let empty = |head| LongFile::new(head, MAX_HELD_PIECES);
         self.long = Some(empty(head));
         let mut reply = first;
         loop {
@@ -221,7 +228,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
             Content::Inline(std::mem::take(&mut long.segments))
         } else {
             self.flush_segments(&mut long, 1)?;
-            Content::Chunked
+            Content::Chunked(std::mem::take(&mut long.digest).finish())
         };
         self.saved(long.head, read, long.data_bytes, content)
     }
@@ -251,15 +258,16 @@ impl<'a, 'o> Assembler<'a, 'o> {
         let same = head.was.is_some_and(|was| was.child == Child::Node(node.logid));
         if same {
             self.keep_extents(&node)?;
-            self.put_kept(head.name, &node, rewrite)
+            self.catalog.put(head.name, &node, rewrite);
         } else {
-            self.put_node(head.name, &node, head.was)
+            self.put_node(head.name, &node, head.was);
         }
+        Ok(())
     }
 
     /// In a full listing a node that stays is told with all that belongs to it: a base stands alone.
     fn keep_extents(&mut self, node: &Node) -> Result<()> {
-        if node.content != Content::Chunked || !self.catalog.is_listed() {
+        if !matches!(node.content, Content::Chunked(_)) || !self.catalog.is_listed() {
             return Ok(());
         }
         let mut offset = 0;
@@ -271,56 +279,39 @@ impl<'a, 'o> Assembler<'a, 'o> {
         Ok(())
     }
 
-    fn put_kept(&mut self, name: Vec<u8>, node: &Node, rewrite: bool) -> Result<()> {
-        self.catalog.put(name, Child::Node(node.logid), node.attr.kind, Some(node), rewrite);
-        Ok(())
-    }
-
-    fn link(&mut self, name: Vec<u8>, path: Vec<u8>, was: Option<Was>, logid: Logid, last: bool) -> Result<()> {
+    fn link(&mut self, name: Vec<u8>, path: Vec<u8>, was: Option<Was>, logid: Logid, last: bool) {
         let node = if last { self.linked.remove(&logid) } else { self.linked.get(&logid).cloned() };
         match node.flatten() {
             Some(node) if was.is_some_and(|was| was.child == Child::Node(node.logid)) => {
-                self.put_kept(name, &node, false)
+                self.catalog.put(name, &node, false);
             }
             Some(node) => self.put_node(name, &node, was),
             None => {
                 let e = io::Error::from_raw_os_error(libc::ESTALE);
                 self.failed(&path, &Error::io("read the other name of", live::path_of(&path), &e));
-                self.absent(name, was)
+                self.absent(name, was);
             }
         }
     }
 
-    fn put_node(&mut self, name: Vec<u8>, node: &Node, was: Option<Was>) -> Result<()> {
-        self.put(name, Child::Node(node.logid), node.attr.kind, Some(node), node.attr.size, was, false)
+    /// Records a file that is new or changed.
+    fn put_node(&mut self, name: Vec<u8>, node: &Node, was: Option<Was>) {
+        self.count(node.attr.kind, node.attr.size, was);
+        self.catalog.put(name, node, true);
     }
 
-    /// Records an entry that is new or changed (`known` directories are neither).
-    #[expect(clippy::too_many_arguments, reason = "an entry has that many parts")]
-    fn put(
-        &mut self,
-        name: Vec<u8>,
-        child: Child,
-        kind: Kind,
-        node: Option<&Node>,
-        size: u64,
-        was: Option<Was>,
-        known: bool,
-    ) -> Result<()> {
-        if !known {
-            match was {
-                Some(was) => {
-                    self.info.changed += 1;
-                    let mut old = Totals::default();
-                    old.add(was.kind, was.size);
-                    self.lose(old);
-                }
-                None => self.info.new += 1,
+    /// Counts an entry that is new or changed.
+    fn count(&mut self, kind: Kind, size: u64, was: Option<Was>) {
+        match was {
+            Some(was) => {
+                self.info.changed += 1;
+                let mut old = Totals::default();
+                old.add(was.kind, was.size);
+                self.lose(old);
             }
-            self.gained.add(kind, size);
+            None => self.info.new += 1,
         }
-        self.catalog.put(name, child, kind, node, !known);
-        Ok(())
+        self.gained.add(kind, size);
     }
 
     /// A file that could not be read is not in this version, even if it was in the one before; unless it is known to be
@@ -348,13 +339,14 @@ impl<'a, 'o> Assembler<'a, 'o> {
         match unchanged {
             Some(node) => {
                 self.keep_extents(&node)?;
-                self.put_kept(head.name, &node, false)
+                self.catalog.put(head.name, &node, false);
             }
             None => self.absent(head.name, head.was),
         }
+        Ok(())
     }
 
-    fn absent(&mut self, name: Vec<u8>, was: Option<Was>) -> Result<()> {
+    fn absent(&mut self, name: Vec<u8>, was: Option<Was>) {
         if let Some(was) = was {
             let mut totals = Totals::default();
             totals.add(was.kind, was.size);
@@ -362,7 +354,6 @@ impl<'a, 'o> Assembler<'a, 'o> {
             self.info.removed += 1;
             self.catalog.remove(name);
         }
-        Ok(())
     }
 
     fn failed(&mut self, path: &[u8], error: &Error) {
@@ -429,6 +420,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
             let count = long.segments.len().min(ExtentChunk::MAX_SEGMENTS);
             let segments: Vec<Segment> = long.segments.drain(..count).collect();
             let len: u64 = segments.iter().map(Segment::len).sum();
+            long.digest.add(&segments);
             self.catalog.extents(self.out, ExtentChunk { logid: long.head.logid, start: long.start, segments })?;
             long.start += len;
         }

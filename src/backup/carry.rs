@@ -90,9 +90,8 @@ impl Traverse<'_> {
         }
         match entry.entry.child {
             Child::Node(logid) => {
-                let node = Some(Box::new(self.previous.node(logid)?));
-                let (name, kind) = (entry.entry.name, entry.entry.kind);
-                self.send(Step::Keep { name, kind, child: Child::Node(logid), node })
+                let node = Box::new(self.previous.node(logid)?);
+                self.send(Step::Keep { name: entry.entry.name, node })
             }
             Child::Dir(dirno) => self.carry_over_dir(dirno, entry.entry.name),
         }

@@ -5,9 +5,11 @@
 //! told a second time, without its names, in another frame, so that what lies below a lost listing is still reached.
 
 use crate::catalog::codec::encode_record;
-use crate::catalog::{CatalogFrame, Child, DirState, ExtentChunk, Kind, Listing, Node, Record};
-use crate::error::Result;
-use crate::ids::Dirno;
+use crate::catalog::digest::{self, ItemDigest, Known};
+use crate::catalog::{Attr, CatalogFrame, DirState, ExtentChunk, Kind, Listing, Named, Node, Record, Xattrs};
+use crate::error::{Error, Result};
+use crate::ids::{Dirno, ListingDigest, TreeDigest, Version};
+use crate::index::{Change, Index};
 use crate::run::output::Output;
 use crate::run::records::CLOSE_AT_BYTES;
 
@@ -31,6 +33,8 @@ struct OpenDir {
     was: Option<DirState>,
     /// Its names, cut where a frame will end.
     parts: Vec<Vec<u8>>,
+    /// The same, by their digests: only those that are others than before, or all.
+    changes: Vec<Change>,
     children: u64,
     subdirs: u64,
 }
@@ -38,6 +42,15 @@ struct OpenDir {
 impl OpenDir {
     fn head(&self, listing: Listing, state: Option<DirState>) -> Record {
         Record::Dir { dirno: self.dirno, parent: self.parent, name: self.name.clone(), listing, state }
+    }
+
+    fn change(&mut self, name: Vec<u8>, item: Option<(Kind, ItemDigest)>) {
+        // A file takes the place of a directory: first that goes, then this comes.
+        if let Some((last, is)) = self.changes.last_mut().filter(|(last, _)| *last == name) {
+            (*last, *is) = (name, item);
+            return;
+        }
+        self.changes.push((name, item));
     }
 
     /// Where the next record goes.
@@ -51,8 +64,10 @@ impl OpenDir {
     }
 }
 
-#[derive(Default)]
-pub struct CatalogBuilder {
+pub struct CatalogBuilder<'a> {
+    /// What the version before is in.
+    before: Option<(&'a Index, Version)>,
+    root: Option<TreeDigest>,
     open: Vec<OpenDir>,
     frame: Vec<u8>,
     frame_dirs: Vec<(Dirno, u64)>,
@@ -62,26 +77,56 @@ pub struct CatalogBuilder {
     frames: Vec<CatalogFrame>,
 }
 
-impl CatalogBuilder {
-    pub fn enter(&mut self, dirno: Dirno, parent: Dirno, name: Vec<u8>, was: Option<DirState>, names: Names) {
-        self.open.push(OpenDir { dirno, parent, name, names, was, parts: Vec::new(), children: 0, subdirs: 0 });
+impl<'a> CatalogBuilder<'a> {
+    pub fn new(before: Option<(&'a Index, Version)>) -> CatalogBuilder<'a> {
+        CatalogBuilder {
+            before,
+            root: None,
+            open: Vec::new(),
+            frame: Vec::new(),
+            frame_dirs: Vec::new(),
+            extents: Vec::new(),
+            again: Vec::new(),
+            frames: Vec::new(),
+        }
     }
 
-    /// An entry of the directory that is open. `changed` is false for one that is as before: it counts, and is
+    /// A directory in the one that is open. `known`: the version before has it.
+    pub fn enter(
+        &mut self,
+        dirno: Dirno,
+        parent: Dirno,
+        name: Vec<u8>,
+        was: Option<DirState>,
+        names: Names,
+        known: bool,
+    ) {
+        if let Some(dir) = self.open.last_mut() {
+            dir.children += 1;
+            dir.subdirs += 1;
+            if !known || dir.names != Names::Changed {
+                encode_record(dir.records(), &Record::Put { name: name.clone(), item: Named::Dir(dirno) });
+            }
+        }
+        let (parts, changes) = (Vec::new(), Vec::new());
+        self.open.push(OpenDir { dirno, parent, name, names, was, parts, changes, children: 0, subdirs: 0 });
+    }
+
+    /// A file of the directory that is open. `changed` is false for one that is as before: it counts, and is
     /// recorded only in a full listing.
-    pub fn put(&mut self, name: Vec<u8>, child: Child, kind: Kind, node: Option<&Node>, changed: bool) {
+    pub fn put(&mut self, name: Vec<u8>, node: &Node, changed: bool) {
         let Some(dir) = self.open.last_mut() else { return };
         dir.children += 1;
-        dir.subdirs += u64::from(kind == Kind::Dir);
         if changed || dir.names != Names::Changed {
-            let node = node.cloned().map(Box::new);
-            encode_record(dir.records(), &Record::Put { name, child, kind, node });
+            dir.change(name.clone(), Some((node.attr.kind, ItemDigest::Node(digest::node(node)))));
+            encode_record(dir.records(), &Record::Put { name, item: Named::Node(Box::new(node.clone())) });
         }
     }
 
     pub fn remove(&mut self, name: Vec<u8>) {
         // A full listing removes by silence.
         if let Some(dir) = self.open.last_mut().filter(|dir| dir.names != Names::All) {
+            dir.change(name.clone(), None);
             encode_record(dir.records(), &Record::Remove { name });
         }
     }
@@ -104,17 +149,64 @@ impl CatalogBuilder {
         self.open.last().is_some_and(|dir| dir.names != Names::Changed)
     }
 
-    /// Entries and subdirectories of the open directory so far.
-    pub fn counts(&self) -> (u64, u64) {
-        self.open.last().map_or((0, 0), |dir| (dir.children, dir.subdirs))
+    /// Subdirectories of the open directory so far.
+    pub fn subdirs(&self) -> u64 {
+        self.open.last().map_or(0, |dir| dir.subdirs)
     }
 
-    /// Ends the open directory. Returns whether anything of it was recorded.
-    pub fn leave(&mut self, out: &mut Output, state: DirState) -> Result<bool> {
-        let Some(dir) = self.open.pop() else { return Ok(false) };
+    /// Ends the open directory, which has these attributes.
+    ///
+    /// # Errors
+    /// `TREE_MISMATCH` if what the index says of the version before is not what that version's digests say.
+    pub fn leave(&mut self, out: &mut Output, attr: Attr, xattrs: Xattrs) -> Result<()> {
+        let Some(mut dir) = self.open.pop() else { return Ok(()) };
+        let (listing, children) = (self.listing(&mut dir)?, dir.children);
+        self.end(out, dir, DirState { attr, xattrs, children, listing })
+    }
+
+    /// Ends the open directory, which was not looked at: `state` is the one that it has.
+    ///
+    /// # Errors
+    /// As `leave`.
+    pub fn leave_kept(&mut self, out: &mut Output, state: DirState) -> Result<()> {
+        let Some(mut dir) = self.open.pop() else { return Ok(()) };
+        let listing = self.listing(&mut dir)?;
+        if dir.names == Names::All && listing != state.listing {
+            let version = self.before.map_or(Version(0), |(_, version)| version);
+            let what = "its names are not those that were backed up".into();
+            return Err(Error::TreeMismatch { version, dirno: dir.dirno, what });
+        }
+        self.end(out, dir, DirState { listing, ..state })
+    }
+
+    fn listing(&self, dir: &mut OpenDir) -> Result<ListingDigest> {
+        // In the order of the walk they are sorted; nothing depends on it.
+        dir.changes.sort_by(|a, b| a.0.cmp(&b.0));
+        let known = if dir.names == Names::Known { Known::Some } else { Known::All };
+        match (&dir.was, self.before) {
+            (Some(was), Some((index, version))) if dir.names == Names::Changed => match dir.changes.as_slice() {
+                [] => Ok(was.listing),
+                changes => index.listing_digest(version, dir.dirno, changes),
+            },
+            _ => {
+                let mut listing = digest::Listing::new(known);
+                for (name, item) in &dir.changes {
+                    item.iter().for_each(|(kind, item)| listing.add(name, *kind, item));
+                }
+                Ok(listing.finish())
+            }
+        }
+    }
+
+    fn end(&mut self, out: &mut Output, dir: OpenDir, state: DirState) -> Result<()> {
         let same_state = dir.was.as_ref() == Some(&state);
+        match self.open.last_mut() {
+            None => self.root = Some(digest::dir(&state)),
+            Some(above) if same_state && above.names == Names::Changed => {}
+            Some(above) => above.change(dir.name.clone(), Some((Kind::Dir, ItemDigest::Dir(digest::dir(&state))))),
+        }
         if same_state && dir.parts.is_empty() && dir.names == Names::Changed {
-            return Ok(false);
+            return Ok(());
         }
         let told = if same_state && dir.names == Names::Changed { None } else { Some(state.clone()) };
         let (first, more) = match dir.names {
@@ -131,10 +223,7 @@ impl CatalogBuilder {
             self.part(out, &dir, first, told, &[])?;
         }
         encode_record(&mut self.again, &dir.head(Listing::Delta, Some(state)));
-        if self.again.len() >= CLOSE_AT_BYTES {
-            self.flush_again(out)?;
-        }
-        Ok(true)
+        if self.again.len() >= CLOSE_AT_BYTES { self.flush_again(out) } else { Ok(()) }
     }
 
     fn part(
@@ -183,10 +272,11 @@ impl CatalogBuilder {
         Ok(())
     }
 
-    /// Writes what is left and returns the frames for the commit record.
-    pub fn finish(mut self, out: &mut Output) -> Result<Vec<CatalogFrame>> {
+    /// Writes what is left and returns the frames for the commit record, and the root directory's digest.
+    pub fn finish(mut self, out: &mut Output) -> Result<(Vec<CatalogFrame>, TreeDigest)> {
         self.flush_extents(out)?;
         self.flush_again(out)?;
-        Ok(self.frames)
+        let root = self.root.ok_or_else(|| Error::SelfCheck { what: "the walk did not end at the root".into() })?;
+        Ok((self.frames, root))
     }
 }

@@ -107,7 +107,7 @@ impl Traverse<'_> {
             Some(node) => node,
             None => Box::new(self.previous.node(logid)?),
         };
-        self.send(Step::Keep { name, kind, child: Child::Node(logid), node: Some(node) })
+        self.send(Step::Keep { name, node })
     }
 
     /// Handles a further name of a file that was met already; false when it is the first. Another inode number, or

@@ -166,6 +166,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         left_out: LeftOut::default(),
     };
     let before = totals_of(newest.as_ref());
+    let before_this = newest.as_ref().map(|row| row.version);
     let expected = Expected::new(before);
     let Some(begun) = begun else {
         let mut info = std::thread::scope(|scope| {
@@ -186,7 +187,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let (committed, resumed) = reserved.write(Whole::Keep, |out| {
         let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?.without(inventory.lost.clone());
         let spare = Spare::of(&index)?;
-        let assembler = Assembler::new(out, &index, &dedup, spare, &budget, monitor, &expected);
+        let assembler = Assembler::new(out, &index, &dedup, spare, &budget, monitor, &expected, before_this);
         let (assembler, walked) = std::thread::scope(|scope| {
             // Without a version before there is nothing to estimate from.
             if newest.is_none() && monitor.wants_totals() {
@@ -197,7 +198,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             expected.stop();
             done
         })?;
-        let (spare, mut catalog, mut info, gained, lost) = assembler.finish()?;
+        let (spare, mut catalog, root, mut info, gained, lost) = assembler.finish()?;
         let (resumed, unused) = spare.settled(&index)?;
         if let Some(error) = dedup.trouble() {
             info.errors += 1;
@@ -221,8 +222,8 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             return Err(Error::Interrupted);
         }
         let base = if base { Some(earlier()?) } else { None };
-        let version = NewVersion { info, base, next_logid: walked.next_logid, next_dirno: walked.next_dirno };
-        Ok((Contents { arcs, catalog, version: Some(version) }, resumed))
+        let version = NewVersion { info, root, base, next_logid: walked.next_logid, next_dirno: walked.next_dirno };
+        Ok((Contents { arcs, catalog, roots: Vec::new(), version: Some(version) }, resumed))
     })?;
     drop(index);
     let Applied { commit, report, appeared, left, not_removed } = committed.apply();

@@ -155,9 +155,7 @@ pub enum Step {
     /// An entry that is as before, in a directory that is listed.
     Keep {
         name: Vec<u8>,
-        kind: Kind,
-        child: Child,
-        node: Option<Box<Node>>,
+        node: Box<Node>,
     },
     /// Anything but a regular file or a directory.
     Put {

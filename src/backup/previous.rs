@@ -93,7 +93,7 @@ impl<'a> Previous<'a> {
         };
         match &node.content {
             Content::Inline(segments) => any(segments),
-            Content::Chunked => {
+            Content::Chunked(_) => {
                 let mut offset = 0;
                 while offset < node.attr.size {
                     let chunk = self.index.extents_at(node.logid, offset)?;

@@ -5,7 +5,7 @@
 
 pub use super::numbers::{BadRecord, Decoded, Decoder, Encoder, require};
 use super::*;
-use crate::ids::{BlockId, Dirno, FileHash};
+use crate::ids::{BlockId, Dirno, FileHash, ListingDigest, SegmentsDigest};
 
 /// Files, and so offsets in them, are shorter than this, as in `off_t`.
 const MAX_FILE_BYTES: u64 = i64::MAX as u64;
@@ -91,17 +91,22 @@ fn xattrs(d: &mut Decoder) -> Decoded<Xattrs> {
 
 fn put_segments(e: &mut Encoder, segments: &[Segment]) {
     e.uint(segments.len() as u64);
-    let mut expected = 0u64;
+    put_segments_from(e, segments, BlockId(0));
+}
+
+/// Segments without their number, the first block id as difference to the one expected; returns the one expected next.
+pub(super) fn put_segments_from(e: &mut Encoder, segments: &[Segment], mut expected: BlockId) -> BlockId {
     for segment in segments {
         match *segment {
             Segment::Hole { len } => e.uint(len << 1 | 1),
             Segment::Data { block, len } => {
                 e.uint(u64::from(len) << 1);
-                e.int(block.0.wrapping_sub(expected) as i64);
-                expected = block.0.wrapping_add(1);
+                e.int(block.0.wrapping_sub(expected.0) as i64);
+                expected = BlockId(block.0.wrapping_add(1));
             }
         }
     }
+    expected
 }
 
 /// Segments of a file from `start` on.
@@ -156,17 +161,21 @@ const FLAG_CHUNKED: u8 = 4;
 
 fn put_node(e: &mut Encoder, node: &Node) {
     e.uint(node.logid.0);
+    put_state(e, node, node.racy);
+}
+
+/// A node without its logid.
+pub(super) fn put_state(e: &mut Encoder, node: &Node, racy: bool) {
     put_attr(e, &node.attr);
     e.uint(node.data_bytes);
-    let chunked = matches!(node.content, Content::Chunked);
-    e.u8(u8::from(node.racy) * FLAG_RACY
-        + u8::from(node.sha1.is_some()) * FLAG_SHA1
-        + u8::from(chunked) * FLAG_CHUNKED);
+    let chunked = matches!(node.content, Content::Chunked(_));
+    e.u8(u8::from(racy) * FLAG_RACY + u8::from(node.sha1.is_some()) * FLAG_SHA1 + u8::from(chunked) * FLAG_CHUNKED);
     if let Some(sha1) = node.sha1 {
         e.raw(&sha1.0);
     }
-    if let Content::Inline(list) = &node.content {
-        put_segments(e, list);
+    match &node.content {
+        Content::Inline(list) => put_segments(e, list),
+        Content::Chunked(digest) => e.raw(&digest.0),
     }
     e.bytes(&node.target);
     put_xattrs(e, &node.xattrs);
@@ -178,7 +187,10 @@ fn node(d: &mut Decoder) -> Decoded<Node> {
     require(flags <= FLAG_RACY + FLAG_SHA1 + FLAG_CHUNKED, BadRecord("unknown flag of a node"))?;
     require(flags & !FLAG_RACY == 0 || attr.kind == Kind::File, BadRecord("flag of what is no regular file"))?;
     let sha1 = if flags & FLAG_SHA1 != 0 { Some(FileHash(d.array()?)) } else { None };
-    let content = if flags & FLAG_CHUNKED != 0 { Content::Chunked } else { Content::Inline(segments(d, 0)?) };
+    let content = match flags & FLAG_CHUNKED {
+        0 => Content::Inline(segments(d, 0)?),
+        _ => Content::Chunked(SegmentsDigest(d.array()?)),
+    };
     let file_bytes = if attr.kind == Kind::File { attr.size } else { 0 };
     match &content {
         Content::Inline(list) => {
@@ -190,7 +202,7 @@ fn node(d: &mut Decoder) -> Decoded<Node> {
             require(bytes == file_bytes, BadRecord("segments do not add up to the file's size"))?;
             require(data == data_bytes, BadRecord("data bytes are not the sum of its data ranges"))?;
         }
-        Content::Chunked => {
+        Content::Chunked(_) => {
             require(file_bytes > MAX_INLINE_SEGMENTS as u64, BadRecord("file too short for Extents records"))?;
         }
     }
@@ -235,12 +247,13 @@ fn put_dir_state(e: &mut Encoder, state: &DirState) {
     put_attr(e, &state.attr);
     e.uint(state.children);
     put_xattrs(e, &state.xattrs);
+    e.raw(&state.listing.0);
 }
 
 fn dir_state(d: &mut Decoder) -> Decoded<DirState> {
     let attr = attr(d)?;
     require(attr.kind == Kind::Dir, BadRecord("directory with another type"))?;
-    Ok(DirState { attr, children: d.uint()?, xattrs: xattrs(d)? })
+    Ok(DirState { attr, children: d.uint()?, xattrs: xattrs(d)?, listing: ListingDigest(d.array()?) })
 }
 
 pub fn encode_dir_state(value: &DirState) -> Vec<u8> {
@@ -309,15 +322,13 @@ pub fn encode_record(out: &mut Vec<u8>, record: &Record) {
                 put_dir_state(&mut e, state);
             }
         }
-        Record::Put { name, child, kind, node } => {
+        Record::Put { name, item } => {
             e.u8(2);
             e.bytes(name);
-            e.u8(*kind as u8);
-            let (Child::Node(Logid(id)) | Child::Dir(Dirno(id))) = *child;
-            e.uint(id);
-            e.u8(u8::from(node.is_some()));
-            if let Some(node) = node {
-                put_node(&mut e, node);
+            e.u8(item.kind() as u8);
+            match item {
+                Named::Node(node) => put_node(&mut e, node),
+                Named::Dir(dirno) => e.uint(dirno.0),
             }
         }
         Record::Remove { name } => {
@@ -371,13 +382,12 @@ fn record(d: &mut Decoder) -> Decoded<Record> {
         }
         2 => {
             let (name, kind) = (name(d)?, kind(d)?);
-            let child = child(d, kind)?;
-            let node = if d.flag()? { Some(Box::new(node(d)?)) } else { None };
-            if let Some(node) = &node {
-                let same = child == Child::Node(node.logid) && kind == node.attr.kind;
-                require(same, BadRecord("entry and node disagree"))?;
+            if kind == Kind::Dir {
+                return Ok(Record::Put { name, item: Named::Dir(subdirectory(d)?) });
             }
-            Record::Put { name, child, kind, node }
+            let node = Box::new(node(d)?);
+            require(kind == node.attr.kind, BadRecord("entry and node disagree"))?;
+            Record::Put { name, item: Named::Node(node) }
         }
         3 => Record::Remove { name: name(d)? },
         4 => {
@@ -432,12 +442,13 @@ pub fn loss(d: &mut Decoder) -> Decoded<Loss> {
 
 /// What a name of this type stands for. Nothing is above the root, so it is nobody's child.
 pub fn child(d: &mut Decoder, kind: Kind) -> Decoded<Child> {
-    if kind != Kind::Dir {
-        return d.logid().map(Child::Node);
-    }
+    if kind == Kind::Dir { subdirectory(d).map(Child::Dir) } else { d.logid().map(Child::Node) }
+}
+
+fn subdirectory(d: &mut Decoder) -> Decoded<Dirno> {
     let dirno = d.dirno()?;
     require(dirno != Dirno::ROOT, BadRecord("root directory below another"))?;
-    Ok(Child::Dir(dirno))
+    Ok(dirno)
 }
 
 /// The records of a catalog frame, one by one, so that a frame of many small ones takes no memory.
@@ -459,9 +470,9 @@ impl<'a> Records<'a> {
         let record = record(&mut self.rest)?;
         match &record {
             Record::Dir { dirno, .. } => self.open = Some(*dirno),
-            Record::Put { child, .. } => {
+            Record::Put { item, .. } => {
                 let dir = self.open.ok_or(BadRecord("entry of no directory"))?;
-                require(*child != Child::Dir(dir), BadRecord("directory below itself"))?;
+                require(*item != Named::Dir(dir), BadRecord("directory below itself"))?;
             }
             Record::Remove { .. } => require(self.open.is_some(), BadRecord("entry of no directory"))?,
             _ => {}

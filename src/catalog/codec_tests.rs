@@ -1,7 +1,9 @@
 //! What an encoder writes is read back equal, and what a decoder accepts is written again, byte for byte.
 
 use super::*;
-use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, FrameNo, Version};
+use crate::ids::{
+    ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, FrameNo, ListingDigest, SegmentsDigest, TreeDigest, Version,
+};
 use crate::testing::Rng;
 use crate::testing::mutate::assert_canonical;
 
@@ -67,7 +69,7 @@ fn a_node(rng: &mut Rng) -> Node {
     if file && rng.below(4) == 0 {
         size = 65 + up_to(rng, i64::MAX as u64 - 65);
         data_bytes = up_to(rng, size);
-        content = Content::Chunked;
+        content = Content::Chunked(SegmentsDigest([rng.next() as u8; 32]));
     }
     Node {
         logid: Logid(Logid::FIRST.0 + up_to(rng, Logid::MAX.0 - Logid::FIRST.0)),
@@ -83,7 +85,12 @@ fn a_node(rng: &mut Rng) -> Node {
 
 fn a_dir_state(rng: &mut Rng) -> DirState {
     let size = up_to(rng, i64::MAX as u64);
-    DirState { attr: an_attr(rng, Kind::Dir, size), children: up_to(rng, u64::MAX - 1), xattrs: some_xattrs(rng) }
+    DirState {
+        attr: an_attr(rng, Kind::Dir, size),
+        children: up_to(rng, u64::MAX - 1),
+        xattrs: some_xattrs(rng),
+        listing: ListingDigest([rng.next() as u8; 32]),
+    }
 }
 
 fn a_dirno(rng: &mut Rng) -> Dirno {
@@ -131,12 +138,8 @@ fn a_record(rng: &mut Rng) -> Record {
             Record::AcceptLoss(losses[rng.below(4)])
         }
         // Far from the directories that `a_dir` makes.
-        7 => Record::Put { name, child: Child::Dir(Dirno(3 << 35 | rng.next() >> 40)), kind: Kind::Dir, node: None },
-        _ => {
-            let node = a_node(rng);
-            let (child, kind) = (Child::Node(node.logid), node.attr.kind);
-            Record::Put { name, child, kind, node: (rng.below(4) > 0).then(|| Box::new(node)) }
-        }
+        7 => Record::Put { name, item: Named::Dir(Dirno(3 << 35 | rng.next() >> 40)) },
+        _ => Record::Put { name, item: Named::Node(Box::new(a_node(rng))) },
     }
 }
 
@@ -224,11 +227,15 @@ pub(super) fn a_commit(rng: &mut Rng) -> Commit {
             catalog.push(CatalogFrame { arc: arc.serial, frame: FrameNo(frame), dirs: dirs.collect() });
         }
     }
+    let version = (rng.below(4) > 0).then(|| an_info(rng, run));
+    let removed = (0..before.0).take(rng.below(3)).map(Version);
+    let roots = removed.chain(version.as_ref().map(|_| run)).map(|v| (v, TreeDigest([v.0 as u8; 32])));
     Commit {
         run,
         run_id: [1; 16],
         previous: (!base || rng.below(2) == 0).then_some((before, [2; 32])),
-        version: (rng.below(4) > 0).then(|| an_info(rng, run)),
+        roots: roots.collect(),
+        version,
         base,
         arcs,
         catalog,

@@ -6,7 +6,7 @@
 
 use super::codec::{BadRecord, Decoded, Decoder, Encoder, require, valid_name};
 use super::{MAX_BLOCK_BYTES, Timespec};
-use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, Dirno, FrameNo, Logid, TreeDigest, Version};
 
 /// What an arc has beside the stored bytes of its frames; `arc` has the same numbers, and the compiler compares them.
 pub const ARC_HEADER_BYTES: u64 = 112;
@@ -104,6 +104,9 @@ pub struct Commit {
     pub previous: Option<(Version, [u8; 32])>,
     /// Absent when the run made no version (maintenance).
     pub version: Option<VersionInfo>,
+    /// Versions whose root directory has this digest from now on: the one that the run made; those from which it removed
+    /// paths.
+    pub roots: Vec<(Version, TreeDigest)>,
     /// The commit stands alone: its catalog lists every directory of the version, and `arcs` every arc in use.
     pub base: bool,
     /// Data and catalog arcs of this run (not the commit arc); of all runs, if it is a base.
@@ -130,6 +133,11 @@ impl Commit {
         }
         if let Some(version) = &self.version {
             e.bytes(&version.encode());
+        }
+        e.uint(self.roots.len() as u64);
+        for (version, digest) in &self.roots {
+            e.uint(u64::from(version.0));
+            e.raw(&digest.0);
         }
         e.uint(self.arcs.len() as u64);
         for arc in &self.arcs {
@@ -161,6 +169,7 @@ impl Commit {
             run_id,
             previous: if flags & 1 != 0 { Some((d.version()?, d.array()?)) } else { None },
             version: if flags & 2 != 0 { Some(VersionInfo::decode(d.bytes()?)?) } else { None },
+            roots: (0..d.count()?).map(|_| Ok((d.version()?, TreeDigest(d.array()?)))).collect::<Decoded<_>>()?,
             base: flags & 4 != 0,
             arcs: (0..d.count()?).map(|_| ArcEntry::decode(d.bytes()?)).collect::<Decoded<_>>()?,
             catalog: (0..d.count()?).map(|_| CatalogFrame::decode(&mut d)).collect::<Decoded<_>>()?,
@@ -182,6 +191,12 @@ impl Commit {
         require(self.base || !first, BadRecord("first version that is no base"))?;
         let own_name = |info: &VersionInfo| info.name.ends_with(&format!("-{}", self.run));
         require(self.version.as_ref().is_none_or(own_name), BadRecord("version name of another run"))?;
+        let ascend = self.roots.is_sorted_by(|a, b| a.0 < b.0);
+        require(ascend, BadRecord("roots out of order"))?;
+        let newest = self.roots.last().map(|(version, _)| *version);
+        require(newest.is_none_or(|newest| newest <= self.run), BadRecord("root of a later version"))?;
+        let made = newest == Some(self.run);
+        require(made == self.version.is_some(), BadRecord("version without its root, or the other way round"))?;
         for arc in &self.arcs {
             let run = arc.name.version;
             let known = run == self.run || (self.base && run < self.run);

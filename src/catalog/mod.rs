@@ -6,11 +6,14 @@
 
 pub mod codec;
 pub mod commit;
+pub mod digest;
+#[cfg(test)]
+mod digest_tests;
 mod numbers;
 #[cfg(test)]
 mod refusal_tests;
 
-use crate::ids::{ArcSerial, BlockId, Dirno, FileHash, FrameNo, Logid, Version};
+use crate::ids::{ArcSerial, BlockId, Dirno, FileHash, FrameNo, ListingDigest, Logid, SegmentsDigest, Version};
 
 pub use commit::{ArcEntry, ArcRole, CatalogFrame, Commit, VersionInfo};
 
@@ -87,8 +90,8 @@ impl Segment {
 pub enum Content {
     /// The whole list (empty for an empty file and for anything but a regular file).
     Inline(Vec<Segment>),
-    /// Too long for one row: in `ExtentChunk`s that tile `0..size`.
-    Chunked,
+    /// Too long for one row: in `ExtentChunk`s that tile `0..size`, all segments of which have this digest.
+    Chunked(SegmentsDigest),
 }
 
 /// A stretch of a long file's segments, at most `ExtentChunk::MAX_SEGMENTS` of them.
@@ -150,6 +153,8 @@ pub struct DirState {
     pub xattrs: Xattrs,
     /// Entries in the directory in this state: a listing with another count is damage.
     pub children: u64,
+    /// Binds the names, and all that is below them.
+    pub listing: ListingDigest,
 }
 
 /// What a name stands for.
@@ -157,6 +162,29 @@ pub struct DirState {
 pub enum Child {
     Node(Logid),
     Dir(Dirno),
+}
+
+/// What a name is said to stand for: a file's state in full, a directory by its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named {
+    Node(Box<Node>),
+    Dir(Dirno),
+}
+
+impl Named {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Named::Node(node) => node.attr.kind,
+            Named::Dir(_) => Kind::Dir,
+        }
+    }
+
+    pub fn child(&self) -> Child {
+        match self {
+            Named::Node(node) => Child::Node(node.logid),
+            Named::Dir(dirno) => Child::Dir(*dirno),
+        }
+    }
 }
 
 /// How the `Put`s after a `Dir` record relate to what the directory held before.
@@ -178,10 +206,10 @@ pub enum Listing {
 pub enum Record {
     /// Opens a directory: the following `Put` and `Remove` records are about it. The root is its own parent,
     /// with an empty name. `state` is absent in all parts of a directory but the last, and in a delta that
-    /// leaves the directory's own attributes and child count as they were.
+    /// leaves the directory's state as it was.
     Dir { dirno: Dirno, parent: Dirno, name: Vec<u8>, listing: Listing, state: Option<DirState> },
-    /// `name` stands for `child` from this version on. `node` is there when the state is new (or in a full listing).
-    Put { name: Vec<u8>, child: Child, kind: Kind, node: Option<Box<Node>> },
+    /// `name` stands for this from this version on.
+    Put { name: Vec<u8>, item: Named },
     /// `name` is gone from this version on (with all below it, if it was a directory).
     Remove { name: Vec<u8> },
     /// Content of a long file, written before the `Put` of its node.

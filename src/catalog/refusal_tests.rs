@@ -2,7 +2,9 @@
 
 use super::codec::*;
 use super::*;
-use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, FileHash, FrameNo};
+use crate::ids::{
+    ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, FileHash, FrameNo, ListingDigest, SegmentsDigest, TreeDigest,
+};
 
 fn attr(kind: Kind, size: u64) -> Attr {
     let time = Timespec::default();
@@ -45,7 +47,7 @@ fn symlink() -> Node {
 }
 
 fn state() -> DirState {
-    DirState { attr: attr(Kind::Dir, 4096), xattrs: vec![], children: 0 }
+    DirState { attr: attr(Kind::Dir, 4096), xattrs: vec![], children: 0, listing: ListingDigest([0; 32]) }
 }
 
 fn dir(dirno: u64, parent: u64, name: &[u8]) -> Record {
@@ -53,8 +55,8 @@ fn dir(dirno: u64, parent: u64, name: &[u8]) -> Record {
     Record::Dir { dirno, parent, name: name.to_vec(), listing: Listing::Delta, state: None }
 }
 
-fn put(child: Child, kind: Kind) -> Record {
-    Record::Put { name: b"n".to_vec(), child, kind, node: None }
+fn put(item: Named) -> Record {
+    Record::Put { name: b"n".to_vec(), item }
 }
 
 fn bytes_of(records: &[Record]) -> Vec<u8> {
@@ -157,7 +159,10 @@ fn nodes_that_no_file_has() {
             ("size of what has no content", with(Kind::Fifo, &|n| n.attr.size = 1)),
             ("size of what has no content", with(Kind::BlockDevice, &|n| n.attr.size = 1)),
             ("flag of what is no regular file", link(&|n| n.sha1 = Some(FileHash([0; 20])))),
-            ("flag of what is no regular file", with(Kind::Fifo, &|n| n.content = Content::Chunked)),
+            (
+                "flag of what is no regular file",
+                with(Kind::Fifo, &|n| n.content = Content::Chunked(SegmentsDigest([0; 32]))),
+            ),
             ("segments do not add up to the file's size", node(&|n| n.attr.size = 31)),
             ("segments do not add up to the file's size", node(&|n| n.content = Content::Inline(vec![hole(29)]))),
             (
@@ -172,7 +177,7 @@ fn nodes_that_no_file_has() {
             (
                 "file too short for Extents records",
                 node(&|n| {
-                    (n.content, n.attr.size) = (Content::Chunked, 64);
+                    (n.content, n.attr.size) = (Content::Chunked(SegmentsDigest([0; 32])), 64);
                 }),
             ),
             (
@@ -228,10 +233,11 @@ fn records_that_no_catalog_holds() {
     let hole = |len| Segment::Hole { len };
     let name = |name: &[u8]| bytes_of(&[dir(1, 0, b"d"), Record::Remove { name: name.to_vec() }]);
     let in_root = |record: Record| bytes_of(&[dir(0, 0, b""), record]);
-    let with_node = |logid: u64, kind: Kind| {
-        let (child, node) = (Child::Node(Logid(logid)), Some(Box::new(file())));
-        in_root(Record::Put { name: b"n".to_vec(), child, kind, node })
-    };
+    let node = |logid: u64| put(Named::Node(Box::new(Node { logid: Logid(logid), ..file() })));
+    let subdir = |dirno: u64| put(Named::Dir(Dirno(dirno)));
+    // Six bytes of a Dir, then code, length of the name, name, type.
+    let mut fifo = in_root(node(16));
+    fifo[9] = Kind::Fifo as u8;
     assert!(decode_records(&extents(16, (1 << 63) - 2, vec![hole(1)])).is_ok());
     let moved = |from: u64, to: u64| bytes_of(&[Record::Relocate { from: BlockId(from), to: BlockId(to) }]);
     let gone = |dirno: u64, name: &[u8]| Record::RemovePath { dirno: Dirno(dirno), name: name.to_vec() };
@@ -254,15 +260,13 @@ fn records_that_no_catalog_holds() {
             ("root directory with a name or parent", bytes_of(&[dir(0, 0, b"d")])),
             ("root directory with a name or parent", bytes_of(&[dir(0, 1, b"")])),
             ("directory below itself", bytes_of(&[dir(7, 7, b"d")])),
-            ("directory below itself", bytes_of(&[dir(7, 0, b"d"), put(Child::Dir(Dirno(7)), Kind::Dir)])),
-            ("root directory below another", bytes_of(&[dir(7, 0, b"d"), put(Child::Dir(Dirno::ROOT), Kind::Dir)])),
-            ("directory number out of range", in_root(put(Child::Dir(Dirno(1 << 39)), Kind::Dir))),
-            ("logid out of range", in_root(put(Child::Node(Logid(15)), Kind::Fifo))),
-            ("logid out of range", in_root(put(Child::Node(Logid(1 << 63)), Kind::Fifo))),
-            ("entry and node disagree", with_node(17, Kind::File)),
-            ("entry and node disagree", with_node(16, Kind::Fifo)),
-            ("entry and node disagree", with_node(16, Kind::Dir)),
-            ("entry of no directory", bytes_of(&[put(Child::Node(Logid(16)), Kind::Fifo)])),
+            ("directory below itself", bytes_of(&[dir(7, 0, b"d"), subdir(7)])),
+            ("root directory below another", bytes_of(&[dir(7, 0, b"d"), subdir(0)])),
+            ("directory number out of range", in_root(subdir(1 << 39))),
+            ("logid out of range", in_root(node(15))),
+            ("logid out of range", in_root(node(1 << 63))),
+            ("entry and node disagree", fifo),
+            ("entry of no directory", bytes_of(&[node(16)])),
             ("entry of no directory", bytes_of(&[Record::Remove { name: b"n".to_vec() }])),
             ("impossible name", name(b"")),
             ("impossible name", name(b".")),
@@ -315,6 +319,7 @@ fn commit() -> Commit {
         run_id: [4; 16],
         previous: Some((Version(4), [5; 32])),
         version: Some(VersionInfo { name: "2026-01-01-0000-r5".into(), ..VersionInfo::default() }),
+        roots: vec![(Version(5), TreeDigest([6; 32]))],
         base: false,
         arcs: vec![arc(5, 1, 10, ArcRole::Data), arc(5, 2, 11, ArcRole::Catalog)],
         catalog: vec![frame(0, &[(3, 2), (9, 1)]), frame(1, &[])],
@@ -340,7 +345,7 @@ fn commits_that_no_run_writes() {
         })
     };
     assert!(Commit::decode(&base(&|c| c.previous = None)).is_ok());
-    assert!(Commit::decode(&with(&|c| (c.previous, c.version) = (None, None))).is_ok());
+    assert!(Commit::decode(&with(&|c| (c.previous, c.version, c.roots) = (None, None, vec![]))).is_ok());
     let dirs = |dirs: &[(u64, u64)]| {
         with(&|c| {
             c.next_dirno = Dirno::MAX.0 + 1;
@@ -366,6 +371,12 @@ fn commits_that_no_run_writes() {
             ("impossible path", with(&|c| c.version.as_mut().unwrap().paths = vec![b"/a\0b".to_vec()])),
             ("impossible path", with(&|c| c.version.as_mut().unwrap().kept_paths = vec![b"".to_vec()])),
             ("impossible path", with(&|c| c.version.as_mut().unwrap().not_entered = vec![b"a".to_vec()])),
+            ("roots out of order", with(&|c| c.roots.insert(0, c.roots[0]))),
+            ("roots out of order", with(&|c| c.roots.push((Version(4), TreeDigest([6; 32]))))),
+            ("root of a later version", with(&|c| c.roots[0].0 = Version(6))),
+            ("version without its root, or the other way round", with(&|c| c.roots.clear())),
+            ("version without its root, or the other way round", with(&|c| c.roots[0].0 = Version(3))),
+            ("version without its root, or the other way round", with(&|c| c.version = None)),
             ("arc of another run", with(&|c| c.arcs[0].name.version = Version(4))),
             ("arc of another run", base(&|c| c.arcs[0].name.version = Version(6))),
             ("arcs out of order", with(&|c| c.arcs.swap(0, 1))),

@@ -1,7 +1,6 @@
 //! `assay coverage`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -81,7 +80,7 @@ fn parse_since(text: &str) -> Result<Since, String> {
 
 pub fn run(context: &Context, args: &CoverageArgs) -> Result<Exit> {
     let dir = context.open()?;
-    let tree = Tree::new(Arc::new(open_index(&dir)?), View::Whole);
+    let tree = Tree::of(&dir, open_index(&dir)?, View::Whole);
     let (ledger, refused) = Ledger::load(dir.own(), dir.keys())?;
     for refused in &refused {
         log::warn!("{}: not believed: {}", shown(&refused.path), refused.what);

@@ -91,7 +91,7 @@ struct Lister<'a> {
 pub fn run(context: &Context, args: &LsArgs) -> Result<Exit> {
     let dir = context.open()?;
     let index = Arc::new(open_index(&dir)?);
-    let tree = Tree::new(index, View::Whole);
+    let tree = Tree::of(&dir, index, View::Whole);
     let rows = |folder: Option<&str>| {
         if args.all {
             tree.versions()

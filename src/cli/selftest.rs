@@ -1,7 +1,6 @@
 //! `assay selftest`.
 
 use std::ffi::OsString;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -191,7 +190,7 @@ fn scope(dir: &BackupDir, args: &SelftestArgs) -> Result<Scope> {
 /// The paths as some version has them. A typing error must not look like a clean run.
 fn stored_paths(dir: &BackupDir, rev: Option<&str>, given: &[&OsString]) -> Result<Vec<Vec<u8>>> {
     // An index that does not open is the selftest's to tell.
-    let tree = dir.open_index().ok().map(|index| Tree::new(Arc::new(index), View::Whole));
+    let tree = dir.open_index().ok().map(|index| Tree::of(dir, index, View::Whole));
     let versions = match (&tree, rev) {
         (Some(tree), Some(rev)) => vec![tree.version(rev)?],
         (Some(tree), None) => tree.versions().unwrap_or_default(),

@@ -33,6 +33,7 @@ fn all_errors() -> Vec<Error> {
         Error::IndexIo { path: path(), what: what.clone() },
         Error::IndexTooNew { path: path(), found: 2, known: 1 },
         Error::DirectoryLost { dirno: Dirno(1), version },
+        Error::TreeMismatch { version, dirno: Dirno(1), what: what.clone() },
         Error::ExtentsLost { logid: Logid(16), offset: 0 },
         Error::FileHashMismatch { path: b"/p".to_vec(), expected: FileHash([0; 20]), found: FileHash([1; 20]) },
         Error::NotFixed { path: path(), what: what.clone() },

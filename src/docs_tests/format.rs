@@ -14,7 +14,7 @@ use crate::arc::{
     writer,
 };
 use crate::catalog::codec::{Encoder, encode_record};
-use crate::catalog::{ArcRole, Attr, Child, Content, ExtentChunk, Kind, Listing, Loss, Node, Record, Timespec};
+use crate::catalog::{ArcRole, Attr, Content, ExtentChunk, Kind, Listing, Loss, Named, Node, Record, Timespec};
 use crate::crypto::{Domain, Keys};
 use crate::ids::{
     ArcId, ArcName, ArcSalt, ArcSerial, BackupId, BlockHash, BlockId, Dirno, FrameNo, Logid, SegmentId, Version,
@@ -317,7 +317,7 @@ fn record_codes_are_the_described_ones() {
             "Dir",
             Record::Dir { dirno: Dirno(1), parent: Dirno(0), name: b"d".to_vec(), listing: Listing::Full, state: None },
         ),
-        ("Put", Record::Put { name: b"n".to_vec(), child: Child::Dir(Dirno(1)), kind: Kind::Dir, node: None }),
+        ("Put", Record::Put { name: b"n".to_vec(), item: Named::Dir(Dirno(1)) }),
         ("Remove", Record::Remove { name: b"n".to_vec() }),
         ("Extents", Record::Extents(ExtentChunk { logid: Logid(16), start: 0, segments: vec![] })),
         ("RemoveVersion", Record::RemoveVersion(Version(1))),
@@ -384,7 +384,10 @@ fn node_flags_are_the_described_ones() {
     let coded = [
         (flags(&Node { racy: true, ..plain.clone() }), "racy".to_string()),
         (flags(&Node { sha1: Some(crate::ids::FileHash([0; 20])), ..plain.clone() }), "sha1".to_string()),
-        (flags(&Node { content: Content::Chunked, ..plain }), "chunked".to_string()),
+        (
+            flags(&Node { content: Content::Chunked(crate::ids::SegmentsDigest([0; 32])), ..plain }),
+            "chunked".to_string(),
+        ),
     ];
     assert_eq!(codes("### Node", "| flag | name | meaning |"), coded);
 }

@@ -117,6 +117,19 @@ fn it_reads_every_frame_record_and_file() {
 }
 
 #[test]
+fn it_comes_to_the_root_digest_of_each_version_by_itself() {
+    let lab = Lab::new();
+    let done = reader(&["--roots".as_ref(), lab.key().as_os_str(), lab.dir.path().as_os_str()]);
+    assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+    let versions = lab.dir.open_index().unwrap().versions().unwrap();
+    let lines = |root: &dyn Fn(&crate::index::VersionRow) -> String| -> String {
+        versions.iter().map(|row| format!("{} {} {}\n", row.version, row.info.name, root(row))).collect()
+    };
+    assert_eq!(versions.len(), 2);
+    assert_eq!(String::from_utf8_lossy(&done.stdout), lines(&|row| row.root.digest.to_string()));
+}
+
+#[test]
 fn it_refuses_a_flipped_bit_anywhere_and_loses_no_other_frame() {
     let lab = Lab::new();
     let path = lab.dir.path().join("arc.1.2");

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::sync::Arc;
 
 use super::Rng;
 use super::lab::{Copy, Source, assert_same, lab};
@@ -314,7 +313,7 @@ fn the_live_originals_of_a_block_are_named_newest_first_and_read_with_care() {
     source.write("newer", &[b"x".repeat(512), long[512 * 70..512 * 71].to_vec()].concat());
     copy.backup(&source, &fixed);
     let dir = copy.open();
-    let tree = Tree::new(Arc::new(dir.open_index().unwrap()), View::Whole);
+    let tree = Tree::of(&dir, dir.open_index().unwrap(), View::Whole);
     let hash = dir.keys().block_hash(&long[512 * 70..512 * 71]);
     let block = tree.index().find_block(&hash).unwrap().unwrap();
     let found = originals(&tree, &HashSet::from([block]), &|| false).unwrap().remove(&block).unwrap();

@@ -11,7 +11,7 @@ use crate::arc::{ARC_HEADER_LEN, FRAME_HEADER_LEN};
 use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::{self, ArcSource, COMMIT_NUMBER};
 use crate::catalog::codec::decode_records;
-use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit, Record};
+use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit, Named, Record};
 use crate::ids::{ArcName, BlockId, Dirno, FrameNo, Logid, Version};
 use crate::index::CatalogSource;
 use crate::store::Heal;
@@ -283,7 +283,7 @@ impl Lost {
         for record in decode_records(&plain).unwrap() {
             match record {
                 Record::Dir { dirno, .. } if describes => drop(lost.dirs.insert(dirno)),
-                Record::Put { node: Some(node), .. } => drop(lost.nodes.insert(node.logid)),
+                Record::Put { item: Named::Node(node), .. } => drop(lost.nodes.insert(node.logid)),
                 Record::Extents(chunk) => drop(lost.extents.insert(chunk.logid)),
                 _ => {}
             }

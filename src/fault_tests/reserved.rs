@@ -38,7 +38,7 @@ pub fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[Block
                 to.push(out.block(&packed, plain.len() as u32, dir.keys().block_hash(&plain))?);
             }
             let catalog = run_records::records(out, records(&to).into_iter().map(Ok))?;
-            Ok((Contents { arcs: out.finish()?, catalog, version: None }, ()))
+            Ok((Contents { arcs: out.finish()?, catalog, roots: Vec::new(), version: None }, ()))
         })
         .unwrap();
     let applied = committed.apply().whole().unwrap();

@@ -8,9 +8,9 @@ use crate::arc::{FrameKind, Packer};
 use crate::backupdir::BackupDir;
 use crate::backupdir::arcs;
 use crate::catalog::codec::encode_record;
-use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Child, Commit, Kind, Listing, Record};
+use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit, Listing, Named, Record};
 use crate::error::Error;
-use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Version};
 use crate::index::{IndexWriter, OpenRun, State};
 use crate::monitor::Silent;
 use crate::run::settle;
@@ -41,6 +41,7 @@ fn maintenance(dir: &BackupDir, plain: Vec<u8>, dirs: Vec<(Dirno, u64)>) -> Comm
         run_id: [7; 16],
         previous: last_commit,
         version: None,
+        roots: Vec::new(),
         base: false,
         catalog: vec![CatalogFrame { arc: entry.serial, frame: FrameNo(0), dirs }],
         arcs: vec![entry],
@@ -111,7 +112,8 @@ fn a_sealed_catalog_frame_that_no_run_writes_is_lost_whole_and_told_by_its_rule(
     };
     let root =
         || Record::Dir { dirno: Dirno::ROOT, parent: Dirno::ROOT, name: vec![], listing: Listing::Delta, state: None };
-    let put = |child, kind| Record::Put { name: b"new".to_vec(), child, kind, node: None };
+    let put = |item| Record::Put { name: b"new".to_vec(), item };
+    let node = crate::testing::fixture::node(1 << 40, &[], vec![]);
     let uncounted = "id that its commit does not count";
     for (rule, plain) in [
         ("number longer than it need be", [records(&[Record::DropArc(ArcSerial(0))]), vec![7, 0x80, 0]].concat()),
@@ -119,9 +121,9 @@ fn a_sealed_catalog_frame_that_no_run_writes_is_lost_whole_and_told_by_its_rule(
             "directory below itself",
             records(&[Record::DropArc(ArcSerial(0)), root()]).into_iter().chain([1, 5, 5, 1, b'd', 1, 0]).collect(),
         ),
-        ("root directory below another", [records(&[root()]), vec![2, 1, b'n', 2, 0, 0]].concat()),
-        (uncounted, records(&[root(), put(Child::Node(Logid(1 << 40)), Kind::Fifo)])),
-        (uncounted, records(&[root(), put(Child::Dir(Dirno(1 << 30)), Kind::Dir)])),
+        ("root directory below another", [records(&[root()]), vec![2, 1, b'n', 2, 0]].concat()),
+        (uncounted, records(&[root(), put(Named::Node(Box::new(node)))])),
+        (uncounted, records(&[root(), put(Named::Dir(Dirno(1 << 30)))])),
         (uncounted, records(&[Record::DropArc(ArcSerial(0)), Record::DropArc(ArcSerial(1 << 38))])),
         (uncounted, records(&[Record::RemoveVersion(Version(0)), Record::RemoveVersion(Version(4))])),
         (uncounted, records(&[Record::Relocate { from: BlockId(0), to: BlockId(1 << 50) }])),

@@ -390,7 +390,7 @@ fn a_selftest_that_is_interrupted_tells_what_it_did_and_what_it_did_not() {
         }
     }
     let dir = copy.open();
-    let tree = crate::tree::Tree::new(std::sync::Arc::new(dir.open_index().unwrap()), crate::tree::View::Whole);
+    let tree = crate::tree::Tree::of(&dir, dir.open_index().unwrap(), crate::tree::View::Whole);
     let run = |patience: i64| {
         let (ledger, asked) = (crate::ledger::Ledger::empty(1), crate::coverage::Options::default());
         crate::coverage::run(&tree, &ledger, &asked, &Impatient(patience.into()), 1, &mut |_, _| Ok(())).unwrap()

@@ -72,7 +72,10 @@ impl Cause {
                 | Damage::Unreadable(_) => Cause::Medium,
             },
             Error::DirectoryLost { .. } | Error::ExtentsLost { .. } | Error::CommitDamaged { .. } => Cause::Catalog,
-            Error::IndexDamaged { .. } | Error::IndexRow { .. } | Error::FileHashMismatch { .. } => Cause::Index,
+            Error::IndexDamaged { .. }
+            | Error::IndexRow { .. }
+            | Error::TreeMismatch { .. }
+            | Error::FileHashMismatch { .. } => Cause::Index,
             Error::KeyWrong { .. } => Cause::Key,
             Error::Stray { .. } => Cause::Stray,
             _ => Cause::Unchecked,

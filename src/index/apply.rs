@@ -5,7 +5,6 @@
 //! what a damaged frame described is marked lost from this version on, and is found again only where a later
 //! record says it anew; rows of earlier versions change only by the end of their interval.
 
-use std::cell::Cell;
 use std::collections::{BTreeSet, HashSet};
 
 use rusqlite::{Connection, params};
@@ -15,11 +14,12 @@ use super::history;
 use super::row::{EntryRow, Key, MAX_KEYED_ROW, Table, seal, split};
 use super::rows::{self, DirValue, PartOf, blob, part_key};
 use super::runs;
-use super::schema::{changed_key, dir_key};
+use super::schema::dir_key;
+use super::{Root, State, VersionRow};
 use crate::arc::FrameInfo;
 use crate::catalog::codec::{self, BadRecord, Encoder, Records};
 use crate::catalog::{
-    ArcEntry, ArcRole, CatalogFrame, Child, Commit, Content, DirState, Kind, Listing, Loss, Node, Record, Segment,
+    ArcEntry, ArcRole, CatalogFrame, Child, Commit, Content, DirState, Listing, Loss, Named, Node, Record, Segment,
 };
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
@@ -74,20 +74,8 @@ pub(super) fn apply_commit(
         return Err(refuse("it does not follow the last commit that is known"));
     }
     let any_lost = c.query_row("SELECT EXISTS(SELECT 1 FROM lost)", [], |row| row.get(0))?;
-    let mut apply = Apply {
-        c,
-        v: commit.run,
-        any_lost,
-        first_new_logid: state.next_logid,
-        first_new_dirno: state.next_dirno,
-        last_touched: Cell::new(None),
-        open: None,
-        dropped: BTreeSet::new(),
-        report: ApplyReport::default(),
-    };
-    if let Some(info) = &commit.version {
-        apply.put_version(commit.run, info, false, commit.base)?;
-    }
+    let mut apply = Apply { any_lost, ..Apply::new(c, commit.run, &state) };
+    apply.roots(commit)?;
     state.hashes += apply.arcs(commit, source)?;
     for frame in &commit.catalog {
         let Some(arc) = commit.arc(frame.arc) else {
@@ -98,6 +86,7 @@ pub(super) fn apply_commit(
     apply.finish_listing()?;
     apply.drop_unclaimed_extents()?;
     apply.forget_moves_to_dropped()?;
+    apply.digest_anew()?;
     let catalog_bytes = commit
         .arcs
         .iter()
@@ -113,6 +102,7 @@ pub(super) fn apply_commit(
     state.next_dirno = state.next_dirno.max(commit.next_dirno);
     state.next_run = state.next_run.max(Version(commit.run.0 + 1));
     state.last_commit = Some((commit.run, digest));
+    (state.newest, state.versions) = rows::versions_digest(c)?;
     rows::put_state(c, &state)?;
     history::put_commit(c, commit.run, digest)?;
     runs::note_commit(c, commit)?;
@@ -132,13 +122,13 @@ fn counted(record: &Record, commit: &Commit) -> Result<(), BadRecord> {
     };
     let counted = match record {
         Record::Dir { dirno: no, parent, .. } => dirno(no) && dirno(parent),
-        Record::Put { child: Child::Dir(no), .. } => dirno(no),
-        Record::Put { child: Child::Node(id), node, .. } => {
-            logid(id)
-                && node.as_ref().is_none_or(|node| match &node.content {
+        Record::Put { item: Named::Dir(no), .. } => dirno(no),
+        Record::Put { item: Named::Node(node), .. } => {
+            logid(&node.logid)
+                && match &node.content {
                     Content::Inline(segments) => stored(segments),
-                    Content::Chunked => true,
-                })
+                    Content::Chunked(_) => true,
+                }
         }
         Record::Remove { .. } => true,
         Record::Extents(chunk) => logid(&chunk.logid) && stored(&chunk.segments),
@@ -168,11 +158,28 @@ pub(super) struct Apply<'a> {
     /// From these numbers on, no commit before this one has rows.
     first_new_logid: u64,
     first_new_dirno: u64,
-    last_touched: Cell<Option<Dirno>>,
     open: Option<OpenDir>,
     /// Arcs that this commit drops.
     pub(super) dropped: BTreeSet<ArcSerial>,
+    /// Directories from which this commit took a name, with the versions that had it.
+    pub(super) named_less: Vec<(Dirno, Version, Option<Version>)>,
     pub(super) report: ApplyReport,
+}
+
+impl<'a> Apply<'a> {
+    pub(super) fn new(c: &'a Connection, v: Version, state: &State) -> Apply<'a> {
+        Apply {
+            c,
+            v,
+            any_lost: true,
+            first_new_logid: state.next_logid,
+            first_new_dirno: state.next_dirno,
+            open: None,
+            dropped: BTreeSet::new(),
+            named_less: Vec::new(),
+            report: ApplyReport::default(),
+        }
+    }
 }
 
 impl Apply<'_> {
@@ -210,7 +217,6 @@ impl Apply<'_> {
         for (first, count) in &frame.dirs {
             for dirno in (first.0..first.0 + count).map(Dirno) {
                 self.put_lost(dirno, self.v, None)?;
-                self.touch(dirno)?;
                 if let Some(open) = self.open.as_mut().filter(|open| open.dirno == dirno) {
                     open.full = None;
                     open.lost_since = Some(self.v);
@@ -240,7 +246,7 @@ impl Apply<'_> {
     fn record(&mut self, record: Record, hashes: &mut u64) -> Found<()> {
         match record {
             Record::Dir { dirno, parent, name, listing, state } => self.dir(dirno, parent, name, listing, state),
-            Record::Put { name, child, kind, node } => self.put(name, child, kind, node),
+            Record::Put { name, item } => self.put(name, &item),
             Record::Remove { name } => self.remove(&name),
             Record::Extents(chunk) => self.extents(chunk.logid, chunk.start, &chunk.segments),
             Record::RemoveVersion(version) => self.remove_version(version),
@@ -267,7 +273,7 @@ impl Apply<'_> {
             self.finish_listing()?;
             if dirno != Dirno::ROOT {
                 // The record itself proves where the directory is, also when the parent's own frame is lost.
-                self.put_entry(parent, &name, Child::Dir(dirno), Kind::Dir, None)?;
+                self.put_entry(parent, &name, &Named::Dir(dirno), None)?;
             }
             let mut lost_since = self.lost_since(dirno)?;
             if listing == Listing::Lost && lost_since.is_none() {
@@ -289,18 +295,14 @@ impl Apply<'_> {
                 *old != value || doubted
             }
         };
-        if write {
-            self.put_dir(dirno, &value)?;
-            self.touch(dirno)?;
-        }
-        Ok(())
+        if write { self.put_dir(dirno, &value) } else { Ok(()) }
     }
 
     fn put_dir(&self, dirno: Dirno, value: &DirValue) -> Found<()> {
         self.put_long(Table::Dirs, PartOf::Dir, dir_key(dirno, self.v), &value.encode())
     }
 
-    fn put(&mut self, name: Vec<u8>, child: Child, kind: Kind, node: Option<Box<Node>>) -> Found<()> {
+    fn put(&mut self, name: Vec<u8>, item: &Named) -> Found<()> {
         let Some(open) = self.open.as_mut() else {
             self.report.conflicts += 1;
             return Ok(());
@@ -311,33 +313,33 @@ impl Apply<'_> {
         if let Some(names) = &mut open.full {
             names.insert(name.clone());
         }
-        if let Some(node) = &node {
-            self.put_node(dirno, node)?;
+        match item {
+            Named::Node(node) => self.put_node(dirno, node)?,
+            Named::Dir(child) => {
+                if rows::dir(self.c, *child, self.v)?.is_none_or(|(_, value)| value.gone) {
+                    self.put_dir(*child, &DirValue { parent: dirno, name: name.clone(), gone: false, state: None })?;
+                }
+            }
         }
-        if let Child::Dir(child) = child
-            && rows::dir(self.c, child, self.v)?.is_none_or(|(_, value)| value.gone)
-        {
-            self.put_dir(child, &DirValue { parent: dirno, name: name.clone(), gone: false, state: None })?;
-        }
-        self.put_entry_in(dirno, &name, child, kind, doubt)
+        self.put_entry_in(dirno, &name, item, doubt)
     }
 
     /// As `put_entry_in`, for a directory that is not the open one.
-    fn put_entry(&mut self, dir: Dirno, name: &[u8], child: Child, kind: Kind, doubt: Option<Version>) -> Found<()> {
+    fn put_entry(&mut self, dir: Dirno, name: &[u8], item: &Named, doubt: Option<Version>) -> Found<()> {
         let doubt = if doubt.is_some() { doubt } else { self.lost_since(dir)? };
-        self.put_entry_in(dir, name, child, kind, doubt)
+        self.put_entry_in(dir, name, item, doubt)
     }
 
     /// From this version on, `name` stands for `child`. An interval from before `doubt` is not continued.
-    fn put_entry_in(&mut self, dir: Dirno, name: &[u8], child: Child, kind: Kind, doubt: Option<Version>) -> Found<()> {
-        let new = EntryRow { v_to: None, kind, child };
+    fn put_entry_in(&mut self, dir: Dirno, name: &[u8], item: &Named, doubt: Option<Version>) -> Found<()> {
+        let new = EntryRow::of(item);
         if dir.0 >= self.first_new_dirno && self.insert_entry(dir, name, new)? {
             self.report.opened += 1;
-            return self.touch(dir);
+            return Ok(());
         }
         let old = rows::entry(self.c, dir, name, self.v)?.filter(|(_, row)| row.v_to.is_none());
         if let Some((since, row)) = old {
-            if row.child == child && row.kind == kind {
+            if row == new {
                 if doubt.is_none_or(|from| since >= from) {
                     return Ok(());
                 }
@@ -346,9 +348,8 @@ impl Apply<'_> {
                 self.close(dir, name, since, row)?;
             }
         }
-        self.write_entry(dir, name, self.v, new)?;
         self.report.opened += 1;
-        self.touch(dir)
+        self.write_entry(dir, name, self.v, new)
     }
 
     /// In a directory of this very version there is nothing to look up; false if the name is there already.
@@ -385,7 +386,6 @@ impl Apply<'_> {
     /// Ends an entry with this version, and everything below it.
     fn close(&mut self, dir: Dirno, name: &[u8], since: Version, row: EntryRow) -> Found<()> {
         self.end_interval(dir, name, since, row)?;
-        self.touch(dir)?;
         let mut below = match row.child {
             Child::Dir(dirno) => vec![dirno],
             Child::Node(_) => vec![],
@@ -465,11 +465,10 @@ impl Apply<'_> {
                 if names.contains(name) { Ok(()) } else { apply.close(dirno, name, since, row) }
             },
         )?;
-        if let Some(from) = lost_since {
-            self.put_lost(dirno, from, Some(self.v))?;
-            self.touch(dirno)?;
+        match lost_since {
+            Some(from) => self.put_lost(dirno, from, Some(self.v)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn put_node(&mut self, dir: Dirno, node: &Node) -> Found<()> {
@@ -540,30 +539,33 @@ impl Apply<'_> {
 
     fn remove_version(&mut self, version: Version) -> Found<()> {
         match rows::version(self.c, version)? {
-            Some((row, _)) => self.put_version(version, &row.info, true, row.base),
+            Some((row, _)) => self.put_version(&row, true),
             None => Ok(()),
         }
     }
 
-    /// Notes that this version changed something in the directory, and so below its ancestors.
-    fn touch(&self, dirno: Dirno) -> Found<()> {
-        if self.last_touched.replace(Some(dirno)) == Some(dirno) {
-            return Ok(());
-        }
-        let mut at = dirno;
-        loop {
-            let new = self
-                .c
-                .prepare_cached("INSERT OR IGNORE INTO changed(id) VALUES(?1)")?
-                .execute([changed_key(self.v, at)])?;
-            if new == 0 || at == Dirno::ROOT {
-                return Ok(());
-            }
-            match rows::dir(self.c, at, self.v)? {
-                Some((_, value)) => at = value.parent,
-                None => return Ok(()),
+    /// The version that the commit makes, and new roots of earlier ones.
+    fn roots(&self, commit: &Commit) -> Found<()> {
+        for (version, root) in &commit.roots {
+            let root = Root { digest: *root, set_by: commit.run };
+            match &commit.version {
+                Some(info) if *version == commit.run => {
+                    let (version, info) = (*version, info.clone());
+                    self.put_version(&VersionRow { version, info, base: commit.base, root }, false)?;
+                }
+                _ => {
+                    if let Some((row, removed)) = rows::version(self.c, *version)? {
+                        self.put_version(&VersionRow { root, ..row }, removed)?;
+                    }
+                }
             }
         }
+        Ok(())
+    }
+
+    pub(super) fn put_version(&self, row: &VersionRow, removed: bool) -> Found<()> {
+        let value = rows::encode_version(row, removed);
+        self.put_long(Table::Versions, PartOf::Version, i64::from(row.version.0), &value)
     }
 
     /// Writes a value that may need rows in `parts`; earlier parts of the same key go.

@@ -86,7 +86,7 @@ fn questions(model: &Model) -> Vec<Question> {
                 let name = name.clone();
                 all.push(Box::new(move |i| one(i.lookup(v, dirno, &name))));
                 if let Item::File(node) = item {
-                    logids.insert((node.logid, node.content == Content::Chunked));
+                    logids.insert((node.logid, matches!(node.content, Content::Chunked(_))));
                 }
             }
         });

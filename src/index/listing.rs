@@ -9,10 +9,12 @@ use super::fail::{Fail, Found};
 use super::queries::entry_of;
 use super::row::{EntryRow, Key};
 use super::rows::{self, blob};
-use super::{Entry, Index, Listed};
-use crate::catalog::{Attr, Child};
+use super::{Entry, Index, Listed, ProvenEntry};
+use crate::catalog::digest::{self, ItemDigest};
+use crate::catalog::{Attr, Child, Node};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Version};
+use crate::text::shown;
 
 impl Index {
     /// At most `limit` entries of the directory in byte order of their names, those after the name `after`.
@@ -44,12 +46,7 @@ impl Index {
         let all = self.ask(|c| {
             let mut listed = Vec::new();
             scan(c, v, dir, after, limit, |entry| {
-                let attr = match attr_of(c, v, &entry) {
-                    Ok(attr) => Ok(attr),
-                    Err(Fail::Known(error)) => Err(error),
-                    Err(fail) => return Err(fail),
-                };
-                listed.push(Listed { entry, attr });
+                listed.push(listed_of(c, v, dir, entry, None)?);
                 Ok(())
             })?;
             Ok(listed)
@@ -60,10 +57,26 @@ impl Index {
                 let entries = self.children(v, dir, after, limit)?;
                 Ok(entries
                     .into_iter()
-                    .map(|entry| Listed { attr: self.ask(|c| attr_of(c, v, &entry)), entry })
+                    .map(|entry| Listed { attr: self.ask(|c| attr_of(c, v, dir, &entry, None)), entry })
                     .collect())
             }
             other => other,
+        }
+    }
+
+    /// Proven names with attributes, which are those that were backed up with the names.
+    pub fn attrs(&self, v: Version, dir: Dirno, entries: &[ProvenEntry]) -> Vec<Listed> {
+        let of = |c: &Connection, one: &ProvenEntry| listed_of(c, v, dir, one.entry.clone(), Some(&one.item));
+        match self.ask(|c| entries.iter().map(|one| of(c, one)).collect::<Found<Vec<_>>>()) {
+            Ok(listed) => listed,
+            // A row is damaged: each is asked about by itself.
+            Err(_) => entries
+                .iter()
+                .map(|one| Listed {
+                    attr: self.ask(|c| attr_of(c, v, dir, &one.entry, Some(&one.item))),
+                    entry: one.entry.clone(),
+                })
+                .collect(),
         }
     }
 
@@ -74,12 +87,7 @@ impl Index {
             let mut entries = Vec::new();
             scan_rows(c, v, dir, None, usize::MAX, |entry| {
                 if lost_from.is_none_or(|from| entry.since >= from) {
-                    let attr = match attr_of(c, v, &entry) {
-                        Ok(attr) => Ok(attr),
-                        Err(Fail::Known(error)) => Err(error),
-                        Err(fail) => return Err(fail),
-                    };
-                    entries.push(Listed { entry, attr });
+                    entries.push(listed_of(c, v, dir, entry, None)?);
                 }
                 Ok(())
             })?;
@@ -103,17 +111,45 @@ fn check_count(c: &Connection, v: Version, dir: Dirno, seen: u64) -> Found<()> {
     Ok(())
 }
 
-fn attr_of(c: &Connection, v: Version, entry: &Entry) -> Found<(Attr, u64)> {
+/// What cannot be told of one entry costs only that one.
+fn listed_of(c: &Connection, v: Version, dir: Dirno, entry: Entry, item: Option<&ItemDigest>) -> Found<Listed> {
+    let attr = match attr_of(c, v, dir, &entry, item) {
+        Ok(attr) => Ok(attr),
+        Err(Fail::Known(error)) => Err(error),
+        Err(fail) => return Err(fail),
+    };
+    Ok(Listed { entry, attr })
+}
+
+/// `item`: the digest that a subdirectory was proven to have.
+fn attr_of(c: &Connection, v: Version, dir: Dirno, entry: &Entry, item: Option<&ItemDigest>) -> Found<(Attr, u64)> {
     match entry.child {
-        Child::Node(logid) => {
-            let found = rows::attr(c, logid)?;
-            if found.0.kind != entry.kind {
-                return Err(Fail::Row("entry and file are of different types"));
-            }
-            Ok(found)
+        Child::Node(_) => {
+            let node = node_of(c, v, dir, entry)?;
+            Ok((node.attr, node.data_bytes))
         }
-        Child::Dir(dirno) => Ok((rows::dir_row(c, v, dirno)?.state.attr, 0)),
+        Child::Dir(dirno) => {
+            let state = rows::dir_row(c, v, dirno)?.state;
+            match item {
+                Some(item) if *item != ItemDigest::Dir(digest::dir(&state)) => Err(mismatch(v, dirno, "its state")),
+                _ => Ok((state.attr, 0)),
+            }
+        }
     }
+}
+
+/// The node that an entry stands for.
+pub(super) fn node_of(c: &Connection, v: Version, dir: Dirno, entry: &Entry) -> Found<Node> {
+    let Child::Node(logid) = entry.child else { return Err(Fail::Row("a directory in the place of a file")) };
+    let node = rows::node(c, logid)?;
+    if entry.digest != Some(digest::node(&node)) || node.attr.kind != entry.kind {
+        return Err(mismatch(v, dir, &format!("the file {}", shown(&entry.name))));
+    }
+    Ok(node)
+}
+
+fn mismatch(version: Version, dirno: Dirno, what: &str) -> Fail {
+    Error::TreeMismatch { version, dirno, what: format!("{what} is not the one that was backed up") }.into()
 }
 
 /// Runs over the entries of `v`, which must all be known.
@@ -134,7 +170,7 @@ fn scan(
 
 /// Runs over the entries of `v` that have rows, and counts them. While the scan's statement is open, all that `each`
 /// asks sees the same snapshot.
-fn scan_rows(
+pub(super) fn scan_rows(
     c: &Connection,
     v: Version,
     dir: Dirno,

@@ -289,8 +289,8 @@ impl Index {
                 match node {
                     None => continue,
                     Some((_, _, Content::Inline(segments))) => add(segments),
-                    Some((Kind::File, size, Content::Chunked)) => drop(long.insert(*id, *size)),
-                    Some((.., Content::Chunked)) => {}
+                    Some((Kind::File, size, Content::Chunked(_))) => drop(long.insert(*id, *size)),
+                    Some((.., Content::Chunked(_))) => {}
                 }
                 seen += 1;
             }

@@ -10,6 +10,7 @@
 mod apply;
 mod apply_arcs;
 mod dedup;
+mod digests;
 mod fail;
 mod history;
 mod listing;
@@ -44,10 +45,11 @@ mod view_tests;
 use crate::arc::FrameInfo;
 use crate::catalog::{ArcEntry, Attr, Child, DirState, Kind, VersionInfo};
 use crate::error::Result;
-use crate::ids::{Dirno, FrameNo, Version};
+use crate::ids::{Dirno, FrameNo, NodeDigest, TreeDigest, Version};
 
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
 pub use dedup::DedupTable;
+pub use digests::{Change, ProvenEntry};
 pub use live::{ArcUse, Gaps, Live, VersionSet};
 pub use pages::BadPage;
 pub use pool::Index;
@@ -71,6 +73,16 @@ pub struct VersionRow {
     pub info: VersionInfo,
     /// Its catalog lists every directory.
     pub base: bool,
+    pub root: Root,
+}
+
+/// What a version's whole tree is proven by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Root {
+    /// Of the root directory's state.
+    pub digest: TreeDigest,
+    /// The run whose commit record says so.
+    pub set_by: Version,
 }
 
 /// A name in a directory.
@@ -81,6 +93,8 @@ pub struct Entry {
     pub child: Child,
     /// The version from which on the name stands for this child.
     pub since: Version,
+    /// Of what is no directory.
+    pub digest: Option<NodeDigest>,
 }
 
 /// An entry with what `stat` says of it, or why that can't be told (a damaged row costs one entry, not the listing).
@@ -98,7 +112,7 @@ pub struct DirRow {
     pub parent: Dirno,
     pub name: Vec<u8>,
     pub state: DirState,
-    /// The version that brought this state.
+    /// The version that brought this state: the last one in which it, or anything below it, changed.
     pub since: Version,
 }
 
@@ -146,4 +160,7 @@ pub struct State {
     pub base_catalog_bytes: u64,
     /// Block hashes that can be found.
     pub hashes: u64,
+    /// The newest version that is shown, and a digest over all versions there are.
+    pub newest: Option<Version>,
+    pub versions: [u8; 32],
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::apply::CatalogSource;
 use super::{ApplyReport, Index, IndexWriter};
@@ -76,7 +77,12 @@ pub fn node(logid: u64, salt: u64, serial: u64) -> Node {
             if salt % 16 == 3 {
                 node.xattrs = vec![(b"user.big".to_vec(), (0..60_000).map(|i| (i * salt / 7) as u8).collect())];
             }
-            node.content = if salt % 16 == 4 { Content::Chunked } else { Content::Inline(segments) };
+            node.content = Content::Inline(segments);
+            if salt % 16 == 4 {
+                let mut list = digest::Segments::default();
+                chunks_of(&node, 0).iter().for_each(|chunk| list.add(&chunk.segments));
+                node.content = Content::Chunked(list.finish());
+            }
         }
         _ => {}
     }
@@ -97,6 +103,8 @@ pub struct Dir {
     pub dirno: Dirno,
     pub salt: u64,
     pub children: BTreeMap<Vec<u8>, Item>,
+    /// Computed once; a change of the tree forgets it.
+    pub listing: OnceLock<ListingDigest>,
 }
 
 #[derive(Debug, Clone)]
@@ -106,11 +114,32 @@ pub enum Item {
 }
 
 impl Dir {
+    /// With the digest of all that is below.
     pub fn state(&self) -> DirState {
+        let listing = *self.listing.get_or_init(|| {
+            let mut listing = digest::Listing::new(digest::Known::All);
+            for (name, item) in &self.children {
+                let (kind, digest) = match item {
+                    Item::File(node) => (node.attr.kind, digest::ItemDigest::Node(digest::node(node))),
+                    Item::Dir(dir) => (Kind::Dir, digest::ItemDigest::Dir(digest::dir(&dir.state()))),
+                };
+                listing.add(name, kind, &digest);
+            }
+            listing.finish()
+        });
         let mut attr = attr(Kind::Dir, self.salt);
         attr.nlink = 2;
         let xattrs = if self.salt % 11 == 3 { vec![(b"user.d".to_vec(), vec![9; 5_000])] } else { vec![] };
-        DirState { attr, xattrs, children: self.children.len() as u64 }
+        DirState { attr, xattrs, children: self.children.len() as u64, listing }
+    }
+
+    fn forget_digests(&mut self) {
+        self.listing = OnceLock::new();
+        for item in self.children.values_mut() {
+            if let Item::Dir(dir) = item {
+                dir.forget_digests();
+            }
+        }
     }
 
     pub fn find(&mut self, path: &[Vec<u8>]) -> Option<&mut Dir> {
@@ -163,7 +192,7 @@ impl Model {
     pub fn new(seed: u64) -> Model {
         Model {
             rng: Lcg(seed),
-            root: Dir { dirno: Dirno::ROOT, salt: 1, children: BTreeMap::new() },
+            root: Dir { dirno: Dirno::ROOT, salt: 1, children: BTreeMap::new(), listing: OnceLock::new() },
             versions: BTreeMap::new(),
             commits: Vec::new(),
             blocks: 300,
@@ -187,7 +216,7 @@ impl Model {
             for i in 0..self.rng.below(4) {
                 children.insert(format!("n{i}").into_bytes(), self.new_item(depth + 1));
             }
-            return Item::Dir(Dir { dirno, salt: self.rng.below(1 << 30), children });
+            return Item::Dir(Dir { dirno, salt: self.rng.below(1 << 30), children, listing: OnceLock::new() });
         }
         self.next_logid += 1;
         Item::File(Box::new(node(self.next_logid - 1, self.rng.below(1 << 20), self.next_serial)))
@@ -221,6 +250,7 @@ impl Model {
 
     /// Turns the changes into a commit, its frames cut at random places.
     fn emit(&mut self, changed: Changes, base: bool) {
+        self.root.forget_digests();
         let run = Version(self.commits.len() as u32 + 3);
         let before = self.versions.last_key_value().map(|(_, (root, _))| root.clone());
         let mut frames: Vec<(Vec<u8>, Vec<Dirno>)> = vec![(Vec::new(), Vec::new())];
@@ -241,7 +271,7 @@ impl Model {
                     touched.insert(parents[&path[..depth]]);
                 }
             }
-            if old.is_some() && names.is_none() && !base {
+            if same && names.is_none() && !base {
                 continue;
             }
             let full = base || old.is_none() || self.rng.below(5) == 0;
@@ -281,8 +311,8 @@ impl Model {
                 }
                 let (bytes, dirs) = frames.last_mut().unwrap();
                 for record in &records {
-                    if let Record::Put { node: Some(node), .. } = record
-                        && node.content == Content::Chunked
+                    if let Record::Put { item: Named::Node(node), .. } = record
+                        && matches!(node.content, Content::Chunked(_))
                     {
                         for chunk in chunks_of(node, 0) {
                             encode_record(bytes, &Record::Extents(chunk));
@@ -303,7 +333,9 @@ impl Model {
         for record in decode_records(frame).unwrap() {
             match record {
                 Record::Dir { dirno, .. } => self.next_dirno = self.next_dirno.max(dirno.0 + 1),
-                Record::Put { child: Child::Node(logid), .. } => self.next_logid = self.next_logid.max(logid.0 + 1),
+                Record::Put { item: Named::Node(node), .. } => {
+                    self.next_logid = self.next_logid.max(node.logid.0 + 1);
+                }
                 _ => {}
             }
         }
@@ -347,6 +379,7 @@ impl Model {
             run,
             run_id: [run.0 as u8; 16],
             previous: self.commits.last().map(|made| (made.commit.run, made.digest)),
+            roots: version.iter().map(|_| (run, digest::dir(&self.versions[&run].0.state()))).collect(),
             version,
             base,
             arcs: vec![arc(data, ArcRole::Data, 1), arc(catalog, ArcRole::Catalog, 2)],
@@ -380,11 +413,11 @@ fn head_is_more(head: &Record) -> bool {
 }
 
 pub fn put(name: &[u8], item: &Item) -> Record {
-    let (child, kind, node) = match item {
-        Item::File(node) => (Child::Node(node.logid), node.attr.kind, Some(node.clone())),
-        Item::Dir(dir) => (Child::Dir(dir.dirno), Kind::Dir, None),
+    let item = match item {
+        Item::File(node) => Named::Node(node.clone()),
+        Item::Dir(dir) => Named::Dir(dir.dirno),
     };
-    Record::Put { name: name.to_vec(), child, kind, node }
+    Record::Put { name: name.to_vec(), item }
 }
 
 /// Frame `no` of data arc `serial`; each has a hash of its own.

@@ -8,9 +8,10 @@ use std::ops::RangeInclusive;
 use rusqlite::Connection;
 
 use super::fail::{Fail, Found};
+use super::listing;
 use super::row::{self, ArcValue, EntryRow, Key, Table};
 use super::rows::{self, blob};
-use super::{ArcRow, DirRow, Entry, FrameChunk, Index, State, VersionRow};
+use super::{ArcRow, DirRow, Entry, FrameChunk, Index, Root, State, VersionRow};
 use crate::catalog::{Attr, Child, ExtentChunk, Node};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
@@ -44,6 +45,7 @@ impl Index {
     pub fn versions(&self) -> Result<Vec<VersionRow>> {
         self.look().map_err(|fail| fail.at(self.path()))?;
         self.ask(|c| {
+            rows::check_versions(c, &rows::state(c)?)?;
             let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id")?;
             let mut rows = statement.query([])?;
             let mut versions = Vec::new();
@@ -62,18 +64,12 @@ impl Index {
     /// The newest version that was not removed.
     pub fn newest(&self) -> Result<Option<VersionRow>> {
         self.look().map_err(|fail| fail.at(self.path()))?;
-        self.ask(|c| {
-            let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id DESC")?;
-            let mut rows = statement.query([])?;
-            while let Some(found) = rows.next()? {
-                let id: i64 = found.get(0)?;
-                let body = row::open(Table::Versions, Key::id(id), blob(found, 1)?)?;
-                let (version, removed) = rows::version_of(c, id, body)?;
-                if !removed {
-                    return Ok(Some(version));
-                }
-            }
-            Ok(None)
+        self.ask(|c| match rows::state(c)?.newest {
+            Some(newest) => match rows::version(c, newest)? {
+                Some((version, false)) => Ok(Some(version)),
+                _ => Err(Fail::Row("the newest version has no row")),
+            },
+            None => Ok(None),
         })
     }
 
@@ -107,6 +103,14 @@ impl Index {
             }
             since.reverse();
             Ok(since)
+        })
+    }
+
+    /// What proves a version, also one that was removed.
+    pub fn root(&self, v: Version) -> Result<Root> {
+        self.ask(|c| match rows::version(c, v)? {
+            Some((version, _)) => Ok(version.root),
+            None => Err(Error::VersionGone { version: v }.into()),
         })
     }
 
@@ -153,6 +157,14 @@ impl Index {
     /// The node, unless no file has this number: for those who guess.
     pub fn node_if_any(&self, logid: Logid) -> Result<Option<Node>> {
         self.ask(|c| rows::node_if_any(c, logid))
+    }
+
+    /// The node that an entry stands for.
+    ///
+    /// # Errors
+    /// `TREE_MISMATCH` if it is another than the one that was backed up under this name.
+    pub fn node_of(&self, v: Version, dir: Dirno, entry: &Entry) -> Result<Node> {
+        self.ask(|c| listing::node_of(c, v, dir, entry))
     }
 
     /// Attributes of a node, and its bytes in data segments.
@@ -283,7 +295,7 @@ impl Index {
 }
 
 pub(super) fn entry_of(name: &[u8], since: Version, row: EntryRow) -> Entry {
-    Entry { name: name.to_vec(), kind: row.kind, child: row.child, since }
+    Entry { name: name.to_vec(), kind: row.kind, child: row.child, since, digest: row.digest }
 }
 
 /// The first version with the entry that was not removed.

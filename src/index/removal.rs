@@ -10,15 +10,16 @@ use rusqlite::{Connection, params};
 
 use super::Index;
 use super::apply::Apply;
+use super::digests::listing_now;
 use super::fail::Found;
 use super::live::VersionSet;
+use super::queries::Ascent;
 use super::row::{EntryRow, Key, Table, seal};
 use super::rows::{self, DirValue, PartOf, blob};
 use super::schema::{dir_key, version_of_dir_key};
-use crate::catalog::codec::{self, Encoder};
-use crate::catalog::{Child, DirState, Kind, Record};
+use crate::catalog::{Child, DirState, Kind, Record, codec, digest};
 use crate::error::{Error, Result};
-use crate::ids::{Dirno, Version};
+use crate::ids::{Dirno, TreeDigest, Version};
 
 /// A name in a directory.
 pub type Name = (Dirno, Vec<u8>);
@@ -195,6 +196,7 @@ impl Apply<'_> {
         let mut totals = Totals::default();
         let mut below: Vec<Dirno> = Vec::new();
         for (from, row) in &rows {
+            self.named_less.push((dirno, *from, row.v_to));
             self.uncount(dirno, *from, row)?;
             self.total(&mut totals, *from, row)?;
             below.extend(dir_of(row));
@@ -314,23 +316,78 @@ impl Apply<'_> {
                 row.info.dirs = row.info.dirs.saturating_sub(dirs);
                 row.info.others = row.info.others.saturating_sub(others);
                 row.info.tree_bytes = row.info.tree_bytes.wrapping_sub(bytes);
-                self.put_version(version, &row.info, removed, row.base)?;
+                self.put_version(&row, removed)?;
             }
         }
         Ok(())
     }
 
-    pub(super) fn put_version(
-        &self,
-        version: Version,
-        info: &crate::catalog::VersionInfo,
-        removed: bool,
-        base: bool,
-    ) -> Found<()> {
-        let mut e = Encoder::default();
-        e.u8(u8::from(removed));
-        e.u8(u8::from(base));
-        e.raw(&codec::encode_version_info(info));
-        self.put_long(Table::Versions, PartOf::Version, i64::from(version.0), &e.0)
+    /// Gives the directories that have lost a name, and those above them, the digests of what is left.
+    pub(super) fn digest_anew(&mut self) -> Found<()> {
+        // By the number of directories above: those below come first.
+        let mut spans: BTreeMap<(usize, Dirno), (Version, Option<Version>)> = BTreeMap::new();
+        for (dirno, from, to) in std::mem::take(&mut self.named_less) {
+            let mut way = vec![dirno];
+            let (mut at, mut ring) = (dirno, Ascent::from(dirno));
+            while at != Dirno::ROOT {
+                match first_state(self.c, at)? {
+                    Some((_, value)) if ring.step(value.parent) => at = value.parent,
+                    _ => break,
+                }
+                way.push(at);
+            }
+            for (below, dir) in way.iter().enumerate() {
+                let (first, last) = spans.entry((way.len() - below, *dir)).or_insert((from, to));
+                *first = from.min(*first);
+                *last = last.zip(to).map(|(one, other)| one.max(other));
+            }
+        }
+        for ((_, dir), (from, to)) in spans.into_iter().rev() {
+            let mut next = Some(from);
+            while let Some(at) = next.filter(|at| to.is_none_or(|to| *at < to)) {
+                self.digest_state_anew(dir, at)?;
+                next = next_state(self.c, dir_key(dir, at) + 1, dir)?;
+            }
+        }
+        Ok(())
     }
+
+    fn digest_state_anew(&self, dir: Dirno, at: Version) -> Found<()> {
+        let Some((since, value)) = rows::dir(self.c, dir, at)? else { return Ok(()) };
+        let Some(state) = value.state.clone().filter(|_| since == at) else { return Ok(()) };
+        // What is not known has no digest: the state keeps the one that it had.
+        if rows::lost_since(self.c, dir, at)?.is_some() {
+            return Ok(());
+        }
+        let listing = listing_now(self.c, at, dir)?;
+        let same = listing == state.listing;
+        let value = DirValue { state: Some(DirState { listing, ..state }), ..value };
+        if same { Ok(()) } else { self.put_dir_at(dir, at, &value) }
+    }
+}
+
+/// The roots of versions as they are once these names are gone; of those versions whose root is another then.
+pub(super) fn roots_without(c: &Connection, names: &BTreeSet<Name>) -> Found<Vec<(Version, TreeDigest)>> {
+    let state = rows::state(c)?;
+    let mut apply = Apply::new(c, state.next_run, &state);
+    for (dirno, name) in names {
+        apply.remove_path(*dirno, name)?;
+    }
+    apply.digest_anew()?;
+    let ids: Vec<u32> = {
+        let mut statement = c.prepare_cached("SELECT id FROM versions ORDER BY id")?;
+        let found = statement.query_map([], |row| row.get(0))?;
+        found.collect::<rusqlite::Result<_>>()?
+    };
+    let mut roots = Vec::new();
+    for version in ids.into_iter().map(Version) {
+        let root =
+            rows::dir(c, Dirno::ROOT, version)?.and_then(|(_, value)| value.state).map(|root| digest::dir(&root));
+        if let (Some(root), Some((row, _))) = (root, rows::version(c, version)?)
+            && root != row.root.digest
+        {
+            roots.push((version, root));
+        }
+    }
+    Ok(roots)
 }

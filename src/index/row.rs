@@ -7,8 +7,8 @@
 use sha1::{Digest, Sha1};
 
 use crate::catalog::codec::{self, BadRecord, Decoder, Encoder};
-use crate::catalog::{ArcEntry, Child, Kind};
-use crate::ids::Version;
+use crate::catalog::{ArcEntry, Child, Kind, Named, digest};
+use crate::ids::{NodeDigest, Version};
 
 /// Longest value of a rowid table (4,096-byte pages with 80 reserved hold 3,981 bytes without overflow).
 #[cfg(test)]
@@ -98,17 +98,31 @@ pub struct EntryRow {
     pub v_to: Option<Version>,
     pub kind: Kind,
     pub child: Child,
+    /// Of what is no directory.
+    pub digest: Option<NodeDigest>,
 }
 
 impl EntryRow {
+    /// A name that from now on stands for this.
+    pub fn of(item: &Named) -> EntryRow {
+        let digest = match item {
+            Named::Node(node) => Some(digest::node(node)),
+            Named::Dir(_) => None,
+        };
+        EntryRow { v_to: None, kind: item.kind(), child: item.child(), digest }
+    }
+
     pub fn encode(&self, key: Key<'_>) -> Vec<u8> {
-        let mut body = Encoder(Vec::with_capacity(24));
+        let mut body = Encoder(Vec::with_capacity(40));
         body.uint(self.v_to.map_or(0, |v| u64::from(v.0)));
         body.u8(self.kind as u8);
         body.uint(match self.child {
             Child::Node(logid) => logid.0,
             Child::Dir(dirno) => dirno.0,
         });
+        if let Some(digest) = &self.digest {
+            body.raw(&digest.0);
+        }
         seal(Table::Entries, key, body.0)
     }
 
@@ -117,8 +131,12 @@ impl EntryRow {
         let v_to = end_of_interval(&mut body)?;
         let kind = Kind::from_code(body.u8()?).ok_or(BadRow("unknown file type"))?;
         let child = codec::child(&mut body, kind)?;
+        let digest = match child {
+            Child::Node(_) => Some(NodeDigest(body.array()?)),
+            Child::Dir(_) => None,
+        };
         body.end()?;
-        Ok(EntryRow { v_to, kind, child })
+        Ok(EntryRow { v_to, kind, child, digest })
     }
 
     /// True if an entry that came with a version up to `v` is still there in `v`.

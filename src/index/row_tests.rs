@@ -28,7 +28,8 @@ fn an_entry(rng: &mut Rng) -> EntryRow {
         0 => (Kind::Dir, Child::Dir(Dirno(1 + number(rng, Dirno::MAX.0 - 1)))),
         _ => (Kind::File, Child::Node(Logid(16 + number(rng, Logid::MAX.0 - 16)))),
     };
-    EntryRow { v_to, kind: child.0, child: child.1 }
+    let digest = (child.0 == Kind::File).then_some(NodeDigest([rng.next() as u8; 16]));
+    EntryRow { v_to, kind: child.0, child: child.1, digest }
 }
 
 fn an_arc(serial: u64) -> ArcValue {
@@ -50,7 +51,8 @@ fn an_arc(serial: u64) -> ArcValue {
 }
 
 fn a_dir(rng: &mut Rng) -> DirValue {
-    let state = DirState { attr: model::attr(Kind::Dir, 5), xattrs: vec![], children: rng.next() % 9 };
+    let (children, listing) = (rng.next() % 9, ListingDigest([rng.next() as u8; 32]));
+    let state = DirState { attr: model::attr(Kind::Dir, 5), xattrs: vec![], children, listing };
     let name = [b"n".to_vec(), rng.noise(3).into_iter().map(|byte| byte | 0x40).collect()].concat();
     let state = (rng.below(3) > 0).then_some(state);
     DirValue { parent: Dirno(rng.next() % 5), name, gone: rng.below(2) == 0, state }
@@ -67,6 +69,8 @@ fn a_state(rng: &mut Rng) -> State {
         catalog_bytes_since_base: number(rng, u64::MAX),
         base_catalog_bytes: 5,
         hashes: number(rng, u64::MAX),
+        newest: (rng.below(2) == 0).then_some(Version(3)),
+        versions: [rng.next() as u8; 32],
     }
 }
 
@@ -170,17 +174,20 @@ fn rows_of_runs_are_written_again_as_they_were_read() {
 #[test]
 fn rows_that_no_writer_makes_are_refused() {
     let entry = |change: &dyn Fn(&mut EntryRow)| {
-        let mut row = EntryRow { v_to: None, kind: Kind::File, child: Child::Node(Logid(16)) };
+        let mut row =
+            EntryRow { v_to: None, kind: Kind::File, child: Child::Node(Logid(16)), digest: Some(NodeDigest([0; 16])) };
         change(&mut row);
         row.encode(KEY)
     };
-    let dir = |row: &mut EntryRow, dirno| (row.kind, row.child) = (Kind::Dir, Child::Dir(Dirno(dirno)));
+    let dir = |row: &mut EntryRow, dirno| {
+        (row.kind, row.child, row.digest) = (Kind::Dir, Child::Dir(Dirno(dirno)), None);
+    };
     for (what, value) in [
         ("version out of range", entry(&|row| row.v_to = Some(Version(1 << 24)))),
         ("logid out of range", entry(&|row| row.child = Child::Node(Logid(15)))),
         ("root directory below another", entry(&|row| dir(row, 0))),
         ("directory number out of range", entry(&|row| dir(row, 1 << 39))),
-        ("bytes left over", seal(Table::Entries, KEY, [0, 1, 16, 0].to_vec())),
+        ("bytes left over", seal(Table::Entries, KEY, [&[0, 1, 16][..], &[0; 17]].concat())),
         ("number longer than it need be", seal(Table::Entries, KEY, [0x80, 0, 1, 16].to_vec())),
     ] {
         assert_eq!(EntryRow::decode(KEY, &value), Err(row::BadRow(what)));

@@ -3,17 +3,17 @@
 //! Invariants: each row is opened by its seal before anything in it is believed; statements come from the
 //! connection's cache, none is prepared twice.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
 use super::fail::{Fail, Found};
 use super::row::{self, ArcValue, BadRow, EntryRow, Key, Main, Table};
-use super::schema::{FRAMES_PER_ROW, changed_key, dir_key, frames_key, version_of_dir_key};
-use super::{DirRow, FrameChunk, State, VersionRow};
+use super::schema::{FRAMES_PER_ROW, dir_key, frames_key, version_of_dir_key};
+use super::{DirRow, FrameChunk, Root, State, VersionRow};
 use crate::arc::{ARC_HEADER_LEN, decode_frame_table};
 use crate::catalog::codec::{self, BadRecord, Decoder, Encoder};
 use crate::catalog::{Attr, DirState, ExtentChunk, Node, Segment};
 use crate::error::Error;
-use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, TreeDigest, Version};
 
 /// The value of a rowid table's row, unsealed.
 pub fn value<T>(
@@ -118,6 +118,8 @@ pub(super) fn decode_state(body: &[u8]) -> Result<State, BadRow> {
         catalog_bytes_since_base: d.uint()?,
         base_catalog_bytes: d.uint()?,
         hashes: d.uint()?,
+        newest: if d.flag()? { Some(d.version()?) } else { None },
+        versions: d.array()?,
     };
     d.end()?;
     Ok(state)
@@ -138,6 +140,11 @@ pub(super) fn encode_state(state: &State) -> Vec<u8> {
     e.uint(state.catalog_bytes_since_base);
     e.uint(state.base_catalog_bytes);
     e.uint(state.hashes);
+    e.u8(u8::from(state.newest.is_some()));
+    if let Some(newest) = state.newest {
+        e.uint(u64::from(newest.0));
+    }
+    e.raw(&state.versions);
     e.0
 }
 
@@ -150,11 +157,66 @@ pub fn put_state(c: &Connection, state: &State) -> Found<()> {
 /// A version and whether it was removed.
 pub fn version_of(c: &Connection, id: i64, body: &[u8]) -> Found<(VersionRow, bool)> {
     let whole = whole(c, PartOf::Version, id, body)?;
-    let mut d = Decoder::new(&whole);
-    let (removed, base) = (d.flag()?, d.flag()?);
+    let (head, rest) = version_head(id, &whole)?;
+    let VersionHead { version, removed, base, root } = head;
+    Ok((VersionRow { version, info: codec::decode_version_info(rest)?, base, root }, removed))
+}
+
+/// What a version's row begins with.
+struct VersionHead {
+    version: Version,
+    removed: bool,
+    base: bool,
+    root: Root,
+}
+
+fn version_head(id: i64, bytes: &[u8]) -> Found<(VersionHead, &[u8])> {
     let version = u32::try_from(id).ok().map(Version).filter(|v| *v <= Version::MAX);
     let version = version.ok_or(Fail::Row("impossible version"))?;
-    Ok((VersionRow { version, info: codec::decode_version_info(d.rest())?, base }, removed))
+    let mut d = Decoder::new(bytes);
+    let (removed, base) = (d.flag()?, d.flag()?);
+    let root = Root { digest: TreeDigest(d.array()?), set_by: d.version()? };
+    Ok((VersionHead { version, removed, base, root }, d.rest()))
+}
+
+pub fn encode_version(row: &VersionRow, removed: bool) -> Vec<u8> {
+    let mut e = Encoder::default();
+    e.u8(u8::from(removed));
+    e.u8(u8::from(row.base));
+    e.raw(&row.root.digest.0);
+    e.uint(u64::from(row.root.set_by.0));
+    e.raw(&codec::encode_version_info(&row.info));
+    e.0
+}
+
+/// The newest version that is shown, and a digest over which versions there are, which of them were removed, and their
+/// roots.
+pub fn versions_digest(c: &Connection) -> Found<(Option<Version>, [u8; 32])> {
+    let (mut newest, mut all) = (None, Encoder::default());
+    let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    while let Some(found) = rows.next()? {
+        let id: i64 = found.get(0)?;
+        let first = Main::read(row::open(Table::Versions, Key::id(id), blob(found, 1)?)?)?.first;
+        let (VersionHead { version, removed, root, .. }, _) = version_head(id, first)?;
+        all.uint(u64::from(version.0));
+        all.u8(u8::from(removed));
+        all.raw(&root.digest.0);
+        all.uint(u64::from(root.set_by.0));
+        if !removed {
+            newest = Some(version);
+        }
+    }
+    Ok((newest, crate::crypto::sha256(&all.0)))
+}
+
+/// # Errors
+/// A version is missing, or is another than the last commit left.
+pub fn check_versions(c: &Connection, state: &State) -> Found<()> {
+    if versions_digest(c)? != (state.newest, state.versions) {
+        return Err(Fail::Row("its versions are not those of its last commit"));
+    }
+    Ok(())
 }
 
 pub fn version(c: &Connection, v: Version) -> Found<Option<(VersionRow, bool)>> {
@@ -410,8 +472,9 @@ pub fn find_block(c: &Connection, hash: &BlockHash) -> Found<Option<BlockId>> {
     Ok(same.then_some(block))
 }
 
+/// A directory has a state of its own exactly in the versions that changed something in or below it.
 pub fn changed(c: &Connection, v: Version, dirno: Dirno) -> Found<bool> {
-    let mut statement = c.prepare_cached("SELECT 1 FROM changed WHERE id=?1")?;
-    let found = statement.query_row([changed_key(v, dirno)], |_| Ok(())).optional()?;
-    Ok(found.is_some())
+    let mut statement =
+        c.prepare_cached("SELECT EXISTS(SELECT 1 FROM dirs WHERE id=?1) OR EXISTS(SELECT 1 FROM lost WHERE id=?1)")?;
+    Ok(statement.query_row([dir_key(dirno, v)], |found| found.get(0))?)
 }

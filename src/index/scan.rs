@@ -19,7 +19,7 @@ use super::{FrameChunk, Index, State, VersionRow};
 use crate::catalog::codec;
 use crate::catalog::{Child, Node, Segment};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, Logid, NodeDigest, Version};
 
 /// Rows fetched by one query.
 const PAGE_ROWS: i64 = 1024;
@@ -40,14 +40,13 @@ pub enum ScanTable {
     Dirs,
     Extents,
     Lost,
-    Changed,
     Removed,
     Parts,
 }
 
 impl ScanTable {
     /// All but `meta`, which has one row.
-    pub const ALL: [ScanTable; 14] = [
+    pub const ALL: [ScanTable; 13] = [
         ScanTable::Commits,
         ScanTable::Versions,
         ScanTable::Arcs,
@@ -59,7 +58,6 @@ impl ScanTable {
         ScanTable::Entries,
         ScanTable::Extents,
         ScanTable::Lost,
-        ScanTable::Changed,
         ScanTable::Removed,
         ScanTable::Parts,
     ];
@@ -77,7 +75,6 @@ impl ScanTable {
             ScanTable::Dirs => "dirs",
             ScanTable::Extents => "extents",
             ScanTable::Lost => "lost",
-            ScanTable::Changed => "changed",
             ScanTable::Removed => "removed",
             ScanTable::Parts => "parts",
         }
@@ -94,7 +91,6 @@ impl ScanTable {
             ScanTable::Nodes => "SELECT id, x'', 0, 0, row FROM nodes WHERE id>?1 ORDER BY id LIMIT ?5",
             ScanTable::Dirs => "SELECT id, x'', 0, 0, row FROM dirs WHERE id>?1 ORDER BY id LIMIT ?5",
             ScanTable::Lost => "SELECT id, x'', 0, 0, row FROM lost WHERE id>?1 ORDER BY id LIMIT ?5",
-            ScanTable::Changed => "SELECT id, x'', 0, 0, x'' FROM changed WHERE id>?1 ORDER BY id LIMIT ?5",
             ScanTable::Entries => {
                 "SELECT parent, name, v_from, 0, row FROM entries WHERE (parent, name, v_from)>(?1, ?2, ?3) \
                  ORDER BY parent, name, v_from LIMIT ?5"
@@ -181,6 +177,7 @@ pub struct Span {
     pub to: Option<Version>,
     pub kind: crate::catalog::Kind,
     pub child: Child,
+    pub digest: Option<NodeDigest>,
 }
 
 impl Span {
@@ -393,7 +390,7 @@ impl<'i> Snapshot<'i> {
 
 fn span(parent: Dirno, name: &[u8], from: Version, value: &[u8]) -> Result<Span, row::BadRow> {
     let row = EntryRow::decode(Key(parent.0 as i64, i64::from(from.0), name), value)?;
-    Ok(Span { parent, name: name.to_vec(), from, to: row.v_to, kind: row.kind, child: row.child })
+    Ok(Span { parent, name: name.to_vec(), from, to: row.v_to, kind: row.kind, child: row.child, digest: row.digest })
 }
 
 /// Reads one table of a snapshot.

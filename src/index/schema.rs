@@ -46,7 +46,6 @@ CREATE TABLE dirs(id INTEGER PRIMARY KEY, row BLOB NOT NULL) STRICT;
 CREATE TABLE extents(logid INTEGER NOT NULL, start INTEGER NOT NULL, row BLOB NOT NULL,
   PRIMARY KEY(logid, start)) STRICT, WITHOUT ROWID;
 CREATE TABLE lost(id INTEGER PRIMARY KEY, row BLOB NOT NULL) STRICT;
-CREATE TABLE changed(id INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE removed(run INTEGER NOT NULL, parent INTEGER NOT NULL, name BLOB NOT NULL, row BLOB NOT NULL,
   PRIMARY KEY(run, name, parent)) STRICT, WITHOUT ROWID;
 CREATE TABLE parts(kind INTEGER NOT NULL, id INTEGER NOT NULL, no INTEGER NOT NULL, row BLOB NOT NULL,
@@ -55,7 +54,7 @@ CREATE TABLE parts(kind INTEGER NOT NULL, id INTEGER NOT NULL, no INTEGER NOT NU
 
 /// Names of all tables, for dumps and checks.
 #[cfg(test)]
-pub const TABLE_NAMES: [&str; 15] = [
+pub const TABLE_NAMES: [&str; 14] = [
     "meta",
     "commits",
     "versions",
@@ -68,7 +67,6 @@ pub const TABLE_NAMES: [&str; 15] = [
     "dirs",
     "extents",
     "lost",
-    "changed",
     "removed",
     "parts",
 ];
@@ -86,11 +84,6 @@ pub fn version_of_dir_key(key: i64) -> Version {
 /// The directory in a key of `dirs` and `lost`.
 pub fn dirno_of_dir_key(key: i64) -> Dirno {
     Dirno(key as u64 >> 24)
-}
-
-/// Row of `changed`: a directory that a version touched.
-pub fn changed_key(v: Version, dirno: Dirno) -> i64 {
-    (u64::from(v.0) << 39 | dirno.0) as i64
 }
 
 /// Row of `frames` that holds a frame.
@@ -174,7 +167,6 @@ mod tests {
         assert!(dir_key(Dirno(5), Version(0)) > dir_key(Dirno(4), Version::MAX));
         let key = dir_key(Dirno::MAX, Version(77));
         assert_eq!((dirno_of_dir_key(key), version_of_dir_key(key)), (Dirno::MAX, Version(77)));
-        assert!(changed_key(Version::MAX, Dirno::MAX) > 0);
         let last = frames_key(ArcSerial::MAX.0, (1 << FrameNo::BITS) - 1);
         assert!(last > 0 && frames_key(1, 0) == frames_key(0, (1 << FrameNo::BITS) - 1) + 1);
     }

@@ -232,7 +232,7 @@ mod tests {
         file.content = Content::Inline(vec![data(1), data(2), Segment::Hole { len: 4096 }, data(130), data(2)]);
         (file.attr.size, file.data_bytes) = (8096, 4000);
         let long = node(100_004, 4, 0);
-        assert_eq!(long.content, Content::Chunked, "its first kilobyte is frame 1");
+        assert!(matches!(long.content, Content::Chunked(_)), "its first kilobyte is frame 1");
         let mut model = Model::new(1);
         model.root.children = [(b"a", &file), (b"b", &file), (b"c", &long)]
             .into_iter()

@@ -93,7 +93,7 @@ fn nodes(c: &Connection, pass: Pass, (last, _): (i64, i64)) -> Found<Vec<Stretch
         let whole = rows::whole(c, PartOf::Node, id, row::open(Table::Nodes, Key::id(id), blob(found, 1)?)?)?;
         Ok(match rows::decode_node_row(&whole)?.1.content {
             Content::Inline(segments) => segments,
-            Content::Chunked => Vec::new(),
+            Content::Chunked(_) => Vec::new(),
         })
     };
     let mut batch = Vec::new();

@@ -3,6 +3,7 @@
 //! Invariants: it exists only under the backup dir's lock; each commit is one transaction; a run's number is
 //! reserved (and synced) before any of its arcs is written.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,13 +13,14 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::State;
 use super::apply::{ApplyReport, CatalogSource, apply_commit};
 use super::fail::{Fail, Found, open_error};
+use super::removal::{Name, roots_without};
 use super::rows;
 use super::runs::{self, OpenRun, Told};
 use super::schema::{self, Access};
 use super::view::{check_format, check_shared, real_path, refuse_network, target_path};
 use crate::catalog::{Commit, Loss};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, Dirno, Logid, Version};
+use crate::ids::{ArcSerial, Dirno, Logid, TreeDigest, Version};
 
 /// Numbers passed over for runs whose commit record is lost: more than they can have used.
 const LOST_LOGIDS: u64 = 1 << 40;
@@ -87,6 +89,14 @@ impl IndexWriter {
             }
             rows::put_state(c, &state)
         })
+    }
+
+    /// The roots that versions have once these names are gone from all of them, of those that have another one then;
+    /// nothing is changed.
+    pub fn roots_without(&mut self, names: &BTreeSet<Name>) -> Result<Vec<(Version, TreeDigest)>> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
+        let roots = transaction.map_err(Fail::from).and_then(|tried| roots_without(&tried, names));
+        roots.map_err(|fail| fail.at(&self.path))
     }
 
     /// Notes losses that the user has accepted; the next commit tells them too.
@@ -183,6 +193,8 @@ pub(super) fn create(path: &Path, key: &[u8; 48]) -> Result<()> {
                 catalog_bytes_since_base: 0,
                 base_catalog_bytes: 0,
                 hashes: 0,
+                newest: None,
+                versions: crate::crypto::sha256(&[]),
             },
         )?;
         connection.execute_batch(&format!(

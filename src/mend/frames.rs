@@ -195,7 +195,7 @@ impl<'a> Correction<'a> {
         if names.is_empty() {
             return Ok(());
         }
-        let tree = Tree::new(self.index.clone(), View::Whole);
+        let tree = Tree::of(self.mending.dir, self.index.clone(), View::Whole);
         let monitor = self.mending.monitor;
         let blocks: HashSet<BlockId> = names.keys().copied().collect();
         let found = match originals(&tree, &blocks, &|| monitor.interrupted()) {

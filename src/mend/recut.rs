@@ -67,7 +67,7 @@ pub fn recut(
             moved.push((*block, to));
         }
         let catalog = records::relocations(out, moved.iter().copied().map(Ok))?;
-        Ok((Contents { arcs: out.finish()?, catalog, version: None }, moved))
+        Ok((Contents { arcs: out.finish()?, catalog, roots: Vec::new(), version: None }, moved))
     })?;
     let commit = committed.apply().whole()?.commit;
     let arc = commit.arcs.first().map_or(ArcName { version: run, number: arcs::COMMIT_NUMBER }, |entry| entry.name);

@@ -198,7 +198,7 @@ fn one<'a>(
         if monitor.interrupted() {
             return Err(Error::Interrupted);
         }
-        Ok((Contents { arcs, catalog, version: None }, moved.len() as u64))
+        Ok((Contents { arcs, catalog, roots: Vec::new(), version: None }, moved.len() as u64))
     });
     let (committed, blocks_moved) = match written {
         Err(_) if !damaged.is_empty() && !monitor.interrupted() => {

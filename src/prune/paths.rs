@@ -52,7 +52,9 @@ pub fn remove(dir: &BackupDir, request: &Request<'_>, monitor: &dyn Monitor) -> 
         let what = format!("no version would have {}{more} any more", paths.join(", "));
         return Err(Error::Protected { what });
     }
-    let (committed, ()) = run.reserve()?.write(Whole::Remove, |out| {
+    let mut reserved = run.reserve()?;
+    let roots = reserved.roots_without(&trees.tops)?;
+    let (committed, ()) = reserved.write(Whole::Remove, |out| {
         // Twice: a lost frame must not bring back what was removed.
         let mut catalog = Vec::new();
         for _ in 0..2 {
@@ -62,7 +64,7 @@ pub fn remove(dir: &BackupDir, request: &Request<'_>, monitor: &dyn Monitor) -> 
         if monitor.interrupted() {
             return Err(Error::Interrupted);
         }
-        Ok((Contents { arcs, catalog, version: None }, ()))
+        Ok((Contents { arcs, catalog, roots, version: None }, ()))
     })?;
     outcome.left_to_do = told(committed.apply(), monitor);
     Ok(outcome)

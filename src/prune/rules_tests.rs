@@ -15,6 +15,7 @@ fn rows(times: &[Zoned]) -> Vec<VersionRow> {
             ..VersionInfo::default()
         },
         base: false,
+        root: crate::index::Root { digest: crate::ids::TreeDigest([0; 32]), set_by: Version(0) },
     };
     times.iter().enumerate().map(row).collect()
 }

@@ -89,7 +89,7 @@ pub fn remove(dir: &BackupDir, request: &Request<'_>, monitor: &dyn Monitor) -> 
         if monitor.interrupted() {
             return Err(Error::Interrupted);
         }
-        Ok((Contents { arcs, catalog, version: None }, ()))
+        Ok((Contents { arcs, catalog, roots: Vec::new(), version: None }, ()))
     })?;
     outcome.left_to_do = told(committed.apply(), monitor);
     Ok(outcome)

@@ -47,7 +47,7 @@ impl Backup {
             store.ledger = Some(Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), by)));
         }
         let store = Store::new(dir.home(), dir.keys().clone(), index.clone(), store);
-        Backup { tree: Arc::new(Tree::new(index, view)), store: Arc::new(store) }
+        Backup { tree: Arc::new(Tree::of(dir, index, view)), store: Arc::new(store) }
     }
 
     pub fn index(&self) -> &Arc<Index> {

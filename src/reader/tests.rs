@@ -69,7 +69,7 @@ impl Sink for Kept {
 fn open(fixture: &Fixture) -> Backup {
     let store =
         fixture.store(StoreOptions { threads: 2, words: crate::store::Words::Reader, ..StoreOptions::default() });
-    Backup { tree: Arc::new(Tree::new(fixture.index.clone(), View::Whole)), store: Arc::new(store) }
+    Backup { tree: Arc::new(fixture.tree(View::Whole)), store: Arc::new(store) }
 }
 
 fn sha1(bytes: &[u8]) -> FileHash {

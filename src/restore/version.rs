@@ -168,6 +168,7 @@ mod tests {
                     ..VersionInfo::default()
                 },
                 base: false,
+                root: crate::index::Root { digest: crate::ids::TreeDigest([0; 32]), set_by: Version(0) },
             };
             let rows: Vec<VersionRow> = runs.iter().enumerate().map(row).collect();
             match refuse_delete(&rows, Version(version), path.as_bytes()) {

@@ -65,6 +65,7 @@ pub(super) fn resume(
                 run_id: run.id,
                 previous: state.last_commit,
                 version: None,
+                roots: Vec::new(),
                 base: false,
                 arcs: proven,
                 catalog: Vec::new(),

@@ -24,14 +24,15 @@ pub mod output;
 pub mod records;
 pub mod settle;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backupdir::{BackupDir, Lock, arcs};
 use crate::catalog::{ArcEntry, CatalogFrame, Commit, VersionInfo};
 use crate::error::{Error, Result};
-use crate::ids::Version;
-use crate::index::{ApplyReport, Index, IndexWriter, OpenRun, State};
+use crate::ids::{TreeDigest, Version};
+use crate::index::{ApplyReport, Index, IndexWriter, Name, OpenRun, State};
 use crate::monitor::Monitor;
 pub use leftovers::Whole;
 pub use output::{Durable, Output};
@@ -79,12 +80,16 @@ impl<'a> Run<'a> {
 pub struct Contents {
     pub arcs: Durable,
     pub catalog: Vec<CatalogFrame>,
+    /// Roots that earlier versions have from now on.
+    pub roots: Vec<(Version, TreeDigest)>,
     /// None: maintenance.
     pub version: Option<NewVersion>,
 }
 
 pub struct NewVersion {
     pub info: VersionInfo,
+    /// Digest of its root directory.
+    pub root: TreeDigest,
     /// Of a base: the arcs of earlier runs that are in use.
     pub base: Option<Vec<ArcEntry>>,
     pub next_logid: u64,
@@ -103,6 +108,11 @@ pub struct Reserved<'a> {
 impl<'a> Reserved<'a> {
     pub fn number(&self) -> Version {
         self.run.version
+    }
+
+    /// The roots that versions have once these names are gone from all of them, of those that have another one then.
+    pub fn roots_without(&mut self, names: &BTreeSet<Name>) -> Result<Vec<(Version, TreeDigest)>> {
+        self.writer.roots_without(names)
     }
 
     /// Lets `fill` write the arcs, and commits what it says of them.
@@ -151,12 +161,13 @@ impl<'a> Reserved<'a> {
 
     fn commit_of(&mut self, contents: Contents) -> Result<Commit> {
         let (own, next_serial) = contents.arcs.into_parts();
-        let (mut arcs, mut info, base) =
-            (Vec::new(), None, matches!(&contents.version, Some(new) if new.base.is_some()));
+        let (mut arcs, mut info, mut roots) = (Vec::new(), None, contents.roots);
+        let base = matches!(&contents.version, Some(new) if new.base.is_some());
         let (mut next_logid, mut next_dirno) = (self.state.next_logid, self.state.next_dirno);
         if let Some(new) = contents.version {
             arcs = new.base.unwrap_or_default();
             info = Some(new.info);
+            roots.push((self.run.version, new.root));
             (next_logid, next_dirno) = (new.next_logid, new.next_dirno);
         }
         arcs.extend(own);
@@ -165,6 +176,7 @@ impl<'a> Reserved<'a> {
             run_id: self.run.id,
             previous: self.writer.state()?.last_commit,
             version: info,
+            roots,
             base,
             arcs,
             catalog: contents.catalog,

@@ -84,7 +84,7 @@ struct Reading<'a> {
 }
 
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
-    let tree = Tree::new(exam.index.clone(), View::Whole);
+    let tree = Tree::of(exam.dir, exam.index.clone(), View::Whole);
     let rows = match &exam.options.rev {
         Some(rev) => vec![tree.version(rev)?],
         None => match tree.versions() {

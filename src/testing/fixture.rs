@@ -1,21 +1,24 @@
 //! A small backup dir for tests, made of real arcs and a real index, without the backup engine.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::Arc;
 
 use super::Rng;
 use crate::arc::{ArcWriter, FrameInfo, FrameKind, Packer};
+use crate::catalog::digest::ItemDigest;
 use crate::catalog::{
-    ArcEntry, ArcRole, Attr, CatalogFrame, Child, Commit, Content, DirState, ExtentChunk, Kind, Listing, Node, Record,
-    Segment, Timespec, VersionInfo, Xattrs,
+    ArcEntry, ArcRole, Attr, CatalogFrame, Commit, Content, DirState, ExtentChunk, Kind, Listing, Named, Node, Record,
+    Segment, Timespec, VersionInfo, Xattrs, digest,
 };
 use crate::crypto::Keys;
 use crate::depot::Local;
 use crate::error::Result;
-use crate::ids::{ArcId, ArcName, ArcSerial, BackupId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcId, ArcName, ArcSerial, BackupId, Dirno, FrameNo, ListingDigest, Logid, TreeDigest, Version};
 use crate::index::{CatalogSource, Index, IndexWriter};
 use crate::own::{OwnDir, Sharing};
 use crate::store::{Store, StoreOptions};
+use crate::tree::{Tree, View};
 
 pub struct Fixture {
     pub dir: tempfile::TempDir,
@@ -24,6 +27,8 @@ pub struct Fixture {
     writer: IndexWriter,
     next_serial: u64,
     runs: u32,
+    /// Directories as the last commit left them, with the record that tells where they are.
+    dirs: BTreeMap<Dirno, (Record, BTreeMap<Vec<u8>, Named>)>,
 }
 
 struct InMemory(Vec<(ArcSerial, Vec<FrameInfo>)>, Vec<u8>);
@@ -55,12 +60,13 @@ pub fn attr(kind: Kind, size: u64) -> Attr {
 
 pub fn dir_record(dirno: Dirno, parent: Dirno, name: &[u8], children: u64) -> Record {
     let attr = Attr { perm: 0o755, nlink: 2, ..attr(Kind::Dir, 4096) };
-    let state = Some(DirState { attr, xattrs: vec![(b"user.d".to_vec(), b"1".to_vec())], children });
+    let (xattrs, listing) = (vec![(b"user.d".to_vec(), b"1".to_vec())], ListingDigest([0; 32]));
+    let state = Some(DirState { attr, xattrs, children, listing });
     Record::Dir { dirno, parent, name: name.to_vec(), listing: Listing::Full, state }
 }
 
 pub fn put_dir(name: &[u8], dirno: Dirno) -> Record {
-    Record::Put { name: name.to_vec(), child: Child::Dir(dirno), kind: Kind::Dir, node: None }
+    Record::Put { name: name.to_vec(), item: Named::Dir(dirno) }
 }
 
 pub fn node(logid: u64, segments: &[Segment], xattrs: Xattrs) -> Node {
@@ -79,13 +85,15 @@ pub fn node(logid: u64, segments: &[Segment], xattrs: Xattrs) -> Node {
 }
 
 pub fn put(name: &[u8], node: Node) -> Record {
-    let (child, kind) = (Child::Node(node.logid), node.attr.kind);
-    Record::Put { name: name.to_vec(), child, kind, node: Some(Box::new(node)) }
+    Record::Put { name: name.to_vec(), item: Named::Node(Box::new(node)) }
 }
 
 /// Turns a node's inline list into chunks of `per_chunk` segments.
 pub fn chunked(mut node: Node, per_chunk: usize) -> (Vec<Record>, Node) {
-    let Content::Inline(segments) = std::mem::replace(&mut node.content, Content::Chunked) else { unreachable!() };
+    let Content::Inline(segments) = node.content.clone() else { unreachable!() };
+    let mut digest = digest::Segments::default();
+    digest.add(&segments);
+    node.content = Content::Chunked(digest.finish());
     let mut start = 0;
     let mut records = Vec::new();
     for part in segments.chunks(per_chunk) {
@@ -109,7 +117,74 @@ impl Fixture {
         Index::create(&path, &keys.index_key()).unwrap();
         let writer = IndexWriter::open(&path, &keys.index_key()).unwrap();
         let index = Arc::new(Index::open(&path, &keys.index_key()).unwrap());
-        Fixture { dir, keys, index, writer, next_serial: 0, runs: 0 }
+        Fixture { dir, keys, index, writer, next_serial: 0, runs: 0, dirs: BTreeMap::new() }
+    }
+
+    /// The records with the digests of their directories, and of those above them; and the root's.
+    fn digested(&mut self, records: &[Record]) -> (Vec<Record>, TreeDigest) {
+        let mut open = Dirno::ROOT;
+        for record in records {
+            match record {
+                Record::Dir { dirno, listing, state, .. } => {
+                    open = *dirno;
+                    let mut told = record.clone();
+                    let before = self.dirs.remove(dirno);
+                    if let (None, Record::Dir { state, .. }, Some((Record::Dir { state: was, .. }, _))) =
+                        (state, &mut told, &before)
+                    {
+                        state.clone_from(was);
+                    }
+                    let names = before.map(|(_, names)| names).filter(|_| *listing != Listing::Full);
+                    self.dirs.insert(*dirno, (told, names.unwrap_or_default()));
+                }
+                Record::Put { name, item } => {
+                    self.dirs.get_mut(&open).unwrap().1.insert(name.clone(), item.clone());
+                }
+                Record::Remove { name } => drop(self.dirs.get_mut(&open).unwrap().1.remove(name)),
+                _ => {}
+            }
+        }
+        let mut states = BTreeMap::new();
+        let root = self.digest_of(Dirno::ROOT, &mut states);
+        let mut all = records.to_vec();
+        let mut told = BTreeSet::new();
+        for record in &mut all {
+            if let Record::Dir { dirno, state: Some(state), .. } = record
+                && let Some(digested) = states.get(dirno)
+            {
+                *state = digested.clone();
+                told.insert(*dirno);
+            }
+        }
+        for (dirno, digested) in states {
+            let Some((Record::Dir { parent, name, state, .. }, _)) = self.dirs.get_mut(&dirno) else { unreachable!() };
+            if state.as_ref() != Some(&digested) {
+                *state = Some(digested);
+                if !told.contains(&dirno) {
+                    let (parent, name, state) = (*parent, name.clone(), state.clone());
+                    all.push(Record::Dir { dirno, parent, name, listing: Listing::Delta, state });
+                }
+            }
+        }
+        (all, root)
+    }
+
+    fn digest_of(&self, dirno: Dirno, states: &mut BTreeMap<Dirno, DirState>) -> TreeDigest {
+        let Some((Record::Dir { state: Some(state), .. }, names)) = self.dirs.get(&dirno) else {
+            return TreeDigest([0; 32]);
+        };
+        let mut listing = digest::Listing::new(digest::Known::All);
+        for (name, item) in names {
+            let digest = match item {
+                Named::Node(node) => ItemDigest::Node(digest::node(node)),
+                Named::Dir(below) => ItemDigest::Dir(self.digest_of(*below, states)),
+            };
+            listing.add(name, item.kind(), &digest);
+        }
+        let state = DirState { listing: listing.finish(), ..state.clone() };
+        let digest = digest::dir(&state);
+        states.insert(dirno, state);
+        digest
     }
 
     fn arc(&mut self, role: ArcRole, kind: FrameKind, frames: &[Vec<u8>]) -> (ArcEntry, Vec<FrameInfo>) {
@@ -137,16 +212,27 @@ impl Fixture {
 
     /// Commits a version with one data arc of these blocks and one catalog frame of these records.
     pub fn commit(&mut self, blocks: &[Vec<u8>], records: &[Record]) -> Version {
+        let (records, root) = self.digested(records);
         let mut catalog = Vec::new();
         records.iter().for_each(|record| crate::catalog::codec::encode_record(&mut catalog, record));
         let (data, data_frames) = self.arc(ArcRole::Data, FrameKind::Block, blocks);
         let (cat, cat_frames) = self.arc(ArcRole::Catalog, FrameKind::Catalog, std::slice::from_ref(&catalog));
         let run = Version(self.runs);
         self.runs += 1;
-        let dirs = records.iter().filter_map(|record| match record {
-            Record::Dir { dirno, .. } => Some((*dirno, 1)),
-            _ => None,
-        });
+        let told: BTreeSet<Dirno> = records
+            .iter()
+            .filter_map(|record| match record {
+                Record::Dir { dirno, .. } => Some(*dirno),
+                _ => None,
+            })
+            .collect();
+        let mut dirs: Vec<(Dirno, u64)> = Vec::new();
+        for dirno in told {
+            match dirs.last_mut() {
+                Some((first, count)) if first.0 + *count == dirno.0 => *count += 1,
+                _ => dirs.push((dirno, 1)),
+            }
+        }
         let commit = Commit {
             run,
             run_id: [run.0 as u8; 16],
@@ -158,17 +244,23 @@ impl Fixture {
                 files: 3,
                 ..VersionInfo::default()
             }),
+            roots: vec![(run, root)],
             base: run.0 == 0,
-            catalog: vec![CatalogFrame { arc: cat.serial, frame: FrameNo(0), dirs: dirs.collect() }],
+            catalog: vec![CatalogFrame { arc: cat.serial, frame: FrameNo(0), dirs }],
             next_serial: self.next_serial,
             next_logid: 1 << 20,
             next_dirno: 1 << 20,
             arcs: vec![data.clone(), cat.clone()],
         };
         let mut source = InMemory(vec![(data.serial, data_frames), (cat.serial, cat_frames)], catalog);
+        crate::backupdir::arcs::write_commit(&self.own(), &self.keys, &commit).unwrap();
         let report = self.writer.apply(&commit, [run.0 as u8; 32], &mut source).unwrap();
         assert!(report.lost.is_empty() && report.unknown_arcs.is_empty());
         run
+    }
+
+    pub fn tree(&self, view: View) -> Tree {
+        Tree::new(self.index.clone(), Arc::new(Local::new(&self.own())), self.keys.clone(), view)
     }
 
     pub fn own(&self) -> Arc<OwnDir> {

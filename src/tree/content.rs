@@ -96,7 +96,7 @@ impl Tree {
     fn walk(&self, node: &Node, offset: u64, mut visit: impl FnMut(u64, &Segment) -> ControlFlow<()>) -> Result<()> {
         match &node.content {
             Content::Inline(segments) => self.walk_part(node, 0, segments, offset, &mut visit).map(|_| ()),
-            Content::Chunked => {
+            Content::Chunked(_) => {
                 let mut at = offset;
                 while at < node.attr.size {
                     let chunk = self.chunk(node, at)?;

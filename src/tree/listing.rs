@@ -1,10 +1,13 @@
-//! The names of one directory, a page at a time, checked for completeness at the end.
+//! The names of one directory, a page at a time. All of them are proven before the first is given.
 
+use std::sync::Arc;
+
+use super::proof::Proven;
 use super::{Tree, View};
-use crate::catalog::Attr;
+use crate::catalog::{Attr, Child};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Version};
-use crate::index::{DirRow, Entry, Listed};
+use crate::index::{DirRow, Entry, Listed, ProvenEntry};
 
 /// Names fetched by one query.
 const PAGE: usize = 512;
@@ -22,14 +25,21 @@ pub struct Position {
 pub struct Listing {
     pub version: Version,
     pub dir: DirRow,
+    /// None: too many to be kept.
+    names: Option<Arc<Vec<ProvenEntry>>>,
     at: Position,
     ended: bool,
 }
 
 impl Listing {
     pub(super) fn start(tree: &Tree, version: Version, dir: Dirno) -> Result<Listing> {
-        let dir = tree.dir(version, dir)?;
-        Ok(Listing { version, dir, at: Position::default(), ended: false })
+        let (row, names) = tree.proofs.listing(&tree.index, version, dir)?;
+        let names = match names {
+            Proven::Names(names) => Some(names),
+            Proven::Many => None,
+            Proven::Lost => return Err(Error::DirectoryLost { dirno: dir, version }),
+        };
+        Ok(Listing { version, dir: row, names, at: Position::default(), ended: false })
     }
 
     /// Goes on where another listing of this directory was.
@@ -77,16 +87,26 @@ impl Listing {
     fn fetch(&self, tree: &Tree) -> Result<Vec<Listed>> {
         let index = tree.index();
         let (version, dir, after) = (self.version, self.dir.dirno, self.at.after.as_deref());
-        index.children_with_attrs(version, dir, after, PAGE)
+        match &self.names {
+            Some(names) => {
+                let from = after.map_or(0, |after| names.partition_point(|one| one.entry.name.as_slice() <= after));
+                let rest = names.get(from..).unwrap_or_default();
+                Ok(index.attrs(version, dir, rest.get(..PAGE).unwrap_or(rest)))
+            }
+            None => index.children_with_attrs(version, dir, after, PAGE),
+        }
     }
 }
 
 impl Tree {
     /// Attributes of what an entry stands for.
-    pub fn entry_attr(&self, version: Version, entry: &Entry) -> Result<(Attr, u64)> {
+    pub fn entry_attr(&self, version: Version, dir: Dirno, entry: &Entry) -> Result<(Attr, u64)> {
         match entry.child {
-            crate::catalog::Child::Node(logid) => self.attr(logid),
-            crate::catalog::Child::Dir(dirno) => Ok((self.dir(version, dirno)?.state.attr, 0)),
+            Child::Node(_) => {
+                let node = self.node_of(version, dir, entry)?;
+                Ok((node.attr.clone(), node.data_bytes))
+            }
+            Child::Dir(dirno) => Ok((self.dir(version, dirno)?.state.attr, 0)),
         }
     }
 }

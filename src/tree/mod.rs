@@ -1,10 +1,12 @@
 //! Versions as trees of files: names to entries, file ranges to blocks.
 //!
-//! Invariants: a listing that ends without an error has exactly the names that were backed up; the pieces of a
+//! Invariants: a name, a directory's state and a file's state are proven from the version's commit record down before they
+//! are given out (`proof`); a listing that ends without an error has exactly the names that were backed up; the pieces of a
 //! range tile it without gap or overlap; symlinks are never followed; remembered rows are bounded in number.
 
 mod content;
 mod listing;
+mod proof;
 #[cfg(test)]
 mod tests;
 
@@ -14,7 +16,10 @@ use std::time::Duration;
 
 use lru::LruCache;
 
+use crate::backupdir::BackupDir;
 use crate::catalog::{Attr, Child, ExtentChunk, Kind, Node};
+use crate::crypto::Keys;
+use crate::depot::Depot;
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Logid, Version};
 pub use crate::index::Listed;
@@ -22,6 +27,7 @@ use crate::index::{DirRow, Entry, Index, VersionRow};
 use crate::sync::lock;
 pub use content::{Piece, SeekTo};
 pub use listing::{Listing, Position};
+use proof::Proofs;
 
 /// File states kept decoded, at most about 3 KiB each.
 const MAX_NODES: usize = 2048;
@@ -53,17 +59,24 @@ pub enum Found {
 pub struct Tree {
     index: Arc<Index>,
     view: View,
+    proofs: Proofs,
     nodes: Mutex<LruCache<Logid, Arc<Node>>>,
     /// By file and offset / 1 MiB: the piece that was last found there.
     chunks: Mutex<LruCache<(Logid, u64), Arc<ExtentChunk>>>,
 }
 
 impl Tree {
-    pub fn new(index: Arc<Index>, view: View) -> Tree {
+    pub fn of(dir: &BackupDir, index: impl Into<Arc<Index>>, view: View) -> Tree {
+        Tree::new(index.into(), dir.home(), dir.keys().clone(), view)
+    }
+
+    /// `home` has the commit records.
+    pub fn new(index: Arc<Index>, home: Arc<dyn Depot>, keys: Arc<Keys>, view: View) -> Tree {
         let bounded = |count| NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);
         Tree {
             index,
             view,
+            proofs: Proofs::new(home, keys),
             nodes: Mutex::new(LruCache::new(bounded(MAX_NODES))),
             chunks: Mutex::new(LruCache::new(bounded(MAX_CHUNKS))),
         }
@@ -108,7 +121,7 @@ impl Tree {
 
     /// One name of a directory; None if it is not there. `DirectoryLost` if that can't be told.
     pub fn child(&self, version: Version, dir: Dirno, name: &[u8]) -> Result<Option<Entry>> {
-        match self.index.lookup(version, dir, name)? {
+        match self.proofs.child(&self.index, version, dir, name)? {
             Some(entry) if self.shows(version, &entry)? => Ok(Some(entry)),
             _ => Ok(None),
         }
@@ -123,7 +136,20 @@ impl Tree {
     }
 
     pub fn dir(&self, version: Version, dir: Dirno) -> Result<DirRow> {
-        self.index.dir(version, dir)
+        self.proofs.dir(&self.index, version, dir)
+    }
+
+    /// The file state that an entry of a directory stands for.
+    pub fn node_of(&self, version: Version, dir: Dirno, entry: &Entry) -> Result<Arc<Node>> {
+        let Child::Node(logid) = entry.child else {
+            return Err(self.row_damage("a directory in the place of a file".into()));
+        };
+        if let Some(node) = lock(&self.nodes).get(&logid) {
+            return Ok(node.clone());
+        }
+        let node = Arc::new(self.index.node_of(version, dir, entry)?);
+        lock(&self.nodes).put(logid, node.clone());
+        Ok(node)
     }
 
     /// Attributes and bytes in data ranges of a file state.

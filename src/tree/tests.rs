@@ -8,7 +8,7 @@ use crate::testing::fixture::{Fixture, chunked, dir_record, node, put, put_dir};
 const ROOT: Dirno = Dirno::ROOT;
 
 fn tree(fixture: &Fixture, view: View) -> Tree {
-    Tree::new(fixture.index.clone(), view)
+    fixture.tree(view)
 }
 
 /// Segments of a file as (data?, length) pairs; blocks are numbered in order.
@@ -118,7 +118,7 @@ fn two_versions() -> Fixture {
                 listing: crate::catalog::Listing::Delta,
                 state: None,
             },
-            put(b"x", node(23, &[], vec![])),
+            put(b"x", node(23, &[], vec![(b"user.v".to_vec(), vec![1])])),
         ],
     );
     fixture
@@ -183,6 +183,6 @@ fn a_listing_with_fewer_names_than_were_saved_is_an_error() {
         &[dir_record(ROOT, ROOT, b"", 3), put(b"a", node(20, &[], vec![])), put(b"b", node(21, &[], vec![]))],
     );
     let tree = tree(&fixture, View::Whole);
-    let error = tree.list(Version(0), ROOT).unwrap().next_page(&tree).unwrap_err();
+    let error = tree.list(Version(0), ROOT).err().unwrap();
     assert_eq!(error.code(), "INDEX_ROW_DAMAGED");
 }

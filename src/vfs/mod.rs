@@ -164,7 +164,7 @@ impl Vfs {
             Place::Root => self.lookup_in_root(name),
             Place::Dir(version, dir) => match self.tree.child(version, dir, name)? {
                 Some(entry) => {
-                    let (attr, data_bytes) = self.tree.entry_attr(version, &entry)?;
+                    let (attr, data_bytes) = self.tree.entry_attr(version, dir, &entry)?;
                     Ok((Some(self.entry_stat(version, entry.child, &attr, data_bytes)), Lifetime::Forever))
                 }
                 None => {

@@ -11,7 +11,7 @@ const BLOCK: usize = 4000;
 
 fn vfs(fixture: &Fixture, options: VfsOptions) -> Arc<Vfs> {
     let store = Arc::new(fixture.store(StoreOptions::default()));
-    let tree = Arc::new(Tree::new(fixture.index.clone(), View::Whole));
+    let tree = Arc::new(fixture.tree(View::Whole));
     Arc::new(Vfs::new(&Backup { tree, store }, options))
 }
 
@@ -265,7 +265,7 @@ fn a_file_of_one_block_is_proven_by_that_block() {
     let by = crate::ledger::By::Mount;
     let ledger = Arc::new(crate::ledger::LedgerWriter::new(&fixture.own(), fixture.keys.clone(), by));
     let store = Arc::new(fixture.store(StoreOptions { ledger: Some(ledger.clone()), ..StoreOptions::default() }));
-    let tree = Arc::new(Tree::new(fixture.index.clone(), View::Whole));
+    let tree = Arc::new(fixture.tree(View::Whole));
     let vfs = Arc::new(Vfs::new(&Backup { tree, store }, VfsOptions::default()));
     assert!(vfs.read_now(Ino::of_node(Logid(20)), 0, BLOCK as u32 + 1).unwrap().to_vec() == blocks[0]);
     let error = vfs.read_now(Ino::of_node(Logid(21)), 0, BLOCK as u32).err().unwrap();

@@ -57,7 +57,12 @@ impl Fake {
     pub fn new() -> Fake {
         let keys = Keys::new(&Zeroizing::new([1; 32]), BackupId([2; 16]));
         let cipher = keys.arc_cipher(ArcId([3; 16]), &ArcSalt([4; 32]));
-        let root = DirState { attr: attr(Kind::Dir, 0o755), xattrs: Xattrs::new(), children: 0 };
+        let root = DirState {
+            attr: attr(Kind::Dir, 0o755),
+            xattrs: Xattrs::new(),
+            children: 0,
+            listing: crate::ids::ListingDigest([0; 32]),
+        };
         Fake {
             keys,
             cipher,
@@ -79,7 +84,12 @@ impl Fake {
 
     pub fn add_dir(&mut self, parent: Dirno, name: &[u8], perm: u16) -> Dirno {
         let dirno = Dirno(self.dirs.len() as u64);
-        let mut state = DirState { attr: attr(Kind::Dir, perm), xattrs: Xattrs::new(), children: 0 };
+        let mut state = DirState {
+            attr: attr(Kind::Dir, perm),
+            xattrs: Xattrs::new(),
+            children: 0,
+            listing: crate::ids::ListingDigest([0; 32]),
+        };
         state.attr.mtime.sec += dirno.0 as i64;
         self.dirs.insert(dirno, (state, Vec::new()));
         self.put(parent, name, Child::Dir(dirno));

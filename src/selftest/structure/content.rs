@@ -98,13 +98,13 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
         let mut sum = Sum::default();
         match &node.content {
             Content::Inline(segments) => self.add(&mut sum, 0, segments)?,
-            Content::Chunked => {
+            Content::Chunked(_) => {
                 while let Some((start, segments)) = self.extents_of(node.logid) {
                     self.add(&mut sum, start, &segments)?;
                 }
             }
         }
-        if self.check.blind(ScanTable::Extents) && matches!(node.content, Content::Chunked) {
+        if self.check.blind(ScanTable::Extents) && matches!(node.content, Content::Chunked(_)) {
             return Ok(false);
         }
         let size = if node.attr.kind == Kind::File { node.attr.size } else { 0 };

@@ -83,7 +83,9 @@ const STEPS: u64 = 3 + ScanTable::ALL.len() as u64;
 
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let only_version = match &exam.options.rev {
-        Some(rev) => Some(crate::tree::Tree::new(exam.index.clone(), crate::tree::View::Whole).version(rev)?.version),
+        Some(rev) => {
+            Some(crate::tree::Tree::of(exam.dir, exam.index.clone(), crate::tree::View::Whole).version(rev)?.version)
+        }
         None => None,
     };
     let check = Check {
