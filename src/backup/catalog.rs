@@ -37,6 +37,8 @@ struct OpenDir {
     changes: Vec<Change>,
     children: u64,
     subdirs: u64,
+    /// Something below is not as it was, be it that only less of it is known.
+    differs_below: bool,
 }
 
 impl OpenDir {
@@ -109,7 +111,18 @@ impl<'a> CatalogBuilder<'a> {
             }
         }
         let (parts, changes) = (Vec::new(), Vec::new());
-        self.open.push(OpenDir { dirno, parent, name, names, was, parts, changes, children: 0, subdirs: 0 });
+        self.open.push(OpenDir {
+            dirno,
+            parent,
+            name,
+            names,
+            was,
+            parts,
+            changes,
+            children: 0,
+            subdirs: 0,
+            differs_below: false,
+        });
     }
 
     /// A file of the directory that is open. `changed` is false for one that is as before: it counts, and is
@@ -171,7 +184,7 @@ impl<'a> CatalogBuilder<'a> {
     pub fn leave_kept(&mut self, out: &mut Output, state: DirState) -> Result<()> {
         let Some(mut dir) = self.open.pop() else { return Ok(()) };
         let listing = self.listing(&mut dir)?;
-        if dir.names == Names::All && listing != state.listing {
+        if dir.names == Names::All && !dir.differs_below && listing != state.listing {
             let version = self.before.map_or(Version(0), |(_, version)| version);
             let what = "its names are not those that were backed up".into();
             return Err(Error::TreeMismatch { version, dirno: dir.dirno, what });
@@ -203,7 +216,10 @@ impl<'a> CatalogBuilder<'a> {
         match self.open.last_mut() {
             None => self.root = Some(digest::dir(&state)),
             Some(above) if same_state && above.names == Names::Changed => {}
-            Some(above) => above.change(dir.name.clone(), Some((Kind::Dir, ItemDigest::Dir(digest::dir(&state))))),
+            Some(above) => {
+                above.differs_below |= !same_state;
+                above.change(dir.name.clone(), Some((Kind::Dir, ItemDigest::Dir(digest::dir(&state)))));
+            }
         }
         if same_state && dir.parts.is_empty() && dir.names == Names::Changed {
             return Ok(());

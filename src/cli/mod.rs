@@ -15,6 +15,7 @@ mod json;
 mod log;
 mod ls;
 mod mount;
+mod noted;
 mod pack;
 mod passphrase;
 mod paths;

@@ -17,6 +17,7 @@ mod removals;
 mod removed_paths;
 mod reserved;
 mod restored;
+mod rollbacks;
 mod rules;
 mod runs;
 mod sealed;

@@ -223,7 +223,6 @@ fn a_removed_row_of_any_table_is_one_finding() {
         ("hashes", "id"),
         ("nodes", "id"),
         ("dirs", "id"),
-        ("changed", "id"),
         ("extents", "start"),
         ("entries", "rank"),
     ];

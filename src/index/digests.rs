@@ -124,8 +124,10 @@ pub fn item_digest(c: &Connection, v: Version, entry: &Entry) -> Found<ItemDiges
         (Child::Node(_), Some(digest)) => Ok(ItemDigest::Node(digest)),
         (Child::Node(_), None) => Err(Fail::Row("the entry has no digest")),
         (Child::Dir(dirno), _) => {
-            let state = rows::dir(c, dirno, v)?.and_then(|(_, value)| value.state);
-            Ok(ItemDigest::Dir(state.map_or(UNKNOWN, |state| digest::dir(&state))))
+            let Some((_, value)) = rows::dir(c, dirno, v)?.filter(|(_, value)| !value.gone) else {
+                return Err(Fail::Row("a name stands for a directory that is gone"));
+            };
+            Ok(ItemDigest::Dir(value.state.map_or(UNKNOWN, |state| digest::dir(&state))))
         }
     }
 }

@@ -17,6 +17,7 @@ use super::schema::MAX_READERS;
 use super::view::{self, LOOK_EVERY, View, check_format, check_shared};
 use super::writer;
 use crate::error::Result;
+use crate::ids::Version;
 use crate::sync::{lock, wait};
 
 /// How long a recovery may leave the place of the index empty.
@@ -36,6 +37,8 @@ pub struct Index {
     pool: Mutex<Pool>,
     returned: Condvar,
     history: History,
+    /// Newest version and digest of all versions, when they were last found to be those that are there.
+    pub(super) versions_checked: Mutex<Option<((Option<Version>, [u8; 32]), Instant)>>,
     /// Held by the thread that makes a new view; before this moment no copy is made.
     renewal: Mutex<Instant>,
 }
@@ -104,6 +107,7 @@ impl Index {
             renewal: Mutex::new(if view.is_copy() { now + LOOK_EVERY } else { now }),
             pool: Mutex::new(Pool { view: Arc::new(view), idle: Vec::new(), live: 0, waiting: 0, looked: now }),
             returned: Condvar::new(),
+            versions_checked: Mutex::new(None),
         }
     }
 

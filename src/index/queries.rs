@@ -4,6 +4,7 @@
 //! know is an error (`DIRECTORY_LOST`, `EXTENTS_LOST`, `INDEX_ROW_DAMAGED`), never "not there".
 
 use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -15,6 +16,10 @@ use super::{ArcRow, DirRow, Entry, FrameChunk, Index, Root, State, VersionRow};
 use crate::catalog::{Attr, Child, ExtentChunk, Node};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::sync::lock;
+
+/// How long it is believed that the versions are those of the last commit.
+const CHECKED_FOR: Duration = Duration::from_secs(1);
 
 /// Notices a chain of parents that is a ring: the last place that was marked is met again (Brent).
 pub struct Ascent {
@@ -45,7 +50,7 @@ impl Index {
     pub fn versions(&self) -> Result<Vec<VersionRow>> {
         self.look().map_err(|fail| fail.at(self.path()))?;
         self.ask(|c| {
-            rows::check_versions(c, &rows::state(c)?)?;
+            self.check_versions(c)?;
             let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id")?;
             let mut rows = statement.query([])?;
             let mut versions = Vec::new();
@@ -64,7 +69,7 @@ impl Index {
     /// The newest version that was not removed.
     pub fn newest(&self) -> Result<Option<VersionRow>> {
         self.look().map_err(|fail| fail.at(self.path()))?;
-        self.ask(|c| match rows::state(c)?.newest {
+        self.ask(|c| match self.versions_known(c)?.newest {
             Some(newest) => match rows::version(c, newest)? {
                 Some((version, false)) => Ok(Some(version)),
                 _ => Err(Fail::Row("the newest version has no row")),
@@ -107,17 +112,50 @@ impl Index {
     }
 
     /// What proves a version, also one that was removed.
+    ///
+    /// # Errors
+    /// `INDEX_ROW_DAMAGED` also if the versions are not those of the last commit: this one may be as it was before.
     pub fn root(&self, v: Version) -> Result<Root> {
-        self.ask(|c| match rows::version(c, v)? {
+        let root = self.ask(|c| match rows::version(c, v)? {
             Some((version, _)) => Ok(version.root),
             None => Err(Error::VersionGone { version: v }.into()),
-        })
+        })?;
+        self.ask(|c| self.versions_known(c).map(|_| root))
+    }
+
+    /// The versions are those of the last commit. Asked again and again it is looked at once a second.
+    fn check_versions(&self, c: &Connection) -> Found<State> {
+        let state = rows::state(c)?;
+        let known = (state.newest, state.versions);
+        let mut checked = lock(&self.versions_checked);
+        if !checked.is_some_and(|(before, at)| before == known && at.elapsed() < CHECKED_FOR) {
+            rows::check_versions(c, &state)?;
+            *checked = Some((known, Instant::now()));
+        }
+        Ok(state)
+    }
+
+    /// As `check_versions`, for who asks about one version: where a row of another one can't be read it can't be told
+    /// whether all are there, and that costs only the other one.
+    fn versions_known(&self, c: &Connection) -> Found<State> {
+        match self.check_versions(c) {
+            Err(Fail::Row(what)) if what != rows::OTHER_VERSIONS => rows::state(c),
+            other => other,
+        }
+    }
+
+    /// The version, also one that was removed, and whether it was.
+    pub fn version_ever(&self, v: Version) -> Result<Option<(VersionRow, bool)>> {
+        self.ask(|c| rows::version(c, v))
     }
 
     /// The version, unless it never was or was removed.
     pub fn version(&self, v: Version) -> Result<Option<VersionRow>> {
         self.look().map_err(|fail| fail.at(self.path()))?;
-        self.ask(|c| Ok(rows::version(c, v)?.filter(|(_, removed)| !removed).map(|(version, _)| version)))
+        self.ask(|c| {
+            self.versions_known(c)?;
+            Ok(rows::version(c, v)?.filter(|(_, removed)| !removed).map(|(version, _)| version))
+        })
     }
 
     /// The version whose folder in the mount has this name (`YYYY-MM-DD-HHMM-rN`).

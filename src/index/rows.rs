@@ -210,11 +210,13 @@ pub fn versions_digest(c: &Connection) -> Found<(Option<Version>, [u8; 32])> {
     Ok((newest, crate::crypto::sha256(&all.0)))
 }
 
+pub const OTHER_VERSIONS: &str = "its versions are not those of its last commit";
+
 /// # Errors
 /// A version is missing, or is another than the last commit left.
 pub fn check_versions(c: &Connection, state: &State) -> Found<()> {
     if versions_digest(c)? != (state.newest, state.versions) {
-        return Err(Fail::Row("its versions are not those of its last commit"));
+        return Err(Fail::Row(OTHER_VERSIONS));
     }
     Ok(())
 }

@@ -72,12 +72,9 @@ impl Vandal {
     }
 
     pub fn version(&self, v: Version, change: impl FnOnce(&mut VersionInfo)) {
-        let bytes = self.short("versions", Table::Versions, i64::from(v.0));
-        let (flags, rest) = bytes.split_at(2);
-        let mut info = codec::decode_version_info(rest).unwrap();
-        change(&mut info);
-        let bytes = [flags, &codec::encode_version_info(&info)].concat();
-        self.put_short("versions", Table::Versions, i64::from(v.0), &bytes);
+        let (mut row, removed) = rows::version(&self.c, v).unwrap().unwrap();
+        change(&mut row.info);
+        self.put_short("versions", Table::Versions, i64::from(v.0), &rows::encode_version(&row, removed));
     }
 
     pub fn arc(&self, serial: ArcSerial, change: impl FnOnce(&mut ArcValue)) {

@@ -38,13 +38,15 @@ impl IndexWriter {
     /// Opens an existing index for writing; the caller holds the backup dir's lock.
     ///
     /// # Errors
-    /// As `Index::open`, but the directory must be writable.
+    /// As `Index::open`, but the directory must be writable, and no version may be missing.
     pub fn open(path: &Path, key: &[u8; 48]) -> Result<IndexWriter> {
         let path = real_path(path)?;
         refuse_network(&path)?;
         let connection =
             schema::connect(&path, key, Access::Write).map_err(|error| open_error(Fail::Sql(error), &path, key))?;
         check_format(&connection, &path)?;
+        let state = rows::state(&connection);
+        state.and_then(|state| rows::check_versions(&connection, &state)).map_err(|fail| fail.at(&path))?;
         Ok(IndexWriter { path, connection })
     }
 

@@ -23,6 +23,10 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Where the blocks of files come from.
 pub trait Blocks {
+    /// Proves which blocks the file has, where a node does not say so itself.
+    fn prove(&self, _node: &Node) -> Result<()> {
+        Ok(())
+    }
     /// The pieces of `offset..offset + len`, which lies within the file; they tile it.
     fn pieces(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<Piece>>;
     /// Where data begins, at or after `offset`; None if there is none.
@@ -88,6 +92,10 @@ pub fn read(blocks: &dyn Blocks, node: &Node, sha1: Sha1, sink: &mut dyn Sink) -
     let hasher = hashed.then(FileHasher::default);
     let mut reading = Reading { blocks, node, sink, hasher, damaged: false };
     let size = node.attr.size;
+    if let Err(error) = blocks.prove(node) {
+        reading.sink.lost(Lost { range: 0..size, block: None, error })?;
+        return Ok(Found::Damaged);
+    }
     let mut at = 0;
     while at < size {
         if !hashed && let Ok(data) = blocks.next_data(node, at) {

@@ -63,6 +63,10 @@ impl Backup {
 }
 
 impl Blocks for Backup {
+    fn prove(&self, node: &Node) -> Result<()> {
+        self.tree.prove_list(node)
+    }
+
     fn pieces(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<Piece>> {
         self.tree.segments(node, offset, len)
     }

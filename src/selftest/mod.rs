@@ -242,7 +242,9 @@ impl Exam<'_> {
     /// v0: the index answers.
     fn reads(&self) {
         let index = &self.index;
-        let asked = [index.state().map(drop), index.versions().map(drop), index.arcs().map(drop)];
+        // v2 tells which version it is that is missing, or another.
+        let versions = if self.options.level < Level::Structure { index.versions().map(drop) } else { Ok(()) };
+        let asked = [index.state().map(drop), versions, index.arcs().map(drop)];
         for error in asked.into_iter().filter_map(Result::err) {
             self.findings.add(Finding::of(Level::Opens, error));
         }

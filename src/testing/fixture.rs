@@ -253,8 +253,8 @@ impl Fixture {
             arcs: vec![data.clone(), cat.clone()],
         };
         let mut source = InMemory(vec![(data.serial, data_frames), (cat.serial, cat_frames)], catalog);
-        crate::backupdir::arcs::write_commit(&self.own(), &self.keys, &commit).unwrap();
-        let report = self.writer.apply(&commit, [run.0 as u8; 32], &mut source).unwrap();
+        let digest = crate::backupdir::arcs::write_commit(&self.own(), &self.keys, &commit).unwrap();
+        let report = self.writer.apply(&commit, digest, &mut source).unwrap();
         assert!(report.lost.is_empty() && report.unknown_arcs.is_empty());
         run
     }

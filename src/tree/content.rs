@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::Tree;
-use crate::catalog::{Content, ExtentChunk, Node, Segment};
+use crate::catalog::{Content, ExtentChunk, Node, Segment, digest};
 use crate::error::{Error, Result};
 use crate::ids::BlockId;
 use crate::sync::lock;
@@ -65,6 +65,28 @@ impl Tree {
             }
         }
         Ok(pieces)
+    }
+
+    /// Proves the list of blocks of a long file. One that is not known to its end is told where it is read.
+    ///
+    /// # Errors
+    /// `INDEX_ROW_DAMAGED` if it is not the one that was backed up.
+    pub fn prove_list(&self, node: &Node) -> Result<()> {
+        let Content::Chunked(recorded) = node.content else { return Ok(()) };
+        let (mut list, mut at) = (digest::Segments::default(), 0);
+        while at < node.attr.size {
+            let Ok(chunk) = self.index().extents_at(node.logid, at) else { return Ok(()) };
+            let end = chunk.start + chunk.segments.iter().map(Segment::len).sum::<u64>();
+            if chunk.start != at || end <= at {
+                return Ok(());
+            }
+            list.add(&chunk.segments);
+            at = end;
+        }
+        match list.finish() == recorded {
+            true => Ok(()),
+            false => Err(self.row_damage(format!("file {} has other blocks than were backed up", node.logid.0))),
+        }
     }
 
     /// Where data or a hole begins, at or after `offset`; None past the end of the file (ENXIO).

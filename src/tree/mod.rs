@@ -21,7 +21,7 @@ use crate::catalog::{Attr, Child, ExtentChunk, Kind, Node};
 use crate::crypto::Keys;
 use crate::depot::Depot;
 use crate::error::{Error, Result};
-use crate::ids::{Dirno, Logid, Version};
+use crate::ids::{Dirno, Logid, TreeDigest, Version};
 pub use crate::index::Listed;
 use crate::index::{DirRow, Entry, Index, VersionRow};
 use crate::sync::lock;
@@ -137,6 +137,12 @@ impl Tree {
 
     pub fn dir(&self, version: Version, dir: Dirno) -> Result<DirRow> {
         self.proofs.dir(&self.index, version, dir)
+    }
+
+    /// The digest of all that a version shows, proven by its commit record.
+    pub fn root(&self, version: Version) -> Result<TreeDigest> {
+        let row = self.dir(version, Dirno::ROOT)?;
+        Ok(crate::catalog::digest::dir(&row.state))
     }
 
     /// The file state that an entry of a directory stands for.

@@ -134,7 +134,8 @@ impl Proofs {
         }
         let root = index.root(v)?;
         match arcs::read_commit(&*self.home, root.set_by, &self.keys) {
-            Ok((commit, _)) if commit.roots.contains(&(v, root.digest)) => {}
+            Ok((commit, digest))
+                if commit.roots.contains(&(v, root.digest)) && index.commit_digest(root.set_by)? == Some(digest) => {}
             Ok(_) => {
                 let what = format!("its root is not the one in the commit record of {}", root.set_by);
                 return Err(Error::TreeMismatch { version: v, dirno: Dirno::ROOT, what });

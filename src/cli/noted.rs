@@ -1,0 +1,103 @@
+//! Lines of `assay versions --digest` that were noted elsewhere, and what became of the versions since.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::backupdir::{BackupDir, arcs};
+use crate::error::{Error, Result};
+use crate::ids::{TreeDigest, Version};
+use crate::tree::Tree;
+
+/// A noted version.
+pub struct Noted {
+    pub version: Version,
+    pub name: String,
+    pub root: TreeDigest,
+}
+
+/// What became of it.
+pub enum Fate {
+    AsNoted,
+    /// `rm` or `retain` removed it.
+    Removed,
+    /// A run removed paths from it; before it was as noted.
+    LostPaths(Version),
+    Missing,
+    Other(TreeDigest),
+    OtherName(String),
+}
+
+impl Fate {
+    pub fn is_wrong(&self) -> bool {
+        matches!(self, Fate::Missing | Fate::Other(_) | Fate::OtherName(_))
+    }
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fate::AsNoted => write!(f, "as noted"),
+            Fate::Removed => write!(f, "removed on purpose, by `rm` or `retain`"),
+            Fate::LostPaths(run) => write!(f, "paths were removed from it on purpose, by {run}; else as noted"),
+            Fate::Missing => write!(f, "IS NOT HERE: the backup dir is older than the note, or another one"),
+            Fate::Other(found) => write!(f, "IS ANOTHER: its root digest is {found}"),
+            Fate::OtherName(found) => write!(f, "IS ANOTHER: the version of this number is {found}"),
+        }
+    }
+}
+
+/// Reads the lines that were given: one of them, the name of a file of them, or `-`.
+pub fn lines(given: &OsStr) -> Result<Vec<Noted>> {
+    if let Some(one) = given.to_str().and_then(parse) {
+        return Ok(vec![one]);
+    }
+    let mut text = String::new();
+    let read = match given.as_bytes() {
+        b"-" => std::io::stdin().lock().read_to_string(&mut text),
+        _ => std::fs::File::open(given).and_then(|mut file| file.read_to_string(&mut text)),
+    };
+    read.map_err(|e| Error::io("read", given, &e))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let bad =
+        |line: &str| Error::Usage(format!("no line of `assay versions --digest`: {}", crate::text::one_line(line)));
+    let noted: Vec<Noted> = lines.map(|line| parse(line).ok_or_else(|| bad(line))).collect::<Result<_>>()?;
+    // Nothing compared is nothing proven.
+    if noted.is_empty() { Err(Error::Usage("no line to compare with was given".into())) } else { Ok(noted) }
+}
+
+fn parse(line: &str) -> Option<Noted> {
+    let mut words = line.split_whitespace();
+    let (version, name, root) = (words.next()?.parse().ok()?, words.next()?.to_string(), words.next()?);
+    let mut digest = [0; 32];
+    if words.next().is_some() || root.len() != 64 || !root.is_ascii() {
+        return None;
+    }
+    for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(root.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(Noted { version, name, root: TreeDigest(digest) })
+}
+
+/// Looks a noted version up.
+pub fn fate(dir: &BackupDir, tree: &Tree, noted: &Noted) -> Result<Fate> {
+    let Some((row, removed)) = tree.index().version_ever(noted.version)? else { return Ok(Fate::Missing) };
+    if row.info.name != noted.name {
+        return Ok(Fate::OtherName(row.info.name));
+    }
+    // A version that is shown is proven down to its root.
+    let root = if removed { row.root.digest } else { tree.root(noted.version)? };
+    if root == noted.root {
+        return Ok(if removed { Fate::Removed } else { Fate::AsNoted });
+    }
+    // Its own commit record says what it was; a later one that paths went.
+    let was = || -> Result<bool> {
+        let (commit, _) = arcs::read_commit(dir.arcs(), noted.version, dir.keys())?;
+        Ok(commit.roots.contains(&(noted.version, noted.root)))
+    };
+    if row.root.set_by != noted.version && was()? {
+        return Ok(if removed { Fate::Removed } else { Fate::LostPaths(row.root.set_by) });
+    }
+    Ok(Fate::Other(root))
+}
