@@ -31,6 +31,7 @@ const ORDER: &[&str] = &[
     "recover",
     "findings",
     "reader",
+    "compare",
     "mend",
     "vfs",
     "restore",

@@ -4,9 +4,12 @@
 //! code and at most one `help:` line; a closed pipe is no error.
 
 mod backup;
+mod changes;
+mod compare;
 mod completions;
 mod coverage;
 mod damage;
+mod diff;
 mod first_steps;
 mod get;
 mod guesses;
@@ -102,6 +105,8 @@ enum Command {
     Coverage(coverage::CoverageArgs),
     Selftest(selftest::SelftestArgs),
     Damage(damage::DamageArgs),
+    Diff(diff::DiffArgs),
+    Compare(compare::CompareArgs),
     Log(log::LogArgs),
     Recover(recover::RecoverArgs),
     Rm(rm::RmArgs),
@@ -123,6 +128,8 @@ impl Command {
             Command::Coverage(_) => "coverage",
             Command::Selftest(_) => "selftest",
             Command::Damage(_) => "damage",
+            Command::Diff(_) => "diff",
+            Command::Compare(_) => "compare",
             Command::Log(_) => "log",
             Command::Recover(_) => "recover",
             Command::Rm(_) => "rm",
@@ -208,6 +215,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Coverage(args) => coverage::run(&context, args),
         Command::Selftest(args) => selftest::run(&context, args),
         Command::Damage(args) => damage::run(&context, args),
+        Command::Diff(args) => diff::run(&context, args),
+        Command::Compare(args) => compare::run(&context, args),
         Command::Log(args) => log::run(&context, args),
         Command::Recover(args) => recover::run(&context, args),
         Command::Rm(args) => rm::run(&context, args),

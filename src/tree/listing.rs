@@ -56,14 +56,28 @@ impl Listing {
     ///
     /// Errors: `DirectoryLost`; `IndexRow` at the end if there were more or fewer names than were backed up.
     pub fn next_page(&mut self, tree: &Tree) -> Result<Vec<Listed>> {
+        self.next(tree, Listing::fetch, |listed| &listed.entry)
+    }
+
+    /// As `next_page`, without attributes.
+    pub fn next_names(&mut self, tree: &Tree) -> Result<Vec<Entry>> {
+        self.next(tree, Listing::fetch_names, |entry| entry)
+    }
+
+    fn next<T>(
+        &mut self,
+        tree: &Tree,
+        fetch: impl Fn(&Listing, &Tree) -> Result<Vec<T>>,
+        entry: impl Fn(&T) -> &Entry,
+    ) -> Result<Vec<T>> {
         let mut shown = Vec::new();
         while shown.is_empty() && !self.ended {
             self.at.of.get_or_insert(self.dir.state.children);
-            let page = self.fetch(tree)?;
+            let page = fetch(self, tree)?;
             self.at.seen += page.len() as u64;
             self.ended = page.len() < PAGE;
             if let Some(last) = page.last() {
-                self.at.after = Some(last.entry.name.clone());
+                self.at.after = Some(entry(last).name.clone());
             }
             if (self.ended && self.at.seen != self.dir.state.children) || self.at.seen > self.dir.state.children {
                 let now = tree.dir(self.version, self.dir.dirno)?.state.children;
@@ -75,9 +89,9 @@ impl Listing {
                     self.dir.dirno.0, self.version, self.at.seen, self.dir.state.children
                 )));
             }
-            for listed in page {
-                if tree.view == View::Whole || tree.shows(self.version, &listed.entry)? {
-                    shown.push(listed);
+            for one in page {
+                if tree.view == View::Whole || tree.shows(self.version, entry(&one))? {
+                    shown.push(one);
                 }
             }
         }
@@ -85,16 +99,27 @@ impl Listing {
     }
 
     fn fetch(&self, tree: &Tree) -> Result<Vec<Listed>> {
-        let index = tree.index();
         let (version, dir, after) = (self.version, self.dir.dirno, self.at.after.as_deref());
-        match &self.names {
-            Some(names) => {
-                let from = after.map_or(0, |after| names.partition_point(|one| one.entry.name.as_slice() <= after));
-                let rest = names.get(from..).unwrap_or_default();
-                Ok(index.attrs(version, dir, rest.get(..PAGE).unwrap_or(rest)))
-            }
-            None => index.children_with_attrs(version, dir, after, PAGE),
+        match self.kept() {
+            Some(kept) => Ok(tree.index().attrs(version, dir, kept)),
+            None => tree.index().children_with_attrs(version, dir, after, PAGE),
         }
+    }
+
+    fn fetch_names(&self, tree: &Tree) -> Result<Vec<Entry>> {
+        match self.kept() {
+            Some(kept) => Ok(kept.iter().map(|one| one.entry.clone()).collect()),
+            None => tree.index().children(self.version, self.dir.dirno, self.at.after.as_deref(), PAGE),
+        }
+    }
+
+    /// The next names, if they were kept when they were proven.
+    fn kept(&self) -> Option<&[ProvenEntry]> {
+        let names = self.names.as_ref()?;
+        let after = self.at.after.as_deref();
+        let from = after.map_or(0, |after| names.partition_point(|one| one.entry.name.as_slice() <= after));
+        let rest = names.get(from..).unwrap_or_default();
+        Some(rest.get(..PAGE).unwrap_or(rest))
     }
 }
 
