@@ -200,3 +200,25 @@ fn a_bad_backup_is_told_from_an_edited_source() {
     // Without -f nothing of it is read.
     assert_eq!(lines(&said(&lab, &lab.assay("compare", ["--json"]).run().code(1))), ["M edited content,mtime"]);
 }
+
+#[test]
+fn a_backup_tells_what_it_changed_in_the_same_letters() {
+    let lab = Lab::with_files(&[("same", b"x"), ("changes", b"one"), ("goes", b"x")]);
+    fs::remove_file(lab.src().join("goes")).expect("rm");
+    lab.write("changes", b"two!");
+    lab.write("comes", b"x");
+    let out = lab.assay("backup", ["-v"]).arg(lab.src()).ok().out();
+    let src = lab.src().display().to_string();
+    let said: Vec<&str> = out.lines().take_while(|line| line.starts_with(['+', '-', 'M', 'T'])).collect();
+    assert_eq!(said.len(), 4, "{out}");
+    assert!(said[0].starts_with(&format!("T {src}/  (mtime")), "{out}");
+    assert!(said[1].starts_with(&format!("M {src}/changes  (content, size")), "{out}");
+    assert_eq!(said[2..], [format!("+ {src}/comes"), format!("- {src}/goes")], "{out}");
+    let diff = lab.assay("diff", ["0", "1"]).arg(lab.src()).run().code(1).out();
+    assert_eq!(diff.lines().take(4).collect::<Vec<_>>(), said);
+    // A first version is all new.
+    let other = lab.path("other");
+    lab.assay_on(&other, "init", crate::support::NONE).ok();
+    let out = lab.assay_on(&other, "backup", ["-v"]).arg(lab.src()).ok().out();
+    assert!(out.starts_with(&format!("+ {src}/\n+ {src}/changes\n+ {src}/comes\n+ {src}/same\n")), "{out}");
+}

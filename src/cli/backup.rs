@@ -6,13 +6,19 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use super::changes::Changes;
 use super::json::with_names;
-use super::ui::Ui;
+use super::ui::{Listing, Ui};
 use super::{Context, print, print_json, report, say, show};
 use crate::backup::{self, LeftToDo, MAX_FIXED_BLOCK, Options, Resumed, Summary};
+use crate::backupdir::BackupDir;
 use crate::catalog::VersionInfo;
+use crate::compare::versions::Versions;
 use crate::error::{Error, Exit, Result};
+use crate::ids::Version;
+use crate::monitor::Monitor;
 use crate::text::counted;
+use crate::tree::{Tree, View};
 
 /// Save paths as a new version
 ///
@@ -45,7 +51,8 @@ pub struct BackupArgs {
     /// Say what would be saved; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print each path that is saved, and what is left out
+    /// Print what changed since the version before, as `assay diff` does, and what is left out; with --dry-run what would
+    /// be saved
     #[arg(short, long)]
     verbose: bool,
     /// Print the summary as JSON
@@ -79,7 +86,12 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         excludes: args.exclude.clone(),
         dry_run: args.dry_run,
     };
-    let ui = Ui::new(context, "Backing up").listing((args.dry_run || args.verbose) && !args.json);
+    let listing = match (args.json, args.dry_run, args.verbose) {
+        (false, true, _) => Listing::All,
+        (false, false, true) => Listing::LeftOut,
+        _ => Listing::Nothing,
+    };
+    let ui = Ui::new(context, "Backing up").listing(listing);
     let done = backup::run(&dir, &options, &ui);
     ui.finish();
     let summary = match done {
@@ -107,6 +119,11 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
     if let (Some(saved), Some(left)) = (&saved, summary.left_to_do) {
         say(&format!("assay: {saved}; {}", left.text()));
     }
+    if let (Listing::LeftOut, Some(version)) = (listing, summary.version)
+        && summary.left_to_do.is_none()
+    {
+        list_changes(&dir, version, &summary.info.paths, &ui)?;
+    }
     let printed = match (args.json, context.quiet) {
         (true, _) => print_json(&as_json(&summary, ui.elapsed())),
         (false, false) => print(&as_text(&summary, ui.elapsed())),
@@ -122,6 +139,22 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         }
         (Err(error), None) => Err(error),
     }
+}
+
+/// Prints what a version has changed.
+fn list_changes(dir: &BackupDir, version: Version, paths: &[Vec<u8>], ui: &Ui) -> Result<()> {
+    let tree = Tree::of(dir, dir.open_index()?, View::Whole);
+    let before = tree.versions()?.into_iter().map(|row| row.version).rfind(|before| *before < version);
+    let versions = Versions { tree: &tree, first: before, second: version, stop: &|| ui.interrupted() };
+    let mut changes = Changes::new(false);
+    for path in paths {
+        match versions.below(path, &mut |path, met| changes.met(path, met)) {
+            // What could not be read was told.
+            Err(Error::NoPath { .. }) => {}
+            done => done?,
+        }
+    }
+    changes.flush()
 }
 
 /// Adds the paths that were not looked at.

@@ -64,6 +64,11 @@ impl Changes {
         self.rotted += u64::from(change.verdict == Some(Verdict::SourceRotted));
     }
 
+    /// Prints what is left.
+    pub fn flush(mut self) -> Result<()> {
+        print(&std::mem::take(&mut self.out))
+    }
+
     /// Prints what is left, and for people the numbers.
     pub fn end(mut self, quiet: bool) -> Result<Exit> {
         let [added, removed, content, attributes] = self.counts;

@@ -41,7 +41,7 @@ pub fn run(context: &Context, args: &DiffArgs) -> Result<Exit> {
     let (first, second) = (tree.version(&args.first)?.version, tree.version(&args.second)?.version);
     let ui = Ui::counting(context, "Comparing", "paths");
     let mut changes = Changes::new(args.json);
-    let versions = Versions { tree: &tree, first, second, stop: &|| ui.interrupted() };
+    let versions = Versions { tree: &tree, first: Some(first), second, stop: &|| ui.interrupted() };
     let known = |path: &[u8]| match tree.find(second, path) {
         Err(Error::NoPath { .. }) => tree.find(first, path).map(drop),
         other => other.map(drop),

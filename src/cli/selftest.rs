@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::json::with_name;
-use super::ui::Ui;
+use super::ui::{Listing, Ui};
 use super::{Context, paths, print, print_json, show};
 use crate::backupdir::BackupDir;
 use crate::error::{Error, Exit, Result};
@@ -85,7 +85,7 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
         Level::LocalBlocks | Level::AllCopies => "arcs",
         Level::Opens | Level::Pages | Level::Structure => "steps",
     };
-    let ui = Ui::counting(context, "Testing", noun).listing(args.debug);
+    let ui = Ui::counting(context, "Testing", noun).listing(if args.debug { Listing::All } else { Listing::Nothing });
     let done = selftest::run(&dir, &options, &ui);
     ui.finish();
     let report = done?;
@@ -121,7 +121,8 @@ fn drill(context: &Context, dir: &BackupDir, args: &SelftestArgs, count: u32) ->
             u64::from_le_bytes(crate::crypto::random().map_err(|e| Error::io("get random bytes for", dir.path(), &e))?)
         }
     };
-    let ui = Ui::counting(context, "Drilling", "drills").listing(args.debug);
+    let ui =
+        Ui::counting(context, "Drilling", "drills").listing(if args.debug { Listing::All } else { Listing::Nothing });
     let done = selftest::drill::run(dir, count, seed, &ui);
     ui.finish();
     let report = done?;

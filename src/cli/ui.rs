@@ -13,11 +13,20 @@ use crate::error::{Error, Result};
 use crate::monitor::{Event, Monitor, Progress};
 use crate::text::shown;
 
+/// What is printed of the paths that a run comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listing {
+    Nothing,
+    /// Those that it leaves out.
+    LeftOut,
+    /// Each as it is handled, too.
+    All,
+}
+
 pub struct Ui {
     status: Arc<Status>,
     started: Instant,
-    /// Print each path as it is handled.
-    list_paths: bool,
+    listing: Listing,
     interrupted: Arc<AtomicBool>,
     warnings: AtomicU64,
     damaged: AtomicBool,
@@ -45,16 +54,15 @@ impl Ui {
         Ui {
             status: context.status.clone(),
             started: Instant::now(),
-            list_paths: false,
+            listing: Listing::Nothing,
             interrupted,
             warnings: AtomicU64::new(0),
             damaged: AtomicBool::new(false),
         }
     }
 
-    /// Prints each path as it is handled, if asked to.
-    pub fn listing(self, list_paths: bool) -> Ui {
-        Ui { list_paths, ..self }
+    pub fn listing(self, listing: Listing) -> Ui {
+        Ui { listing, ..self }
     }
 
     /// The task is over; the bar goes away.
@@ -101,12 +109,12 @@ impl Monitor for Ui {
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Path(path) => {
-                if self.list_paths {
+                if self.listing == Listing::All {
                     let _ = self.print(&format!("{}\n", shown(path)));
                 }
             }
             Event::LeftOut { path, why } => {
-                if self.list_paths {
+                if self.listing != Listing::Nothing {
                     let _ = super::print(&format!("{}  ({why})\n", shown(path)));
                 }
             }

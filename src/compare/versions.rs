@@ -16,7 +16,8 @@ use crate::tree::{Found, Listing, Tree};
 /// Two versions.
 pub struct Versions<'a> {
     pub tree: &'a Tree,
-    pub first: Version,
+    /// None: there is nothing, and all is new.
+    pub first: Option<Version>,
     pub second: Version,
     /// Asked at each page of names; true ends it.
     pub stop: &'a dyn Fn() -> bool,
@@ -65,7 +66,8 @@ impl Versions<'_> {
             Err(Error::NoPath { .. }) => Ok(None),
             Err(error) => Err(error),
         };
-        let (first, second) = (find(self.first)?, find(self.second)?);
+        let first = self.first.map(find).transpose()?.flatten();
+        let second = find(self.second)?;
         if first.is_none() && second.is_none() {
             return Err(Error::NoPath { path: path.to_vec(), version: self.second });
         }
@@ -73,7 +75,7 @@ impl Versions<'_> {
         let mut at = path.to_vec();
         // The path itself stands in a directory: it is compared as the entry that it is there.
         self.pair(
-            self.entry_at(self.first, path, first)?,
+            self.entry_at(self.first(), path, first)?,
             self.entry_at(self.second, path, second)?,
             &at,
             &mut open,
@@ -100,6 +102,11 @@ impl Versions<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Only asked where the first side has something.
+    fn first(&self) -> Version {
+        self.first.unwrap_or(self.second)
     }
 
     /// The next name of either side, with the directory that has it.
@@ -163,7 +170,7 @@ impl Versions<'_> {
                 (Child::Node(_), Child::Node(_)) => {
                     let found = self
                         .tree
-                        .node_of(self.first, in_first, &a)
+                        .node_of(self.first(), in_first, &a)
                         .and_then(|one| Ok((one, self.tree.node_of(self.second, in_second, &b)?)));
                     match found {
                         Ok((one, other)) => match Change::of(b.kind, nodes(&one, &other)) {
@@ -181,12 +188,12 @@ impl Versions<'_> {
                         verdict: None,
                     };
                     visit(path, Met::Change(&change))?;
-                    let (dir, version) = match (first, b.child) {
-                        (Child::Dir(dir), _) => (dir, self.first),
-                        (_, Child::Dir(dir)) => (dir, self.second),
+                    let (dir, letter) = match (first, b.child) {
+                        (Child::Dir(dir), _) => (dir, Letter::Removed),
+                        (_, Child::Dir(dir)) => (dir, Letter::Added),
                         _ => return Ok(()),
                     };
-                    self.enter_alone(dir, version, path, open, visit)
+                    self.enter_alone(dir, letter, path, open, visit)
                 }
             },
         }
@@ -204,24 +211,22 @@ impl Versions<'_> {
         visit(path, Met::Change(&Change::whole(letter, entry.kind)))?;
         match entry.child {
             Child::Node(_) => Ok(()),
-            Child::Dir(dir) => {
-                let version = if letter == Letter::Added { self.second } else { self.first };
-                self.enter_alone(dir, version, path, open, visit)
-            }
+            Child::Dir(dir) => self.enter_alone(dir, letter, path, open, visit),
         }
     }
 
     fn enter_alone(
         &self,
         dir: Dirno,
-        version: Version,
+        letter: Letter,
         path: &[u8],
         open: &mut Vec<Open>,
         visit: &mut Visit<'_>,
     ) -> Result<()> {
-        match Side::open(self.tree, version, dir) {
+        let added = letter == Letter::Added;
+        match Side::open(self.tree, if added { self.second } else { self.first() }, dir) {
             Ok(side) => {
-                let (first, second) = if version == self.first { (Some(side), None) } else { (None, Some(side)) };
+                let (first, second) = if added { (None, Some(side)) } else { (Some(side), None) };
                 open.push(Open { first, second, path_len: path.len() });
                 Ok(())
             }
@@ -231,7 +236,7 @@ impl Versions<'_> {
 
     /// A directory that both have.
     fn dirs(&self, one: Dirno, other: Dirno, path: &[u8], open: &mut Vec<Open>, visit: &mut Visit<'_>) -> Result<()> {
-        let rows = self.tree.dir(self.first, one).and_then(|row| Ok((row, self.tree.dir(self.second, other)?)));
+        let rows = self.tree.dir(self.first(), one).and_then(|row| Ok((row, self.tree.dir(self.second, other)?)));
         let (first, second) = match rows {
             Ok(rows) => rows,
             Err(error) => return visit(path, Met::Failed(&error)),
@@ -248,7 +253,7 @@ impl Versions<'_> {
             return Ok(());
         }
         let sides =
-            Side::open(self.tree, self.first, one).and_then(|a| Ok((a, Side::open(self.tree, self.second, other)?)));
+            Side::open(self.tree, self.first(), one).and_then(|a| Ok((a, Side::open(self.tree, self.second, other)?)));
         match sides {
             Ok((first, second)) => {
                 open.push(Open { first: Some(first), second: Some(second), path_len: path.len() });
