@@ -167,7 +167,7 @@ fn main() -> Done<()> {
     let started = Instant::now();
     let new = 4_000_000u64.min(blocks);
     for n in far..far + new {
-        table.insert(&hash(n), BlockId::new(ArcSerial(1 << 30), FrameNo((n - far) as u32)));
+        table.insert(&hash(n), BlockId::first(ArcSerial(1 << 30), FrameNo((n - far) as u32)));
     }
     let insert_s = started.elapsed().as_secs_f64();
     let kept = (far..far + new).filter(|n| table.find_new(&hash(*n)).is_some()).count();

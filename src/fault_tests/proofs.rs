@@ -13,7 +13,7 @@ use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::{ArcSource, COMMIT_NUMBER};
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::error::Exit;
-use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Logid, Version};
+use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, FramePlace, Logid, Version};
 use crate::index::CatalogSource;
 use crate::monitor::{Event, Monitor, Progress, Silent};
 use crate::selftest::{self, Cause, Finding, Fix, Level, Options, Part, Report, Scope};
@@ -58,8 +58,8 @@ fn changed(files: &Files, name: ArcName, change: impl FnOnce(&mut Vec<u8>)) -> C
 fn users(truth: &Truth, serial: ArcSerial, frames: std::ops::Range<u32>) -> BTreeSet<(Logid, u64, u64)> {
     let mut ranges = BTreeSet::new();
     for no in frames {
-        for n in truth.readers.get(&BlockId::new(serial, FrameNo(no))).into_iter().flatten() {
-            let Ask::Bytes(logid, at, len, _) = truth.questions[*n].0 else { unreachable!() };
+        for n in truth.readers_of(FramePlace::new(serial, FrameNo(no))) {
+            let Ask::Bytes(logid, at, len, _) = truth.questions[n].0 else { unreachable!() };
             ranges.insert((logid, at, at + len));
         }
     }
@@ -109,8 +109,9 @@ fn clean_backup_dirs_have_no_findings_at_any_level() {
         assert!(report.findings.is_empty() && report.found() == 0, "{level:?}: {:#?}", report.findings);
         if matches!(level, Level::LocalBlocks | Level::AllCopies) {
             // Of a commit arc two copies of the record.
-            let frames = arcs.iter().map(|arc| u64::from(arc.frames)).sum::<u64>() + 2 * 4;
-            assert_eq!((report.arcs, report.blocks), (arcs.len() as u64 + 4, frames));
+            let tables = arcs.iter().flat_map(|arc| frames(&copy.open(), arc));
+            let blocks = tables.map(|(_, info)| info.blocks.len() as u64).sum::<u64>() + 2 * 4;
+            assert_eq!((report.arcs, report.blocks), (arcs.len() as u64 + 4, blocks));
             assert!(report.bytes >= arcs.iter().map(|arc| arc.plain_bytes).sum());
         }
         assert_eq!(report.notes.len(), usize::from(level == Level::AllCopies), "{:?}", report.notes);
@@ -280,11 +281,11 @@ fn a_block_that_was_wrong_before_it_was_sealed_is_not_blamed_on_the_medium() {
     let frames = frames(&dir, &entry);
     let cipher = dir.keys().arc_cipher(entry.id, &entry.salt);
     for (codec, code) in [(0u8, "BLOCK_HASH_MISMATCH"), (1, "BLOCK_COMPRESSION_BAD")] {
-        let n = frames.iter().position(|(_, info)| info.codec as u8 == codec && info.plain_len > 100).unwrap();
-        let ((start, info), no) = (frames[n], FrameNo(n as u32));
-        let sealed = frame::seal(&cipher, no, &info, &vec![7; info.stored_len as usize]);
+        let n = frames.iter().position(|(_, info)| info.codec as u8 == codec && info.plain_len() > 100).unwrap();
+        let ((start, info), no) = (&frames[n], FrameNo(n as u32));
+        let sealed = frame::seal(&cipher, no, info, &vec![7; info.stored_len as usize]);
         let copy = changed(&lab.files, entry.name, |bytes| {
-            bytes[start as usize..][..sealed.len()].copy_from_slice(&sealed);
+            bytes[*start as usize..][..sealed.len()].copy_from_slice(&sealed);
         });
         let f = only(&test(&copy, Level::LocalBlocks), &|| format!("{code} in frame {n}"));
         assert_eq!((f.error.code(), f.cause), (code, Cause::Memory));
@@ -420,9 +421,8 @@ fn a_part_is_tested_alone_and_a_block_names_its_files() {
     let commit = ArcName { version: Version(2), number: COMMIT_NUMBER };
     assert_eq!(run(Scope::Arcs(vec![commit])).unwrap().blocks, 2);
     for no in [0, 5, entry.frames - 1] {
-        let block = BlockId::new(entry.serial, FrameNo(no));
-        let hash =
-            reader.tree.index().frame_chunk(entry.serial, FrameNo(no)).unwrap().locate(FrameNo(no)).unwrap().1.hash;
+        let block = BlockId::first(entry.serial, FrameNo(no));
+        let hash = reader.tree.index().frame_chunk(entry.serial, FrameNo(no)).unwrap().block(block).unwrap().hash;
         for named in [block.to_string(), hash.to_string()] {
             let report = run(Scope::Blocks(vec![named.parse().unwrap()])).unwrap();
             assert_eq!((report.arcs, report.found(), report.uses.len()), (1, 0, 1));

@@ -13,7 +13,7 @@ use super::rows::{self, blob};
 use super::{ArcRow, DirRow, Entry, FrameChunk, Index, State, VersionRow};
 use crate::catalog::{Attr, Child, ExtentChunk, Node};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, FramePlace, Logid, Version};
 
 /// Notices a chain of parents that is a ring: the last place that was marked is met again (Brent).
 pub struct Ascent {
@@ -189,7 +189,7 @@ impl Index {
     /// `INDEX_ROW_DAMAGED` if the arc has no such frame, or its frame table could not be read when it was applied;
     /// `ARC_DROPPED`.
     pub fn frame_chunk(&self, serial: ArcSerial, frame: FrameNo) -> Result<FrameChunk> {
-        self.ask(|c| match rows::frames(c, serial, frame)? {
+        self.ask(|c| match rows::frames(c, FramePlace::new(serial, frame))? {
             Some(chunk) if chunk.locate(frame).is_some() => Ok(chunk),
             _ => match rows::arc(c, serial)? {
                 Some(ArcValue { entry, dropped: true, .. }) => Err(Error::ArcDropped { arc: entry.name }.into()),
