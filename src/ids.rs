@@ -137,6 +137,13 @@ impl BlockId {
     pub fn frame(self) -> FrameNo {
         self.place().frame()
     }
+    /// Another number of it, for sets of bits: first blocks of frames are neighbours, for most frames have no other.
+    pub fn dense(self) -> u64 {
+        if self.slot() == Slot(0) { self.place().0 } else { self.0 | BlockId::OTHERS }
+    }
+    /// Where the dense numbers of blocks begin that are not the first of their frames.
+    pub const OTHERS: u64 = 1 << 63;
+
     pub fn slot(self) -> Slot {
         Slot((self.0 & u64::from(Slot::MAX.0)) as u8)
     }
@@ -246,5 +253,10 @@ mod tests {
         assert_eq!((place.arc(), place.frame(), place.slot(Slot(3)).place()), (ArcSerial(5), FrameNo::MAX, place));
         assert_eq!(FramePlace(place.0 + 1), FramePlace::new(ArcSerial(6), FrameNo(0)));
         assert_eq!(BlockId(place.slot(Slot::MAX).0 + 1), BlockId::first(ArcSerial(6), FrameNo(0)));
+        assert_eq!(
+            (place.slot(Slot(0)).dense(), FramePlace(place.0 + 1).slot(Slot(0)).dense()),
+            (place.0, place.0 + 1)
+        );
+        assert_eq!(id.dense() & !BlockId::OTHERS, id.0);
     }
 }

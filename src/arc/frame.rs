@@ -251,7 +251,7 @@ impl FrameInfo {
     }
 
     /// What the head says: the body is bound to it.
-    pub(super) fn head(&self, no: FrameNo) -> [u8; HEAD_LEN] {
+    pub fn head(&self, no: FrameNo) -> [u8; HEAD_LEN] {
         Head::of(self).encode(no)
     }
 

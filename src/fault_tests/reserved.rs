@@ -11,7 +11,7 @@ use crate::backupdir::BackupDir;
 use crate::backupdir::arcs;
 use crate::catalog::{ArcRole, Record};
 use crate::fetch::ArcFile;
-use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Version};
+use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, Version};
 use crate::monitor::Silent;
 use crate::reader::Backup;
 use crate::run::{Contents, Run, Whole, records as run_records};
@@ -115,7 +115,7 @@ fn relocated_blocks_are_read_from_their_new_place_and_the_old_arc_may_go() {
     let dir = copy.open();
     let old = dir.open_index().unwrap().arcs().unwrap();
     let old = old.into_iter().map(|row| row.entry).find(|entry| entry.role == ArcRole::Data).unwrap();
-    let blocks: Vec<BlockId> = (0..old.frames).map(|no| BlockId::first(old.serial, FrameNo(no))).collect();
+    let blocks = super::fixes::blocks_in(&dir.open_index().unwrap(), &old);
     let relocate = |to: &[BlockId]| -> Vec<Record> {
         blocks.iter().zip(to).map(|(from, to)| Record::Relocate { from: *from, to: *to }).collect()
     };

@@ -3,7 +3,6 @@
 //! Invariant: a damaged place is one finding, however many files use it.
 
 use std::collections::HashSet;
-use std::ops::Range;
 
 use super::{Cause, Finding, Findings, Hit, Level, MAX_HITS, Spot};
 use crate::error::{Error, Place, Result};
@@ -86,21 +85,10 @@ fn moved(index: &Index, (serial, first, end): (ArcSerial, u32, u32)) -> Moved {
     if all.iter().any(|(_, place)| here(*place)) {
         return Moved::None;
     }
-    match blocks_in(index, serial, first..end) {
+    match index.blocks_in(serial, first..end) {
         Ok(count) if moved.len() as u64 >= count => Moved::All,
         _ => Moved::Some,
     }
-}
-
-fn blocks_in(index: &Index, serial: ArcSerial, frames: Range<u32>) -> Result<u64> {
-    let (mut next, mut count) = (frames.start, 0);
-    while next < frames.end {
-        let chunk = index.frame_chunk(serial, FrameNo(next))?;
-        let here = chunk.frames.iter().zip(chunk.first.0..).filter(|(_, no)| (next..frames.end).contains(no));
-        count += here.map(|(info, _)| info.blocks.len() as u64).sum::<u64>();
-        next = chunk.end();
-    }
-    Ok(count)
 }
 
 /// Who uses a block that was named.

@@ -90,34 +90,29 @@ impl Bits {
     }
 }
 
-/// Blocks. The first one of a frame is apart from the others: most frames have no other.
+/// Blocks, by their dense numbers.
 #[derive(Clone, Default)]
-struct Blocks {
-    /// By frames.
-    firsts: Bits,
-    others: Bits,
-}
+struct Blocks(Bits);
 
 impl Blocks {
     fn insert(&mut self, block: BlockId) {
-        let (bits, n) =
-            if block.slot() == Slot(0) { (&mut self.firsts, block.place().0) } else { (&mut self.others, block.0) };
-        bits.insert(n);
+        self.0.insert(block.dense());
     }
 
     fn remove(&mut self, block: BlockId) {
-        if block.slot() == Slot(0) { self.firsts.remove(block.place().0) } else { self.others.remove(block.0) }
+        self.0.remove(block.dense());
     }
 
     fn contains(&self, block: BlockId) -> bool {
-        if block.slot() == Slot(0) { self.firsts.contains(block.place().0) } else { self.others.contains(block.0) }
+        self.0.contains(block.dense())
     }
 
     /// Those of some neighbouring frames of an arc.
     fn of(&self, frames: Range<FramePlace>) -> impl Iterator<Item = BlockId> {
-        let Range { start, end } = frames;
-        let firsts = self.firsts.of(start.0..end.0).map(|place| FramePlace(place).slot(Slot(0)));
-        firsts.chain(self.others.of(start.slot(Slot(0)).0..end.slot(Slot(0)).0).map(BlockId))
+        let other = |place: FramePlace| place.slot(Slot(0)).0 | BlockId::OTHERS;
+        let firsts = self.0.of(frames.start.0..frames.end.0).map(|place| FramePlace(place).slot(Slot(0)));
+        let others = self.0.of(other(frames.start)..other(frames.end)).map(|n| BlockId(n & !BlockId::OTHERS));
+        firsts.chain(others)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Invariants: each answer holds for the version asked about whatever is applied meanwhile; what the index cannot
 //! know is an error (`DIRECTORY_LOST`, `EXTENTS_LOST`, `INDEX_ROW_DAMAGED`), never "not there".
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use rusqlite::Connection;
 
@@ -196,6 +196,18 @@ impl Index {
                 _ => Err(Fail::Row("the frame is not known")),
             },
         })
+    }
+
+    /// How many blocks some frames of an arc hold.
+    pub fn blocks_in(&self, serial: ArcSerial, frames: Range<u32>) -> Result<u64> {
+        let (mut next, mut count) = (frames.start, 0);
+        while next < frames.end {
+            let chunk = self.frame_chunk(serial, FrameNo(next))?;
+            let here = chunk.frames.iter().zip(chunk.first.0..).filter(|(_, no)| (next..frames.end).contains(no));
+            count += here.map(|(info, _)| info.blocks.len() as u64).sum::<u64>();
+            next = chunk.end();
+        }
+        Ok(count)
     }
 
     /// Where a block is read from.

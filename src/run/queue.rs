@@ -187,3 +187,85 @@ impl Drop for Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arc::Codec;
+    use crate::ids::{ArcSerial, BlockHash, FrameNo};
+    use crate::testing::Rng;
+
+    /// What came out: blocks and plain bytes of each frame, in order.
+    type Frames = Vec<(Vec<BlockInfo>, Vec<u8>)>;
+
+    fn put(frames: &mut Frames, (packed, blocks): (Packed, Vec<BlockInfo>)) {
+        let plain = match packed.codec {
+            Codec::Plain => packed.stored,
+            Codec::Zstd => zstd::decode_all(&packed.stored[..]).unwrap(),
+        };
+        frames.push((blocks, plain));
+    }
+
+    /// Sends blocks through a queue; gives the frames, and the names that the blocks got.
+    fn through(blocks: &[Vec<u8>]) -> (Frames, Vec<BlockId>) {
+        let (mut queue, mut frames, mut names) = (Queue::new(3), Vec::new(), Vec::new());
+        for (plain, n) in blocks.iter().zip(0u8..=255) {
+            let info = BlockInfo { len: plain.len() as u32, hash: BlockHash([n; 20]) };
+            let shared = queue.share(plain, info).unwrap();
+            names.push(shared.unwrap_or_else(|| {
+                let place = FramePlace::new(ArcSerial(1), FrameNo((frames.len() + queue.frames()) as u32));
+                queue.begin(place, plain.clone(), info).unwrap();
+                place.slot(Slot(0))
+            }));
+            while let Some(frame) = queue.overflow().unwrap() {
+                put(&mut frames, frame);
+            }
+            assert!(queue.most_bytes() <= WAITING_BYTES as u64 + (1 << 20), "{}", queue.most_bytes());
+        }
+        while let Some(frame) = queue.first().unwrap() {
+            put(&mut frames, frame);
+        }
+        assert_eq!((queue.frames(), queue.blocks(), queue.most_bytes()), (0, 0, 0));
+        (frames, names)
+    }
+
+    #[test]
+    fn each_block_comes_out_where_its_name_says_and_small_ones_share_frames() {
+        let mut rng = Rng::from_env();
+        let (most, small) = SHARE_BYTES;
+        for round in 0..20 {
+            let len = |rng: &mut Rng| match rng.below(4) {
+                0 => small + 1 + rng.below(2 * most),
+                1 if round % 5 == 0 => 500_000 + rng.below(100_000),
+                _ => rng.below(small + 1),
+            };
+            let blocks: Vec<Vec<u8>> = (0..200)
+                .map(|_| {
+                    let len = len(&mut rng);
+                    if rng.below(2) == 0 { rng.noise(len) } else { vec![7; len] }
+                })
+                .collect();
+            let (frames, names) = through(&blocks);
+            for ((plain, name), n) in blocks.iter().zip(&names).zip(0u8..) {
+                let (infos, all) = &frames[name.frame().0 as usize];
+                let slot = usize::from(name.slot().0);
+                let start: usize = infos[..slot].iter().map(|info| info.len as usize).sum();
+                assert_eq!((infos[slot].hash.0[0], infos[slot].len as usize), (n, plain.len()), "seed {}", rng.seed);
+                assert!(all[start..start + plain.len()] == plain[..], "seed {}", rng.seed);
+            }
+            assert_eq!(frames.iter().map(|(infos, _)| infos.len()).sum::<usize>(), blocks.len());
+            assert!(frames.iter().all(|(infos, all)| infos.len() == 1 || all.len() <= most));
+            assert!(frames.len() < blocks.len() * 3 / 4, "seed {}: {} frames", rng.seed, frames.len());
+            // The order of frames is that of their first blocks, and depends on nothing else.
+            let firsts: Vec<&BlockId> = names.iter().filter(|name| name.slot() == Slot(0)).collect();
+            assert!(firsts.is_sorted() && through(&blocks) == (frames, names.clone()), "seed {}", rng.seed);
+        }
+    }
+
+    #[test]
+    fn a_frame_has_at_most_as_many_blocks_as_there_are_slots() {
+        let (frames, names) = through(&vec![b"x".to_vec(); 200]);
+        assert_eq!(frames.iter().map(|(infos, _)| infos.len()).collect::<Vec<_>>(), [128, 72]);
+        assert_eq!((names[127].slot(), names[128].slot(), names[128].frame()), (Slot::MAX, Slot(0), FrameNo(1)));
+    }
+}
