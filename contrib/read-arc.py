@@ -6,14 +6,15 @@ Needs Debian's python3-cryptography and python3-zstandard.
 
   read-arc.py key.conf arc.3.1 ...                 list header, frames and trailer of each arc
   read-arc.py --records key.conf arc.3.0 arc.3.2   print commit and catalog records too
-  read-arc.py --extract 7 key.conf arc.3.1 > block write the plain bytes of frame 7
+  read-arc.py --extract 7 key.conf arc.3.1 > blocks
+                                                   write the plain bytes of frame 7: of all its blocks
   read-arc.py --file /home/ann/x key.conf BACKUPDIR > x
                                                    write the newest state of a file, from arcs alone
   read-arc.py --roots key.conf BACKUPDIR           compute each version's root digest from the catalogs, and compare it
                                                    with its commit record; a line a version, as `assay versions --digest`
 
 Output is one JSON object a line; bytes that are no UTF-8 are shown as \\udcXX (Python's surrogateescape).
-Each frame is verified as Assay does it: header, AES-256-GCM tag, zstd, length, block hash.
+Each frame is verified as Assay does it: head, AES-256-GCM tag, table, zstd, length, hash of each block.
 A key that is wrapped by a passphrase is asked for in ASSAY_PASSPHRASE and needs python3-argon2.
 Exit code 4: something is damaged; what was printed before is good.
 """
@@ -29,11 +30,13 @@ import tomllib
 
 import zstandard
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-HEADER_LEN, TRAILER_LEN, FRAME_HEADER_LEN, TAG_LEN, ENTRY_LEN = 112, 96, 36, 16, 30
+HEADER_LEN, TRAILER_LEN, HEAD_LEN, TAG_LEN, BLOCK_LEN = 112, 96, 32, 16, 24
+MAX_BLOCKS = 128
 MAX_PLAIN_LEN = 64 << 20
-FRAME, HEADER, FOOTER, TRAILER = 0, 1, 2, 3  # nonce domains
+FRAME, HEADER, FOOTER, TRAILER, HEAD = 0, 1, 2, 3, 6  # nonce domains
 FOOTER_NO = 0xFFFFFFFF
 KINDS = {1: "block", 2: "catalog", 3: "commit", 4: "footer"}
 ROLES = {1: "data", 2: "catalog", 3: "commit"}
@@ -71,17 +74,17 @@ class Keys:
     def __init__(self, path):
         with open(path, "rb") as f:
             conf = tomllib.loads(f.read().decode())
-        need(conf["format"] == 1, "key.conf: another format")
+        need(conf["format"] == 2, "key.conf: another format")
         wrapped = conf.get("wrapped")
         if wrapped:
             parts = "/".join(str(wrapped[k]) for k in ("kdf", "memory_kib", "passes", "lanes", "salt", "sealed"))
-            summed = f'1/{conf["backup_id"]}/None/Some("{parts}")'
+            summed = f'2/{conf["backup_id"]}/None/Some("{parts}")'
         else:
-            summed = f'1/{conf["backup_id"]}/Some("{conf["key"]}")/None'
+            summed = f'2/{conf["backup_id"]}/Some("{conf["key"]}")/None'
         need(hashlib.sha256(summed.encode()).hexdigest()[:32] == conf["checksum"], "key.conf: checksum")
         self.backup_id = bytes.fromhex(conf["backup_id"])
         self.master = self.unwrap(wrapped) if wrapped else bytes.fromhex(conf["key"])
-        self.hash_key = hkdf(self.master, self.backup_id, b"assay block hash v1", 32)
+        self.hash_key = hkdf(self.master, self.backup_id, b"assay block hash v2", 32)
 
     def unwrap(self, wrapped):
         import argon2.low_level
@@ -97,16 +100,24 @@ class Keys:
         return hmac.new(self.hash_key, plain, hashlib.sha1).digest()
 
     def arc_cipher(self, arc_id, salt):
-        aead = AESGCM(hkdf(self.master, self.backup_id, b"assay arc v1" + arc_id + salt, 32))
+        return ArcCipher(hkdf(self.master, self.backup_id, b"assay arc v2" + arc_id + salt, 32),
+                         b"assay v2" + self.backup_id + arc_id)
 
-        def unseal(domain, number, header, sealed):
-            try:
-                return aead.decrypt(struct.pack(">IQ", domain, number), sealed,
-                                    b"assay v1" + self.backup_id + arc_id + header)
-            except InvalidTag:
-                raise Damage("AES-GCM tag mismatch") from None
 
-        return unseal
+class ArcCipher:
+    def __init__(self, key, associated):
+        self.key, self.aead, self.associated = key, AESGCM(key), associated
+
+    def unseal(self, domain, number, header, sealed):
+        try:
+            return self.aead.decrypt(struct.pack(">IQ", domain, number), sealed, self.associated + header)
+        except InvalidTag:
+            raise Damage("AES-GCM tag mismatch") from None
+
+    def peek(self, domain, number, sealed):
+        """The first bytes without their tag: nothing is believed of them before all of it opens."""
+        counter = struct.pack(">IQI", domain, number, 2)
+        return Cipher(algorithms.AES(self.key), modes.CTR(counter)).decryptor().update(sealed)
 
 
 # --- arcs -------------------------------------------------------------------------------------------------------
@@ -129,74 +140,91 @@ class Arc:
             self.problems.append(f"trailer: {e}")
         known = self.header or self.trailer
         need(known, "; ".join(self.problems))
-        self.unseal = keys.arc_cipher(known["id"], known["salt"])
+        self.cipher = keys.arc_cipher(known["id"], known["salt"])
         self.table = self.read_table()
 
     def read_header(self):
         b = self.bytes[:HEADER_LEN]
         need(len(b) == HEADER_LEN and b[:8] == b"ASSAYARC", "no arc header")
-        fmt, compatible, read_only, incompatible, role, zero, version, number = struct.unpack("<HHHHB3sII", b[8:28])
-        need(fmt == 1 and incompatible == 0 and role in ROLES, "a format that this reader does not know")
-        need(b[28:44] == self.keys.backup_id, "an arc of another backup dir")
-        arc_id, salt = b[44:60], b[60:92]
-        self.keys.arc_cipher(arc_id, salt)(HEADER, 0, b[:96], b[96:112])
+        fmt, compatible, read_only, incompatible, version, number = struct.unpack("<HHHHII", b[8:24])
+        need(fmt == 2 and incompatible == 0, "a format that this reader does not know")
+        need(b[24:40] == self.keys.backup_id, "an arc of another backup dir")
+        arc_id, salt = b[40:56], b[56:88]
+        role, zero = struct.unpack("<B7s", self.keys.arc_cipher(arc_id, salt).unseal(HEADER, 0, b[:88], b[88:]))
+        need(role in ROLES and zero == bytes(7), "a format that this reader does not know")
         return {"version": version, "number": number, "role": role, "id": arc_id, "salt": salt}
 
     def read_trailer(self):
         b = self.bytes[-TRAILER_LEN:]
         need(len(b) == TRAILER_LEN and b[:8] == b"ASSAYEND", "no arc trailer")
-        fmt, role, zero = struct.unpack("<HB5s", b[8:16])
-        need(fmt == 1 and role in ROLES, "a format that this reader does not know")
-        arc_id, salt = b[16:32], b[32:64]
-        offset, length, frames = struct.unpack("<QII", b[64:80])
-        self.keys.arc_cipher(arc_id, salt)(TRAILER, 0, b[:80], b[80:96])
+        arc_id, salt = b[8:24], b[24:56]
+        plain = self.keys.arc_cipher(arc_id, salt).unseal(TRAILER, 0, b[:56], b[56:])
+        offset, length, frames, role, zero, fmt = struct.unpack("<QIIB5sH", plain)
+        need(fmt == 2 and role in ROLES and zero == bytes(5), "a format that this reader does not know")
         return {"role": role, "id": arc_id, "salt": salt, "offset": offset, "length": length, "frames": frames}
 
     def read_table(self):
-        """From the footer; from the headers of the frames if that is damaged."""
+        """From the footer; from the frames themselves if that is damaged."""
         if self.trailer:
             try:
-                at, length = self.trailer["offset"], self.trailer["length"]
-                number, info = self.frame_header(at)
-                need(number == FOOTER_NO and info[0] == 4, "no footer frame")
-                plain = self.open_at(at, FOOTER_NO, info)
-                need(len(plain) == self.trailer["frames"] * ENTRY_LEN, "frame table length")
-                return [struct.unpack("<BBII20s", plain[i:i + ENTRY_LEN]) for i in range(0, len(plain), ENTRY_LEN)]
+                info = self.claim(self.trailer["offset"], FOOTER_NO)
+                need(info[0] == 4, "no footer frame")
+                d = Decoder(self.open_at(self.trailer["offset"], FOOTER_NO, info))
+                table = []
+                while d.more():
+                    table.append((d.u8(), d.u8(), d.uint(), d.list(lambda: (d.uint(), d.take(20)))))
+                need(len(table) == self.trailer["frames"], "number of frames")
+                return table
             except Damage as e:
                 self.problems.append(f"footer: {e}")
         table, at = [], HEADER_LEN
-        while at + FRAME_HEADER_LEN <= len(self.bytes):
-            number, info = self.frame_header(at)
-            if info[0] == 4:
-                break
-            need(number == len(table), "frame headers are out of order")
-            table.append(info)
-            at += FRAME_HEADER_LEN + info[2] + TAG_LEN
+        end = self.trailer["offset"] if self.trailer else len(self.bytes)
+        try:
+            while at < end:
+                table.append(self.claim(at, len(table)))
+                at += frame_len(table[-1])
+        except Damage as e:
+            # Without a trailer nothing says where the last frame ends.
+            if self.trailer:
+                self.problems.append(f"frame {len(table)}: {e}")
         return table
 
-    def frame_header(self, at):
-        b = self.bytes[at:at + FRAME_HEADER_LEN]
-        need(len(b) == FRAME_HEADER_LEN, "cut short")
-        number, kind, codec, zero, plain, stored, digest = struct.unpack("<IBBHII20s", b)
-        need(kind in KINDS and codec in (0, 1) and zero == 0, "frame header")
-        return number, (kind, codec, stored, plain, digest)
+    def claim(self, at, number):
+        """What the head and the table of a frame say; it is believed when the frame opens."""
+        head = self.cipher.unseal(HEAD, number, b"", self.bytes[at:at + HEAD_LEN])
+        found, kind, codec, blocks, stored, plain = struct.unpack("<IBBHII", head)
+        need(found == number and kind in KINDS and codec in (0, 1) and 1 <= blocks <= MAX_BLOCKS, "frame head")
+        sealed = self.bytes[at + HEAD_LEN:at + HEAD_LEN + blocks * BLOCK_LEN]
+        table = self.cipher.peek(FOOTER if kind == 4 else FRAME, number, sealed)
+        need(len(table) == blocks * BLOCK_LEN, "cut short")
+        entries = [struct.unpack("<I20s", table[i:i + BLOCK_LEN]) for i in range(0, len(table), BLOCK_LEN)]
+        need(sum(length for length, _ in entries) == plain, "plain lengths")
+        return kind, codec, stored, entries
 
     def open_at(self, at, number, info):
-        kind, codec, stored, plain_len, digest = info
+        """The plain bytes of a frame's blocks, one after the other."""
+        kind, codec, stored, blocks = info
+        plain_len = sum(length for length, _ in blocks)
         need(plain_len <= MAX_PLAIN_LEN and stored <= plain_len, "frame lengths")
-        header = struct.pack("<IBBHII20s", number, kind, codec, 0, plain_len, stored, digest)
-        end = at + FRAME_HEADER_LEN + stored + TAG_LEN
+        head = struct.pack("<IBBHII", number, kind, codec, len(blocks), stored, plain_len)
+        end = at + frame_len(info)
         b = self.bytes[at:end]
         need(len(b) == end - at, "cut short")
-        need(b[:FRAME_HEADER_LEN] == header, "frame header differs from the frame table")
-        plain = self.unseal(FOOTER if kind == 4 else FRAME, number, header, b[FRAME_HEADER_LEN:])
+        need(self.cipher.unseal(HEAD, number, b"", b[:HEAD_LEN]) == head, "frame head differs from the frame table")
+        body = self.cipher.unseal(FOOTER if kind == 4 else FRAME, number, head, b[HEAD_LEN:])
+        table = b"".join(struct.pack("<I20s", *block) for block in blocks)
+        need(body.startswith(table), "blocks differ from the frame table")
+        plain = body[len(table):]
         if codec == 1:
             try:
                 plain = zstandard.ZstdDecompressor().decompress(plain, max_output_size=plain_len)
             except zstandard.ZstdError as e:
                 raise Damage(f"zstd: {e}") from None
         need(len(plain) == plain_len, "plain length")
-        need(self.keys.block_hash(plain) == digest, "block hash")
+        start = 0
+        for length, digest in blocks:
+            need(self.keys.block_hash(plain[start:start + length]) == digest, "block hash")
+            start += length
         return plain
 
     def frames(self):
@@ -207,12 +235,23 @@ class Arc:
                 yield number, info, self.open_at(at, number, info)
             except Damage as e:
                 yield number, info, e
-            at += FRAME_HEADER_LEN + info[2] + TAG_LEN
+            at += frame_len(info)
 
     def frame(self, wanted):
-        at = HEADER_LEN + sum(FRAME_HEADER_LEN + info[2] + TAG_LEN for info in self.table[:wanted])
+        at = HEADER_LEN + sum(map(frame_len, self.table[:wanted]))
         need(wanted < len(self.table), "no such frame")
         return self.open_at(at, wanted, self.table[wanted])
+
+    def block(self, wanted, slot):
+        plain, lengths = self.frame(wanted), [length for length, _ in self.table[wanted][3]]
+        need(slot < len(lengths), "no such block")
+        start = sum(lengths[:slot])
+        return plain[start:start + lengths[slot]]
+
+
+def frame_len(info):
+    kind, codec, stored, blocks = info
+    return HEAD_LEN + len(blocks) * BLOCK_LEN + stored + TAG_LEN
 
 
 # --- records ----------------------------------------------------------------------------------------------------
@@ -272,6 +311,10 @@ def read_xattrs(d):
     return d.list(lambda: [text(d.string()), d.string().hex()])
 
 
+def place(block):
+    return {"arc": block >> 24, "frame": block >> 7 & 0x1FFFF, "slot": block & 0x7F}
+
+
 def read_segments(d):
     expected, out = 0, []
     for _ in range(d.uint()):
@@ -281,7 +324,7 @@ def read_segments(d):
         else:
             block = expected + d.int()
             expected = block + 1
-            out.append({"arc": block >> 24, "frame": block & 0xFFFFFF, "len": head >> 1})
+            out.append(place(block) | {"len": head >> 1})
     return out
 
 
@@ -387,7 +430,7 @@ def read_catalog_frame(d):
 
 def read_commit(raw):
     d = Decoder(raw)
-    need(d.u8() == 1, "commit record of another format")
+    need(d.u8() == 2, "commit record of another format")
     commit = {"record": "commit", "run": d.uint(), "run_id": d.take(16).hex()}
     flags = d.u8()
     commit["previous"] = [d.uint(), d.take(32).hex()] if flags & 1 else None
@@ -520,9 +563,9 @@ class Backup:
             if "hole" in segment:
                 yield bytes(segment["hole"])
             else:
-                block = segment["arc"] << 24 | segment["frame"]
-                block = self.moved.get(block, block)
-                plain = self.open(self.names[block >> 24]).frame(block & 0xFFFFFF)
+                block = segment["arc"] << 24 | segment["frame"] << 7 | segment["slot"]
+                at = place(self.moved.get(block, block))
+                plain = self.open(self.names[at["arc"]]).block(at["frame"], at["slot"])
                 need(len(plain) == segment["len"], "block length")
                 yield plain
 
@@ -540,9 +583,10 @@ def describe(path, arc, records):
           "bytes": len(arc.bytes), "sha256": hashlib.sha256(arc.bytes).hexdigest(), "frames": len(arc.table),
           "problems": arc.problems})
     bad = bool(arc.problems)
-    for number, (kind, codec, stored, plain_len, digest), plain in arc.frames():
+    for number, (kind, codec, stored, blocks), plain in arc.frames():
         line = {"frame": number, "kind": KINDS[kind], "codec": ("plain", "zstd")[codec], "stored": stored,
-                "plain": plain_len, "hash": digest.hex()}
+                "plain": sum(length for length, _ in blocks),
+                "blocks": [{"plain": length, "hash": digest.hex()} for length, digest in blocks]}
         if isinstance(plain, Damage):
             bad = True
             show(line | {"damage": str(plain)})

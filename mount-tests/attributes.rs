@@ -15,14 +15,14 @@ fn attribute(file: &Path, name: &str) -> String {
 
 #[test]
 fn attributes_tell_what_is_known_of_a_file() {
-    let lab = Lab::with_files(&[("good", b"nothing wrong here"), ("bad", &[7; 3000]), ("sub/empty", b"")]);
+    let lab = Lab::with_files(&[("good", b"nothing wrong here"), ("bad", &[7; 40_000]), ("sub/empty", b"")]);
     // The directory of the first is as it was, that of the second has a new name in it.
     lab.write("good", b"nothing wrong here, and more");
     lab.write("sub/new", b"new");
     lab.backup();
     let arc = arcfile::data_arcs(&lab.repo())[0].clone();
     let frames = arcfile::block_frames(&fs::read(&arc).expect("arc"));
-    let victim = *frames.iter().find(|frame| frame.plain_len == 3000).expect("the block");
+    let victim = *frames.iter().find(|frame| frame.lens == [40_000]).expect("the block");
     arcfile::rewrite(&arc, |bytes| {
         bytes[victim.body()] ^= 0x81;
         bytes[victim.tag() + 3] ^= 0x81;
@@ -45,7 +45,7 @@ fn attributes_tell_what_is_known_of_a_file() {
     fs::read(&bad).expect_err("it is damaged");
     std::thread::sleep(std::time::Duration::from_secs(1));
     assert_eq!((attribute(&good, "health"), attribute(&good, "damage")), ("good".into(), String::new()));
-    assert_eq!((attribute(&bad, "health"), attribute(&bad, "damage")), ("damaged".into(), "0-3000".into()));
+    assert_eq!((attribute(&bad, "health"), attribute(&bad, "damage")), ("damaged".into(), "0-40000".into()));
     let verified: serde_json::Value = serde_json::from_str(&attribute(&good, "verified")).expect("JSON");
     assert_eq!((verified["blocks"].as_u64(), verified["proven"].as_u64()), (Some(1), Some(1)));
     assert_eq!((&verified["oldest"]["by"], &verified["read"]["extent"]), (&"mount".into(), &"hashed".into()));

@@ -13,7 +13,7 @@ use crate::support::{Cmd, Lab, NONE, arcfile, names_in, rng::Rng, sys, tool};
 fn lab() -> Lab {
     let mut rng = Rng::from_env("coverage");
     let long = rng.bytes(3 << 20);
-    Lab::with_files(&[("a", b"first"), ("sub/b", b"second"), ("sub/c", &[7; 3000]), ("long", &long), ("empty", b"")])
+    Lab::with_files(&[("a", b"first"), ("sub/b", b"second"), ("sub/c", &[7; 40_000]), ("long", &long), ("empty", b"")])
 }
 
 fn coverage(lab: &Lab, args: &[&str]) -> Value {
@@ -159,7 +159,7 @@ fn damage_is_known_until_the_block_reads_right_again() {
     let lab = lab();
     let arc = arcfile::data_arcs(&lab.repo())[0].clone();
     let whole = fs::read(&arc).expect("arc");
-    let victim = *arcfile::block_frames(&whole).iter().find(|frame| frame.plain_len == 3000).expect("the block");
+    let victim = *arcfile::block_frames(&whole).iter().find(|frame| frame.lens == [40_000]).expect("the block");
     arcfile::rewrite(&arc, |bytes| {
         bytes[victim.body()] ^= 0x81;
         bytes[victim.tag() + 3] ^= 0x81;
@@ -258,7 +258,7 @@ fn what_counts_as_proven_is_what_strace_saw_being_read() {
                 *of == name && *offset <= frame.offset && frame.end() <= offset + len
             };
             if reads.iter().any(covers) {
-                seen = (seen.0 + 1, seen.1 + frame.plain_len);
+                seen = (seen.0 + frame.lens.len() as u64, seen.1 + frame.plain_len);
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::support::{Lab, Mount, NONE, Out, below, sys};
 const BLOCK: usize = 65_536;
 const PAGE: usize = 4096;
 
-/// A backup whose blocks can be told apart from outside: small files of one block, each of its own size, and
+/// A backup whose blocks can be told apart: small files of one block, each of its own size, that share frames, and
 /// two files of whole 64 KiB blocks.
 struct Target {
     lab: Lab,
@@ -38,7 +38,8 @@ impl Target {
         let [arc] = arcs.as_slice() else { panic!("more than one data arc: {arcs:?}") };
         let pristine = fs::read(arc).expect("read arc");
         let frames = arcfile::block_frames(&pristine);
-        assert_eq!(frames.len(), 30 + 16 + 6, "a frame for each block");
+        assert_eq!(frames.iter().map(|frame| frame.lens.len()).sum::<usize>(), 30 + 16 + 6);
+        assert!(frames.len() < 48, "small blocks share frames");
         (Target { arc: arc.clone(), pristine, frames, lab }, rng)
     }
 
@@ -91,12 +92,12 @@ fn judge(what: &str, source: &Path, mount: &Mount, bad: &[Frame]) {
         assert_eq!(pages.len(), blocks.len() * per_block, "{what}: {name}: EIO is not on whole blocks: {pages:?}");
         lost_blocks += blocks.len();
     }
-    let wanted_lost = bad.iter().filter(|frame| frame.plain_len == BLOCK).count();
+    let wanted_lost = bad.iter().filter(|frame| frame.lens == [BLOCK]).count();
     assert_eq!(lost_blocks, wanted_lost, "{what}: blocks of the long files lost");
     for number in 0..30 {
         let name = format!("small/{number}");
         let wanted = fs::read(source.join(&name)).expect("source");
-        let damaged = bad.iter().any(|frame| frame.plain_len == wanted.len());
+        let damaged = bad.iter().any(|frame| frame.lens.contains(&wanted.len()));
         let (found, pages) = sys::read_pieces(&shown.join(&name), PAGE);
         if damaged {
             assert_eq!(pages.len(), wanted.len().div_ceil(PAGE), "{what}: {name} must be EIO as a whole");
@@ -129,7 +130,7 @@ fn a_flip_anywhere_in_a_frame_costs_that_block_alone() {
         let mut bytes = target.pristine.clone();
         for (number, frame) in victims.iter().enumerate() {
             let at = match (number + round) % 7 {
-                0 => frame.offset + rng.below(36) as usize,
+                0 => frame.offset + rng.below(arcfile::FRAME_HEADER_LEN as u64) as usize,
                 1 => frame.body(),
                 2 => frame.tag() - 1,
                 3 => frame.tag(),
@@ -220,7 +221,7 @@ fn zeroed_and_overwritten_stretches() {
 fn swapped_frames_of_equal_size() {
     let (target, mut rng) = Target::new("swap");
     let whole: Vec<Frame> =
-        target.frames.iter().filter(|f| f.plain_len == BLOCK && f.stored_len == BLOCK).copied().collect();
+        target.frames.iter().filter(|f| f.lens == [BLOCK] && f.stored_len == BLOCK).copied().collect();
     assert!(whole.len() >= 8, "incompressible blocks are stored as they are");
     let order = pick(&whole, &mut rng);
     let (a, b) = (order[0], order[1]);
@@ -231,7 +232,7 @@ fn swapped_frames_of_equal_size() {
     };
     let len = a.end() - a.offset;
     // Whole frames, then only what stands behind the headers (numbers and hashes stay in place).
-    for (what, from) in [("whole frames", 0), ("bodies", 36)] {
+    for (what, from) in [("whole frames", 0), ("bodies", arcfile::FRAME_HEADER_LEN)] {
         let mut bytes = target.pristine.clone();
         swap(&mut bytes, from, len);
         target.expect_lost("on", what, &bytes, &[a, b], &["ARC_FRAME_WRONG", "ARC_TAG_MISMATCH"]);
@@ -311,7 +312,7 @@ fn damage_that_comes_while_mounted_is_met_with_direct() {
     let mount = target.lab.mount_with(["--direct", "--cache-mem", "64K"]);
     judge("before", &target.lab.src(), &mount, &[]);
     // Not what was read last: verified blocks in memory stay good.
-    let long: Vec<Frame> = target.frames.iter().filter(|frame| frame.plain_len == BLOCK).copied().collect();
+    let long: Vec<Frame> = target.frames.iter().filter(|frame| frame.lens == [BLOCK]).copied().collect();
     let victims: Vec<Frame> = pick(&long, &mut rng).into_iter().take(5).collect();
     let mut bytes = target.pristine.clone();
     for frame in &victims {
@@ -327,12 +328,12 @@ fn damage_that_comes_while_mounted_is_met_with_direct() {
 
 #[test]
 fn other_versions_that_share_the_block_are_told_too() {
-    let lab = Lab::with_files(&[("shared", b"the only block"), ("other", b"not this one, it is longer")]);
+    let lab = Lab::with_files(&[("shared", &[b's'; 40_000]), ("other", b"not this one, it is longer")]);
     lab.write("new", b"r1 has a new file");
     lab.backup();
     let arc = arcfile::data_arcs(&lab.repo())[0].clone();
     let frames = arcfile::block_frames(&fs::read(&arc).expect("arc"));
-    let victim = *frames.iter().find(|f| f.plain_len == b"the only block".len()).expect("frame");
+    let victim = *frames.iter().find(|f| f.lens == [40_000]).expect("frame");
     arcfile::rewrite(&arc, |bytes| arcfile::spoil(bytes, &victim));
     let mount = lab.mount();
     for version in 0..2 {
@@ -392,7 +393,7 @@ fn wrong_key_and_damaged_key_file() {
 fn a_request_that_touches_a_bad_block_fails_whole() {
     use std::os::unix::fs::FileExt;
     let (target, mut rng) = Target::new("whole request");
-    let long: Vec<Frame> = target.frames.iter().filter(|frame| frame.plain_len == BLOCK).copied().collect();
+    let long: Vec<Frame> = target.frames.iter().filter(|frame| frame.lens == [BLOCK]).copied().collect();
     let victim = pick(&long, &mut rng)[0];
     arcfile::rewrite(&target.arc, |bytes| arcfile::spoil(bytes, &victim));
     let mount = target.lab.mount_with(["--direct"]);
@@ -435,7 +436,7 @@ fn of_many_arcs_a_missing_one_costs_its_own_files() {
     assert!(arcs.len() >= 3, "{arcs:?}");
     let victim = &arcs[rng.below(arcs.len() as u64) as usize];
     let lens: BTreeSet<usize> =
-        arcfile::block_frames(&fs::read(victim).expect("arc")).iter().map(|frame| frame.plain_len).collect();
+        arcfile::block_frames(&fs::read(victim).expect("arc")).iter().flat_map(|frame| frame.lens).copied().collect();
     let moved = lab.path("moved");
     fs::rename(victim, &moved).expect("mv");
     let mount = lab.mount();

@@ -114,7 +114,7 @@ fn a_damaged_file_is_named_so() {
     lab.backup_with(["-B", "64K"]);
     let arc = arcfile::data_arcs(&lab.repo())[0].clone();
     let frames = arcfile::block_frames(&fs::read(&arc).unwrap());
-    let victim = *frames.iter().find(|frame| frame.plain_len == 65_536).unwrap();
+    let victim = *frames.iter().find(|frame| frame.lens == [65_536]).unwrap();
     arcfile::rewrite(&arc, |bytes| arcfile::spoil(bytes, &victim));
     let out = get(&lab, &[], &lab.out_dir()).code(4);
     assert!(out.text().contains("dir/bad"), "{}", out.text());

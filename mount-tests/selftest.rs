@@ -14,7 +14,7 @@ use crate::support::{Lab, NONE, Out, arcfile, assay_binary, is_root, tool};
 fn lab(test: &str) -> (Lab, PathBuf, Rng) {
     let mut rng = Rng::from_env(test);
     let lab = Lab::new();
-    lab.write("docs/letter", &rng.text(3000));
+    lab.write("docs/letter", &rng.text(40_000));
     lab.write("docs/copy of letter", &fs::read(lab.src().join("docs/letter")).expect("read"));
     lab.write("photo", &rng.bytes(300_000));
     lab.init();
@@ -82,7 +82,7 @@ fn damage_is_told_with_place_cause_files_and_remedy() {
     let name = arc.file_name().and_then(|name| name.to_str()).expect("a name").to_string();
     let frame = arcfile::block_frames(&fs::read(&arc).expect("read arc"))
         .into_iter()
-        .find(|frame| frame.plain_len == 3000)
+        .find(|frame| frame.lens == [40_000])
         .expect("the letter is one block");
     let at = frame.body() + rng.below(frame.stored_len as u64) as usize;
     arcfile::rewrite(&arc, |bytes| {
@@ -110,11 +110,11 @@ fn damage_is_told_with_place_cause_files_and_remedy() {
         .collect();
     hits.sort_by(|a, b| a.0.cmp(&b.0));
     let path = |rel: &str| lab.src().join(rel).display().to_string();
-    let file = |rel| (path(rel), Value::from(0), Value::from(1), Value::from(0), Value::from(3000));
+    let file = |rel| (path(rel), Value::from(0), Value::from(1), Value::from(0), Value::from(40_000));
     assert_eq!(hits, [file("docs/copy of letter"), file("docs/letter")]);
 
     let text = selftest(&lab, &["-v3"]).code(4).out();
-    for part in [&name, "why: ", "r0 to r1, bytes 0-3000", &path("docs/letter"), "do: ", "1 finding"] {
+    for part in [&name, "why: ", "r0 to r1, bytes 0-40000", &path("docs/letter"), "do: ", "1 finding"] {
         assert!(text.contains(part), "{part} in:\n{text}");
     }
     // A part of it, by arc, block and hash of the block.

@@ -10,8 +10,8 @@ use crate::support::{Cmd, Lab, NONE, Out, arcfile, tool};
 
 /// A backup of three files; the only block of `bad` is changed on the disk afterwards.
 fn damaged_lab() -> Lab {
-    let lab = Lab::with_files(&[("good", b"nothing wrong here"), ("bad", &[7; 3000]), ("sub/empty", b"")]);
-    damage(&lab, 3000);
+    let lab = Lab::with_files(&[("good", b"nothing wrong here"), ("bad", &[7; 40_000]), ("sub/empty", b"")]);
+    damage(&lab, 40_000);
     lab
 }
 
@@ -19,7 +19,7 @@ fn damaged_lab() -> Lab {
 fn damage(lab: &Lab, plain_len: usize) {
     let arc = arcfile::data_arcs(&lab.repo())[0].clone();
     let frames = arcfile::block_frames(&fs::read(&arc).expect("arc"));
-    let victim = *frames.iter().find(|frame| frame.plain_len == plain_len).expect("the block");
+    let victim = *frames.iter().find(|frame| frame.lens == [plain_len]).expect("the block");
     arcfile::rewrite(&arc, |bytes| arcfile::spoil(bytes, &victim));
 }
 
@@ -56,7 +56,7 @@ fn ways_that_read_everything_meet_the_damage() {
         assert!(told.contains("ARC_TAG_MISMATCH") && told.contains("/bad"), "{}: {told}", said.what);
     }
     let said = lab.assay("get", ["--to"]).arg(lab.out_dir()).arg(&src).run().code(4);
-    assert!(said.text().contains("bad: bytes 0-3000 are lost"), "{}", said.text());
+    assert!(said.text().contains("bad: bytes 0-40000 are lost"), "{}", said.text());
 }
 
 #[test]

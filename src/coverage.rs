@@ -256,7 +256,7 @@ impl Count<'_> {
             let len = WINDOW_BYTES.min(size - at);
             for piece in self.tree.segments(&node, at, len)? {
                 if let Piece::Data { block, block_len, .. } = piece {
-                    match self.blocks.insert(block.0, MAX_BITMAPS) {
+                    match self.blocks.insert(block.dense(), MAX_BITMAPS) {
                         Insert::Known => continue,
                         Insert::Full => self.result.inexact = true,
                         Insert::New => {}

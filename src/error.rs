@@ -62,7 +62,7 @@ pub enum Damage {
     BadHeader,
     /// The arc trailer does not authenticate.
     BadTrailer,
-    /// The frame's header is not the one that the index or frame table has for this place.
+    /// The frame's head, or the table of its blocks, is not the one that the index or frame table has for this place.
     WrongFrame,
     /// The AEAD tag does not match: the bytes were changed, or belong elsewhere.
     BadTag,
@@ -123,6 +123,8 @@ pub enum Error {
     IndexRow { path: PathBuf, what: String },
     #[error("index {}: {what}", shown(path))]
     IndexIo { path: PathBuf, what: String },
+    #[error("{} is of a backup dir in format {found}, this release reads format {known}", shown(path))]
+    OtherFormat { path: PathBuf, found: u32, known: u32 },
     #[error("index {} has format {found}, this program knows {known}", shown(path))]
     IndexTooNew { path: PathBuf, found: u32, known: u32 },
     #[error("the catalog frame that describes directory {} in {version} is damaged", dirno.0)]
@@ -217,6 +219,7 @@ impl Error {
             Error::IndexDamaged { .. } => "INDEX_DAMAGED",
             Error::IndexRow { .. } => "INDEX_ROW_DAMAGED",
             Error::IndexIo { .. } => "INDEX_IO",
+            Error::OtherFormat { .. } => "OTHER_FORMAT",
             Error::IndexTooNew { .. } => "INDEX_TOO_NEW",
             Error::DirectoryLost { .. } => "DIRECTORY_LOST",
             Error::TreeMismatch { .. } => "TREE_MISMATCH",
@@ -274,6 +277,7 @@ impl Error {
             | Error::IndexDamaged { .. }
             | Error::IndexRow { .. }
             | Error::IndexIo { .. }
+            | Error::OtherFormat { .. }
             | Error::IndexTooNew { .. }
             | Error::DirectoryLost { .. }
             | Error::TreeMismatch { .. }
@@ -327,6 +331,7 @@ impl Error {
             Error::NotKept { .. } | Error::TimedOut => Exit::FinishedWithErrors,
             Error::Io { .. }
             | Error::IndexIo { .. }
+            | Error::OtherFormat { .. }
             | Error::IndexTooNew { .. }
             | Error::DirShared { .. }
             | Error::FileForeign { .. }
@@ -400,6 +405,9 @@ impl Error {
             }
             Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
             Error::Protected { .. } => Some("leave it out, or add `--force` if it may go"),
+            Error::OtherFormat { .. } => Some(
+                "read it with the release that made it; to go on, make a new backup dir (`assay init`) and back up into that",
+            ),
             Error::IndexTooNew { .. } => Some("use the newer assay that wrote it"),
             Error::SelfCheck { .. } => {
                 Some("suspect the memory or CPU of this machine and test it; nothing was committed")

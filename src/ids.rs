@@ -62,7 +62,7 @@ impl ArcName {
 pub struct ArcSerial(pub u64);
 
 impl ArcSerial {
-    /// 2^39 arcs: with `FrameNo` a block id stays a positive `i64`.
+    /// 2^39 arcs: with `FrameNo` and `Slot` a block id stays a positive `i64`.
     pub const MAX: ArcSerial = ArcSerial((1 << 39) - 1);
 }
 
@@ -79,34 +79,79 @@ impl CopyId {
 pub struct FrameNo(pub u32);
 
 impl FrameNo {
-    pub const BITS: u32 = 24;
+    pub const BITS: u32 = 17;
     pub const MAX: FrameNo = FrameNo((1 << FrameNo::BITS) - 1);
 }
 
-/// Where a block was first stored: arc serial and frame number in one number.
+/// Position of a block in its frame, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u8);
+
+impl Slot {
+    pub const BITS: u32 = 7;
+    pub const MAX: Slot = Slot((1 << Slot::BITS) - 1);
+}
+
+/// A frame of an arc: arc serial and frame number in one number. Neighbours follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FramePlace(pub u64);
+
+impl FramePlace {
+    pub fn new(arc: ArcSerial, frame: FrameNo) -> FramePlace {
+        FramePlace(arc.0 << FrameNo::BITS | u64::from(frame.0))
+    }
+    pub fn arc(self) -> ArcSerial {
+        ArcSerial(self.0 >> FrameNo::BITS)
+    }
+    pub fn frame(self) -> FrameNo {
+        FrameNo((self.0 & u64::from(FrameNo::MAX.0)) as u32)
+    }
+    pub fn slot(self, slot: Slot) -> BlockId {
+        BlockId(self.0 << Slot::BITS | u64::from(slot.0))
+    }
+}
+
+/// Where a block was first stored: arc serial, frame number and slot in one number.
 ///
 /// It stays the block's name when the block is relocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u64);
 
 impl BlockId {
-    /// The last frame of the last arc.
+    /// The last slot of the last frame of the last arc.
     pub const MAX: BlockId = BlockId((1 << 63) - 1);
 
-    pub fn new(arc: ArcSerial, frame: FrameNo) -> BlockId {
-        BlockId(arc.0 << FrameNo::BITS | u64::from(frame.0))
+    pub fn new(arc: ArcSerial, frame: FrameNo, slot: Slot) -> BlockId {
+        FramePlace::new(arc, frame).slot(slot)
+    }
+    /// The first block of a frame, and the only one of most.
+    pub fn first(arc: ArcSerial, frame: FrameNo) -> BlockId {
+        BlockId::new(arc, frame, Slot(0))
+    }
+    pub fn place(self) -> FramePlace {
+        FramePlace(self.0 >> Slot::BITS)
     }
     pub fn arc(self) -> ArcSerial {
-        ArcSerial(self.0 >> FrameNo::BITS)
+        self.place().arc()
     }
     pub fn frame(self) -> FrameNo {
-        FrameNo((self.0 & ((1 << FrameNo::BITS) - 1)) as u32)
+        self.place().frame()
+    }
+    /// Another number of it, for sets of bits: first blocks of frames are neighbours, for most frames have no other.
+    pub fn dense(self) -> u64 {
+        if self.slot() == Slot(0) { self.place().0 } else { self.0 | BlockId::OTHERS }
+    }
+    /// Where the dense numbers of blocks begin that are not the first of their frames.
+    pub const OTHERS: u64 = 1 << 63;
+
+    pub fn slot(self) -> Slot {
+        Slot((self.0 & u64::from(Slot::MAX.0)) as u8)
     }
 }
 
 impl fmt::Display for BlockId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "b{}.{}", self.arc().0, self.frame().0)
+        write!(f, "b{}.{}.{}", self.arc().0, self.frame().0, self.slot().0)
     }
 }
 
@@ -217,8 +262,17 @@ mod tests {
 
     #[test]
     fn block_ids_take_apart_into_what_they_were_made_of() {
-        let id = BlockId::new(ArcSerial::MAX, FrameNo::MAX);
-        assert_eq!((id, id.arc(), id.frame()), (BlockId::MAX, ArcSerial::MAX, FrameNo((1 << 24) - 1)));
+        let id = BlockId::new(ArcSerial::MAX, FrameNo::MAX, Slot::MAX);
+        assert_eq!((id, id.arc(), id.frame(), id.slot()), (BlockId::MAX, ArcSerial::MAX, FrameNo::MAX, Slot(127)));
         assert!(i64::try_from(id.0).is_ok());
+        let place = FramePlace::new(ArcSerial(5), FrameNo::MAX);
+        assert_eq!((place.arc(), place.frame(), place.slot(Slot(3)).place()), (ArcSerial(5), FrameNo::MAX, place));
+        assert_eq!(FramePlace(place.0 + 1), FramePlace::new(ArcSerial(6), FrameNo(0)));
+        assert_eq!(BlockId(place.slot(Slot::MAX).0 + 1), BlockId::first(ArcSerial(6), FrameNo(0)));
+        assert_eq!(
+            (place.slot(Slot(0)).dense(), FramePlace(place.0 + 1).slot(Slot(0)).dense()),
+            (place.0, place.0 + 1)
+        );
+        assert_eq!(id.dense() & !BlockId::OTHERS, id.0);
     }
 }

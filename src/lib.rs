@@ -71,7 +71,7 @@ pub use tree::{Tree, View};
 #[doc(hidden)]
 pub mod bench {
     pub use crate::arc::{
-        Codec, FRAME_HEADER_LEN, FrameInfo, FrameKind, Packer,
+        BLOCK_ENTRY_LEN, BlockInfo, Codec, FRAME_HEADER_LEN, FrameInfo, FrameKind, Packer,
         frame::{open, seal},
     };
     pub use crate::backup::catalog::{CatalogBuilder, Names};

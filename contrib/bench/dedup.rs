@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use assay::bench::{
-    ArcDigest, ArcEntry, ArcId, ArcName, ArcRole, ArcSalt, ArcSerial, BlockHash, CatalogFrame, CatalogSource, Codec,
-    Commit, DedupTable, FrameInfo, FrameKind, FrameNo, Index, IndexWriter, sha256,
+    ArcDigest, ArcEntry, ArcId, ArcName, ArcRole, ArcSalt, ArcSerial, BlockHash, BlockInfo, CatalogFrame,
+    CatalogSource, Codec, Commit, DedupTable, FrameInfo, FrameKind, FrameNo, Index, IndexWriter, sha256,
 };
 use assay::{BlockId, Version};
 
 type Done<T> = Result<T, Box<dyn Error>>;
 
 const KEY: [u8; 48] = [7; 48];
-const FRAMES_PER_ARC: u64 = 1 << 17;
+const FRAMES_PER_ARC: u64 = 1 << 16;
 const ARCS_PER_COMMIT: u64 = 8;
 /// What a backup gives the table.
 const BUDGET_BYTES: usize = 96 << 20;
@@ -51,8 +51,7 @@ impl CatalogSource for Synthetic {
             kind: FrameKind::Block,
             codec: Codec::Zstd,
             stored_len: 30_000,
-            plain_len: 65_536,
-            hash: hash(n),
+            blocks: vec![BlockInfo { len: 65_536, hash: hash(n) }],
         };
         Ok((first..first + u64::from(arc.frames)).map(frame).collect())
     }
@@ -168,7 +167,7 @@ fn main() -> Done<()> {
     let started = Instant::now();
     let new = 4_000_000u64.min(blocks);
     for n in far..far + new {
-        table.insert(&hash(n), BlockId::new(ArcSerial(1 << 30), FrameNo((n - far) as u32)));
+        table.insert(&hash(n), BlockId::first(ArcSerial(1 << 30), FrameNo((n - far) as u32)));
     }
     let insert_s = started.elapsed().as_secs_f64();
     let kept = (far..far + new).filter(|n| table.find_new(&hash(*n)).is_some()).count();

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use assay::bench::{
-    ArcCipher, ArcId, ArcSalt, ArcSerial, BackupId, Codec, Domain, FRAME_HEADER_LEN, Found, FrameInfo, FrameKind,
-    FrameNo, Keys, Packer, Piece, TAG_LEN, open, seal,
+    ArcCipher, ArcId, ArcSalt, ArcSerial, BLOCK_ENTRY_LEN, BackupId, BlockInfo, Codec, Domain, FRAME_HEADER_LEN, Found,
+    FrameInfo, FrameKind, FrameNo, Keys, Packer, Piece, TAG_LEN, open, seal,
 };
 use assay::{BackupDir, Tree, View};
 use zeroize::Zeroizing;
@@ -74,7 +74,7 @@ fn cores() -> usize {
 }
 
 fn plain_bytes(frames: &[Sealed]) -> f64 {
-    frames.iter().map(|frame| f64::from(frame.info.plain_len)).sum()
+    frames.iter().map(|frame| f64::from(frame.info.plain_len())).sum()
 }
 
 /// The frames of one file, each as often as the file uses it.
@@ -107,7 +107,10 @@ fn stored_file(dir: &BackupDir, path: &[u8]) -> Done<()> {
         if held > MAX_HELD {
             return Err("the file is too large to hold in memory".into());
         }
-        frames.push(Sealed { cipher, no: place.frame(), info: *info, bytes });
+        // Small blocks that follow each other share a frame.
+        if frames.last().is_none_or(|last: &Sealed| last.bytes != bytes) {
+            frames.push(Sealed { cipher, no: place.frame(), info: info.clone(), bytes });
+        }
     }
     let one_s = open_all(dir.keys(), &frames, 1);
     let all_s = open_all(dir.keys(), &frames, cores());
@@ -131,13 +134,7 @@ fn sizes(file: &Path) -> Done<()> {
         let mut packer = Packer::new(3)?;
         for (block, no) in plain.chunks(kib << 10).zip(0..) {
             let packed = packer.pack(block)?;
-            let info = FrameInfo {
-                kind: FrameKind::Block,
-                codec: packed.codec,
-                stored_len: packed.stored.len() as u32,
-                plain_len: block.len() as u32,
-                hash: keys.block_hash(block),
-            };
+            let info = FrameInfo::of_one(FrameKind::Block, &packed, BlockInfo::of(&keys, block));
             let bytes = seal(&cipher, FrameNo(no), &info, &packed.stored);
             frames.push(Sealed { cipher: cipher.clone(), no: FrameNo(no), info, bytes });
         }
@@ -165,18 +162,19 @@ fn parts(keys: &Keys, frames: &[Sealed]) -> Done<[f64; 3]> {
     let (mut aead, mut unzstd, mut hash) = (0.0, 0.0, 0.0);
     let mut decompressor = zstd::bulk::Decompressor::new()?;
     for frame in frames {
-        let (header, rest) = frame.bytes.split_at(FRAME_HEADER_LEN);
-        let (stored, tag) = rest.split_at(rest.len() - TAG_LEN);
-        let mut buffer = stored.to_vec();
+        let (_, rest) = frame.bytes.split_at(FRAME_HEADER_LEN);
+        let (body, tag) = rest.split_at(rest.len() - TAG_LEN);
+        let mut buffer = body.to_vec();
         let tag: &[u8; TAG_LEN] = tag.try_into()?;
         let started = Instant::now();
-        let right = frame.cipher.open(Domain::Frame, frame.no.0, header, &mut buffer, tag);
+        let right = frame.cipher.open(Domain::Frame, frame.no.0, &frame.info.head(frame.no), &mut buffer, tag);
         aead += started.elapsed().as_secs_f64();
         assert!(right, "a frame does not open");
+        let stored = buffer.split_off(frame.info.blocks.len() * BLOCK_ENTRY_LEN);
         let started = Instant::now();
         let plain = match frame.info.codec {
-            Codec::Plain => buffer,
-            Codec::Zstd => decompressor.decompress(&buffer, frame.info.plain_len as usize)?,
+            Codec::Plain => stored,
+            Codec::Zstd => decompressor.decompress(&stored, frame.info.plain_len() as usize)?,
         };
         unzstd += started.elapsed().as_secs_f64();
         let started = Instant::now();

@@ -12,8 +12,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use assay::bench::{
-    Attr, CatalogBuilder, Content, Contents, Dirno, FileHash, FileHasher, Kind, Names, NewVersion, Node, Output,
-    Packer, Run, Segment, Timespec, VersionInfo, Whole,
+    Attr, CatalogBuilder, Content, Contents, Dirno, FileHash, FileHasher, Kind, Names, NewVersion, Node, Output, Run,
+    Segment, Timespec, VersionInfo, Whole,
 };
 use assay::{BackupDir, BlockId, Config, Logid, Silent};
 
@@ -174,14 +174,13 @@ fn main() -> Done<()> {
 
 /// Writes the one version: what to commit, and how many files and directories are in it.
 fn make(dir: &BackupDir, out: &mut Output<'_>, entries: u64, big: u64, sample: &str) -> Done<(Contents, (u64, u64))> {
-    let mut packer = Packer::new(3)?;
     let mut blocks = Vec::new();
     for i in 0..64u64 {
         let plain: Vec<u8> = (0..200 + i * 97).map(|at| b' ' + (mix(i << 32 | at) % 90) as u8).collect();
         let mut hasher = FileHasher::default();
         hasher.update(&plain);
-        let id = out.block(&packer.pack(&plain)?, plain.len() as u32, dir.keys().block_hash(&plain))?;
-        blocks.push((id, plain.len() as u32, hasher.finish()));
+        let (len, hash) = (plain.len() as u32, dir.keys().block_hash(&plain));
+        blocks.push((out.block(plain, hash)?, len, hasher.finish()));
     }
     let mut maker = Maker {
         out,

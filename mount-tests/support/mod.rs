@@ -236,6 +236,7 @@ impl Lab {
     #[track_caller]
     pub fn init(&self) {
         self.assay("init", NONE).ok();
+        arcfile::know(&self.repo());
     }
     /// Backs up the source tree; must end with 0.
     #[track_caller]

@@ -3,7 +3,7 @@
 //! Invariants: what comes out was accepted by `frame::open`, the one function that verifies, so a wrong guess can only
 //! fail; the frame that comes out is, to the bit, the one that was written.
 
-use super::frame::{self, FRAME_HEADER_LEN, FrameInfo, VerifiedBlock};
+use super::frame::{self, FRAME_HEADER_LEN, FrameInfo, VerifiedFrame};
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::Damage;
 use crate::ids::FrameNo;
@@ -26,8 +26,8 @@ pub struct BitFlip {
 pub struct Repaired {
     /// The frame as it was written.
     pub frame: Vec<u8>,
-    pub block: VerifiedBlock,
-    /// All bits in which the damaged bytes differ, by place. Outside of the header it is at most one.
+    pub opened: VerifiedFrame,
+    /// All bits in which the damaged bytes differ, by place. Outside of the head it is at most one.
     pub flips: Vec<BitFlip>,
 }
 
@@ -38,8 +38,8 @@ impl Repaired {
         match (header, body) {
             ([], []) => "nothing was wrong".into(),
             ([flip], []) | ([], [flip]) => flip.to_string(),
-            (_, []) => "its header was changed".into(),
-            (_, [flip, ..]) => format!("its header was changed and {flip}"),
+            (_, []) => "its head was changed".into(),
+            (_, [flip, ..]) => format!("its head was changed and {flip}"),
         }
     }
 }
@@ -56,7 +56,7 @@ impl std::fmt::Display for BitFlip {
     }
 }
 
-/// Finds the frame as it was written: the header is known, and if the tag does not match, the way in which it does not
+/// Finds the frame as it was written: the head is known, and if the tag does not match, the way in which it does not
 /// tells which bit of ciphertext or tag was flipped. Takes a few milliseconds for 1 MiB, whether it succeeds or not.
 ///
 /// None if no single bit explains the damage, and if the bytes were wrong before they were sealed.
@@ -65,20 +65,20 @@ pub fn repair(keys: &Keys, cipher: &ArcCipher, no: FrameNo, expected: &FrameInfo
         return None;
     }
     let mut frame = damaged.to_vec();
-    let header = expected.header(no);
+    let header = expected.header(cipher, no);
     frame.get_mut(..FRAME_HEADER_LEN)?.copy_from_slice(&header);
     let opened = match frame::open(keys, cipher, no, expected, &frame) {
         Err(Damage::BadTag) => {
             let (ciphertext, tag) = frame.get(FRAME_HEADER_LEN..)?.split_last_chunk()?;
-            let at = cipher.flipped_bit(expected.domain(), no.0, &header, ciphertext, tag)?;
+            let at = cipher.flipped_bit(expected.kind.domain(), no.0, &expected.head(no), ciphertext, tag)?;
             *frame.get_mut(FRAME_HEADER_LEN + at.byte)? ^= 1 << at.bit;
             frame::open(keys, cipher, no, expected, &frame)
         }
         other => other,
     };
-    let block = opened.ok()?;
+    let opened = opened.ok()?;
     let flips = flips(damaged, &frame);
-    Some(Repaired { frame, block, flips })
+    Some(Repaired { frame, opened, flips })
 }
 
 /// All bits in which the bytes that were found differ from the right ones, by place.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use super::frame::{self, Codec, FRAME_HEADER_LEN, FrameInfo, FrameKind};
+use super::frame::{self, BlockInfo, Codec, FRAME_HEADER_LEN, FrameInfo, FrameKind};
 use super::repair::{BitFlip, repair, search_plaintext};
 use super::search::{SealedFlip, Searched, Within};
 use super::{Packed, Packer};
@@ -33,13 +33,7 @@ impl Sealed {
     fn of(plain: &[u8], packed: Packed) -> Sealed {
         let keys = Keys::new(&Zeroizing::new([1; 32]), BackupId([2; 16]));
         let cipher = keys.arc_cipher(ArcId([3; 16]), &ArcSalt([4; 32]));
-        let info = FrameInfo {
-            kind: FrameKind::Block,
-            codec: packed.codec,
-            stored_len: packed.stored.len() as u32,
-            plain_len: plain.len() as u32,
-            hash: keys.block_hash(plain),
-        };
+        let info = FrameInfo::of_one(FrameKind::Block, &packed, BlockInfo::of(&keys, plain));
         let frame = frame::seal(&cipher, NO, &info, &packed.stored);
         Sealed { keys, cipher, info, plain: plain.to_vec(), stored: packed.stored, frame }
     }
@@ -70,7 +64,7 @@ impl Sealed {
         let damaged = self.with_flips(bits);
         assert!(frame::open(&self.keys, &self.cipher, NO, &self.info, &damaged).is_err());
         let got = self.repair(&damaged).unwrap_or_else(|| panic!("bits {bits:?} were not found"));
-        assert!(got.frame == self.frame && got.block[..] == self.plain[..], "bits {bits:?}");
+        assert!(got.frame == self.frame && got.opened.into_plain() == self.plain, "bits {bits:?}");
         let flip = |bit: &usize| {
             let (byte, bit) = (bit / 8, (bit % 8) as u8);
             BitFlip { byte: byte as u32, bit, to_one: self.frame[byte] >> bit & 1 == 0 }
@@ -98,12 +92,15 @@ fn every_bit_of_small_frames_is_put_right() {
         assert_eq!(sealed.info.codec == Codec::Zstd, plain.len() == 900);
         for bit in 0..sealed.frame.len() * 8 {
             sealed.assert_repaired(&[bit]);
-            // The header is known, so what is wrong there does not count.
-            sealed.assert_repaired(&[bit % 36, FRAME_HEADER_LEN * 8 + bit % (sealed.frame.len() * 8 - 288)]);
+            // The head is known, so what is wrong there does not count.
+            sealed.assert_repaired(&[
+                bit % 36,
+                FRAME_HEADER_LEN * 8 + bit % ((sealed.frame.len() - FRAME_HEADER_LEN) * 8),
+            ]);
         }
         let mut no_header = sealed.frame.clone();
         no_header[..FRAME_HEADER_LEN].fill(0x55);
-        assert_eq!(sealed.repair(&no_header).unwrap().what(), "its header was changed");
+        assert_eq!(sealed.repair(&no_header).unwrap().what(), "its head was changed");
         assert_eq!(sealed.repair(&sealed.frame).unwrap().what(), "nothing was wrong");
     }
 }
@@ -116,7 +113,7 @@ fn the_words_name_byte_bit_and_direction() {
     let to = damaged[40] >> 3 & 1;
     assert_eq!(sealed.repair(&damaged).unwrap().what(), format!("bit 3 of byte 40 was flipped to {to}"));
     damaged[2] ^= 3;
-    let wanted = format!("its header was changed and bit 3 of byte 40 was flipped to {to}");
+    let wanted = format!("its head was changed and bit 3 of byte 40 was flipped to {to}");
     assert_eq!(sealed.repair(&damaged).unwrap().what(), wanted);
 }
 
@@ -165,7 +162,8 @@ fn another_place_or_other_bytes_are_never_accepted() {
     let other_backup = Keys::new(&Zeroizing::new([1; 32]), BackupId([8; 16]));
     let cipher_there = other_backup.arc_cipher(ArcId([3; 16]), &ArcSalt([4; 32]));
     assert!(repair(&other_backup, &cipher_there, NO, info, frame).is_none(), "another backup dir");
-    let other_hash = FrameInfo { hash: keys.block_hash(b"else"), ..*info };
+    let other = BlockInfo { hash: keys.block_hash(b"else"), ..info.blocks[0] };
+    let other_hash = FrameInfo { blocks: vec![other], ..info.clone() };
     assert!(repair(keys, cipher, NO, &other_hash, frame).is_none(), "another block");
     assert!(repair(keys, cipher, NO, info, &frame[1..]).is_none(), "cut");
     assert!(repair(keys, cipher, NO, info, &[]).is_none(), "nothing");

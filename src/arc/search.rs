@@ -4,6 +4,7 @@
 //! reported, and can be stopped; memory is three times the block a core at most.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ impl fmt::Display for SealedFlip {
 /// A block that was found.
 #[derive(Debug)]
 pub struct Searched {
-    /// Bytes with the recorded length and block hash.
+    /// All of the frame's plain bytes: each block has its recorded length and hash.
     pub plain: Vec<u8>,
     pub flip: SealedFlip,
 }
@@ -69,38 +70,57 @@ pub fn search_plaintext(
     frame: &[u8],
     go_on: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Option<Searched> {
-    if expected.plain_len as usize > MAX_SEARCH_LEN || frame.len() as u64 != expected.frame_len() {
+    if expected.plain_len() as usize > MAX_SEARCH_LEN || frame.len() as u64 != expected.frame_len() {
         return None;
     }
     let (ciphertext, tag) = frame.get(FRAME_HEADER_LEN..)?.split_last_chunk()?;
-    let mut stored = ciphertext.to_vec();
-    if !cipher.open(expected.domain(), no.0, &expected.header(no), &mut stored, tag) {
+    let mut body = ciphertext.to_vec();
+    if !cipher.open(expected.kind.domain(), no.0, &expected.head(no), &mut body, tag) {
         return None;
     }
-    let plain = frame::unpack(&mut None, expected, &stored).ok();
+    let stored = body.strip_prefix(expected.table().as_slice())?;
+    let plain = frame::unpack(&mut None, expected, stored).ok();
     let compressed = expected.codec == Codec::Zstd;
-    let in_plain = plain.as_deref().map_or(0, work_in_plain);
-    let in_stored = if compressed { stored.len() as u64 * 8 * u64::from(expected.plain_len) } else { 0 };
+    let suspect = plain.as_deref().map(|plain| suspect(keys, expected, plain));
+    let in_plain = suspect.as_ref().map_or(0, |(range, _)| work_in_plain(range.len()));
+    let in_stored = if compressed { stored.len() as u64 * 8 * u64::from(expected.plain_len()) } else { 0 };
     let total = in_plain + in_stored;
-    if let Some(plain) = plain {
-        if keys.block_hash(&plain) == expected.hash {
-            return None;
-        }
-        let found = flip_in_plain(keys, expected.hash, &plain, &mut |done| go_on(done, total))?;
-        if let Some(searched) = found {
-            return Some(searched);
+    if let (Some(plain), Some((range, hash))) = (plain, suspect) {
+        expected.first_mismatch(keys, &plain)?;
+        let block = plain.get(range.clone())?;
+        if let Some(mut searched) = flip_in_plain(keys, hash, block, &mut |done| go_on(done, total))? {
+            let right = [plain.get(..range.start)?, &searched.plain, plain.get(range.end..)?].concat();
+            searched.flip.byte += range.start as u32;
+            searched.plain = right;
+            if expected.first_mismatch(keys, &searched.plain).is_none() {
+                return Some(searched);
+            }
         }
     }
-    if compressed { flip_in_stored(keys, expected, &stored, &mut |done| go_on(in_plain + done, total))? } else { None }
+    if compressed { flip_in_stored(keys, expected, stored, &mut |done| go_on(in_plain + done, total))? } else { None }
+}
+
+/// Where the first block that is wrong is in the plain bytes, and its hash; an empty range if none is.
+fn suspect(keys: &Keys, expected: &FrameInfo, plain: &[u8]) -> (Range<usize>, BlockHash) {
+    let slot = expected.first_mismatch(keys, plain).map(|(slot, _)| slot);
+    let mut start = 0;
+    for (at, block) in expected.slots() {
+        let end = start + block.len as usize;
+        if Some(at) == slot {
+            return (start..end, block.hash);
+        }
+        start = end;
+    }
+    (0..0, BlockHash([0; 20]))
 }
 
 /// Bytes that are hashed if all bits are tried.
-fn work_in_plain(plain: &[u8]) -> u64 {
-    (0..plain.len()).map(|at| work_at(plain, at)).sum()
+fn work_in_plain(len: usize) -> u64 {
+    (0..len).map(|at| work_at(len, at)).sum()
 }
 
-fn work_at(plain: &[u8], at: usize) -> u64 {
-    8 * (plain.len() - at / HASH_BLOCK * HASH_BLOCK) as u64
+fn work_at(len: usize, at: usize) -> u64 {
+    8 * (len - at / HASH_BLOCK * HASH_BLOCK) as u64
 }
 
 /// None if it was stopped.
@@ -128,7 +148,7 @@ fn flip_in_plain(
             })
         }
     };
-    on_all_cores(plain.len(), &|at| work_at(plain, at), &worker, go_on)
+    on_all_cores(plain.len(), &|at| work_at(plain.len(), at), &worker, go_on)
 }
 
 /// None if it was stopped.
@@ -146,13 +166,13 @@ fn flip_in_stored(
             let found = flipped(at, byte, Within::Stored, |byte| {
                 *bytes.get_mut(at)? = byte;
                 let plain = frame::unpack(&mut context, expected, &bytes).ok()?;
-                (keys.block_hash(&plain) == expected.hash).then_some(plain)
+                expected.first_mismatch(keys, &plain).is_none().then_some(plain)
             });
             *bytes.get_mut(at)? = byte;
             found
         }
     };
-    let each = u64::from(expected.plain_len) * 8;
+    let each = u64::from(expected.plain_len()) * 8;
     on_all_cores(stored.len(), &|_| each, &worker, go_on)
 }
 

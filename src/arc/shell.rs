@@ -1,27 +1,30 @@
 //! What surrounds the frames of an arc: header, frame table (footer) and trailer.
 //!
 //! ```text
-//! header (112): "ASSAYARC" format u16 flags[6] role u8 zero[3] version u32 number u32
-//!               backup id[16] arc id[16] salt[32] zero[4] tag[16]
-//! trailer (96): "ASSAYEND" format u16 role u8 zero[5] arc id[16] salt[32] footer offset u64
-//!               footer length u32 frames u32 tag[16]
+//! header (112): "ASSAYARC" format u16 flags[6] version u32 number u32 backup id[16] arc id[16] salt[32]
+//!               sealed { role u8 zero[7] } tag[16]
+//! trailer (96): "ASSAYEND" arc id[16] salt[32]
+//!               sealed { footer offset u64 footer length u32 frames u32 role u8 zero[5] format u16 } tag[16]
 //! ```
 //! Integers are little endian. `flags` are three u16 sets of features (compatible, read-only compatible,
 //! incompatible); this version writes zeros, refuses any incompatible one and ignores the others: the one thing that is
-//! not written again as it was read. The tags are AES-GCM tags over
-//! nothing with the bytes before them as associated data.
+//! not written again as it was read. What is clear is associated data of what is sealed: it tells no more than the file's name does.
 
 use super::frame::{FrameInfo, FrameKind};
 use crate::catalog::ArcRole;
+use crate::catalog::codec::Decoder;
 use crate::catalog::commit::footer_fits;
-use crate::crypto::{Domain, Keys, TAG_LEN};
+use crate::crypto::{ArcCipher, Domain, Keys, TAG_LEN};
 use crate::error::Damage;
 use crate::ids::{ArcId, ArcName, ArcSalt, BackupId, Version};
 
 pub const ARC_HEADER_LEN: usize = 112;
 pub const ARC_TRAILER_LEN: usize = 96;
+/// Where the sealed bytes begin.
+const HEADER_CLEAR_LEN: usize = 88;
+const TRAILER_CLEAR_LEN: usize = 56;
 /// Version of the format that this program writes.
-pub const FORMAT: u16 = 1;
+pub const FORMAT: u16 = 2;
 
 /// What an arc begins with, and what its trailer begins with.
 pub const HEADER_MAGIC: &[u8; 8] = b"ASSAYARC";
@@ -53,14 +56,13 @@ impl ArcHeader {
         let mut out = [0; ARC_HEADER_LEN];
         out[0..8].copy_from_slice(HEADER_MAGIC);
         out[8..10].copy_from_slice(&FORMAT.to_le_bytes());
-        out[16] = self.role as u8;
-        out[20..24].copy_from_slice(&self.name.version.0.to_le_bytes());
-        out[24..28].copy_from_slice(&self.name.number.to_le_bytes());
-        out[28..44].copy_from_slice(&keys.backup_id().0);
-        out[44..60].copy_from_slice(&self.id.0);
-        out[60..92].copy_from_slice(&self.salt.0);
-        let tag = keys.arc_cipher(self.id, &self.salt).seal(Domain::Header, 0, &out[..96], &mut []);
-        out[96..].copy_from_slice(&tag);
+        out[16..20].copy_from_slice(&self.name.version.0.to_le_bytes());
+        out[20..24].copy_from_slice(&self.name.number.to_le_bytes());
+        out[24..40].copy_from_slice(&keys.backup_id().0);
+        out[40..56].copy_from_slice(&self.id.0);
+        out[56..88].copy_from_slice(&self.salt.0);
+        out[88] = self.role as u8;
+        seal(&keys.arc_cipher(self.id, &self.salt), Domain::Header, &mut out, HEADER_CLEAR_LEN);
         out
     }
 
@@ -69,29 +71,20 @@ impl ArcHeader {
     /// # Errors
     /// `Truncated`, or `BadHeader` for anything else: another format, another backup dir, changed bytes.
     pub fn decode(bytes: &[u8], keys: &Keys) -> Result<ArcHeader, Damage> {
-        let bytes: &[u8; ARC_HEADER_LEN] = prefix(bytes)?;
-        let header = ArcHeader {
-            name: ArcName { version: Version(u32_at(bytes, 20)), number: u32_at(bytes, 24) },
-            role: role(bytes[16]).ok_or(Damage::BadHeader)?,
-            id: ArcId(array_at(bytes, 44)),
-            salt: ArcSalt(array_at(bytes, 60)),
-        };
-        let commit = header.role == ArcRole::Commit;
+        let mut bytes: [u8; ARC_HEADER_LEN] = *prefix(bytes)?;
+        let name = ArcName { version: Version(u32_at(&bytes, 16)), number: u32_at(&bytes, 20) };
+        let (id, salt) = (ArcId(array_at(&bytes, 40)), ArcSalt(array_at(&bytes, 56)));
         let ours = bytes[0..8] == *HEADER_MAGIC
-            && u16::from_le_bytes(array_at(bytes, 8)) == FORMAT
+            && u16::from_le_bytes(array_at(&bytes, 8)) == FORMAT
             && bytes[14..16] == [0, 0]
-            && bytes[17..20] == [0; 3]
-            && bytes[92..96] == [0; 4]
-            && header.name.version <= Version::MAX
-            && commit == (header.name.number == 0)
-            && BackupId(array_at(bytes, 28)) == keys.backup_id();
-        let cipher = keys.arc_cipher(header.id, &header.salt);
-        let tag: [u8; TAG_LEN] = array_at(bytes, 96);
-        if ours && cipher.open(Domain::Header, 0, &bytes[..96], &mut [], &tag) {
-            Ok(header)
-        } else {
-            Err(Damage::BadHeader)
+            && name.version <= Version::MAX
+            && BackupId(array_at(&bytes, 24)) == keys.backup_id();
+        if !ours || !open(&keys.arc_cipher(id, &salt), Domain::Header, &mut bytes, HEADER_CLEAR_LEN) {
+            return Err(Damage::BadHeader);
         }
+        let role = role(bytes[88]).filter(|_| bytes[89..96] == [0; 7]).ok_or(Damage::BadHeader)?;
+        let commit = role == ArcRole::Commit;
+        if commit == (name.number == 0) { Ok(ArcHeader { name, role, id, salt }) } else { Err(Damage::BadHeader) }
     }
 }
 
@@ -99,7 +92,7 @@ impl ArcHeader {
     /// The backup dir that a header names, authentic or not; None for what is no header.
     pub fn backup_id(bytes: &[u8]) -> Option<BackupId> {
         let bytes: &[u8; ARC_HEADER_LEN] = bytes.first_chunk()?;
-        (bytes[0..8] == *HEADER_MAGIC).then(|| BackupId(array_at(bytes, 28)))
+        (bytes[0..8] == *HEADER_MAGIC).then(|| BackupId(array_at(bytes, 24)))
     }
 }
 
@@ -107,15 +100,14 @@ impl ArcTrailer {
     pub fn encode(&self, keys: &Keys) -> [u8; ARC_TRAILER_LEN] {
         let mut out = [0; ARC_TRAILER_LEN];
         out[0..8].copy_from_slice(TRAILER_MAGIC);
-        out[8..10].copy_from_slice(&FORMAT.to_le_bytes());
-        out[10] = self.role as u8;
-        out[16..32].copy_from_slice(&self.id.0);
-        out[32..64].copy_from_slice(&self.salt.0);
-        out[64..72].copy_from_slice(&self.footer_offset.to_le_bytes());
-        out[72..76].copy_from_slice(&self.footer_len.to_le_bytes());
-        out[76..80].copy_from_slice(&self.frames.to_le_bytes());
-        let tag = keys.arc_cipher(self.id, &self.salt).seal(Domain::Trailer, 0, &out[..80], &mut []);
-        out[80..].copy_from_slice(&tag);
+        out[8..24].copy_from_slice(&self.id.0);
+        out[24..56].copy_from_slice(&self.salt.0);
+        out[56..64].copy_from_slice(&self.footer_offset.to_le_bytes());
+        out[64..68].copy_from_slice(&self.footer_len.to_le_bytes());
+        out[68..72].copy_from_slice(&self.frames.to_le_bytes());
+        out[72] = self.role as u8;
+        out[78..80].copy_from_slice(&FORMAT.to_le_bytes());
+        seal(&keys.arc_cipher(self.id, &self.salt), Domain::Trailer, &mut out, TRAILER_CLEAR_LEN);
         out
     }
 
@@ -124,39 +116,54 @@ impl ArcTrailer {
     /// # Errors
     /// `Truncated`, or `BadTrailer` for anything else.
     pub fn decode(bytes: &[u8], keys: &Keys) -> Result<ArcTrailer, Damage> {
-        let bytes: &[u8; ARC_TRAILER_LEN] = prefix(bytes)?;
-        let trailer = ArcTrailer {
-            role: role(bytes[10]).ok_or(Damage::BadTrailer)?,
-            id: ArcId(array_at(bytes, 16)),
-            salt: ArcSalt(array_at(bytes, 32)),
-            footer_offset: u64::from_le_bytes(array_at(bytes, 64)),
-            footer_len: u32_at(bytes, 72),
-            frames: u32_at(bytes, 76),
-        };
-        let ours = bytes[0..8] == *TRAILER_MAGIC
-            && u16::from_le_bytes(array_at(bytes, 8)) == FORMAT
-            && bytes[11..16] == [0; 5]
-            && footer_fits(trailer.footer_offset, trailer.footer_len, trailer.frames);
-        let cipher = keys.arc_cipher(trailer.id, &trailer.salt);
-        let tag: [u8; TAG_LEN] = array_at(bytes, 80);
-        if ours && cipher.open(Domain::Trailer, 0, &bytes[..80], &mut [], &tag) {
-            Ok(trailer)
-        } else {
-            Err(Damage::BadTrailer)
+        let mut bytes: [u8; ARC_TRAILER_LEN] = *prefix(bytes)?;
+        let (id, salt) = (ArcId(array_at(&bytes, 8)), ArcSalt(array_at(&bytes, 24)));
+        let ours = bytes[0..8] == *TRAILER_MAGIC;
+        if !ours || !open(&keys.arc_cipher(id, &salt), Domain::Trailer, &mut bytes, TRAILER_CLEAR_LEN) {
+            return Err(Damage::BadTrailer);
         }
+        let trailer = ArcTrailer {
+            role: role(bytes[72]).ok_or(Damage::BadTrailer)?,
+            id,
+            salt,
+            footer_offset: u64::from_le_bytes(array_at(&bytes, 56)),
+            footer_len: u32_at(&bytes, 64),
+            frames: u32_at(&bytes, 68),
+        };
+        let sound = bytes[73..78] == [0; 5]
+            && u16::from_le_bytes(array_at(&bytes, 78)) == FORMAT
+            && footer_fits(trailer.footer_offset, trailer.footer_len, trailer.frames);
+        if sound { Ok(trailer) } else { Err(Damage::BadTrailer) }
     }
+}
+
+/// Seals what stands between the clear bytes and the room for the tag, in place.
+fn seal<const N: usize>(cipher: &ArcCipher, domain: Domain, bytes: &mut [u8; N], clear_len: usize) {
+    let (clear, rest) = bytes.split_at_mut(clear_len);
+    if let Some((sealed, tag)) = rest.split_last_chunk_mut::<TAG_LEN>() {
+        *tag = cipher.seal(domain, 0, clear, sealed);
+    }
+}
+
+/// Opens what `seal` has sealed.
+fn open<const N: usize>(cipher: &ArcCipher, domain: Domain, bytes: &mut [u8; N], clear_len: usize) -> bool {
+    let (clear, rest) = bytes.split_at_mut(clear_len);
+    rest.split_last_chunk_mut::<TAG_LEN>().is_some_and(|(sealed, tag)| cipher.open(domain, 0, clear, sealed, tag))
 }
 
 /// A frame table, or part of one: `FrameInfo::encode` of each frame, one after the other. All are of the one kind that
 /// the arc's role allows.
 pub fn decode_frame_table(plain: &[u8]) -> Result<Vec<FrameInfo>, Damage> {
-    let (entries, rest) = plain.as_chunks::<{ FrameInfo::ENCODED_LEN }>();
-    let frames: Option<Vec<FrameInfo>> = entries.iter().map(FrameInfo::decode).collect();
-    let alike = |frames: &Vec<FrameInfo>| {
-        let kind = frames.first().map(|info| info.kind);
-        kind != Some(FrameKind::Footer) && frames.iter().all(|info| Some(info.kind) == kind)
-    };
-    frames.filter(|frames| rest.is_empty() && alike(frames)).ok_or(Damage::BadRecord("frame table"))
+    let bad = Damage::BadRecord("frame table");
+    let (mut d, mut frames) = (Decoder::new(plain), Vec::<FrameInfo>::new());
+    while !d.is_empty() {
+        let info = FrameInfo::decode(&mut d).map_err(|_| bad.clone())?;
+        if info.kind == FrameKind::Footer || frames.first().is_some_and(|first| first.kind != info.kind) {
+            return Err(bad);
+        }
+        frames.push(info);
+    }
+    Ok(frames)
 }
 
 #[cfg(test)]

@@ -6,13 +6,13 @@ use std::io::Write;
 
 use sha2::{Digest, Sha256};
 
-use super::frame::{self, FrameInfo, FrameKind};
+use super::frame::{self, BlockInfo, FrameInfo, FrameKind};
 use super::pack::{Packed, Packer};
 use super::shell::{ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer};
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::{Damage, Error, Result};
-use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, BlockHash, BlockId, FrameNo};
+use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, FrameNo, FramePlace};
 use crate::text::shown;
 
 /// Why an append failed.
@@ -50,6 +50,7 @@ pub struct ArcWriter<W: Write> {
     digest: Sha256,
     offset: u64,
     plain_bytes: u64,
+    blocks: usize,
     frames: Vec<FrameInfo>,
 }
 
@@ -83,6 +84,7 @@ impl<W: Write> ArcWriter<W> {
             digest: Sha256::new(),
             offset: 0,
             plain_bytes: 0,
+            blocks: 0,
             frames: Vec::new(),
         };
         writer.put(&bytes)?;
@@ -106,31 +108,35 @@ impl<W: Write> ArcWriter<W> {
         &self.frames
     }
 
-    /// Seals one packed record, opens it again, compares, writes; returns the name of the new block.
+    /// Blocks in them.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    pub fn serial(&self) -> ArcSerial {
+        self.serial
+    }
+
+    /// Seals packed blocks as one frame, opens it again, compares, writes; returns where it is.
     pub fn append(
         &mut self,
         kind: FrameKind,
         packed: &Packed,
-        plain_len: usize,
-        hash: BlockHash,
-    ) -> Result<BlockId, AppendError> {
+        blocks: Vec<BlockInfo>,
+    ) -> Result<FramePlace, AppendError> {
         let too_long = || AppendError::SelfCheck(Damage::BadRecord("frame too long"));
-        let info = FrameInfo {
-            kind,
-            codec: packed.codec,
-            stored_len: u32::try_from(packed.stored.len()).map_err(|_| too_long())?,
-            plain_len: u32::try_from(plain_len)
-                .ok()
-                .filter(|n| *n as usize <= frame::MAX_PLAIN_LEN)
-                .ok_or_else(too_long)?,
-            hash,
-        };
+        let stored_len = u32::try_from(packed.stored.len()).map_err(|_| too_long())?;
+        let info = FrameInfo { kind, codec: packed.codec, stored_len, blocks };
+        if info.plain_len() as usize > frame::MAX_PLAIN_LEN || info.blocks.len() > frame::MAX_BLOCKS {
+            return Err(too_long());
+        }
         let no = FrameNo(self.frames.len() as u32);
         let bytes = self.sealed(no, &info, &packed.stored)?;
         self.put(&bytes)?;
-        self.plain_bytes += u64::from(info.plain_len);
+        self.plain_bytes += u64::from(info.plain_len());
+        self.blocks += info.blocks.len();
         self.frames.push(info);
-        Ok(BlockId::new(self.serial, no))
+        Ok(FramePlace::new(self.serial, no))
     }
 
     /// The frame as bytes, opened again and compared before it goes out; that `stored` unpacks was proven by `Packer`.
@@ -146,13 +152,7 @@ impl<W: Write> ArcWriter<W> {
     pub fn finish(mut self, keys: &Keys, packer: &mut Packer) -> Result<FinishedArc<W>, AppendError> {
         let table: Vec<u8> = self.frames.iter().flat_map(|info| info.encode()).collect();
         let packed = packer.pack(&table).map_err(|_| AppendError::SelfCheck(Damage::BadCompression))?;
-        let info = FrameInfo {
-            kind: FrameKind::Footer,
-            codec: packed.codec,
-            stored_len: packed.stored.len() as u32,
-            plain_len: table.len() as u32,
-            hash: keys.block_hash(&table),
-        };
+        let info = FrameInfo::of_one(FrameKind::Footer, &packed, BlockInfo::of(keys, &table));
         let footer = self.sealed(FOOTER_NO, &info, &packed.stored)?;
         let footer_offset = self.offset;
         self.put(&footer)?;
@@ -203,16 +203,18 @@ mod tests {
     use zeroize::Zeroizing;
 
     #[test]
-    fn a_written_arc_reads_back_from_its_footer_and_from_its_frame_headers() {
+    fn a_written_arc_reads_back_from_its_footer_and_from_its_frames() {
         let keys = Keys::new(&Zeroizing::new([1; 32]), BackupId([2; 16]));
         let mut packer = Packer::new(3).unwrap();
         let name = ArcName { version: Version(3), number: 1 };
         let mut writer =
             ArcWriter::create(Vec::new(), &keys, name, ArcRole::Data, ArcSerial(9), ArcId([5; 16])).unwrap();
-        let blocks: Vec<Vec<u8>> = (0..20u8).map(|n| vec![n; usize::from(n) * 100]).collect();
-        for block in &blocks {
-            let packed = packer.pack(block).unwrap();
-            writer.append(FrameKind::Block, &packed, block.len(), keys.block_hash(block)).unwrap();
+        let frames: Vec<Vec<Vec<u8>>> =
+            (1..20u8).map(|n| (0..n).map(|at| vec![n; usize::from(n + at) * 50]).collect()).collect();
+        for blocks in &frames {
+            let packed = packer.pack(&blocks.concat()).unwrap();
+            let infos = blocks.iter().map(|block| BlockInfo::of(&keys, block));
+            writer.append(FrameKind::Block, &packed, infos.collect()).unwrap();
         }
         let FinishedArc { entry, out } = writer.finish(&keys, &mut packer).unwrap();
         assert_eq!(entry.arc_bytes, out.len() as u64);
@@ -223,19 +225,18 @@ mod tests {
         let trailer = ArcTrailer::decode(&out[out.len() - ARC_TRAILER_LEN..], &keys).unwrap();
         let cipher = keys.arc_cipher(trailer.id, &trailer.salt);
         let footer = &out[trailer.footer_offset as usize..][..trailer.footer_len as usize];
-        let (no, info) = FrameInfo::from_header(footer.first_chunk().unwrap()).unwrap();
-        assert_eq!(no, FOOTER_NO);
-        let table = decode_frame_table(&frame::open(&keys, &cipher, no, &info, footer).unwrap()).unwrap();
+        let (_, opened) = frame::open_unknown(&keys, &cipher, FOOTER_NO, footer).unwrap();
+        let table = decode_frame_table(&opened.into_plain()).unwrap();
 
         let mut at = ARC_HEADER_LEN;
-        for (n, (block, info)) in blocks.iter().zip(&table).enumerate() {
+        for (n, (blocks, info)) in frames.iter().zip(&table).enumerate() {
             let bytes = &out[at..][..info.frame_len() as usize];
             let no = FrameNo(n as u32);
-            assert_eq!(FrameInfo::from_header(bytes.first_chunk().unwrap()), Some((no, *info)));
-            assert_eq!(&*frame::open(&keys, &cipher, no, info, bytes).unwrap(), &block[..]);
+            assert_eq!(frame::open_unknown(&keys, &cipher, no, bytes).unwrap().0, *info);
+            assert_eq!(frame::open(&keys, &cipher, no, info, bytes).unwrap().into_plain(), blocks.concat());
             at += bytes.len();
         }
-        assert_eq!((at as u64, table.len()), (trailer.footer_offset, blocks.len()));
+        assert_eq!((at as u64, table.len()), (trailer.footer_offset, frames.len()));
         for at in (0..ARC_HEADER_LEN).chain(out.len() - ARC_TRAILER_LEN..out.len()) {
             let mut bad = out.clone();
             bad[at] ^= 4;

@@ -1,6 +1,6 @@
 //! The end of the pipeline: takes steps in tree order, writes new blocks, builds nodes and the catalog, counts.
 //!
-//! Invariants: a block gets into a node only after it is in an arc (of this run or an earlier one); a file that
+//! Invariants: a block gets into a node only after its place in an arc (of this run or an earlier one) is settled; a file that
 //! failed is absent from the version, never half there; nothing here depends on timing but the racy flags.
 
 use std::collections::HashMap;
@@ -138,7 +138,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
             }
             Step::LongHole { len } => self.segment(Segment::Hole { len })?,
             Step::LongBlock { len, reply } => {
-                let block = reply.recv().unwrap_or_else(|_| Err(worker_died()));
+                let block = reply.recv().map_err(|_| worker_died());
                 self.budget.give(len);
                 self.long_block(block?)?;
             }
@@ -165,7 +165,9 @@ impl<'a, 'o> Assembler<'a, 'o> {
 
     /// Closes the catalog; returns its frames, the root's digest, the counts of this run, and how the tree's totals
     /// changed.
-    pub fn finish(self) -> Result<(Spare, Vec<CatalogFrame>, TreeDigest, VersionInfo, Totals, Totals)> {
+    pub fn finish(mut self) -> Result<(Spare, Vec<CatalogFrame>, TreeDigest, VersionInfo, Totals, Totals)> {
+        self.out.flush()?;
+        self.info.stored_bytes = self.out.block_bytes();
         let (frames, root) = self.catalog.finish(self.out)?;
         Ok((self.spare, frames, root, self.info, self.gained, self.lost))
     }
@@ -388,12 +390,11 @@ impl<'a, 'o> Assembler<'a, 'o> {
                 self.spare.note(id);
                 id
             }
-            (None, Found::New(packed)) => {
-                let id = self.out.block(&packed, len, block.hash)?;
+            (None, Found::New(plain)) => {
+                let id = self.out.block(plain, block.hash)?;
                 self.dedup.insert(&block.hash, id);
                 self.info.blocks_new += 1;
                 self.info.plain_bytes += u64::from(len);
-                self.info.stored_bytes += packed.stored.len() as u64 + crate::arc::FRAME_OVERHEAD as u64;
                 id
             }
         };

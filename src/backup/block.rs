@@ -1,6 +1,5 @@
 //! A block between its reader and the writer of arcs.
 
-use crate::arc::Packed;
 use crate::ids::{BlockHash, BlockId};
 
 /// A block on its way to an arc.
@@ -15,5 +14,6 @@ pub struct HashedBlock {
 #[derive(Debug)]
 pub enum Found {
     Known(BlockId),
-    New(Packed),
+    /// Its bytes.
+    New(Vec<u8>),
 }

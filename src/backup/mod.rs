@@ -278,11 +278,11 @@ fn flow<'a, 'o>(
 ) -> Result<(Assembler<'a, 'o>, Walked)> {
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16) + 2;
     std::thread::scope(|scope| {
-        let pool: Vec<std::thread::ScopedJoinHandle<'_, Result<()>>> = (0..workers)
+        let pool: Vec<std::thread::ScopedJoinHandle<'_, ()>> = (0..workers)
             .map(|_| {
                 let jobs = jobs.clone();
-                let (zstd_level, cutting) = (dir.config().zstd_level, walk.cutting);
-                let worker = Worker { keys: dir.keys(), dedup, zstd_level, cutting };
+                let cutting = walk.cutting;
+                let worker = Worker { keys: dir.keys(), dedup, cutting };
                 std::thread::Builder::new().spawn_scoped(scope, move || worker.run(jobs))
             })
             .collect::<std::io::Result<_>>()
@@ -300,7 +300,7 @@ fn flow<'a, 'o>(
         budget.close();
         let walked = join(walker);
         for worker in pool {
-            join(worker)??;
+            join(worker)?;
         }
         match failed {
             Some(e) => Err(e),

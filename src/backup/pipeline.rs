@@ -1,8 +1,8 @@
 //! What flows through a backup, and the workers in the middle.
 //!
 //! ```text
-//! traverse (1 thread) ── jobs ──> workers (hash, dedup, compress, compare) ── replies ─┐
-//!          └───────────────── steps, in tree order, each with its reply ──> assemble (1 thread) ──> arcs
+//! traverse (1 thread) ── jobs ──> workers (read, hash, dedup) ── replies ─┐
+//!          └────────── steps, in tree order, each with its reply ──> assemble (1 thread) ──> run::Output
 //! ```
 //! Invariants: steps are consumed in the order in which they were sent, so arcs hold blocks in the order of the
 //! tree; the plain bytes in flight never exceed the budget, whatever the sizes of the files.
@@ -14,7 +14,6 @@ use crossbeam::channel::{Receiver, Sender};
 use super::block::{Found, HashedBlock};
 use super::catalog::Names;
 use super::read::{self, Cutting, FileError, FileRead, Piece};
-use crate::arc::Packer;
 use crate::catalog::{Attr, Child, DirState, Kind, Node, Xattrs};
 use crate::crypto::Keys;
 use crate::error::Result;
@@ -77,7 +76,7 @@ pub enum Job {
     /// A file that is one block, or empty, as far as its size tells.
     File { dir: Arc<OpenDir>, name: Vec<u8>, stat: Stat, reply: Sender<FileReply> },
     /// A block of a long file.
-    Block { plain: Vec<u8>, reply: Sender<Result<HashedBlock>> },
+    Block { plain: Vec<u8>, reply: Sender<HashedBlock> },
 }
 
 /// Pieces of a file that is longer than its size told which are held until it is known that they will do.
@@ -191,7 +190,7 @@ pub enum Step {
     },
     LongBlock {
         len: u64,
-        reply: Receiver<Result<HashedBlock>>,
+        reply: Receiver<HashedBlock>,
     },
     /// The file changed while it was read: everything since `LongBegin` is void.
     LongRestart {
@@ -240,22 +239,20 @@ const KEPT_BUFFER_BYTES: usize = 4 << 20;
 pub struct Worker<'a> {
     pub keys: &'a Keys,
     pub dedup: &'a DedupTable,
-    pub zstd_level: i32,
     pub cutting: Cutting,
 }
 
 impl Worker<'_> {
     /// Serves jobs until the walk has ended. A reply that nobody waits for means that the run was given up.
-    pub fn run(&self, jobs: Receiver<Job>) -> Result<()> {
-        let mut packer = Packer::new(self.zstd_level)?;
+    pub fn run(&self, jobs: Receiver<Job>) {
         let mut buffer = Vec::new();
         for job in jobs {
             match job {
                 Job::Block { plain, reply } => {
-                    let _ = reply.send(self.block(&mut packer, &plain));
+                    let _ = reply.send(self.block(&plain));
                 }
                 Job::File { dir, name, stat, reply } => {
-                    let to_block = |plain: &[u8]| self.block(&mut packer, plain);
+                    let to_block = |plain: &[u8]| self.block(plain);
                     let most_bytes = self.cutting.whole_file_bytes();
                     let done = read::whole_file(&dir, &name, &stat, most_bytes, &mut buffer, to_block);
                     if buffer.capacity() > KEPT_BUFFER_BYTES {
@@ -263,55 +260,47 @@ impl Worker<'_> {
                     }
                     match done.transpose() {
                         Some(done) => drop(reply.send(FileReply::Whole(done))),
-                        None => self.piece_by_piece(&mut packer, &dir, &name, &stat, &reply),
+                        None => self.piece_by_piece(&dir, &name, &stat, &reply),
                     }
                 }
             }
         }
-        Ok(())
     }
 
     /// Reads a file that is longer than its size told.
-    fn piece_by_piece(&self, packer: &mut Packer, dir: &OpenDir, name: &[u8], stat: &Stat, reply: &Sender<FileReply>) {
+    fn piece_by_piece(&self, dir: &OpenDir, name: &[u8], stat: &Stat, reply: &Sender<FileReply>) {
         for tries_left in (0..read::TRIES).rev() {
-            let (mut pieces, mut failed) = (0, None);
+            let mut pieces = 0;
             let pass = read::long_pass(dir, name, stat, self.cutting, |piece| {
                 let part = match piece {
                     Piece::Nothing => return true,
-                    Piece::Hole(len) => Ok(FileReply::Hole(len)),
-                    Piece::Block(plain) => self.block(packer, plain).map(FileReply::Block),
+                    Piece::Hole(len) => FileReply::Hole(len),
+                    Piece::Block(plain) => FileReply::Block(self.block(plain)),
                 };
                 pieces += 1;
-                match part {
-                    Ok(part) => reply.send(part).is_ok(),
-                    Err(e) => {
-                        failed = Some(e);
-                        false
-                    }
-                }
+                reply.send(part).is_ok()
             });
-            let end = match (pass, failed) {
-                (_, Some(e)) => Err(FileError::Fatal(e)),
+            let end = match pass {
                 // Nobody waits for it any more.
-                (Ok(None), None) => return,
-                (Ok(Some(read)), None) if read.unsettled && tries_left > 0 && pieces <= MAX_HELD_PIECES => {
+                Ok(None) => return,
+                Ok(Some(read)) if read.unsettled && tries_left > 0 && pieces <= MAX_HELD_PIECES => {
                     let _ = reply.send(FileReply::Again);
                     continue;
                 }
-                (Ok(Some(read)), None) => Ok(Box::new(read)),
-                (Err(e), None) => Err(e),
+                Ok(Some(read)) => Ok(Box::new(read)),
+                Err(e) => Err(e),
             };
             let _ = reply.send(FileReply::End(end));
             return;
         }
     }
 
-    fn block(&self, packer: &mut Packer, plain: &[u8]) -> Result<HashedBlock> {
+    fn block(&self, plain: &[u8]) -> HashedBlock {
         let hash = self.keys.block_hash(plain);
         let found = match self.dedup.find(&hash) {
             Some(id) => Found::Known(id),
-            None => Found::New(packer.pack(plain)?),
+            None => Found::New(plain.to_vec()),
         };
-        Ok(HashedBlock { hash, plain_len: plain.len() as u32, found })
+        HashedBlock { hash, plain_len: plain.len() as u32, found }
     }
 }

@@ -96,7 +96,7 @@ pub fn whole_file(
     listed: &Stat,
     block_bytes: u64,
     buffer: &mut Vec<u8>,
-    mut to_block: impl FnMut(&[u8]) -> Result<HashedBlock>,
+    mut to_block: impl FnMut(&[u8]) -> HashedBlock,
 ) -> Result<Option<FileRead>, FileError> {
     let mut tries = TRIES;
     let most_bytes = MAX_GROWN_BYTES.max(block_bytes);
@@ -117,7 +117,7 @@ pub fn whole_file(
     let mut hasher = FileHasher::default();
     hasher.update(buffer);
     read.sha1 = Some(hasher.finish());
-    let block = if buffer.is_empty() { None } else { Some(to_block(buffer).map_err(FileError::Fatal)?) };
+    let block = if buffer.is_empty() { None } else { Some(to_block(buffer)) };
     Ok(Some(FileRead { read, block }))
 }
 

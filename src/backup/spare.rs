@@ -48,7 +48,7 @@ impl Spare {
         }
         for entry in index.arcs()?.into_iter().map(|row| row.entry).filter(|entry| self.holds(entry.serial)) {
             if self.used.contains(&entry.serial) {
-                resumed.blocks += u64::from(entry.frames);
+                resumed.blocks += index.blocks_in(entry.serial, 0..entry.frames)?;
                 resumed.bytes += entry.plain_bytes;
             } else {
                 unused.insert(entry.serial);

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::PathBuf;
 
-use crate::arc::{ArcWriter, FrameInfo, FrameKind, Packer, VerifiedBlock};
+use crate::arc::{ArcWriter, BlockInfo, FrameInfo, FrameKind, Packer, VerifiedFrame};
 use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit};
 use crate::crypto::Keys;
 use crate::depot::Depot;
@@ -84,10 +84,13 @@ pub fn read_record(depot: &dyn Depot, run: Version, keys: &Keys) -> Result<(Comm
     let mut last = damaged(&"the commit arc holds no record");
     for (n, _) in table.iter().enumerate().filter(|(_, info)| info.kind == FrameKind::Commit) {
         match arc.open_frame(keys, &table, FrameNo(n as u32), None) {
-            Ok(record) => match Commit::decode(&record) {
-                Ok(commit) => return Ok((commit, crate::crypto::sha256(&record))),
-                Err(e) => last = damaged(&e),
-            },
+            Ok(opened) => {
+                let record = opened.into_plain();
+                match Commit::decode(&record) {
+                    Ok(commit) => return Ok((commit, crate::crypto::sha256(&record))),
+                    Err(e) => last = damaged(&e),
+                }
+            }
             Err(e) => last = judged(e),
         }
     }
@@ -157,7 +160,7 @@ impl crate::index::CatalogSource for ArcSource<'_> {
         }
         match &self.current {
             Some((serial, file, table)) => {
-                file.open_frame(self.keys, table, wanted.frame, Some(*serial)).map(VerifiedBlock::into_plain)
+                file.open_frame(self.keys, table, wanted.frame, Some(*serial)).map(VerifiedFrame::into_plain)
             }
             None => {
                 let place = Place { arc: arc.name, frame: Some(wanted.frame), block: None, offset: 0 };
@@ -231,8 +234,9 @@ pub fn write_commit(dir: &OwnDir, keys: &Keys, commit: &Commit) -> Result<[u8; 3
     let run = OpenRun { version: commit.run, id: commit.run_id };
     let mut arc = create(dir, keys, run, COMMIT_NUMBER, ArcRole::Commit, ArcSerial(0))?;
     let packed = packer.pack(&record)?;
+    let block = BlockInfo::of(keys, &record);
     for _ in 0..2 {
-        arc.append(FrameKind::Commit, &packed, record.len(), keys.block_hash(&record)).map_err(|e| e.at(&tmp))?;
+        arc.append(FrameKind::Commit, &packed, vec![block]).map_err(|e| e.at(&tmp))?;
     }
     let (_, file) = finish(dir, keys, arc, ArcRole::Commit, &mut packer)?;
     file.sync_all().map_err(|e| Error::io("fsync", &tmp, &e))?;

@@ -496,6 +496,7 @@ fn key_error(error: KeyFileError, path: &Path) -> Error {
     let path = path.to_path_buf();
     match error {
         KeyFileError::Damaged(what) => Error::KeyDamaged { path, what },
+        KeyFileError::OtherFormat(found) => Error::OtherFormat { path, found, known: keyfile::FORMAT },
         KeyFileError::NeedsPassphrase => Error::PassphraseMissing { path },
         KeyFileError::WrongPassphrase => Error::PassphraseWrong { path },
         KeyFileError::Unusable(what) => Error::Unsupported { path, what: what.into() },

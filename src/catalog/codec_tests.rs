@@ -157,8 +157,8 @@ fn encoded(records: &[Record]) -> Vec<u8> {
 
 fn an_arc(rng: &mut Rng, serial: u64, name: ArcName, role: ArcRole) -> ArcEntry {
     let frames = 1 + rng.below(1000) as u32;
-    let footer_offset = 112 + u64::from(frames) * (52 + up_to(rng, 1 << 20));
-    let footer_len = 52 + rng.below(1 << 20) as u32;
+    let footer_offset = 112 + u64::from(frames) * (72 + up_to(rng, 1 << 20));
+    let footer_len = 72 + rng.below(1 << 20) as u32;
     ArcEntry {
         serial: ArcSerial(serial),
         name,

@@ -11,7 +11,9 @@ use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, Dirno, FrameNo, 
 /// What an arc has beside the stored bytes of its frames; `arc` has the same numbers, and the compiler compares them.
 pub const ARC_HEADER_BYTES: u64 = 112;
 pub const ARC_TRAILER_BYTES: u64 = 96;
-pub const FRAME_OVERHEAD_BYTES: u64 = 52;
+pub const FRAME_OVERHEAD_BYTES: u64 = 48;
+/// The table of a frame with one block, and of one with as many as can be.
+pub const TABLE_BYTES: (u64, u64) = (24, 128 * 24);
 /// A catalog frame describes at most so many: it is closed at as many bytes, and each directory takes several.
 const MAX_FRAME_DIRS: u64 = 1 << 16;
 
@@ -117,7 +119,7 @@ pub struct Commit {
     pub next_dirno: u64,
 }
 
-const COMMIT_FORMAT: u8 = 1;
+const COMMIT_FORMAT: u8 = 2;
 
 impl Commit {
     /// The record's bytes; their SHA-256 is what the next commit names.
@@ -306,11 +308,12 @@ impl ArcEntry {
 
 /// Can a footer of this length stand there, behind so many frames? Then nothing about the arc reaches 2^63.
 pub fn footer_fits(offset: u64, len: u32, frames: u32) -> bool {
-    let body = |frames: u32, each: u64| ARC_HEADER_BYTES + u64::from(frames) * (FRAME_OVERHEAD_BYTES + each);
-    let frame = FRAME_OVERHEAD_BYTES..=FRAME_OVERHEAD_BYTES + u64::from(MAX_BLOCK_BYTES);
+    let least = FRAME_OVERHEAD_BYTES + TABLE_BYTES.0;
+    let most = FRAME_OVERHEAD_BYTES + TABLE_BYTES.1 + u64::from(MAX_BLOCK_BYTES);
+    let body = |each: u64| ARC_HEADER_BYTES + u64::from(frames) * each;
     frames <= FrameNo::MAX.0
-        && (body(frames, 0)..=body(frames, u64::from(MAX_BLOCK_BYTES))).contains(&offset)
-        && frame.contains(&u64::from(len))
+        && (body(least)..=body(most)).contains(&offset)
+        && (least..=least + u64::from(MAX_BLOCK_BYTES)).contains(&u64::from(len))
 }
 
 impl VersionInfo {

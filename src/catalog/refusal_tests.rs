@@ -354,7 +354,7 @@ fn commits_that_no_run_writes() {
     };
     assert!(Commit::decode(&dirs(&[(Dirno::MAX.0, 1)])).is_ok());
     let (mut format, mut flag) = (commit().encode(), commit().encode());
-    (format[0], flag[18]) = (2, 8);
+    (format[0], flag[18]) = (1, 8);
     assert_refused(
         Commit::decode,
         vec![
@@ -395,7 +395,7 @@ fn commits_that_no_run_writes() {
                 }),
             ),
             ("catalog frame that its arc does not have", with(&|c| c.catalog[1].frame = FrameNo(2))),
-            ("frame number out of range", with(&|c| c.catalog[1].frame = FrameNo(1 << 24))),
+            ("frame number out of range", with(&|c| c.catalog[1].frame = FrameNo(1 << 17))),
             ("arc serial out of range", with(&|c| c.catalog[1].arc = ArcSerial(1 << 39))),
             ("catalog frames out of order", with(&|c| c.catalog.swap(0, 1))),
             ("catalog frames out of order", with(&|c| c.catalog[0].frame = FrameNo(1))),

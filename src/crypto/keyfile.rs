@@ -17,6 +17,8 @@ use crate::text::hex;
 pub enum KeyFileError {
     /// The text is not a whole, undamaged key file.
     Damaged(&'static str),
+    /// It is whole, and of a backup dir in another format than this program's.
+    OtherFormat(u32),
     /// The key is wrapped and no passphrase was given.
     NeedsPassphrase,
     /// The passphrase does not unwrap the key.
@@ -51,6 +53,8 @@ struct Wrapped {
     sealed: String,
 }
 
+/// Format of the backup dir.
+pub const FORMAT: u32 = 2;
 const HEAD: &str = "# Assay key file. Without it nothing in this backup can be read: keep a copy elsewhere.\n";
 /// RFC 9106, second recommended option: 64 MiB, 3 passes, 4 lanes.
 const MEMORY_KIB: u32 = 64 * 1024;
@@ -64,7 +68,7 @@ const MAX_LANES: u32 = 64;
 /// Makes the text of a new key file.
 pub fn encode(master: &MasterKey, backup_id: BackupId, passphrase: Option<&str>) -> Result<String, KeyFileError> {
     let mut file =
-        KeyFile { format: 1, backup_id: backup_id.to_string(), key: None, wrapped: None, checksum: String::new() };
+        KeyFile { format: FORMAT, backup_id: backup_id.to_string(), key: None, wrapped: None, checksum: String::new() };
     match passphrase {
         None => file.key = Some(hex(master.as_slice())),
         Some(passphrase) => file.wrapped = Some(wrap(master, backup_id, passphrase)?),
@@ -79,11 +83,11 @@ pub fn decode(
     passphrase: impl FnOnce() -> Option<Zeroizing<String>>,
 ) -> Result<(MasterKey, BackupId), KeyFileError> {
     let file: KeyFile = toml::from_str(text).map_err(|_| KeyFileError::Damaged("it is not a key file"))?;
-    if file.format != 1 {
-        return Err(KeyFileError::Damaged("its format is not 1"));
-    }
     if file.checksum != file.sum() {
         return Err(KeyFileError::Damaged("its checksum does not match"));
+    }
+    if file.format != FORMAT {
+        return Err(KeyFileError::OtherFormat(file.format));
     }
     let backup_id = BackupId(unhex(&file.backup_id).ok_or(KeyFileError::Damaged("backup_id"))?);
     match (&file.key, &file.wrapped) {
@@ -200,6 +204,21 @@ mod tests {
                 Err(_) => {}
             }
         }
+    }
+
+    #[test]
+    fn a_key_file_of_another_format_says_so_if_it_is_whole() {
+        // As the release before format 2 wrote it.
+        let old = "format = 1\nbackup_id = \"01010101010101010101010101010101\"\nkey = \
+                   \"0707070707070707070707070707070707070707070707070707070707070707\"\nchecksum = \
+                   \"28f26b0af8b77d9ce9b2a4f3b9d84b1c\"\n";
+        let mut file: KeyFile = toml::from_str(old).unwrap();
+        file.checksum = file.sum();
+        assert_eq!(decode(&toml::to_string(&file).unwrap(), none).err(), Some(KeyFileError::OtherFormat(1)));
+        assert_eq!(decode(old, none).err(), Some(KeyFileError::Damaged("its checksum does not match")));
+        file.format = 3;
+        file.checksum = file.sum();
+        assert_eq!(decode(&toml::to_string(&file).unwrap(), none).err(), Some(KeyFileError::OtherFormat(3)));
     }
 
     #[test]

@@ -45,6 +45,7 @@ fn all_errors() -> Vec<Error> {
         Error::Locked { path: path(), holder: "1".into() },
         Error::KeyWrong { path: path() },
         Error::KeyDamaged { path: path(), what: "what" },
+        Error::OtherFormat { path: path(), found: 1, known: 2 },
         Error::KeyBare { path: path() },
         Error::PassphraseWrong { path: path() },
         Error::PassphraseMissing { path: path() },

@@ -10,12 +10,11 @@ use zeroize::Zeroizing;
 
 use super::{file, table};
 use crate::arc::{
-    ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, Codec, FRAME_HEADER_LEN, FrameInfo, FrameKind, shell,
-    writer,
+    ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, BlockInfo, Codec, FrameInfo, FrameKind, shell, writer,
 };
 use crate::catalog::codec::{Encoder, encode_record};
 use crate::catalog::{ArcRole, Attr, Content, ExtentChunk, Kind, Listing, Loss, Named, Node, Record, Timespec};
-use crate::crypto::{Domain, Keys};
+use crate::crypto::Keys;
 use crate::ids::{
     ArcId, ArcName, ArcSalt, ArcSerial, BackupId, BlockHash, BlockId, Dirno, FrameNo, Logid, SegmentId, Version,
 };
@@ -65,14 +64,15 @@ fn the_arc_header_is_laid_out_as_described() {
     for zeros in ["compatible", "read-only", "incompatible"] {
         assert_eq!(bytes[at(zeros)], [0, 0]);
     }
-    assert_eq!(bytes[at("role")], [2]);
     assert_eq!(bytes[at("V of")], [3, 2, 1, 0]);
     assert_eq!(bytes[at("N of")], [7, 6, 5, 4]);
     assert_eq!(bytes[at("backup id")], ID.0);
     assert_eq!(bytes[at("arc id")], id.0);
     assert_eq!(bytes[at("salt")], salt.0);
-    let tag = at("tag");
-    assert_eq!(bytes[tag.clone()], described_seal(id, salt, "arc header", 0, &bytes[..tag.start], &[]));
+    let sealed = at("role").start;
+    assert_eq!((at("zero").len(), at("tag").len()), (7, 16));
+    let (clear, plain) = (&bytes[..sealed], [2, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(bytes[sealed..], described_seal(id, salt, "arc header", 0, clear, &plain));
 }
 
 #[test]
@@ -89,39 +89,71 @@ fn the_arc_trailer_is_laid_out_as_described() {
     let bytes = trailer.encode(&keys());
     let at = layout("### Arc trailer", ARC_TRAILER_LEN);
     assert_eq!(&bytes[at("magic")], b"ASSAYEND");
-    assert_eq!((bytes[at("role")].to_vec(), bytes[at("format version")].to_vec()), (vec![1], vec![1, 0]));
     assert_eq!((&bytes[at("arc id")], &bytes[at("salt")]), (&id.0[..], &salt.0[..]));
-    assert_eq!(bytes[at("offset of")], [6, 5, 4, 3, 2, 1, 0, 0]);
-    assert_eq!(
-        (bytes[at("length of")].to_vec(), bytes[at("number of")].to_vec()),
-        (vec![8, 7, 0, 0], vec![10, 9, 0, 0])
-    );
-    let tag = at("tag");
-    assert_eq!(bytes[tag.clone()], described_seal(id, salt, "arc trailer", 0, &bytes[..tag.start], &[]));
+    let sealed = at("offset of").start;
+    let mut plain = vec![0; at("tag").start - sealed];
+    let mut put = |field, value: &[u8]| plain[at(field).start - sealed..at(field).end - sealed].copy_from_slice(value);
+    put("offset of", &[6, 5, 4, 3, 2, 1, 0, 0]);
+    put("length of", &[8, 7, 0, 0]);
+    put("number of", &[10, 9, 0, 0]);
+    put("role", &[1]);
+    put("format version", &shell::FORMAT.to_le_bytes());
+    assert_eq!(bytes[sealed..], described_seal(id, salt, "arc trailer", 0, &bytes[..sealed], &plain));
 }
 
 #[test]
-fn frame_header_and_frame_table_are_laid_out_as_described() {
-    let info = FrameInfo {
-        kind: FrameKind::Catalog,
-        codec: Codec::Zstd,
-        stored_len: 0x0102,
-        plain_len: 0x0304,
-        hash: BlockHash([0xaa; 20]),
-    };
-    let bytes = info.header(FrameNo(0x0506));
-    let at = layout("## Frame", FRAME_HEADER_LEN);
-    assert_eq!(bytes[at("frame number")], [6, 5, 0, 0]);
-    assert_eq!((bytes[at("kind")].to_vec(), bytes[at("codec")].to_vec()), (vec![2], vec![1]));
-    assert_eq!((bytes[at("plain")].to_vec(), bytes[at("stored")].to_vec()), (vec![4, 3, 0, 0], vec![2, 1, 0, 0]));
-    assert_eq!(bytes[at("block hash")], [0xaa; 20]);
-    let bytes = info.encode();
-    let at = layout("### Footer", FrameInfo::ENCODED_LEN);
-    assert_eq!((bytes[at("kind")].to_vec(), bytes[at("codec")].to_vec()), (vec![2], vec![1]));
-    assert_eq!((bytes[at("plain")].to_vec(), bytes[at("stored")].to_vec()), (vec![4, 3, 0, 0], vec![2, 1, 0, 0]));
-    assert_eq!(bytes[at("block hash")], [0xaa; 20]);
-    assert!(page().contains(&format!("frame number; {} in the footer", writer::FOOTER_NO.0)));
-    assert!(page().contains(&format!("takes {} bytes beyond", crate::arc::FRAME_OVERHEAD)));
+fn frames_and_frame_tables_are_laid_out_and_sealed_as_described() {
+    let (id, salt) = (ArcId([7; 16]), ArcSalt([8; 32]));
+    let cipher = keys().arc_cipher(id, &salt);
+    let stored = b"stored bytes";
+    let block = |len, byte| BlockInfo { len, hash: BlockHash([byte; 20]) };
+    let both = vec![block(0x0102_0304, 0xaa), block(300, 0xbb)];
+    let (number, of_footer) = (0x0506, writer::FOOTER_NO.0);
+    for (kind, code, blocks, what, no) in [
+        (FrameKind::Block, 1, both.clone(), "frame", number),
+        (FrameKind::Catalog, 2, both[..1].to_vec(), "frame", number),
+        (FrameKind::Footer, 4, both[..1].to_vec(), "footer frame", of_footer),
+    ] {
+        let info = FrameInfo { kind, codec: Codec::Zstd, stored_len: stored.len() as u32, blocks };
+        let at = layout("### Head", 16);
+        let mut head = vec![0; 16];
+        let mut put = |field, value: &[u8]| head[at(field)].copy_from_slice(value);
+        put("frame number", &no.to_le_bytes());
+        put("kind", &[code]);
+        put("codec", &[1]);
+        put("number of blocks", &(info.blocks.len() as u16).to_le_bytes());
+        put("stored length", &[12, 0, 0, 0]);
+        put("plain length", &info.plain_len().to_le_bytes());
+        let at = layout("### Body", 24);
+        let mut body = Vec::new();
+        for block in &info.blocks {
+            let mut entry = vec![0; 24];
+            entry[at("plain length")].copy_from_slice(&block.len.to_le_bytes());
+            entry[at("block hash")].copy_from_slice(&block.hash.0);
+            body.extend(entry);
+        }
+        body.extend_from_slice(stored);
+        let described = [
+            described_seal(id, salt, "frame head", u64::from(no), &[], &head),
+            described_seal(id, salt, what, u64::from(no), &head, &body),
+        ];
+        assert_eq!(crate::arc::frame::seal(&cipher, FrameNo(no), &info, stored), described.concat());
+        assert_eq!(info.frame_len() as usize, described.concat().len());
+
+        let mut e = Encoder::default();
+        e.u8(code);
+        e.u8(1);
+        e.uint(12);
+        e.uint(info.blocks.len() as u64);
+        for block in &info.blocks {
+            e.uint(u64::from(block.len));
+            e.raw(&block.hash.0);
+        }
+        assert_eq!(info.encode(), e.0, "### Footer");
+    }
+    assert!(page().contains(&format!("frame number; {of_footer} in the footer")));
+    let overhead = (crate::arc::FRAME_OVERHEAD, crate::arc::BLOCK_ENTRY_LEN);
+    assert!(page().contains(&format!("takes {} bytes and {} a block beyond", overhead.0, overhead.1)));
 }
 
 /// Info strings of "Derived keys", by the name of the key.
@@ -150,7 +182,7 @@ fn described_seal_by(key: &[u8], id: ArcId, what: &str, number: u64, header: &[u
     let domain: u32 = rows.iter().find(|row| row[1] == what).unwrap()[0].parse().unwrap();
     let key: [u8; 32] = key.try_into().unwrap();
     let nonce: [u8; 12] = [&domain.to_be_bytes()[..], &number.to_be_bytes()[..]].concat().try_into().unwrap();
-    let aad = [b"assay v1", &ID.0[..], &id.0[..], header].concat();
+    let aad = [b"assay v2", &ID.0[..], &id.0[..], header].concat();
     let mut bytes = plain.to_vec();
     let tag = Aes256Gcm::new(&key.into())
         .encrypt_inout_detached(&Nonce::from(nonce), &aad, bytes.as_mut_slice().into())
@@ -167,18 +199,6 @@ fn keys_are_derived_as_described() {
     let mut mac = <Hmac<Sha1> as hmac::KeyInit>::new_from_slice(&described_key("block hash", &[])).unwrap();
     mac.update(b"some block");
     assert_eq!(keys.block_hash(b"some block").0[..], mac.finalize().into_bytes()[..]);
-}
-
-#[test]
-fn frames_are_sealed_as_described() {
-    let (id, salt) = (ArcId([7; 16]), ArcSalt([8; 32]));
-    let cipher = keys().arc_cipher(id, &salt);
-    for (domain, what, number) in [(Domain::Frame, "frame", 77), (Domain::Footer, "footer frame", u32::MAX)] {
-        let mut bytes = b"stored bytes".to_vec();
-        let tag = cipher.seal(domain, number, b"header", &mut bytes);
-        bytes.extend_from_slice(&tag);
-        assert_eq!(bytes, described_seal(id, salt, what, u64::from(number), b"header", b"stored bytes"));
-    }
 }
 
 #[test]

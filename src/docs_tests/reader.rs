@@ -76,7 +76,12 @@ fn it_reads_every_frame_record_and_file() {
         let frames: Vec<&Value> = frames.into_iter().filter(|line| line.get("kind").is_some()).collect();
         assert_eq!(frames.len(), table.len());
         for (line, info) in frames.iter().zip(&table) {
-            assert_eq!((&line["hash"], &line["plain"]), (&info.hash.to_string().into(), &info.plain_len.into()));
+            let blocks: Vec<Value> = info
+                .blocks
+                .iter()
+                .map(|block| serde_json::json!({"plain": block.len, "hash": block.hash.to_string()}))
+                .collect();
+            assert_eq!((&line["blocks"], &line["plain"]), (&blocks.into(), &info.plain_len().into()));
         }
         kinds.extend(lines.iter().filter_map(|line| Some(line.get("record")?.as_str()?.to_string())));
         if name.number == 0 {

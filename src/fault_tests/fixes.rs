@@ -24,9 +24,18 @@ fn entries(dir: &BackupDir) -> Vec<ArcEntry> {
 
 /// Offset and expectation of each frame, by the index.
 fn frames(index: &Index, entry: &ArcEntry) -> Vec<(u64, FrameInfo)> {
-    let at =
-        |no| index.frame_chunk(entry.serial, FrameNo(no)).unwrap().locate(FrameNo(no)).map(|(o, i)| (o, *i)).unwrap();
+    let at = |no| {
+        index.frame_chunk(entry.serial, FrameNo(no)).unwrap().locate(FrameNo(no)).map(|(o, i)| (o, i.clone())).unwrap()
+    };
     (0..entry.frames).map(at).collect()
+}
+
+/// The names of all blocks that were first stored in an arc.
+pub fn blocks_in(index: &Index, entry: &ArcEntry) -> Vec<BlockId> {
+    let all = frames(index, entry).into_iter().zip(0..);
+    let named =
+        |info: FrameInfo, no| info.slots().map(|(slot, _)| BlockId::new(entry.serial, FrameNo(no), slot)).collect();
+    all.flat_map(|((_, info), no)| -> Vec<BlockId> { named(info, no) }).collect()
 }
 
 fn put(copy: &Copy, name: &str, bytes: &[u8]) {
@@ -52,10 +61,10 @@ fn a_repaired_frame_is_written_back_to_the_bit() {
             damaged[range.start + rng.clone_below(range.len(), no)] ^= 1 << (no % 8);
             put(&copy, &name, &damaged);
             let cipher = dir.keys().arc_cipher(entry.id, &entry.salt);
-            let at = FrameAt { arc: &entry, no: FrameNo(no as u32), offset: *offset, info: *info };
+            let at = FrameAt { arc: &entry, no: FrameNo(no as u32), offset: *offset, info };
             let repaired = repair(dir.keys(), &cipher, at.no, info, &damaged[range.clone()]).unwrap();
             // What is not this frame is not written.
-            let neighbour = all[(no + 1) % all.len()];
+            let neighbour = &all[(no + 1) % all.len()];
             let other = &pristine[neighbour.0 as usize..][..neighbour.1.frame_len() as usize];
             if all.len() > 1 {
                 assert!(rewrite_frame(&dir, &lock, at, other).unwrap_err().is_damage(), "{}", what());
@@ -71,7 +80,7 @@ fn a_repaired_frame_is_written_back_to_the_bit() {
         }
         rng.next();
     }
-    assert!(fixed > 80 && roles.len() == 2, "{fixed} {roles:?}");
+    assert!(fixed > 40 && roles.len() == 2, "{fixed} {roles:?}");
     assert!(copy.files() == before, "nothing else was touched, nothing is left over");
 }
 
@@ -139,11 +148,12 @@ fn blocks_of(copy: &Copy, entry: &ArcEntry) -> Vec<(BlockId, Vec<u8>)> {
     let (index, bytes) = (dir.open_index().unwrap(), fs::read(copy.path(&entry.name.to_string())).unwrap());
     let cipher = dir.keys().arc_cipher(entry.id, &entry.salt);
     let all = frames(&index, entry).into_iter().zip(0u32..);
-    all.map(|((offset, info), no)| {
+    all.flat_map(|((offset, info), no)| {
         assert_eq!(info.kind, FrameKind::Block);
         let frame = &bytes[offset as usize..][..info.frame_len() as usize];
-        let block = crate::arc::frame::open(dir.keys(), &cipher, FrameNo(no), &info, frame).unwrap();
-        (BlockId::new(entry.serial, FrameNo(no)), block.into_plain())
+        let opened = crate::arc::frame::open(dir.keys(), &cipher, FrameNo(no), &info, frame).unwrap();
+        let block = |(slot, _)| (BlockId::new(entry.serial, FrameNo(no), slot), opened.block(slot).unwrap().to_vec());
+        info.slots().map(block).collect::<Vec<_>>()
     })
     .collect()
 }
@@ -215,7 +225,7 @@ fn other_bytes_than_the_recorded_ones_are_not_sealed() {
     assert_eq!(recut_all(&dir, &blocks).unwrap_err().code(), "BLOCK_HASH_MISMATCH");
     blocks[5].1.clear();
     assert_eq!(recut_all(&dir, &blocks).unwrap_err().code(), "BLOCK_HASH_MISMATCH");
-    let nowhere = [(BlockId::new(old.serial, FrameNo(1 << 20)), vec![1])];
+    let nowhere = [(BlockId::first(old.serial, FrameNo(1 << 20)), vec![1])];
     assert_eq!(recut_all(&dir, &nowhere).unwrap_err().code(), "INDEX_ROW_DAMAGED");
     assert_eq!(recut_all(&dir, &[]).unwrap_err().code(), "USAGE");
     assert_eq!(copy.arc_names(), before);

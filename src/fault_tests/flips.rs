@@ -12,7 +12,7 @@ use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::{self, ArcSource, COMMIT_NUMBER};
 use crate::catalog::codec::decode_records;
 use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit, Named, Record};
-use crate::ids::{ArcName, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcName, Dirno, FrameNo, FramePlace, Logid, Version};
 use crate::index::CatalogSource;
 use crate::store::Heal;
 
@@ -83,10 +83,10 @@ fn with_the_index_a_flip_in_a_data_arc_costs_one_block_or_is_put_right() {
                 Part::FrameBody(no) => (Some(no), "ARC_TAG_MISMATCH"),
                 _ => (None, ""),
             };
-            let block = |no: u32| BlockId::new(entry.serial, FrameNo(no));
+            let frame = |no: u32| FramePlace::new(entry.serial, FrameNo(no));
             if let Some(no) = hit {
                 // Nobody reads a block of a file that was read again, cut otherwise, and had not changed.
-                let readers = truth.readers.get(&block(no)).map_or(&[][..], Vec::as_slice);
+                let readers = truth.readers_of(frame(no));
                 read += readers.len();
                 for n in readers.iter().take(2) {
                     match truth.ask(&reader, *n, &what) {
@@ -103,18 +103,17 @@ fn with_the_index_a_flip_in_a_data_arc_costs_one_block_or_is_put_right() {
             }
             let neighbours = hit.map_or([0, entry.frames - 1], |no| [no.saturating_sub(1), no + 1]);
             let others = neighbours.iter().filter(|no| Some(**no) != hit && **no < entry.frames);
-            let others = others.filter_map(|no| truth.readers.get(&block(*no))?.first().copied());
+            let others = others.filter_map(|no| truth.readers_of(frame(*no)).first().copied());
             let any = Some(bytes_questions[rng_pick(at, mask, bytes_questions.len())]);
             for n in others.chain(any) {
                 let error = truth.ask(&reader, n, &what);
-                let same =
-                    matches!(truth.questions[n].0, Ask::Bytes(.., Some(b)) if hit.is_some_and(|no| b == block(no)));
+                let same = matches!(truth.questions[n].0, Ask::Bytes(.., Some(b)) if hit.is_some_and(|no| b.place() == frame(no)));
                 assert_eq!(error.is_some(), same && !healed, "{}: {:?}: {error:?}", what(), truth.questions[n].0);
             }
             if at % 251 == 0 {
                 let failed: BTreeSet<usize> = truth.judge(&reader, &what).into_iter().map(|(n, _)| n).collect();
                 let lost = hit.filter(|_| !healed);
-                let wanted = lost.map_or_else(BTreeSet::new, |no| truth.need(block(no)));
+                let wanted = lost.map_or_else(BTreeSet::new, |no| truth.need(frame(no)));
                 assert_eq!(failed, wanted, "{}", what());
             }
             flip(&file, at, mask);

@@ -10,6 +10,7 @@ mod fixes;
 mod flips;
 mod hazards;
 mod losses;
+mod observer;
 mod proofs;
 mod reads;
 mod recoveries;

@@ -5,13 +5,13 @@ use std::fs;
 
 use super::lab::{Copy, Source, assert_same, lab};
 use super::questions::{Ask, Truth};
-use crate::arc::{FrameKind, Packer};
+use crate::arc::FrameKind;
 use crate::backup::Options;
 use crate::backupdir::BackupDir;
 use crate::backupdir::arcs;
 use crate::catalog::{ArcRole, Record};
 use crate::fetch::ArcFile;
-use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Version};
+use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, Version};
 use crate::monitor::Silent;
 use crate::reader::Backup;
 use crate::run::{Contents, Run, Whole, records as run_records};
@@ -26,7 +26,6 @@ pub fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[Block
         .reserve()
         .unwrap()
         .write(Whole::Remove, |out| {
-            let mut packer = Packer::new(3)?;
             let mut to = Vec::new();
             for block in moved {
                 let entry = index.arc(block.arc())?.entry;
@@ -34,8 +33,9 @@ pub fn maintain(dir: &BackupDir, moved: &[BlockId], records: impl FnOnce(&[Block
                 let table = arc.frame_table(dir.keys())?;
                 let plain = arc.open_frame(dir.keys(), &table, block.frame(), Some(block.arc()))?;
                 assert_eq!(table[block.frame().0 as usize].kind, FrameKind::Block);
-                let packed = packer.pack(&plain)?;
-                to.push(out.block(&packed, plain.len() as u32, dir.keys().block_hash(&plain))?);
+                let plain = plain.block(block.slot()).unwrap().to_vec();
+                let hash = dir.keys().block_hash(&plain);
+                to.push(out.block(plain, hash)?);
             }
             let catalog = run_records::records(out, records(&to).into_iter().map(Ok))?;
             Ok((Contents { arcs: out.finish()?, catalog, roots: Vec::new(), version: None }, ()))
@@ -115,7 +115,7 @@ fn relocated_blocks_are_read_from_their_new_place_and_the_old_arc_may_go() {
     let dir = copy.open();
     let old = dir.open_index().unwrap().arcs().unwrap();
     let old = old.into_iter().map(|row| row.entry).find(|entry| entry.role == ArcRole::Data).unwrap();
-    let blocks: Vec<BlockId> = (0..old.frames).map(|no| BlockId::new(old.serial, FrameNo(no))).collect();
+    let blocks = super::fixes::blocks_in(&dir.open_index().unwrap(), &old);
     let relocate = |to: &[BlockId]| -> Vec<Record> {
         blocks.iter().zip(to).map(|(from, to)| Record::Relocate { from: *from, to: *to }).collect()
     };
@@ -139,7 +139,10 @@ fn relocated_blocks_are_read_from_their_new_place_and_the_old_arc_may_go() {
     fs::remove_file(again.path(&new.to_string())).unwrap();
     fs::write(again.path(&new.to_string()), bytes).unwrap();
     let failed = lab.truth.judge(&again.reader(), &|| "new place damaged".into());
-    assert!(!failed.is_empty() && failed.iter().all(|(n, _)| lab.truth.need(blocks[0]).contains(n)), "{failed:?}");
+    assert!(
+        !failed.is_empty() && failed.iter().all(|(n, _)| lab.truth.need(blocks[0].place()).contains(n)),
+        "{failed:?}"
+    );
     assert!(failed.iter().all(|(_, e)| e.to_string().contains(&new.to_string())), "{failed:?}");
 }
 

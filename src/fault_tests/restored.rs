@@ -9,7 +9,7 @@ use super::questions::Reader;
 use super::recoveries::put;
 use super::structures::{found, options, shown};
 use crate::catalog::{Child, Kind};
-use crate::ids::{BlockId, FileHash, Logid, Version};
+use crate::ids::{BlockId, FileHash, FramePlace, Logid, Version};
 use crate::selftest::{Cause, Finding, Level, Options, Scope};
 use crate::tree::Piece;
 
@@ -65,7 +65,10 @@ fn assert_told(findings: &[Finding], users: &Users, bad: &[BlockId], cause: Caus
     let [finding] = findings else { panic!("{what}: {:#?}", shown(findings)) };
     assert_eq!(finding.cause, cause, "{what}: {}", finding.error);
     let mut wanted: BTreeMap<(Vec<u8>, Version), Vec<Range<u64>>> = BTreeMap::new();
-    for (logid, ranges) in bad.iter().filter_map(|block| users.blocks.get(block)).flatten() {
+    // Blocks that share a frame are lost together.
+    let frames: BTreeSet<FramePlace> = bad.iter().map(|block| block.place()).collect();
+    let lost = users.blocks.iter().filter(|(block, _)| frames.contains(&block.place()));
+    for (logid, ranges) in lost.flat_map(|(_, used)| used) {
         for (path, versions) in &users.names[logid] {
             for v in versions {
                 wanted.entry((path.clone(), *v)).or_default().extend(ranges.iter().cloned());

@@ -130,8 +130,8 @@ fn each_broken_rule_is_one_finding_with_and_without_catalogs() {
         ("overlap", &|v| v.extents(long, 512, &[Segment::Hole { len: 512 }]), ""),
         ("links", &|v| v.node(hard, |node| node.attr.nlink = 1), "and 1 links"),
         ("frame offset", &|v| v.frames(0, |chunk| chunk.offset += 1), "follow each other"),
-        ("frame length", &|v| v.frames(0, |chunk| chunk.frames[1].plain_len += 1), ""),
-        ("frame hash", &|v| v.frames(0, |chunk| chunk.frames[1].hash.0[0] ^= 1), "not those of its footer"),
+        ("frame length", &|v| v.frames(0, |chunk| chunk.frames[1].blocks[0].len += 1), ""),
+        ("frame hash", &|v| v.frames(0, |chunk| chunk.frames[1].blocks[0].hash.0[0] ^= 1), "not those of its footer"),
         ("no frames", &|v| assert_eq!(v.sql("DELETE FROM frames WHERE id=0"), 1), "the index lists 0"),
         ("no arc", &|v| assert_eq!(v.sql("DELETE FROM arcs WHERE id=0"), 1), "does not list"),
         ("arc frames", &|v| v.arc(ArcSerial(0), |arc| arc.entry.frames -= 1), ""),
@@ -139,7 +139,7 @@ fn each_broken_rule_is_one_finding_with_and_without_catalogs() {
         ("hash gone", &|v| assert_eq!(v.sql("DELETE FROM hashes WHERE block=1"), 1), "block hashes"),
         (
             "moved to nowhere",
-            &|v| v.relocation(BlockId(1), BlockId::new(ArcSerial(0), FrameNo(9999))),
+            &|v| v.relocation(BlockId(1), BlockId::first(ArcSerial(0), FrameNo(9999))),
             "where it is not",
         ),
         (

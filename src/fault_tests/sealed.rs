@@ -4,7 +4,7 @@
 use std::fs;
 
 use super::lab::{Copy, lab};
-use crate::arc::{FrameKind, Packer};
+use crate::arc::{BlockInfo, FrameKind, Packer};
 use crate::backupdir::BackupDir;
 use crate::backupdir::arcs;
 use crate::catalog::codec::encode_record;
@@ -22,7 +22,7 @@ fn arc(dir: &BackupDir, name: ArcName, role: ArcRole, serial: u64, frames: &[Vec
     let mut writer = arcs::create(dir.own(), keys, run, name.number, role, ArcSerial(serial)).unwrap();
     for plain in frames {
         let packed = packer.pack(plain).unwrap();
-        writer.append(FrameKind::of(role), &packed, plain.len(), keys.block_hash(plain)).unwrap();
+        writer.append(FrameKind::of(role), &packed, vec![BlockInfo::of(keys, plain)]).unwrap();
     }
     let (entry, _) = arcs::finish(dir.own(), keys, writer, role, &mut packer).unwrap();
     entry

@@ -11,7 +11,7 @@ use crate::backup::Options as BackupOptions;
 use crate::backupdir::arcs;
 use crate::catalog::{ArcRole, Record};
 use crate::fetch::ArcFile;
-use crate::ids::{ArcName, BlockId, FrameNo, Version};
+use crate::ids::{ArcName, FrameNo, Version};
 use crate::monitor::Silent;
 use crate::selftest::{self, Cause, Finding, Fix, Level, Options, Scope};
 
@@ -108,7 +108,7 @@ fn removed_versions_moved_blocks_and_dropped_arcs_are_no_findings() {
     maintain(&dir, &[], |_| vec![Record::RemoveVersion(Version(1))]);
     let old = dir.open_index().unwrap().arcs().unwrap();
     let old = old.into_iter().map(|row| row.entry).find(|entry| entry.role == ArcRole::Data).unwrap();
-    let blocks: Vec<BlockId> = (0..old.frames).map(|no| BlockId::new(old.serial, FrameNo(no))).collect();
+    let blocks = super::fixes::blocks_in(&dir.open_index().unwrap(), &old);
     maintain(&dir, &blocks, |to| {
         blocks.iter().zip(to).map(|(from, to)| Record::Relocate { from: *from, to: *to }).collect()
     });

@@ -12,7 +12,7 @@ use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::{ArcSource, COMMIT_NUMBER};
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::fetch::ArcFile;
-use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
+use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, FramePlace, Version};
 use crate::index::CatalogSource;
 use crate::monitor::Silent;
 use crate::recover::OnLoss;
@@ -181,7 +181,7 @@ fn frames_of_equal_size_that_changed_places_are_refused() {
                 reader.store = fresh_store(&dir, &index, Heal::On);
                 let code = if head == 0 { "ARC_FRAME_WRONG" } else { "ARC_TAG_MISMATCH" };
                 let failed = truth.judge_those(&reader, &what, &Ask::is_bytes);
-                let block = |n: usize| BlockId::new(entry.serial, FrameNo(n as u32));
+                let block = |n: usize| FramePlace::new(entry.serial, FrameNo(n as u32));
                 let wanted: BTreeSet<usize> = truth.need(block(n)).union(&truth.need(block(n - 1))).copied().collect();
                 assert!(entry.role == ArcRole::Catalog || failed.iter().all(|(_, e)| e.code() == code), "{}", what());
                 match entry.role {
@@ -295,7 +295,7 @@ fn judge_a_lost_arc(truth: &Truth, mixed: &Files, name: &str) {
     let failed: BTreeSet<usize> = truth.judge(&copy.reader(), &what).into_iter().map(|(n, _)| n).collect();
     let mut wanted = BTreeSet::new();
     if let Some(entry) = entry.filter(|entry| entry.role == ArcRole::Data) {
-        (0..entry.frames).for_each(|no| wanted.extend(truth.need(BlockId::new(entry.serial, FrameNo(no)))));
+        (0..entry.frames).for_each(|no| wanted.extend(truth.need(FramePlace::new(entry.serial, FrameNo(no)))));
     }
     assert_eq!(failed, wanted, "{}", what());
 

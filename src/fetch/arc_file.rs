@@ -1,14 +1,15 @@
 //! The structure of one arc: what surrounds its frames, its frame table, single frames, and all of it proven.
 //!
-//! Invariants: what is read of a damaged arc is what authenticates; a table made from the headers of frames is a claim,
+//! Invariants: what is read of a damaged arc is what authenticates; a table made from the frames themselves is a claim,
 //! and each frame is proven when it is opened.
 
 use sha2::{Digest, Sha256};
 
-use super::{Bad, Frame};
+use super::{Bad, Frame, MAX_READ_BYTES};
+use crate::arc::frame::{self, Head};
 use crate::arc::{
-    ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, FRAME_HEADER_LEN, FRAME_OVERHEAD, FrameInfo, FrameKind,
-    MAX_PLAIN_LEN, VerifiedBlock, decode_frame_table, frame,
+    ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, FRAME_HEADER_LEN, FrameInfo, FrameKind, VerifiedFrame,
+    decode_frame_table,
 };
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::crypto::{ArcCipher, Keys};
@@ -87,14 +88,14 @@ impl ArcFile {
         self.footer.is_some_and(|footer| end(footer) == Some(self.len))
     }
 
-    /// All frames, from the footer. When it is damaged, from the headers of the frames themselves: then as many as
-    /// stand in a row from the first one, which may be fewer than the arc had.
+    /// All frames, from the footer. When it is damaged, from the frames themselves: then as many as stand in a row from the
+    /// first one, which may be fewer than the arc had.
     pub fn frame_table(&self, keys: &Keys) -> Result<Vec<FrameInfo>> {
         let error = match self.footer_table(keys) {
             Err(error) if error.is_damage() => error,
             other => return other,
         };
-        let table = self.walk_headers()?;
+        let table = self.walk_heads()?;
         if table.is_empty() { Err(error) } else { Ok(table) }
     }
 
@@ -113,28 +114,27 @@ impl ArcFile {
         self.len
     }
 
-    /// The table as the frame headers claim it, up to the first one that makes no sense or is cut off; each claim
-    /// is proven when its frame is opened.
-    fn walk_headers(&self) -> Result<Vec<FrameInfo>> {
+    /// The table as the frames claim it, heads and tables opened one after the other, up to the first one that makes no sense
+    /// or is cut off; each claim is proven when its frame is opened.
+    fn walk_heads(&self) -> Result<Vec<FrameInfo>> {
         let mut table = Vec::new();
         let mut at = ARC_HEADER_LEN as u64;
-        while self.footer.is_none_or(|(footer_at, ..)| at < footer_at) {
-            let header = match self.bytes(at, FRAME_HEADER_LEN as u64) {
-                Ok(header) => Some(header),
-                Err(error) if error.is_damage() => None,
-                Err(error) => return Err(error),
-            };
-            let claim = header.and_then(|bytes| FrameInfo::from_header(bytes.first_chunk()?));
-            // Within the file, so the sum is in bounds; numbers in a row, so each is one that an arc can have.
-            let fits = |(no, info): &(FrameNo, FrameInfo)| {
-                no.0 as usize == table.len()
-                    && *no <= FrameNo::MAX
-                    && info.kind == FrameKind::of(self.role)
-                    && at + info.frame_len() <= self.len
-            };
-            let Some((_, info)) = claim.filter(fits) else { break };
-            table.push(info);
+        let bytes = |at, len| match self.bytes(at, len) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.is_damage() => Ok(None),
+            Err(error) => Err(error),
+        };
+        while self.footer.is_none_or(|(footer_at, ..)| at < footer_at) && table.len() < FrameNo::MAX.0 as usize {
+            let no = FrameNo(table.len() as u32);
+            let head = bytes(at, FRAME_HEADER_LEN as u64)?;
+            let Some(head) = head.and_then(|head| Head::open(&self.cipher, no, head.first_chunk()?)) else { break };
+            let sealed = bytes(at + FRAME_HEADER_LEN as u64, head.table_len() as u64)?;
+            let claim = sealed.and_then(|sealed| head.claim(&self.cipher, no, &sealed));
+            // Within the file, so the sum is in bounds.
+            let fits = |info: &FrameInfo| info.kind == FrameKind::of(self.role) && at + info.frame_len() <= self.len;
+            let Some(info) = claim.filter(fits) else { break };
             at += info.frame_len();
+            table.push(info);
         }
         Ok(table)
     }
@@ -146,25 +146,24 @@ impl ArcFile {
         table: &[FrameInfo],
         no: FrameNo,
         serial: Option<ArcSerial>,
-    ) -> Result<VerifiedBlock> {
+    ) -> Result<VerifiedFrame> {
         let (before, info) = table
             .split_at_checked(no.0 as usize)
             .and_then(|(before, rest)| Some((before, rest.first()?)))
             .ok_or_else(|| damaged(self.name, Some(no), 0, Damage::BadRecord("no such frame")))?;
         let offset = ARC_HEADER_LEN as u64 + before.iter().map(FrameInfo::frame_len).sum::<u64>();
-        let frame = self.frame(keys, (no, offset, info), serial.map(|serial| BlockId::new(serial, no)));
+        let frame = self.frame(keys, (no, offset, info), serial.map(|serial| BlockId::first(serial, no)));
         let end = offset.checked_add(info.frame_len());
         if end.is_none_or(|end| end > self.len) {
             let found_bytes = self.len.saturating_sub(offset);
             let damage = Damage::Truncated { wanted_bytes: info.frame_len(), found_bytes };
             return Err(Error::Arc { place: frame.place(), damage });
         }
-        frame.look(self.stored.as_ref()).map(|fetched| fetched.block).map_err(|bad: Bad| bad.error)
+        frame.look(self.stored.as_ref()).map(|fetched| fetched.opened).map_err(|bad: Bad| bad.error)
     }
 
     fn bytes(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
-        let longest = (MAX_PLAIN_LEN + FRAME_OVERHEAD) as u64;
-        if offset.checked_add(len).is_none_or(|end| end > self.len) || len > longest {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) || len > MAX_READ_BYTES {
             let found_bytes = self.len.saturating_sub(offset).min(len);
             return Err(damaged(self.name, None, offset, Damage::Truncated { wanted_bytes: len, found_bytes }));
         }
@@ -200,7 +199,7 @@ pub fn prove(depot: &dyn Depot, name: ArcName, keys: &Keys, advance: impl Fn(u64
         arc.frame(keys, (FrameNo(no), at, info), None).judge(&bytes).map_err(|bad| bad.error)?;
         digest.update(&bytes);
         at += info.frame_len();
-        plain_bytes += u64::from(info.plain_len);
+        plain_bytes += u64::from(info.plain_len());
         if !advance(info.frame_len()) {
             return Err(Error::Interrupted);
         }
@@ -235,14 +234,11 @@ pub fn open_footer(
     footer_offset: u64,
     bytes: &[u8],
 ) -> Result<Vec<FrameInfo>, Damage> {
-    let header = bytes
-        .first_chunk()
-        .ok_or(Damage::Truncated { wanted_bytes: FRAME_OVERHEAD as u64, found_bytes: bytes.len() as u64 })?;
-    let (no, info) = FrameInfo::from_header(header).ok_or(Damage::WrongFrame)?;
-    if info.kind != FrameKind::Footer || no != crate::arc::writer::FOOTER_NO {
+    let (info, opened) = frame::open_unknown(keys, cipher, crate::arc::writer::FOOTER_NO, bytes)?;
+    if info.kind != FrameKind::Footer {
         return Err(Damage::WrongFrame);
     }
-    let table = decode_frame_table(&frame::open(keys, cipher, no, &info, bytes)?)?;
+    let table = decode_frame_table(&opened.into_plain())?;
     let fits = table.len() == frames as usize
         && table.iter().all(|info| info.kind == FrameKind::of(role))
         && ARC_HEADER_LEN as u64 + table.iter().map(FrameInfo::frame_len).sum::<u64>() == footer_offset;

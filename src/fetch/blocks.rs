@@ -29,13 +29,13 @@ const RECHECK: Duration = Duration::from_secs(1);
 const MAX_RUN_BYTES: u64 = 1 << 20;
 
 /// A block that is wanted, and where it was found to be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Asked {
     pub block: BlockId,
     pub at: Located,
 }
 
-/// What came of a block.
+/// What came of a block's frame.
 pub type Outcome = Result<Fetched, Bad>;
 /// Learns what came of blocks: its number among those asked for, and where it was looked for at last.
 pub type Each<'a> = &'a mut dyn FnMut(usize, &Asked, Outcome);
@@ -88,10 +88,15 @@ impl Fetch {
         Ok(Asked { block, at: self.places.locate(block)? })
     }
 
+    /// Forgets where a block is: it may have been relocated since.
+    pub fn forget(&self, block: BlockId) {
+        self.places.forget(block);
+    }
+
     /// Whether bytes are a block's, by its keyed hash; nothing is read from an arc.
     pub fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool> {
-        let info = self.places.locate(block)?.info;
-        Ok(info.plain_len as usize == bytes.len() && info.hash == self.keys.block_hash(bytes))
+        let info = self.places.locate(block)?.block;
+        Ok(info.len as usize == bytes.len() && info.hash == self.keys.block_hash(bytes))
     }
 
     /// Is there a copy that `far` could ask?
@@ -99,7 +104,7 @@ impl Fetch {
         self.heal == Heal::On && self.copies.iter().any(|copy| copy.reach() == Reach::Far)
     }
 
-    /// Fetches blocks from what is near, on this thread. `each` learns by their numbers in `asked` what came of them, and
+    /// Fetches frames from what is near, on this thread: those of some blocks, no two of which share one. `each` learns by their numbers in `asked` what came of them, and
     /// where they were looked for at last; those that were right at first come sooner than those that were not.
     pub fn near(&self, asked: &[Asked], each: Each<'_>) {
         let mut at = 0;
@@ -177,7 +182,7 @@ impl Fetch {
                 Ok(fetched) => return end(&now, Ok(fetched)),
                 Err(bad) => (now, bad),
             },
-            None => (*asked, first),
+            None => (asked.clone(), first),
         };
         let gives_up = self.heal == Heal::Off || asked.at.info.kind != FrameKind::Block;
         end(&asked, if gives_up { Err(first) } else { self.heal(&asked, first) });

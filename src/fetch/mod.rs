@@ -19,8 +19,11 @@ pub use places::Located;
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use crate::arc::frame::{self, Head};
 use crate::arc::repair::{BitFlip, Repaired, flips, repair};
-use crate::arc::{FRAME_HEADER_LEN, FrameInfo, FrameKind, MAX_PLAIN_LEN, VerifiedBlock, frame};
+use crate::arc::{
+    BLOCK_ENTRY_LEN, FRAME_HEADER_LEN, FRAME_OVERHEAD, FrameInfo, FrameKind, MAX_BLOCKS, MAX_PLAIN_LEN, VerifiedFrame,
+};
 use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{Depot, StoredArc, Via};
 use crate::error::{Damage, Error, Place, Result};
@@ -33,9 +36,9 @@ pub struct Frame<'a> {
     pub cipher: &'a ArcCipher,
     pub arc: ArcName,
     pub no: FrameNo,
-    /// The block that is in it, if it is known under a name.
+    /// A block that is in it, if one is known by name.
     pub block: Option<BlockId>,
-    /// Of its header's first byte in the arc.
+    /// Of its first byte in the arc.
     pub offset: u64,
     pub info: &'a FrameInfo,
 }
@@ -64,7 +67,7 @@ pub struct Repair {
 /// A frame that was verified.
 #[derive(Debug)]
 pub struct Fetched {
-    pub block: VerifiedBlock,
+    pub opened: VerifiedFrame,
     /// The copy that had it.
     pub copy: CopyId,
     pub way: Way,
@@ -111,22 +114,22 @@ impl Frame<'_> {
         Bad::unread(error, (self.no, self.block, self.offset))
     }
 
-    fn fetched(&self, block: VerifiedBlock, way: Way) -> Fetched {
-        Fetched { block, copy: CopyId::LOCAL, way, met: None }
+    fn fetched(&self, opened: VerifiedFrame, way: Way) -> Fetched {
+        Fetched { opened, copy: CopyId::LOCAL, way, met: None }
     }
 
     /// Verifies what was read in the frame's place.
-    pub fn judge(&self, bytes: &[u8]) -> Result<VerifiedBlock, Bad> {
+    pub fn judge(&self, bytes: &[u8]) -> Result<VerifiedFrame, Bad> {
         let opened = frame::open(self.keys, self.cipher, self.no, self.info, bytes);
         opened.map_err(|damage| Bad::refused(self.place(), damage, bytes))
     }
 
-    /// As the first rung, for a block: what is no block is refused.
+    /// As the first rung, for blocks: what holds none is refused.
     fn judged(&self, bytes: &[u8]) -> Result<Fetched, Bad> {
         if self.info.kind != FrameKind::Block {
             return Err(Bad::refused(self.place(), Damage::WrongFrame, bytes));
         }
-        self.judge(bytes).map(|block| self.fetched(block, Way::First))
+        self.judge(bytes).map(|opened| self.fetched(opened, Way::First))
     }
 
     fn alone(&self, arc: &dyn StoredArc) -> Result<Fetched, Bad> {
@@ -137,7 +140,7 @@ impl Frame<'_> {
     }
 
     /// Reads it by itself.
-    pub fn read(&self, arc: &dyn StoredArc, via: Via) -> Result<VerifiedBlock, Bad> {
+    pub fn read(&self, arc: &dyn StoredArc, via: Via) -> Result<VerifiedFrame, Bad> {
         with_bytes(arc, self.offset, self.info.frame_len(), via, |bytes| match bytes {
             Ok(bytes) => self.judge(bytes),
             Err(error) => Err(self.unread(error)),
@@ -147,7 +150,7 @@ impl Frame<'_> {
     /// Reads it by itself, and again from the medium if it is not right.
     pub fn look(&self, arc: &dyn StoredArc) -> Result<Fetched, Bad> {
         match self.read(arc, Via::Cache) {
-            Ok(block) => Ok(self.fetched(block, Way::First)),
+            Ok(opened) => Ok(self.fetched(opened, Way::First)),
             Err(first) => self.again(arc, &first),
         }
     }
@@ -156,22 +159,35 @@ impl Frame<'_> {
     pub fn again(&self, arc: &dyn StoredArc, first: &Bad) -> Result<Fetched, Bad> {
         with_bytes(arc, self.offset, self.info.frame_len(), Via::Medium, |bytes| {
             let bytes = bytes.map_err(|error| self.unread(error))?;
-            let block = self.judge(bytes).map_err(|bad| self.compared(arc, bad))?;
+            let opened = self.judge(bytes).map_err(|bad| self.compared(arc, bad))?;
             let before = first.bytes.as_ref().filter(|before| before.len() == bytes.len());
             let flips = before.map_or_else(Vec::new, |before| flips(before, bytes));
             let met = Some(first.error.clone());
-            Ok(Fetched { met, ..self.fetched(block, Way::Again { flips }) })
+            Ok(Fetched { met, ..self.fetched(opened, Way::Again { flips }) })
         })
     }
 
     /// Is what stands in its place an authentic frame, but another one?
     fn compared(&self, arc: &dyn StoredArc, bad: Bad) -> Bad {
-        let claim =
-            bad.bytes.as_ref().and_then(|bytes| FrameInfo::from_header(bytes.first_chunk::<FRAME_HEADER_LEN>()?));
         let is_wrong = matches!(bad.error, Error::Arc { damage: Damage::WrongFrame, .. });
-        let is_another = claim
-            .filter(|(no, info)| is_wrong && *no == self.no && info != self.info)
-            .is_some_and(|(_, info)| Frame { info: &info, ..*self }.read(arc, Via::Medium).is_ok());
+        let claim = || {
+            let (header, body) = bad.bytes.as_ref()?.split_first_chunk::<FRAME_HEADER_LEN>()?;
+            let head = Head::open(self.cipher, self.no, header)?;
+            // Where more stands there than was expected, what was read may end before its table does.
+            match head.claim(self.cipher, self.no, body) {
+                Some(info) => Some(info),
+                None => {
+                    let at = self.offset + FRAME_HEADER_LEN as u64;
+                    with_bytes(arc, at, head.table_len() as u64, Via::Medium, |table| {
+                        head.claim(self.cipher, self.no, table.ok()?)
+                    })
+                }
+            }
+        };
+        let is_another = is_wrong
+            && claim()
+                .filter(|info| info != self.info)
+                .is_some_and(|info| Frame { info: &info, ..*self }.read(arc, Via::Medium).is_ok());
         Bad { is_another, ..bad }
     }
 
@@ -179,20 +195,20 @@ impl Frame<'_> {
     pub fn repaired(&self, bad: &Bad) -> Option<Fetched> {
         let repaired = repair(self.keys, self.cipher, self.no, self.info, bad.bytes.as_ref()?)?;
         let what = repaired.what();
-        let Repaired { frame, block, flips } = repaired;
+        let Repaired { frame, opened, flips } = repaired;
         let way = Way::Repaired(Repair { what, flips, frame });
-        Some(Fetched { met: Some(bad.error.clone()), ..self.fetched(block, way) })
+        Some(Fetched { met: Some(bad.error.clone()), ..self.fetched(opened, way) })
     }
 
     /// From the first copy that has it.
     pub fn elsewhere<'a>(&self, copies: impl IntoIterator<Item = &'a Arc<dyn Depot>>) -> Option<Fetched> {
         copies.into_iter().find_map(|copy| {
             let arc = copy.open(self.arc).ok()?;
-            let block = match self.read(arc.as_ref(), Via::Medium) {
-                Ok(block) => block,
-                Err(bad) => self.repaired(&bad)?.block,
+            let opened = match self.read(arc.as_ref(), Via::Medium) {
+                Ok(opened) => opened,
+                Err(bad) => self.repaired(&bad)?.opened,
             };
-            Some(Fetched { copy: copy.id(), ..self.fetched(block, Way::Copy) })
+            Some(Fetched { copy: copy.id(), ..self.fetched(opened, Way::Copy) })
         })
     }
 }
@@ -227,7 +243,7 @@ thread_local! {
 /// A larger buffer is given back after use.
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
 /// Nothing that is read at once is longer than this.
-const MAX_READ_BYTES: u64 = MAX_PLAIN_LEN as u64 + 4096;
+const MAX_READ_BYTES: u64 = (MAX_PLAIN_LEN + FRAME_OVERHEAD + MAX_BLOCKS * BLOCK_ENTRY_LEN) as u64;
 
 /// Reads `len` bytes at `offset` and lends them; fewer when the arc ends before.
 fn with_bytes<T>(arc: &dyn StoredArc, offset: u64, len: u64, via: Via, use_them: impl FnOnce(Result<&[u8]>) -> T) -> T {

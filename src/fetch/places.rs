@@ -8,41 +8,39 @@ use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 
-use crate::arc::FrameInfo;
+use crate::arc::{BlockInfo, FrameInfo};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockId, FrameNo};
-use crate::index::Index;
+use crate::ids::{ArcSerial, BlockId, FrameNo, FramePlace, Slot};
+use crate::index::{Chunks, FrameChunk, Index};
 use crate::sync::lock;
 
-/// Pieces of frame tables kept, each up to 128 frames in 40 bytes each.
-const MAX_CHUNKS: usize = 1024;
-const NEIGHBOUR_BITS: u32 = 6;
+/// Pieces of frame tables kept, each below 4 KiB as it is stored.
+const MAX_CHUNKS: usize = 512;
+/// Relocations are asked for by neighbourhoods of 16 frames, so at most 2,048 at a time.
+const NEIGHBOUR_BITS: u32 = 4;
+const MAX_NEIGHBOURHOODS: usize = 512;
 
-/// The place of one frame and what must be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The place of one block, its frame, and what must be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
     pub serial: ArcSerial,
     pub no: FrameNo,
+    pub slot: Slot,
+    /// Of the frame.
     pub offset: u64,
     pub info: FrameInfo,
+    pub block: BlockInfo,
 }
 
 impl Located {
+    /// The frame.
+    pub fn frame(&self) -> FramePlace {
+        FramePlace::new(self.serial, self.no)
+    }
+
     /// The place as a number; a block that was never relocated has it for its name.
     pub fn place(&self) -> BlockId {
-        BlockId::new(self.serial, self.no)
-    }
-}
-
-struct Chunk {
-    first: FrameNo,
-    /// Offset in the arc and expectation of each frame.
-    frames: Vec<(u64, FrameInfo)>,
-}
-
-impl Chunk {
-    fn get(&self, no: FrameNo) -> Option<(u64, FrameInfo)> {
-        self.frames.get(no.0.checked_sub(self.first.0)? as usize).copied()
+        self.frame().slot(self.slot)
     }
 }
 
@@ -52,16 +50,15 @@ type Moved = Vec<(BlockId, BlockId)>;
 /// What of the index was asked lately.
 pub(super) struct Places {
     index: Arc<Index>,
-    /// By arc and frame number / 64: a piece covers at least 64 frames, so few are held under several keys.
-    chunks: Mutex<LruCache<(ArcSerial, u32), Arc<Chunk>>>,
-    /// Relocations of 64 neighbouring blocks; nearly always none.
+    chunks: Mutex<Chunks>,
+    /// Relocations of the blocks of neighbouring frames, in order; nearly always none.
     moved: Mutex<LruCache<(ArcSerial, u32), Arc<Moved>>>,
 }
 
 impl Places {
     pub fn new(index: Arc<Index>) -> Places {
-        let bound = NonZeroUsize::new(MAX_CHUNKS).unwrap_or(NonZeroUsize::MIN);
-        Places { index, chunks: Mutex::new(LruCache::new(bound)), moved: Mutex::new(LruCache::new(bound)) }
+        let bound = NonZeroUsize::new(MAX_NEIGHBOURHOODS).unwrap_or(NonZeroUsize::MIN);
+        Places { index, chunks: Mutex::new(Chunks::bounded(MAX_CHUNKS)), moved: Mutex::new(LruCache::new(bound)) }
     }
 
     /// Finds a block's frame, also one that was relocated.
@@ -79,28 +76,24 @@ impl Places {
     }
 
     fn at(&self, place: BlockId) -> Result<Located> {
-        let (serial, no) = (place.arc(), place.frame());
-        let key = neighbours(place);
-        let known = lock(&self.chunks).get(&key).and_then(|chunk| chunk.get(no));
+        let (serial, no, slot) = (place.arc(), place.frame(), place.slot());
+        let unknown = || Error::IndexRow {
+            path: self.index.path().to_path_buf(),
+            what: format!("the frame table of arc number {} has no block {} in frame {}", serial.0, slot.0, no.0),
+        };
+        let found = |chunk: &FrameChunk| chunk.locate(no).map(|(offset, info)| (offset, info.clone()));
+        let known = lock(&self.chunks).get(place.place()).and_then(found);
         let (offset, info) = match known {
-            Some(found) => found,
+            Some(located) => located,
             None => {
-                let row = self.index.frame_chunk(serial, no)?;
-                let mut offset = row.offset;
-                let mut frames = Vec::with_capacity(row.frames.len());
-                for info in row.frames {
-                    frames.push((offset, info));
-                    offset += info.frame_len();
-                }
-                let chunk = Arc::new(Chunk { first: row.first, frames });
-                lock(&self.chunks).put(key, chunk.clone());
-                chunk.get(no).ok_or_else(|| Error::IndexRow {
-                    path: self.index.path().to_path_buf(),
-                    what: format!("the frame table of arc number {} has no frame {}", serial.0, no.0),
-                })?
+                let chunk = self.index.frame_chunk(serial, no)?;
+                let located = found(&chunk);
+                lock(&self.chunks).put(serial, chunk);
+                located.ok_or_else(unknown)?
             }
         };
-        Ok(Located { serial, no, offset, info })
+        let block = *info.block(slot).ok_or_else(unknown)?;
+        Ok(Located { serial, no, slot, offset, info, block })
     }
 
     fn place_of(&self, block: BlockId) -> Result<BlockId> {
@@ -111,13 +104,14 @@ impl Places {
             None => {
                 let first = FrameNo(key.1 << NEIGHBOUR_BITS);
                 let last = FrameNo(first.0 | ((1 << NEIGHBOUR_BITS) - 1));
-                let range = BlockId::new(block.arc(), first)..=BlockId::new(block.arc(), last);
+                let range = BlockId::first(block.arc(), first)..=BlockId::new(block.arc(), last, Slot::MAX);
                 let moved = Arc::new(self.index.relocations(range)?);
                 lock(&self.moved).put(key, moved.clone());
                 moved
             }
         };
-        Ok(moved.iter().find(|(from, _)| *from == block).map_or(block, |(_, to)| *to))
+        let found = moved.binary_search_by_key(&block, |(from, _)| *from).ok().and_then(|at| moved.get(at));
+        Ok(found.map_or(block, |(_, to)| *to))
     }
 
     /// Forgets where a block is: it may have been relocated since.
@@ -126,7 +120,7 @@ impl Places {
     }
 }
 
-/// Arc and frame number / 64.
+/// Arc and number of the neighbourhood.
 fn neighbours(block: BlockId) -> (ArcSerial, u32) {
     (block.arc(), block.frame().0 >> NEIGHBOUR_BITS)
 }

@@ -14,7 +14,7 @@ fn with_blocks(count: u64) -> (Fixture, Vec<Vec<u8>>, Vec<BlockId>) {
     let blocks: Vec<_> = (0..count).map(|seed| some_bytes(seed, 3000 + seed as usize)).collect();
     let serial = fixture.next_data_serial();
     fixture.commit(&blocks, &[dir_record(Dirno::ROOT, Dirno::ROOT, b"", 0)]);
-    let names = (0..count as u32).map(|no| BlockId::new(serial, FrameNo(no))).collect();
+    let names = (0..count as u32).map(|no| BlockId::first(serial, FrameNo(no))).collect();
     (fixture, blocks, names)
 }
 
@@ -34,7 +34,7 @@ fn ask(fetch: &Fetch, names: &[BlockId]) -> Outcomes {
     let outcomes = Mutex::new(vec![Err("nothing was said"); names.len()]);
     fetch.near(&asked, &mut |number, _, outcome| {
         lock(&outcomes)[number] = match outcome {
-            Ok(fetched) => Ok((fetched.block.to_vec(), fetched.copy, fetched.met.map(|error| error.code()))),
+            Ok(fetched) => Ok((fetched.opened.into_plain(), fetched.copy, fetched.met.map(|error| error.code()))),
             Err(bad) => Err(bad.error.code()),
         };
     });
@@ -124,7 +124,7 @@ fn a_missing_arc_comes_from_a_copy_and_a_far_one_is_left_to_others() {
         assert_eq!((found, copy.reads().len()), (vec![Err("ARC_MISSING"); 4], 0), "it is not asked by who reads");
         assert!(fetch.has_far());
         for (name, block) in names.iter().zip(&blocks) {
-            assert_eq!(fetch.far(&fetch.locate(*name).unwrap()).unwrap().block[..], block[..]);
+            assert_eq!(fetch.far(&fetch.locate(*name).unwrap()).unwrap().opened.into_plain(), *block);
         }
     }
 }

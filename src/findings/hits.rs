@@ -3,11 +3,10 @@
 //! Invariant: a damaged place is one finding, however many files use it.
 
 use std::collections::HashSet;
-use std::ops::Range;
 
 use super::{Cause, Finding, Findings, Hit, Level, MAX_HITS, Spot};
 use crate::error::{Error, Place, Result};
-use crate::ids::{ArcSerial, BlockId, FrameNo};
+use crate::ids::{ArcSerial, BlockId, FrameNo, Slot};
 use crate::index::{Index, Places};
 use crate::text::counted;
 
@@ -25,23 +24,20 @@ pub fn tell(
     findings: &Findings,
     index: &Index,
     level: Level,
-    mut wrong: Vec<Wrong>,
+    wrong: Vec<Wrong>,
     notes: &mut Vec<String>,
     stop: &dyn Fn() -> bool,
 ) {
-    let before = wrong.len();
-    wrong.retain(|wrong| wrong.frames.is_none_or(|(serial, first, end)| is_in_use(index, serial, first..end)));
-    if wrong.len() < before {
-        let places = counted((before - wrong.len()) as u64, "damaged place");
-        notes.push(format!("left out: {places}, of which all that they held was sealed anew in other arcs"));
-    }
+    let moved: Vec<Moved> = wrong.iter().map(|wrong| wrong.frames.map_or(Moved::None, |at| moved(index, at))).collect();
     let mut places = Places::default();
     for (tag, wrong) in wrong.iter().enumerate() {
         if let Some((serial, first, end)) = wrong.frames {
             places.add(serial, first..end, tag);
         }
     }
-    let mut hits = match find(index, &places, wrong.len(), stop) {
+    let found = find(index, &places, wrong.len(), stop);
+    let is_told = found.is_ok();
+    let mut hits = match found {
         Ok(hits) => hits,
         Err(Error::Interrupted) => Vec::new(),
         Err(error) => {
@@ -52,24 +48,47 @@ pub fn tell(
         }
     }
     .into_iter();
-    for Wrong { error, cause, spot, .. } in wrong {
+    let mut left_out = 0;
+    for (Wrong { error, cause, spot, .. }, moved) in wrong.into_iter().zip(moved) {
         let (hits, hits_total) = hits.next().unwrap_or_default();
+        // What was not sealed anew of a frame of which some was is nobody's loss, if nobody uses it.
+        if moved == Moved::All || (moved == Moved::Some && is_told && hits_total == 0) {
+            left_out += 1;
+            continue;
+        }
         findings.add(Finding { spot: Some(spot), hits, hits_total, ..Finding::new(level, cause, error) });
+    }
+    if left_out > 0 {
+        let places = counted(left_out, "damaged place");
+        notes.push(format!("left out: {places}, of which all that they held was sealed anew in other arcs"));
     }
 }
 
-/// False if every block of these frames is read from another place by now.
-fn is_in_use(index: &Index, serial: ArcSerial, frames: Range<u32>) -> bool {
-    let (Some(last), Some(first)) = (frames.clone().next_back(), frames.clone().next()) else { return true };
-    let names = BlockId::new(serial, FrameNo(first))..=BlockId::new(serial, FrameNo(last));
+/// How many of the blocks of some frames are read from another place by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moved {
+    None,
+    Some,
+    All,
+}
+
+fn moved(index: &Index, (serial, first, end): (ArcSerial, u32, u32)) -> Moved {
+    let (Some(last), true) = (end.checked_sub(1), first < end) else { return Moved::None };
+    let names = BlockId::first(serial, FrameNo(first))..=BlockId::new(serial, FrameNo(last), Slot::MAX);
     let moved = index.relocations(names).unwrap_or_default();
     // A block that was moved here, or one that never moved, is read from here.
-    let here = |place: BlockId| place.arc() == serial && frames.contains(&place.frame().0);
-    let moved_here = || {
-        let all = index.relocations(BlockId(0)..=BlockId(i64::MAX as u64)).unwrap_or_default();
-        all.iter().any(|(_, place)| here(*place))
-    };
-    moved.len() < frames.len() || moved.iter().any(|(_, place)| here(*place)) || moved_here()
+    let here = |place: BlockId| place.arc() == serial && (first..end).contains(&place.frame().0);
+    if moved.is_empty() || moved.iter().any(|(_, place)| here(*place)) {
+        return Moved::None;
+    }
+    let all = index.relocations(BlockId(0)..=BlockId::MAX).unwrap_or_default();
+    if all.iter().any(|(_, place)| here(*place)) {
+        return Moved::None;
+    }
+    match index.blocks_in(serial, first..end) {
+        Ok(count) if moved.len() as u64 >= count => Moved::All,
+        _ => Moved::Some,
+    }
 }
 
 /// Who uses a block that was named.
@@ -93,7 +112,7 @@ pub fn of_blocks(index: &Index, blocks: Vec<(BlockId, BlockId)>) -> Result<(Vec<
         let Ok(chunk) = index.frame_chunk(located.arc(), located.frame()) else { continue };
         let offset = chunk.locate(located.frame()).map_or(0, |(offset, _)| offset);
         let arc = index.arc(located.arc())?.entry.name;
-        places.add(located.arc(), located.frame().0..located.frame().0 + 1, uses.len());
+        places.add_block(located, uses.len());
         let place = Place { arc, frame: Some(located.frame()), block: Some(block), offset };
         uses.push(BlockUse { block, place, hits: Vec::new(), hits_total: 0 });
     }

@@ -9,12 +9,11 @@ use super::apply::{Apply, CatalogSource};
 use super::fail::Found;
 use super::row::{self, ArcValue, Key, Table, seal};
 use super::rows::{self, blob};
-use super::schema::{FRAMES_PER_ROW, frames_key};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo, FrameKind};
 use crate::catalog::Commit;
 use crate::catalog::codec::Encoder;
 use crate::error::{Damage, Error, Place};
-use crate::ids::{ArcSerial, BlockId, FrameNo};
+use crate::ids::{ArcSerial, BlockId, FrameNo, FramePlace};
 
 /// Hashes are inserted in sorted batches of this many (16 bytes each): random inserts touch a page each.
 const HASH_BATCH: usize = 1 << 20;
@@ -55,20 +54,15 @@ impl Apply<'_> {
                 let place = Place { arc: arc.name, frame: Some(FrameNo(table.len() as u32)), block: None, offset };
                 self.report.unknown_arcs.push((arc.name, Error::Arc { place, damage: Damage::WrongFrame }));
             }
-            let mut offset = ARC_HEADER_LEN as u64;
-            for (chunk, first) in table.chunks(FRAMES_PER_ROW as usize).zip((0u32..).step_by(FRAMES_PER_ROW as usize)) {
-                let id = frames_key(arc.serial.0, first);
-                let mut body = offset.to_le_bytes().to_vec();
-                for (info, no) in chunk.iter().zip(first..) {
-                    body.extend_from_slice(&info.encode());
-                    offset += info.frame_len();
-                    if info.kind == FrameKind::Block {
-                        let block = BlockId::new(arc.serial, FrameNo(no));
-                        batch.push((rows::hash_key(&info.hash), block.0 as i64));
-                    }
-                }
+            for (first, body) in rows::encode_frames(&table) {
+                let id = FramePlace::new(arc.serial, first).0 as i64;
                 let sealed = seal(Table::Frames, Key::id(id), body);
                 self.c.prepare_cached("INSERT INTO frames(id, row) VALUES(?1, ?2)")?.execute(params![id, sealed])?;
+            }
+            for (info, no) in table.iter().zip(0..).filter(|(info, _)| info.kind == FrameKind::Block) {
+                let place = FramePlace::new(arc.serial, FrameNo(no));
+                let named = info.slots().map(|(slot, block)| (rows::hash_key(&block.hash), place.slot(slot).0 as i64));
+                batch.extend(named);
                 if batch.len() >= HASH_BATCH {
                     new += self.hashes(&mut batch)?;
                 }
@@ -102,20 +96,22 @@ impl Apply<'_> {
     pub(super) fn drop_arc(&mut self, serial: ArcSerial) -> Found<u64> {
         let Some(mut value) = rows::arc(self.c, serial)?.filter(|value| !value.dropped) else { return Ok(0) };
         let mut forgotten = 0;
-        for first in (0..value.entry.frames).step_by(FRAMES_PER_ROW as usize) {
-            let Some(chunk) = rows::frames(self.c, serial, FrameNo(first))? else { continue };
-            for (info, no) in chunk.frames.iter().zip(first..) {
-                let block = BlockId::new(serial, FrameNo(no));
-                let key = rows::hash_key(&info.hash);
-                if info.kind != FrameKind::Block {
-                    continue;
-                }
-                let Some(name) = rows::hash_row(self.c, key)? else { continue };
-                if rows::location(self.c, name)? == block {
-                    forgotten += self.c.prepare_cached("DELETE FROM hashes WHERE id=?1")?.execute([key])? as u64;
+        let mut next = FramePlace::new(serial, FrameNo(0));
+        while let Some(chunk) = rows::next_frames(self.c, next)? {
+            for (info, no) in chunk.frames.iter().zip(chunk.first.0..).filter(|(info, _)| info.kind == FrameKind::Block)
+            {
+                for (slot, block) in info.slots() {
+                    let place = BlockId::new(serial, FrameNo(no), slot);
+                    let key = rows::hash_key(&block.hash);
+                    let Some(name) = rows::hash_row(self.c, key)? else { continue };
+                    if rows::location(self.c, name)? == place {
+                        forgotten += self.c.prepare_cached("DELETE FROM hashes WHERE id=?1")?.execute([key])? as u64;
+                    }
                 }
             }
-            self.c.prepare_cached("DELETE FROM frames WHERE id=?1")?.execute([frames_key(serial.0, first)])?;
+            let first = FramePlace::new(serial, chunk.first);
+            self.c.prepare_cached("DELETE FROM frames WHERE id=?1")?.execute([first.0 as i64])?;
+            next = first;
         }
         value.dropped = true;
         self.dropped.insert(serial);

@@ -56,9 +56,9 @@ fn questions(model: &Model) -> Vec<Question> {
     for serial in 0..4 {
         all.push(Box::new(move |i| one(i.arc(ArcSerial(serial)))));
         for frame in [0, 255] {
-            let hash = block_info(serial, frame).hash;
+            let hash = block_info(serial, frame).blocks[0].hash;
             all.push(Box::new(move |i| one(i.find_block(&hash))));
-            all.push(Box::new(move |i| one(i.location(BlockId::new(ArcSerial(serial), FrameNo(frame))))));
+            all.push(Box::new(move |i| one(i.location(BlockId::first(ArcSerial(serial), FrameNo(frame))))));
         }
     }
     for frame in [0, 128, 299] {

@@ -315,8 +315,8 @@ mod tests {
             other.0[n as usize % 20] ^= 1 << (n % 8);
             assert_eq!(table.find(&other), None);
         }
-        let committed = block_info(0, 3).hash;
-        assert_eq!(table.find(&committed), Some(BlockId::new(ArcSerial(0), FrameNo(3))));
+        let committed = block_info(0, 3).blocks[0].hash;
+        assert_eq!(table.find(&committed), Some(BlockId::first(ArcSerial(0), FrameNo(3))));
         assert_eq!(table.find_new(&committed), None);
         assert!(table.trouble().is_none());
     }
@@ -356,8 +356,8 @@ mod tests {
         let filter = table.filter.get().expect("30,000 rows and 32,000 misses are enough");
         for serial in [0, 2] {
             for no in (0..15_000).step_by(7) {
-                let block = BlockId::new(ArcSerial(serial), FrameNo(no));
-                assert_eq!(table.find(&block_info(serial, no).hash), Some(block));
+                let block = BlockId::first(ArcSerial(serial), FrameNo(no));
+                assert_eq!(table.find(&block_info(serial, no).blocks[0].hash), Some(block));
             }
         }
         let passed = (0..100_000).filter(|n| filter.may_hold(rows::hash_key(&hash(n + 1_000_000)))).count();
@@ -373,7 +373,7 @@ mod tests {
         bytes.chunks_mut(4096).skip(1).for_each(|page| page[500] ^= 1);
         let table = DedupTable::new(Arc::new(built.index()), BUDGET_BYTES).unwrap();
         std::fs::write(built.path(), &bytes).unwrap();
-        let found = (0..300).filter(|no| table.find(&block_info(0, *no).hash).is_some()).count();
+        let found = (0..300).filter(|no| table.find(&block_info(0, *no).blocks[0].hash).is_some()).count();
         assert!(found < 300);
         assert!(table.trouble().is_some_and(|error| error.is_damage()));
         assert_eq!(table.insert(&hash(1), BlockId(1)), None);

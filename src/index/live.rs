@@ -1,10 +1,11 @@
 //! What a set of versions still needs: names that no other version has, file states, blocks, and how full arcs are of them.
 //!
 //! Invariants: nothing is passed over: a row that can't be read, a file without its content, a directory whose listing is
-//! lost is an error, for what is not seen to be needed may be thrown away; memory holds a bit a file state and a bit a
-//! frame, and 16 bytes a long file.
+//! lost is an error, for what is not seen to be needed may be thrown away; memory holds a bit a file state, a bit a
+//! frame, 16 bytes a frame of several blocks, and 16 bytes a long file.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 use rusqlite::params;
 
@@ -13,13 +14,13 @@ use super::fail::Fail;
 use super::removal::Subtrees;
 use super::row::{self, EntryRow, Key, Table};
 use super::rows::{self, PartOf, blob};
-use super::schema::{FRAMES_PER_ROW, dirno_of_dir_key, version_of_dir_key};
+use super::schema::{dirno_of_dir_key, version_of_dir_key};
 use super::uses::BATCH_ROWS;
 use crate::arc::{ARC_HEADER_LEN, FrameInfo};
 use crate::catalog::codec;
 use crate::catalog::{ArcEntry, ArcRole, Child, Content, Kind, Segment};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, FramePlace, Logid, Slot, Version};
 
 /// Some versions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl VersionSet {
 }
 
 /// Numbers, a bit each, in pieces: ids leap.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Bits(BTreeMap<u64, Box<[u64; 64]>>);
 
 /// The word of a piece that holds a number's bit, and the bit.
@@ -77,11 +78,11 @@ impl Bits {
         self.0.get(&(n >> 12)).and_then(|piece| piece.get(word)).is_some_and(|word| word & bit != 0)
     }
 
-    fn any(&self, range: std::ops::Range<u64>) -> bool {
+    fn of(&self, range: Range<u64>) -> impl Iterator<Item = u64> {
         let pieces = self.0.range(range.start >> 12..=range.end >> 12);
         pieces
-            .flat_map(|(at, _)| (at << 12).max(range.start)..((at + 1) << 12).min(range.end))
-            .any(|n| self.contains(n))
+            .flat_map(move |(at, _)| (at << 12).max(range.start)..((at + 1) << 12).min(range.end))
+            .filter(|n| self.contains(*n))
     }
 
     fn len(&self) -> u64 {
@@ -89,23 +90,49 @@ impl Bits {
     }
 }
 
+/// Blocks, by their dense numbers.
+#[derive(Clone, Default)]
+struct Blocks(Bits);
+
+impl Blocks {
+    fn insert(&mut self, block: BlockId) {
+        self.0.insert(block.dense());
+    }
+
+    fn remove(&mut self, block: BlockId) {
+        self.0.remove(block.dense());
+    }
+
+    fn contains(&self, block: BlockId) -> bool {
+        self.0.contains(block.dense())
+    }
+
+    /// Those of some neighbouring frames of an arc.
+    fn of(&self, frames: Range<FramePlace>) -> impl Iterator<Item = BlockId> {
+        let other = |place: FramePlace| place.slot(Slot(0)).0 | BlockId::OTHERS;
+        let firsts = self.0.of(frames.start.0..frames.end.0).map(|place| FramePlace(place).slot(Slot(0)));
+        let others = self.0.of(other(frames.start)..other(frames.end)).map(|n| BlockId(n & !BlockId::OTHERS));
+        firsts.chain(others)
+    }
+}
+
 /// Blocks that are needed.
 pub struct Live {
     /// By the names that files have for them.
-    names: Bits,
+    names: Blocks,
     /// Where they are read from.
-    places: Bits,
+    places: Blocks,
 }
 
 impl Live {
     /// A file that is needed has a block of this name.
     pub fn is_named(&self, block: BlockId) -> bool {
-        self.names.contains(block.0)
+        self.names.contains(block)
     }
 
-    /// A block that is needed is read from this frame.
-    pub fn is_read_from(&self, place: BlockId) -> bool {
-        self.places.contains(place.0)
+    /// A block that is needed is read from one of these frames.
+    pub fn is_read_from(&self, frames: Range<FramePlace>) -> bool {
+        self.places.of(frames).next().is_some()
     }
 }
 
@@ -253,11 +280,11 @@ impl Index {
             }
             Ok(())
         })?;
-        let mut names = Bits::default();
+        let mut names = Blocks::default();
         let mut add = |segments: &[Segment]| {
             for segment in segments {
                 if let Segment::Data { block, .. } = segment {
-                    names.insert(block.0);
+                    names.insert(*block);
                 }
             }
         };
@@ -348,15 +375,15 @@ impl Index {
     }
 
     /// Adds where blocks with these names are read from.
-    fn placed(&self, names: Bits, stop: &dyn Fn() -> bool) -> Result<Live> {
-        let mut places = Bits(names.0.iter().map(|(at, piece)| (*at, piece.clone())).collect());
+    fn placed(&self, names: Blocks, stop: &dyn Fn() -> bool) -> Result<Live> {
+        let mut places = names.clone();
         // A place that is left may be the goal of another move: all go first.
         for pass in [false, true] {
             let mut next = BlockId(0);
             self.batches(stop, || {
                 let moves = self.relocations_from(next, BATCH_ROWS as usize)?;
-                for (from, to) in moves.iter().filter(|(from, _)| names.contains(from.0)) {
-                    if pass { places.insert(to.0) } else { places.remove(from.0) }
+                for (from, to) in moves.iter().filter(|(from, _)| names.contains(*from)) {
+                    if pass { places.insert(*to) } else { places.remove(*from) }
                 }
                 next = moves.last().map_or(next, |(from, _)| BlockId(from.0 + 1));
                 Ok(moves.len())
@@ -372,12 +399,12 @@ impl Index {
         live: &Live,
         stop: &dyn Fn() -> bool,
     ) -> Result<Vec<(BlockId, BlockId)>> {
-        let (mut found, mut gone) = (Vec::new(), Bits::default());
+        let (mut found, mut gone) = (Vec::new(), Blocks::default());
         let mut next = BlockId(0);
         self.batches(stop, || {
             let moves = self.relocations_from(next, BATCH_ROWS as usize)?;
             for (from, to) in moves.iter().filter(|(from, _)| live.is_named(*from)) {
-                gone.insert(from.0);
+                gone.insert(*from);
                 if arcs.contains(&to.arc()) {
                     found.push((*to, *from));
                 }
@@ -386,8 +413,8 @@ impl Index {
             Ok(moves.len())
         })?;
         for arc in arcs {
-            let own = (0..self.arc(*arc)?.entry.frames).map(|no| BlockId::new(*arc, FrameNo(no)));
-            found.extend(own.filter(|name| live.is_named(*name) && !gone.contains(name.0)).map(|name| (name, name)));
+            let own = live.names.of(frames_of(&self.arc(*arc)?.entry));
+            found.extend(own.filter(|name| !gone.contains(*name)).map(|name| (name, name)));
         }
         found.sort_unstable();
         Ok(found)
@@ -399,9 +426,8 @@ impl Index {
         let mut uses = Vec::new();
         for entry in self.arcs()?.into_iter().map(|row| row.entry).filter(|entry| entry.role == ArcRole::Data) {
             let all_bytes = entry.footer_offset.saturating_sub(ARC_HEADER_LEN as u64);
-            let first = BlockId::new(entry.serial, FrameNo(0)).0;
             let mut live_bytes = 0;
-            if live.places.any(first..first + u64::from(entry.frames)) {
+            if live.is_read_from(frames_of(&entry)) {
                 live_bytes = self.live_bytes(&entry, live)?.unwrap_or(all_bytes);
             }
             uses.push(ArcUse { entry, live_bytes, dead_bytes: all_bytes.saturating_sub(live_bytes) });
@@ -409,21 +435,19 @@ impl Index {
         Ok(uses)
     }
 
-    /// None: not all frames are known.
+    /// Bytes of frames with a block that is needed. None: not all frames are known.
     fn live_bytes(&self, entry: &ArcEntry, live: &Live) -> Result<Option<u64>> {
-        let mut live_bytes = 0;
-        for first in (0..entry.frames).step_by(FRAMES_PER_ROW as usize) {
-            let Some(chunk) = self.ask(|c| rows::frames(c, entry.serial, FrameNo(first)))? else { return Ok(None) };
-            let wanted = (entry.frames - first).min(FRAMES_PER_ROW);
-            if chunk.frames.len() < wanted as usize {
+        let (mut live_bytes, mut next) = (0, 0);
+        while next < entry.frames {
+            let place = FramePlace::new(entry.serial, FrameNo(next));
+            let Some(chunk) = self.ask(|c| rows::frames(c, place))?.filter(|chunk| chunk.first.0 == next) else {
                 return Ok(None);
-            }
-            let needed = chunk
-                .frames
-                .iter()
-                .zip(first..)
-                .filter(|(_, no)| live.is_read_from(BlockId::new(entry.serial, FrameNo(*no))));
+            };
+            let frame =
+                |no: u32| FramePlace::new(entry.serial, FrameNo(no))..FramePlace(place.0 + u64::from(no - next) + 1);
+            let needed = chunk.frames.iter().zip(next..).filter(|(_, no)| live.is_read_from(frame(*no)));
             live_bytes += needed.map(|(info, _)| FrameInfo::frame_len(info)).sum::<u64>();
+            next = chunk.end();
         }
         Ok(Some(live_bytes))
     }
@@ -443,4 +467,9 @@ impl Index {
             self.ask(|c| Ok(c.query_row("SELECT EXISTS(SELECT 1 FROM removed)", [], |row| row.get(0))?))?;
         Ok(paths || all > self.versions()?.len() as u64)
     }
+}
+
+fn frames_of(entry: &ArcEntry) -> Range<FramePlace> {
+    let first = FramePlace::new(entry.serial, FrameNo(0));
+    first..FramePlace(first.0 + u64::from(entry.frames))
 }

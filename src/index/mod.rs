@@ -9,6 +9,7 @@
 
 mod apply;
 mod apply_arcs;
+mod chunks;
 mod dedup;
 mod digests;
 mod fail;
@@ -42,12 +43,13 @@ pub(crate) mod vandal;
 #[cfg(test)]
 mod view_tests;
 
-use crate::arc::FrameInfo;
+use crate::arc::{BlockInfo, FrameInfo, FrameKind};
 use crate::catalog::{ArcEntry, Attr, Child, DirState, Kind, VersionInfo};
 use crate::error::Result;
-use crate::ids::{Dirno, FrameNo, NodeDigest, TreeDigest, Version};
+use crate::ids::{BlockId, Dirno, FrameNo, NodeDigest, TreeDigest, Version};
 
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
+pub use chunks::Chunks;
 pub use dedup::DedupTable;
 pub use digests::{Change, ProvenEntry};
 pub use live::{ArcUse, Gaps, Live, VersionSet};
@@ -61,7 +63,6 @@ pub(crate) use row::EntryRow;
 pub use rows::{DirValue, hash_key};
 pub use runs::{OpenRun, Told};
 pub use scan::{Cursor, RowKey, ScanRow, ScanTable, Scanned, Snapshot, Span};
-pub use schema::FRAMES_PER_ROW;
 pub use users::Places;
 pub use uses::Pass;
 pub use writer::IndexWriter;
@@ -140,6 +141,17 @@ impl FrameChunk {
         let info = self.frames.get(at)?;
         let before: u64 = self.frames.iter().take(at).map(FrameInfo::frame_len).sum();
         Some((self.offset + before, info))
+    }
+
+    /// What is known of the block in a place; None if the chunk holds no block there.
+    pub fn block(&self, place: BlockId) -> Option<&BlockInfo> {
+        let (_, info) = self.locate(place.frame())?;
+        if info.kind == FrameKind::Block { info.block(place.slot()) } else { None }
+    }
+
+    /// The number of the frame behind it.
+    pub fn end(&self) -> u32 {
+        self.first.0 + self.frames.len() as u32
     }
 }
 

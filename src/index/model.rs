@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use super::apply::CatalogSource;
 use super::{ApplyReport, Index, IndexWriter};
-use crate::arc::{Codec, FrameInfo, FrameKind};
+use crate::arc::{BlockInfo, Codec, FrameInfo, FrameKind};
 use crate::catalog::codec::{decode_records, encode_record};
 use crate::catalog::*;
 use crate::error::{Damage, Error, Place, Result};
@@ -68,7 +68,7 @@ pub fn node(logid: u64, salt: u64, serial: u64) -> Node {
         }
         Kind::File => {
             let segments = vec![
-                Segment::Data { block: BlockId::new(ArcSerial(serial), FrameNo(0)), len: 1000 },
+                Segment::Data { block: BlockId::first(ArcSerial(serial), FrameNo(0)), len: 1000 },
                 Segment::Hole { len: 4096 + salt % 9 },
             ];
             node.attr.size = segments.iter().map(Segment::len).sum();
@@ -90,7 +90,7 @@ pub fn node(logid: u64, salt: u64, serial: u64) -> Node {
 }
 
 pub fn chunks_of(node: &Node, serial: u64) -> Vec<ExtentChunk> {
-    let first = Segment::Data { block: BlockId::new(ArcSerial(serial), FrameNo(1)), len: 1000 };
+    let first = Segment::Data { block: BlockId::first(ArcSerial(serial), FrameNo(1)), len: 1000 };
     let hole = Segment::Hole { len: node.attr.size - 1000 };
     vec![
         ExtentChunk { logid: node.logid, start: 0, segments: vec![first] },
@@ -352,8 +352,7 @@ impl Model {
             kind: FrameKind::Catalog,
             codec: Codec::Plain,
             stored_len: bytes.len() as u32,
-            plain_len: bytes.len() as u32,
-            hash: BlockHash([1; 20]),
+            blocks: vec![BlockInfo { len: bytes.len() as u32, hash: BlockHash([1; 20]) }],
         });
         tables.insert(catalog, table.collect());
         let arc = |serial: ArcSerial, role, number| ArcEntry {
@@ -424,7 +423,8 @@ pub fn put(name: &[u8], item: &Item) -> Record {
 pub fn block_info(serial: u64, no: u32) -> FrameInfo {
     let digest = crate::crypto::sha256(format!("{serial} {no}").as_bytes());
     let hash = BlockHash(*digest.first_chunk().unwrap());
-    FrameInfo { kind: FrameKind::Block, codec: Codec::Zstd, stored_len: 500 + no % 400, plain_len: 1000, hash }
+    let blocks = vec![BlockInfo { len: 1000, hash }];
+    FrameInfo { kind: FrameKind::Block, codec: Codec::Zstd, stored_len: 500 + no % 400, blocks }
 }
 
 /// Serves a commit's frames, some of them damaged.

@@ -3,7 +3,7 @@
 //! Invariants: each answer holds for the version asked about whatever is applied meanwhile; what the index cannot
 //! know is an error (`DIRECTORY_LOST`, `EXTENTS_LOST`, `INDEX_ROW_DAMAGED`), never "not there".
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -15,7 +15,7 @@ use super::rows::{self, blob};
 use super::{ArcRow, DirRow, Entry, FrameChunk, Index, Root, State, VersionRow};
 use crate::catalog::{Attr, Child, ExtentChunk, Node};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, FramePlace, Logid, Version};
 use crate::sync::lock;
 
 /// How long it is believed that the versions are those of the last commit.
@@ -239,13 +239,25 @@ impl Index {
     /// `INDEX_ROW_DAMAGED` if the arc has no such frame, or its frame table could not be read when it was applied;
     /// `ARC_DROPPED`.
     pub fn frame_chunk(&self, serial: ArcSerial, frame: FrameNo) -> Result<FrameChunk> {
-        self.ask(|c| match rows::frames(c, serial, frame)? {
+        self.ask(|c| match rows::frames(c, FramePlace::new(serial, frame))? {
             Some(chunk) if chunk.locate(frame).is_some() => Ok(chunk),
             _ => match rows::arc(c, serial)? {
                 Some(ArcValue { entry, dropped: true, .. }) => Err(Error::ArcDropped { arc: entry.name }.into()),
                 _ => Err(Fail::Row("the frame is not known")),
             },
         })
+    }
+
+    /// How many blocks some frames of an arc hold.
+    pub fn blocks_in(&self, serial: ArcSerial, frames: Range<u32>) -> Result<u64> {
+        let (mut next, mut count) = (frames.start, 0);
+        while next < frames.end {
+            let chunk = self.frame_chunk(serial, FrameNo(next))?;
+            let here = chunk.frames.iter().zip(chunk.first.0..).filter(|(_, no)| (next..frames.end).contains(no));
+            count += here.map(|(info, _)| info.blocks.len() as u64).sum::<u64>();
+            next = chunk.end();
+        }
+        Ok(count)
     }
 
     /// Where a block is read from.

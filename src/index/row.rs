@@ -11,8 +11,9 @@ use crate::catalog::{ArcEntry, Child, Kind, Named, digest};
 use crate::ids::{NodeDigest, Version};
 
 /// Longest value of a rowid table (4,096-byte pages with 80 reserved hold 3,981 bytes without overflow).
-#[cfg(test)]
 pub const MAX_ROWID_VALUE: usize = 3_900;
+/// The same without the seal.
+pub const MAX_ROWID_BODY: usize = MAX_ROWID_VALUE - SEAL_LEN;
 /// Longest key and value together of a `WITHOUT ROWID` table (the page holds 981 bytes without overflow).
 pub const MAX_KEYED_ROW: usize = 940;
 

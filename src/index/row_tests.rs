@@ -3,7 +3,6 @@
 use super::row::{self, ArcValue, EntryRow, Key, Main, Table, decode_lost, open, seal};
 use super::rows::{self, DirValue, decode_frames, decode_relocation, decode_state, encode_state};
 use super::runs::{OpenRun, decode_open_runs, decode_spare_arcs, encode_open_runs, encode_spare_arcs};
-use super::schema::FRAMES_PER_ROW;
 use super::{FrameChunk, State, model};
 use crate::catalog::codec::{Encoder, encode_node};
 use crate::catalog::{ArcEntry, ArcRole, Child, DirState, Kind};
@@ -121,7 +120,7 @@ fn rows_are_written_again_as_they_were_read() {
             let frames = (0..1 + rng.next() as u32 % 3).map(|no| model::block_info(1, no)).collect();
             frames_body(&FrameChunk { first: FrameNo(0), offset: 112 + rng.next() % 9999, frames })
         },
-        |bytes| decode_frames(0, bytes).ok().map(|chunk| frames_body(&chunk)),
+        |bytes| decode_frames(FrameNo(0), bytes).ok().map(|chunk| frames_body(&chunk)),
     );
     assert_canonical(
         "node",
@@ -239,9 +238,11 @@ fn rows_that_no_writer_makes_are_refused() {
         let frames = (0..count).map(|no| model::block_info(1, no)).collect();
         frames_body(&FrameChunk { first: FrameNo(0), offset, frames })
     };
-    assert!(decode_frames(0, &frames(112, FRAMES_PER_ROW)).is_ok());
-    for bytes in [frames(112, 0), frames(112, FRAMES_PER_ROW + 1), frames(111, 1), frames(1 << 62, 1)] {
-        assert_eq!(decode_frames(0, &bytes), Err(row::BadRow("frame row out of range")));
+    let last = FrameNo(FrameNo::MAX.0 - 1);
+    assert!(decode_frames(FrameNo(0), &frames(112, 9)).is_ok() && decode_frames(last, &frames(112, 1)).is_ok());
+    for (first, bytes) in [(0, frames(112, 0)), (last.0, frames(112, 2)), (0, frames(111, 1)), (0, frames(1 << 62, 1))]
+    {
+        assert_eq!(decode_frames(FrameNo(first), &bytes), Err(row::BadRow("frame row out of range")));
     }
     // Parts of a long value: cut where the writer cuts.
     let cut = row::split(&[7; 5000]);

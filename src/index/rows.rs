@@ -7,13 +7,13 @@ use rusqlite::{Connection, params};
 
 use super::fail::{Fail, Found};
 use super::row::{self, ArcValue, BadRow, EntryRow, Key, Main, Table};
-use super::schema::{FRAMES_PER_ROW, dir_key, frames_key, version_of_dir_key};
+use super::schema::{dir_key, version_of_dir_key};
 use super::{DirRow, FrameChunk, Root, State, VersionRow};
-use crate::arc::{ARC_HEADER_LEN, decode_frame_table};
+use crate::arc::{ARC_HEADER_LEN, FrameInfo, decode_frame_table};
 use crate::catalog::codec::{self, BadRecord, Decoder, Encoder};
 use crate::catalog::{Attr, DirState, ExtentChunk, Node, Segment};
 use crate::error::Error;
-use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, Logid, TreeDigest, Version};
+use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, FramePlace, Logid, TreeDigest, Version};
 
 /// The value of a rowid table's row, unsealed.
 pub fn value<T>(
@@ -416,20 +416,63 @@ pub fn arc(c: &Connection, serial: ArcSerial) -> Found<Option<ArcValue>> {
     }
 }
 
-pub fn frames(c: &Connection, serial: ArcSerial, frame: FrameNo) -> Found<Option<FrameChunk>> {
-    let id = frames_key(serial.0, frame.0);
-    value(c, Table::Frames, id, |body| Ok(decode_frames(frame.0 / FRAMES_PER_ROW * FRAMES_PER_ROW, body)?))
+/// The row that begins at a frame, or the last one before it of the same arc: if a row has the frame, this one does.
+pub fn frames(c: &Connection, place: FramePlace) -> Found<Option<FrameChunk>> {
+    let first = FramePlace::new(place.arc(), FrameNo(0));
+    chunk(c, "SELECT id, row FROM frames WHERE id BETWEEN ?1 AND ?2 ORDER BY id DESC LIMIT 1", first, place)
 }
 
-pub fn decode_frames(first: u32, body: &[u8]) -> Result<FrameChunk, BadRow> {
+/// The first row of an arc that begins at a frame or behind it.
+pub fn next_frames(c: &Connection, place: FramePlace) -> Found<Option<FrameChunk>> {
+    let last = FramePlace::new(place.arc(), FrameNo::MAX);
+    chunk(c, "SELECT id, row FROM frames WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT 1", place, last)
+}
+
+fn chunk(c: &Connection, sql: &str, first: FramePlace, last: FramePlace) -> Found<Option<FrameChunk>> {
+    let mut statement = c.prepare_cached(sql)?;
+    statement.raw_bind_parameter(1, first.0 as i64)?;
+    statement.raw_bind_parameter(2, last.0 as i64)?;
+    let mut rows = statement.raw_query();
+    match rows.next()? {
+        None => Ok(None),
+        Some(found) => {
+            let id: i64 = found.get(0)?;
+            let body = row::open(Table::Frames, Key::id(id), blob(found, 1)?)?;
+            Ok(Some(decode_frames(FramePlace(id as u64).frame(), body)?))
+        }
+    }
+}
+
+/// The rows of an arc's frame table, each with the number of its first frame: as many whole frames as fit.
+pub fn encode_frames(table: &[FrameInfo]) -> impl Iterator<Item = (FrameNo, Vec<u8>)> {
+    let mut rest = table.iter().zip(0..).peekable();
+    let mut offset = ARC_HEADER_LEN as u64;
+    std::iter::from_fn(move || {
+        let first = FrameNo(rest.peek()?.1);
+        let mut body = offset.to_le_bytes().to_vec();
+        while let Some((info, _)) = rest.peek() {
+            let entry = info.encode();
+            if body.len() > 8 && body.len() + entry.len() > row::MAX_ROWID_BODY {
+                break;
+            }
+            body.extend_from_slice(&entry);
+            offset += info.frame_len();
+            rest.next();
+        }
+        Some((first, body))
+    })
+}
+
+pub fn decode_frames(first: FrameNo, body: &[u8]) -> Result<FrameChunk, BadRow> {
     let (offset, rest) = body.split_first_chunk::<8>().ok_or(BadRow("frame row is too short"))?;
     let offset = u64::from_le_bytes(*offset);
     let frames = decode_frame_table(rest).map_err(|_| BadRow("frame row is no frame table"))?;
     let places = ARC_HEADER_LEN as u64..MAX_ARC_BYTES;
-    if frames.is_empty() || frames.len() > FRAMES_PER_ROW as usize || !places.contains(&offset) {
+    let last = first.0 as usize + frames.len();
+    if frames.is_empty() || last > FrameNo::MAX.0 as usize || !places.contains(&offset) {
         return Err(BadRow("frame row out of range"));
     }
-    Ok(FrameChunk { first: FrameNo(first), offset, frames })
+    Ok(FrameChunk { first, offset, frames })
 }
 
 /// Frames of an arc that has as many as can be, each as long as it can be, end before: offsets can be added.
@@ -469,8 +512,8 @@ pub fn hash_row(c: &Connection, key: i64) -> Found<Option<BlockId>> {
 pub fn find_block(c: &Connection, hash: &BlockHash) -> Found<Option<BlockId>> {
     let Some(block) = hash_row(c, hash_key(hash))? else { return Ok(None) };
     let place = location(c, block)?;
-    let Some(chunk) = frames(c, place.arc(), place.frame())? else { return Ok(None) };
-    let same = chunk.locate(place.frame()).is_some_and(|(_, info)| info.hash == *hash);
+    let Some(chunk) = frames(c, place.place())? else { return Ok(None) };
+    let same = chunk.block(place).is_some_and(|info| info.hash == *hash);
     Ok(same.then_some(block))
 }
 

@@ -13,13 +13,13 @@ use rusqlite::{Connection, params};
 use super::fail::{Fail, Found};
 use super::row::{self, ArcValue, EntryRow, Key, Table};
 use super::rows::{self, DirValue, PartOf, blob};
-use super::schema::{FRAMES_PER_ROW, dir_key, dirno_of_dir_key, version_of_dir_key};
+use super::schema::{dir_key, dirno_of_dir_key, version_of_dir_key};
 use super::view::View;
 use super::{FrameChunk, Index, State, VersionRow};
 use crate::catalog::codec;
 use crate::catalog::{Child, Node, Segment};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, Logid, NodeDigest, Version};
+use crate::ids::{ArcSerial, BlockId, Dirno, FramePlace, Logid, NodeDigest, Version};
 
 /// Rows fetched by one query.
 const PAGE_ROWS: i64 = 1024;
@@ -376,7 +376,7 @@ impl<'i> Snapshot<'i> {
 
     /// The frame of a block where it is read from; None if no row has it.
     pub fn chunk_of(&self, place: BlockId) -> Result<Option<FrameChunk>> {
-        self.ask(|c| rows::frames(c, place.arc(), place.frame()))
+        self.ask(|c| rows::frames(c, place.place()))
     }
 
     pub fn arc(&self, serial: ArcSerial) -> Result<Option<ArcValue>> {
@@ -489,11 +489,10 @@ impl ScanRow {
     }
 
     pub fn frames(&self, index: &Index) -> Result<(ArcSerial, FrameChunk)> {
-        let bits = FrameNo::BITS - FRAMES_PER_ROW.trailing_zeros();
-        let (serial, chunk) = (self.key.first as u64 >> bits, self.key.first as u64 & ((1 << bits) - 1));
+        let place = FramePlace(self.key.first as u64);
         let opened = row::open(Table::Frames, Key::id(self.key.first), &self.value)
-            .and_then(|body| rows::decode_frames(chunk as u32 * FRAMES_PER_ROW, body));
-        Ok((ArcSerial(serial), self.at(index, opened)?))
+            .and_then(|body| rows::decode_frames(place.frame(), body));
+        Ok((place.arc(), self.at(index, opened)?))
     }
 
     pub fn relocation(&self, index: &Index) -> Result<(BlockId, BlockId)> {

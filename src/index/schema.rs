@@ -13,10 +13,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use zeroize::Zeroizing;
 
-use crate::ids::{Dirno, FrameNo, Version};
+use crate::ids::{Dirno, Version};
 
 /// Format of the tables; an index with a larger number is from a newer program.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// `application_id` of the file: "Asay".
 pub const APPLICATION_ID: u32 = 0x4173_6179;
 /// Page cache of one reader, and how many readers there may be at once: 64 MiB together.
@@ -26,10 +26,6 @@ pub const MAX_READERS: usize = 4;
 pub const BUSY_WAIT: Duration = Duration::from_secs(10);
 /// Page cache of the writer.
 const WRITER_CACHE_KIB: u32 = 96 * 1024;
-
-/// Frames in one row of the table `frames`.
-pub const FRAMES_PER_ROW: u32 = 128;
-const FRAME_ROW_BITS: u32 = FrameNo::BITS - FRAMES_PER_ROW.trailing_zeros();
 
 pub const TABLES: &str = "
 CREATE TABLE meta(id INTEGER PRIMARY KEY, row BLOB NOT NULL) STRICT;
@@ -84,11 +80,6 @@ pub fn version_of_dir_key(key: i64) -> Version {
 /// The directory in a key of `dirs` and `lost`.
 pub fn dirno_of_dir_key(key: i64) -> Dirno {
     Dirno(key as u64 >> 24)
-}
-
-/// Row of `frames` that holds a frame.
-pub fn frames_key(serial: u64, frame: u32) -> i64 {
-    (serial << FRAME_ROW_BITS | u64::from(frame / FRAMES_PER_ROW)) as i64
 }
 
 /// How a connection may use the file.
@@ -159,7 +150,6 @@ fn immutable_uri(path: &Path) -> std::path::PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::ArcSerial;
 
     #[test]
     fn keys_of_the_largest_ids_stay_positive_and_apart() {
@@ -167,8 +157,6 @@ mod tests {
         assert!(dir_key(Dirno(5), Version(0)) > dir_key(Dirno(4), Version::MAX));
         let key = dir_key(Dirno::MAX, Version(77));
         assert_eq!((dirno_of_dir_key(key), version_of_dir_key(key)), (Dirno::MAX, Version(77)));
-        let last = frames_key(ArcSerial::MAX.0, (1 << FrameNo::BITS) - 1);
-        assert!(last > 0 && frames_key(1, 0) == frames_key(0, (1 << FrameNo::BITS) - 1) + 1);
     }
 
     #[test]

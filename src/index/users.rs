@@ -18,16 +18,21 @@ use super::uses::{BATCH_ROWS, Pass};
 use crate::catalog::Child;
 use crate::catalog::codec::Decoder;
 use crate::error::Result;
-use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, FramePlace, Logid, Slot, Version};
 
-/// Frames of arcs, in ranges that do not overlap; each range has a tag of the caller's.
+/// Frames of arcs, or single blocks, in ranges that do not overlap; each range has a tag of the caller's.
 #[derive(Debug, Default)]
 pub struct Places(BTreeMap<u64, (u64, usize)>);
 
 impl Places {
     pub fn add(&mut self, arc: ArcSerial, frames: Range<u32>, tag: usize) {
-        let start = BlockId::new(arc, FrameNo(frames.start)).0;
-        self.0.insert(start, (start + u64::from(frames.end.saturating_sub(frames.start)), tag));
+        let start = FramePlace::new(arc, FrameNo(frames.start));
+        let end = FramePlace(start.0 + u64::from(frames.end.saturating_sub(frames.start)));
+        self.0.insert(start.slot(Slot(0)).0, (end.slot(Slot(0)).0, tag));
+    }
+
+    pub fn add_block(&mut self, place: BlockId, tag: usize) {
+        self.0.insert(place.0, (place.0 + 1, tag));
     }
 
     pub fn is_empty(&self) -> bool {
@@ -226,7 +231,7 @@ mod tests {
 
     #[test]
     fn uses_join_follow_relocations_and_are_counted_beyond_the_limit() {
-        let block = |arc, frame| BlockId::new(ArcSerial(arc), FrameNo(frame));
+        let block = |arc, frame| BlockId::first(ArcSerial(arc), FrameNo(frame));
         let data = |frame| Segment::Data { block: block(0, frame), len: 1000 };
         let mut file = node(100_001, 1, 0);
         file.content = Content::Inline(vec![data(1), data(2), Segment::Hole { len: 4096 }, data(130), data(2)]);

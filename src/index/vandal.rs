@@ -86,7 +86,9 @@ impl Vandal {
     }
 
     pub fn frames(&self, id: i64, change: impl FnOnce(&mut FrameChunk)) {
-        let mut chunk = rows::decode_frames(0, &self.body("frames", Table::Frames, id)).unwrap();
+        let mut chunk =
+            rows::decode_frames(crate::ids::FramePlace(id as u64).frame(), &self.body("frames", Table::Frames, id))
+                .unwrap();
         change(&mut chunk);
         let mut body = chunk.offset.to_le_bytes().to_vec();
         chunk.frames.iter().for_each(|info| body.extend_from_slice(&info.encode()));

@@ -15,7 +15,7 @@ use super::spans::{Span, Spans};
 use super::{Damage, Extent, Files, Flip, Frames, How, Proof, Record, Run, Session, now_s};
 use crate::crypto::Keys;
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
+use crate::ids::{ArcSerial, CopyId, FrameNo, FramePlace, Logid, SegmentId};
 use crate::os::lock;
 use crate::own::OwnDir;
 
@@ -208,7 +208,7 @@ impl Ledger {
         match record {
             Record::Frames(frames) => {
                 if counts(frames.proof.when_s) {
-                    let start = BlockId::new(frames.arc, frames.first).0;
+                    let start = FramePlace::new(frames.arc, frames.first).0;
                     let Proof { when_s, how, by } = frames.proof;
                     let spans = self.frames.entry((frames.copy, how)).or_insert_with(|| Spans::new(MAX_FRAME_SPANS));
                     spans.insert(Span { start, end: start + u64::from(frames.count), when_s, by });
@@ -284,7 +284,7 @@ impl Ledger {
 
     /// As `frame`, whatever was found since.
     fn proof(&self, arc: ArcSerial, copy: CopyId, no: FrameNo, how: How) -> Option<Proof> {
-        let at = BlockId::new(arc, no).0;
+        let at = FramePlace::new(arc, no).0;
         let of = |how: How| {
             let span = self.frames.get(&(copy, how))?.get(at)?;
             Some(Proof { when_s: span.when_s, how, by: span.by })
@@ -299,7 +299,7 @@ impl Ledger {
     pub fn proven(&self, copy: CopyId, how: How) -> impl Iterator<Item = Frames> {
         let spans = self.frames.get(&(copy, how)).into_iter().flat_map(Spans::iter);
         spans.map(move |span| {
-            let first = BlockId(span.start);
+            let first = FramePlace(span.start);
             // A record ends within its arc, which has far fewer frames than numbers.
             let count = (span.end - span.start) as u32;
             let proof = Proof { when_s: span.when_s, how, by: span.by };

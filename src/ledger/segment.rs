@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use super::{By, Damage, Extent, Files, Flip, Frames, How, Listed, Proof, Record, Run, Session};
-use crate::arc::{FRAME_OVERHEAD, MAX_PLAIN_LEN};
+use crate::arc::{BLOCK_ENTRY_LEN, FRAME_OVERHEAD, MAX_BLOCKS, MAX_PLAIN_LEN};
 use crate::catalog::codec::{BadRecord, Decoded, Decoder, Encoder, require};
 use crate::crypto::{ArcCipher, Domain, Keys, TAG_LEN};
 use crate::ids::{ArcSalt, BackupId, CopyId, FrameNo, Logid, SegmentId};
@@ -28,7 +28,7 @@ const FULL_BATCH_BYTES: usize = MAX_BATCH_BYTES - (64 << 10);
 const MAX_TEXT_BYTES: usize = 8 << 10;
 
 /// A whole frame.
-const MAX_FRAME_LEN: u64 = (MAX_PLAIN_LEN + FRAME_OVERHEAD) as u64;
+const MAX_FRAME_LEN: u64 = (MAX_PLAIN_LEN + FRAME_OVERHEAD + MAX_BLOCKS * BLOCK_ENTRY_LEN) as u64;
 
 const MAGIC: &[u8; 8] = b"ASSAYLED";
 

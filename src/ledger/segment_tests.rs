@@ -21,12 +21,12 @@ fn a_record(rng: &mut Rng) -> Record {
     let when_s = rng.next() >> rng.below(64);
     let arc = ArcSerial(rng.next() >> (25 + rng.below(30)));
     let copy = CopyId(rng.below(3) as u16);
-    let (number, first) = (rng.next() >> rng.below(64), FrameNo(rng.below(1 << 20) as u32));
+    let (number, first) = (rng.next() >> rng.below(64), FrameNo(rng.below(1 << 16) as u32));
     let by = [By::Mount, By::Get, By::Selftest][rng.below(3)];
     match rng.below(6) {
         0 => {
             let proof = Proof { when_s, how: [How::Read, How::Medium][rng.below(2)], by };
-            Record::Frames(Frames { arc, copy, first, count: 1 + rng.below(1 << 20) as u32, proof })
+            Record::Frames(Frames { arc, copy, first, count: 1 + rng.below(1 << 16) as u32, proof })
         }
         1 => {
             let extent = [Extent::Part, Extent::Whole, Extent::Hashed][rng.below(3)];
@@ -111,24 +111,24 @@ fn ledger_records_that_no_writer_makes_are_refused() {
         let (frame, code) = (frame.map(FrameNo), "X".to_string());
         Record::Damage(Damage { when_ms: 1, arc: ArcSerial(1), copy: CopyId::LOCAL, frame, count, code, mended: false })
     };
-    assert!(decode(&plain_of(&[frames(1, 0, (1 << 24) - 1), files(16, (1 << 63) - 16)])).is_ok());
+    assert!(decode(&plain_of(&[frames(1, 0, (1 << 17) - 1), files(16, (1 << 63) - 16)])).is_ok());
     for (rule, record) in [
         ("arc serial out of range", frames(1 << 39, 0, 1)),
-        ("frame number out of range", frames(1, 1 << 24, 1)),
+        ("frame number out of range", frames(1, 1 << 17, 1)),
         ("run out of range", frames(1, 0, 0)),
-        ("run out of range", frames(1, 0, 1 << 24)),
-        ("run out of range", frames(1, (1 << 24) - 1, 1)),
+        ("run out of range", frames(1, 0, 1 << 17)),
+        ("run out of range", frames(1, (1 << 17) - 1, 1)),
         ("logid out of range", files(15, 1)),
         ("logid out of range", files(1 << 63, 1)),
         ("run out of range", files(16, 0)),
         ("run out of range", files(16, (1 << 63) - 15)),
         ("run out of range", files(16, u64::MAX)),
         ("block id out of range", flip(1 << 63, 0, 0)),
-        ("byte behind the frame", flip(1, (64 << 20) + 52, 0)),
+        ("byte behind the frame", flip(1, (64 << 20) + 48 + 128 * 24, 0)),
         ("bit of no byte", flip(1, 0, 8)),
-        ("frame number out of range", damage(Some(1 << 24), 1)),
+        ("frame number out of range", damage(Some(1 << 17), 1)),
         ("run out of range", damage(Some(1), 0)),
-        ("run out of range", damage(Some(1), (1 << 24) - 1)),
+        ("run out of range", damage(Some(1), (1 << 17) - 1)),
         ("run out of range", damage(None, 1)),
     ] {
         assert_eq!(decode(&plain_of(std::slice::from_ref(&record))), Err(BadRecord(rule)), "{record:?}");

@@ -120,7 +120,7 @@ fn written_with(lab: &Lab, damaged: bool) {
         }
         let flip = Flip {
             when_s: lab.now_s(),
-            block: BlockId::new(ARC, FrameNo(batch)),
+            block: BlockId::first(ARC, FrameNo(batch)),
             byte: batch,
             bit: 3,
             to_one: true,

@@ -18,7 +18,7 @@ use super::segment::seal_batches;
 use super::{By, Extent, Files, Frames, How, Ledger, Proof, Record, now_ms};
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
+use crate::ids::{ArcSerial, CopyId, FrameNo, FramePlace, Logid, SegmentId};
 use crate::own::OwnDir;
 use crate::sync::lock;
 
@@ -126,7 +126,7 @@ impl LedgerWriter {
         let mut notes = self.note();
         let notes = &mut *notes;
         let room = notes.room_for((copy, how));
-        notes.frames.entry((copy, how)).or_default().insert(BlockId::new(arc, no).0, room);
+        notes.frames.entry((copy, how)).or_default().insert(FramePlace::new(arc, no).0, room);
         if !notes.bad.is_empty() {
             let mended = notes.bad.mend(arc, copy, no, self.now_ms());
             mended.into_iter().for_each(|damage| notes.damage.take(damage));
@@ -299,7 +299,7 @@ impl Notes {
         for ((copy, how), bits) in &self.frames {
             let proof = Proof { when_s, how: *how, by };
             records.extend(bits.runs().into_iter().map(|run| {
-                let first = BlockId(run.start);
+                let first = FramePlace(run.start);
                 // Frames of two arcs are never neighbours, and an arc has fewer than 2^24.
                 let count = (run.end - run.start) as u32;
                 Record::Frames(Frames { arc: first.arc(), copy: *copy, first: first.frame(), count, proof })

@@ -4,22 +4,23 @@
 //! about, and what could not be corrected says why. What is fixed here is proven by reading it back.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{FrameAt, Mending, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
-use crate::arc::FrameKind;
 use crate::arc::repair::{self, BitFlip};
+use crate::arc::{BlockInfo, FrameInfo, FrameKind};
 use crate::backupdir::Lock;
 use crate::catalog::ArcEntry;
 use crate::depot::Via;
 use crate::error::{Error, Result};
 use crate::fetch::{Bad, Fetched, Frame, Repair, Way};
 use crate::findings::{Cause, Finding, Fixed, FramesFixed, Level, Part};
-use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo};
+use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, FramePlace, Slot};
 use crate::index::Index;
 use crate::ledger::{self, Flip, Record};
 use crate::monitor::Progress;
-use crate::text::shown;
+use crate::text::{counted, shown};
 use crate::tree::{Tree, View};
 
 /// Frames of one run that are looked at one by one; more are left for the next run.
@@ -40,9 +41,9 @@ struct Correction<'a> {
     arcs: HashMap<ArcSerial, ArcEntry>,
     /// Names of blocks that were relocated, by the place that they are read from.
     names: HashMap<BlockId, BlockId>,
-    outcomes: BTreeMap<BlockId, Fixed>,
-    /// Blocks that are wanted from elsewhere, and why they can't be repaired.
-    lost: BTreeMap<BlockId, String>,
+    outcomes: BTreeMap<FramePlace, Fixed>,
+    /// Frames whose blocks are wanted from elsewhere, and why they can't be repaired.
+    lost: BTreeMap<FramePlace, (FrameInfo, String)>,
 }
 
 impl<'a> Correction<'a> {
@@ -50,13 +51,13 @@ impl<'a> Correction<'a> {
         let lock = mending.dir.lock()?;
         let index = Arc::new(mending.dir.open_index()?);
         let arcs = index.arcs()?.into_iter().map(|row| (row.entry.serial, row.entry)).collect();
-        let moved = index.relocations(BlockId(0)..=BlockId(i64::MAX as u64))?;
+        let moved = index.relocations(BlockId(0)..=BlockId::MAX)?;
         let names = moved.into_iter().map(|(name, place)| (place, name)).collect();
         Ok(Correction { mending, lock, index, arcs, names, outcomes: BTreeMap::new(), lost: BTreeMap::new() })
     }
 
     fn all(&mut self, findings: &mut [Finding]) -> Result<()> {
-        let wanted: Vec<Vec<BlockId>> = findings.iter().map(|finding| self.frames_of(finding)).collect();
+        let wanted: Vec<Vec<FramePlace>> = findings.iter().map(|finding| self.frames_of(finding)).collect();
         let total = wanted.iter().map(Vec::len).sum::<usize>().min(MAX_FRAMES) as u64;
         for (place, seen) in wanted.iter().flatten().take(MAX_FRAMES).zip(1u64..) {
             if self.mending.monitor.interrupted() {
@@ -87,7 +88,7 @@ impl<'a> Correction<'a> {
     }
 
     /// Places of the frames that a finding is about, if they are worth a try.
-    fn frames_of(&self, finding: &Finding) -> Vec<BlockId> {
+    fn frames_of(&self, finding: &Finding) -> Vec<FramePlace> {
         let tried = match finding.cause {
             Cause::Medium | Cause::Memory | Cause::Missing => finding.level >= Level::LocalBlocks,
             Cause::Catalog => true,
@@ -103,7 +104,7 @@ impl<'a> Correction<'a> {
             Some(_) => 0..0,
             None => place.frame.map_or(0..0, |no| no.0..no.0 + 1),
         };
-        frames.map(|no| BlockId::new(entry.serial, FrameNo(no))).collect()
+        frames.map(|no| FramePlace::new(entry.serial, FrameNo(no))).collect()
     }
 
     fn shell_of(&self, finding: &Finding) -> Option<ArcEntry> {
@@ -121,15 +122,16 @@ impl<'a> Correction<'a> {
     }
 
     /// Tries to repair one frame where it is.
-    fn frame(&mut self, place: BlockId) -> Result<()> {
+    fn frame(&mut self, place: FramePlace) -> Result<()> {
         let Some(entry) = self.arcs.get(&place.arc()).cloned() else { return Ok(()) };
         let chunk = self.index.frame_chunk(place.arc(), place.frame())?;
-        let Some((offset, info)) = chunk.locate(place.frame()).map(|(offset, info)| (offset, *info)) else {
+        let Some((offset, info)) = chunk.locate(place.frame()).map(|(offset, info)| (offset, info.clone())) else {
             return Ok(());
         };
         let (keys, no) = (self.mending.dir.keys(), place.frame());
         let cipher = keys.arc_cipher(entry.id, &entry.salt);
-        let frame = Frame { keys, cipher: &cipher, arc: entry.name, no, block: Some(place), offset, info: &info };
+        let block = Some(place.slot(Slot(0)));
+        let frame = Frame { keys, cipher: &cipher, arc: entry.name, no, block, offset, info: &info };
         let read = self.mending.dir.arcs().open(entry.name).map(|arc| frame.read(arc.as_ref(), Via::Medium));
         let bad = match read {
             Ok(Ok(_)) => {
@@ -146,7 +148,7 @@ impl<'a> Correction<'a> {
         let repaired = bad.as_ref().and_then(|bad| frame.repaired(bad));
         if let Some(Fetched { way: Way::Repaired(Repair { what, flips, frame }), .. }) = repaired {
             self.note(place, &flips);
-            let at = FrameAt { arc: &entry, no, offset, info };
+            let at = FrameAt { arc: &entry, no, offset, info: &info };
             let outcome = match rewrite_frame(self.mending.dir, &self.lock, at, &frame) {
                 Ok(_) => Fixed::Rewritten { what },
                 Err(error) => Fixed::Not { why: format!("{what}, but writing it failed: {error}") },
@@ -167,74 +169,109 @@ impl<'a> Correction<'a> {
         match repair::search_plaintext(keys, &cipher, no, &info, &bytes, &mut go_on) {
             Some(found) => {
                 let what = format!("{} was flipped before it was sealed", found.flip);
-                self.seal(vec![(self.name(place), found.plain, what)])?;
+                let block = |(name, _, bytes): (BlockId, BlockInfo, Range<usize>)| {
+                    (name, found.plain.get(bytes).unwrap_or_default().to_vec(), what.clone())
+                };
+                self.seal(self.blocks_in(place, &info).into_iter().map(block).collect())?;
             }
             None => {
-                self.lost.insert(place, "no single flipped bit explains it".into());
+                self.lost.insert(place, (info, "no single flipped bit explains it".into()));
             }
         }
         Ok(())
     }
 
-    fn note(&self, place: BlockId, flips: &[BitFlip]) {
+    fn note(&self, place: FramePlace, flips: &[BitFlip]) {
         for flip in flips.iter().take(8) {
             let BitFlip { byte, bit, to_one } = *flip;
-            let when_s = ledger::now_s();
-            self.mending.ledger.record(Record::Flip(Flip { when_s, block: place, byte, bit, to_one, again: true }));
+            let (when_s, block) = (ledger::now_s(), place.slot(Slot(0)));
+            self.mending.ledger.record(Record::Flip(Flip { when_s, block, byte, bit, to_one, again: true }));
         }
     }
 
-    /// The name of the block that is read from a place.
-    fn name(&self, place: BlockId) -> BlockId {
-        self.names.get(&place).copied().unwrap_or(place)
+    /// Names of the blocks that are read from a frame, what they must be, and which of the frame's plain bytes they are.
+    fn blocks_in(&self, place: FramePlace, info: &FrameInfo) -> Vec<(BlockId, BlockInfo, Range<usize>)> {
+        let mut end = 0;
+        let block = |(slot, block): (Slot, &BlockInfo)| {
+            let start = end;
+            end += block.len as usize;
+            let at = place.slot(slot);
+            let name = self.names.get(&at).copied().unwrap_or(at);
+            let is_here = self.index.location(name).is_ok_and(|now| now == at);
+            is_here.then_some((name, *block, start..end))
+        };
+        info.slots().filter_map(block).collect()
     }
 
-    /// Looks for lost blocks in the live files that they were cut from.
+    /// Looks for the blocks of lost frames in the live files that they were cut from.
     fn seek_originals(&mut self) -> Result<()> {
-        let names: HashMap<BlockId, BlockId> = self.lost.keys().map(|place| (self.name(*place), *place)).collect();
-        if names.is_empty() {
+        let lost = std::mem::take(&mut self.lost);
+        let frames: Vec<(FramePlace, Vec<(BlockId, BlockInfo)>, String)> = lost
+            .into_iter()
+            .map(|(place, (info, why))| {
+                let blocks = self.blocks_in(place, &info);
+                (place, blocks.into_iter().map(|(name, block, _)| (name, block)).collect(), why)
+            })
+            .collect();
+        let wanted: HashSet<BlockId> = frames.iter().flat_map(|(_, blocks, _)| blocks).map(|(name, _)| *name).collect();
+        if wanted.is_empty() {
             return Ok(());
         }
         let tree = Tree::of(self.mending.dir, self.index.clone(), View::Whole);
         let monitor = self.mending.monitor;
-        let blocks: HashSet<BlockId> = names.keys().copied().collect();
-        let found = match originals(&tree, &blocks, &|| monitor.interrupted()) {
+        let found = match originals(&tree, &wanted, &|| monitor.interrupted()) {
             Err(Error::Interrupted) => return Ok(()),
             found => found?,
         };
         let mut batch: Vec<(BlockId, Vec<u8>, String)> = Vec::new();
         let mut batch_bytes = 0;
-        for (name, place) in names {
+        let mut not_all = Vec::new();
+        for (place, blocks, why) in frames {
             if self.mending.monitor.interrupted() {
                 break;
             }
-            let wanted = self.index.frame_chunk(place.arc(), place.frame())?;
-            let hash = wanted.locate(place.frame()).map(|(_, info)| info.hash);
-            let right = |original: &Original| {
-                let plain = read_original(original).ok()?;
-                (Some(self.mending.dir.keys().block_hash(&plain)) == hash)
-                    .then(|| (plain, shown(&original.path).to_string()))
-            };
-            let Some((plain, path)) = found.get(&name).into_iter().flatten().find_map(right) else {
-                let why = self.lost.get(&place).cloned().unwrap_or_default();
+            let (mut sealed, mut gone) = (0, 0);
+            for (name, block) in &blocks {
+                let right = |original: &Original| {
+                    let plain = read_original(original).ok()?;
+                    (self.mending.dir.keys().block_hash(&plain) == block.hash)
+                        .then(|| (plain, shown(&original.path).to_string()))
+                };
+                // One that no file uses is not missed, unless all are like that.
+                let originals = found.get(name).map(Vec::as_slice).unwrap_or_default();
+                match originals.iter().find_map(right) {
+                    Some((plain, path)) => {
+                        sealed += 1;
+                        batch_bytes += plain.len() as u64;
+                        batch.push((*name, plain, format!("from {path}")));
+                    }
+                    None => gone += u64::from(!originals.is_empty()),
+                }
+            }
+            if sealed == 0 {
                 let why = format!("{why}, and no live file has its bytes any more");
                 self.outcomes.insert(place, Fixed::Not { why });
-                continue;
-            };
-            batch_bytes += plain.len() as u64;
-            batch.push((name, plain, format!("from {path}")));
+            } else if gone > 0 {
+                let why = format!("{why}, and of {} no live file has the bytes any more", counted(gone, "block"));
+                not_all.push((place, Fixed::Not { why }));
+            }
             if batch_bytes >= BATCH_BYTES {
                 self.seal(std::mem::take(&mut batch))?;
                 batch_bytes = 0;
             }
         }
-        if batch.is_empty() { Ok(()) } else { self.seal(batch) }
+        if !batch.is_empty() {
+            self.seal(batch)?;
+        }
+        self.outcomes.extend(not_all);
+        Ok(())
     }
 
     /// Seals blocks anew, by a run of its own.
     fn seal(&mut self, blocks: Vec<(BlockId, Vec<u8>, String)>) -> Result<()> {
-        let places: Vec<(BlockId, String)> =
-            blocks.iter().map(|(name, _, how)| (self.index.location(*name).unwrap_or(*name), how.clone())).collect();
+        let place = |name: BlockId| self.index.location(name).unwrap_or(name).place();
+        let places: Vec<(FramePlace, String)> =
+            blocks.iter().map(|(name, _, how)| (place(*name), how.clone())).collect();
         let plain: Vec<(BlockId, Vec<u8>)> = blocks.into_iter().map(|(name, plain, _)| (name, plain)).collect();
         let sealed = recut(self.mending.dir, &self.lock, &self.index, &plain, self.mending.monitor);
         for (place, how) in places {
@@ -248,7 +285,7 @@ impl<'a> Correction<'a> {
     }
 
     /// What was done about some frames.
-    fn said(&self, places: &[BlockId]) -> Fixed {
+    fn said(&self, places: &[FramePlace]) -> Fixed {
         if let [only] = places
             && let Some(outcome) = self.outcomes.get(only)
         {

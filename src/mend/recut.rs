@@ -3,7 +3,7 @@
 //! Invariants: the order of writes is a backup's (docs/format.md), so a kill leaves all of it or nothing; only bytes
 //! with the recorded length and block hash are sealed; the old arc keeps its bytes and its recorded checksum.
 
-use crate::arc::{FrameInfo, FrameKind, Packer};
+use crate::arc::BlockInfo;
 use crate::backupdir::{BackupDir, Lock, arcs};
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, BlockId, Version};
@@ -22,12 +22,12 @@ pub struct Recut {
     pub moved: Vec<(BlockId, BlockId)>,
 }
 
-/// What is recorded of a block, and where it is read from.
-pub fn recorded(index: &Index, block: BlockId) -> Result<(BlockId, u64, FrameInfo)> {
+/// Where a block is read from, where its frame is in the arc, and what is recorded of it.
+pub fn recorded(index: &Index, block: BlockId) -> Result<(BlockId, u64, BlockInfo)> {
     let place = index.location(block)?;
     let chunk = index.frame_chunk(place.arc(), place.frame())?;
-    match chunk.locate(place.frame()) {
-        Some((offset, info)) if info.kind == FrameKind::Block => Ok((place, offset, *info)),
+    match (chunk.locate(place.frame()), chunk.block(place)) {
+        (Some((offset, _)), Some(info)) => Ok((place, offset, *info)),
         _ => Err(Error::IndexRow { path: index.path().to_path_buf(), what: format!("{block} is no block") }),
     }
 }
@@ -50,7 +50,7 @@ pub fn recut(
     for (block, plain) in blocks {
         let (place, offset, info) = recorded(index, *block)?;
         let found = dir.keys().block_hash(plain);
-        if found != info.hash || plain.len() != info.plain_len as usize {
+        if found != info.hash || plain.len() != info.len as usize {
             let arc = index.arc(place.arc())?.entry.name;
             let place = Place { arc, frame: Some(place.frame()), block: Some(*block), offset };
             return Err(Error::Arc { place, damage: Damage::HashMismatch { expected: info.hash, found } });
@@ -59,11 +59,9 @@ pub fn recut(
     let reserved = Run::begin(dir, lock, monitor)?.reserve()?;
     let run = reserved.number();
     let (committed, moved) = reserved.write(Whole::Remove, |out| {
-        let mut packer = Packer::new(dir.config().zstd_level)?;
         let mut moved = Vec::new();
         for (block, plain) in blocks {
-            let packed = packer.pack(plain)?;
-            let to = out.block(&packed, plain.len() as u32, dir.keys().block_hash(plain))?;
+            let to = out.block(plain.clone(), dir.keys().block_hash(plain))?;
             moved.push((*block, to));
         }
         let catalog = records::relocations(out, moved.iter().copied().map(Ok))?;

@@ -1,6 +1,6 @@
 //! Puts a part of an arc back, in place: a frame, or what surrounds the frames.
 //!
-//! Invariant: only the recorded bytes are written. Of a frame the tag and the block hash prove that; of the rest the
+//! Invariant: only the recorded bytes are written. Of a frame the tag and the block hashes prove that; of the rest the
 //! recorded SHA-256 of the whole arc, computed with the new parts before anything is written.
 
 use sha2::{Digest, Sha256};
@@ -8,7 +8,10 @@ use sha2::{Digest, Sha256};
 use super::replace::Stretch;
 use crate::arc::repair::repair;
 use crate::arc::writer::FOOTER_NO;
-use crate::arc::{ARC_HEADER_LEN, ArcHeader, ArcTrailer, Codec, FRAME_OVERHEAD, FrameInfo, FrameKind, Packer, frame};
+use crate::arc::{
+    ARC_HEADER_LEN, ArcHeader, ArcTrailer, BLOCK_ENTRY_LEN, BlockInfo, Codec, FRAME_OVERHEAD, FrameInfo, FrameKind,
+    Packer, frame,
+};
 use crate::backupdir::{BackupDir, Lock};
 use crate::catalog::ArcEntry;
 use crate::crypto::{ArcCipher, Keys};
@@ -25,9 +28,9 @@ const READ_BYTES: usize = 1 << 20;
 pub struct FrameAt<'a> {
     pub arc: &'a ArcEntry,
     pub no: FrameNo,
-    /// Of its header's first byte in the arc.
+    /// Of its first byte in the arc.
     pub offset: u64,
-    pub info: FrameInfo,
+    pub info: &'a FrameInfo,
 }
 
 /// Writes a frame in place as it was written first (`arc::repair` or another copy gives the bytes); false if it is
@@ -37,7 +40,7 @@ pub struct FrameAt<'a> {
 /// `Arc` if the bytes are not this very frame; `NOT_FIXED` and `IO`, and then the arc is as it was.
 pub fn rewrite_frame(dir: &BackupDir, _: &Lock, at: FrameAt<'_>, bytes: &[u8]) -> Result<bool> {
     let cipher = dir.keys().arc_cipher(at.arc.id, &at.arc.salt);
-    let FrameAt { arc, no, offset, ref info } = at;
+    let FrameAt { arc, no, offset, info } = at;
     let frame = Frame { keys: dir.keys(), cipher: &cipher, arc: arc.name, no, block: None, offset, info };
     frame.judge(bytes).map_err(|bad| bad.error)?;
     let part = at.no.0.to_string();
@@ -101,7 +104,7 @@ fn frame_table(index: &Index, entry: &ArcEntry) -> Result<Vec<FrameInfo>> {
     while (table.len() as u64) < u64::from(entry.frames) {
         let chunk = index.frame_chunk(entry.serial, FrameNo(table.len() as u32))?;
         let known = table.len() - (chunk.first.0 as usize).min(table.len());
-        table.extend(chunk.frames.iter().skip(known));
+        table.extend(chunk.frames.into_iter().skip(known));
     }
     Ok(table)
 }
@@ -115,13 +118,12 @@ fn footer(
     damaged: &[u8],
 ) -> Result<Option<Vec<u8>>> {
     let plain: Vec<u8> = table.iter().flat_map(FrameInfo::encode).collect();
-    let stored_len = footer_len.saturating_sub(FRAME_OVERHEAD as u32);
+    let stored_len = footer_len.saturating_sub((FRAME_OVERHEAD + BLOCK_ENTRY_LEN) as u32);
     let info = FrameInfo {
         kind: FrameKind::Footer,
         codec: if stored_len as usize == plain.len() { Codec::Plain } else { Codec::Zstd },
         stored_len,
-        plain_len: plain.len() as u32,
-        hash: keys.block_hash(&plain),
+        blocks: vec![BlockInfo::of(keys, &plain)],
     };
     if let Some(repaired) = repair(keys, cipher, FOOTER_NO, &info, damaged) {
         return Ok(Some(repaired.frame));

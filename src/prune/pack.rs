@@ -7,12 +7,11 @@
 use std::collections::BTreeSet;
 
 use super::{Mode, begin, gaps, told};
-use crate::arc::Packer;
 use crate::backupdir::{BackupDir, Lock, Survey, What};
 use crate::catalog::Record;
 use crate::error::{Error, Result};
 use crate::fetch::{Asked, Fetch, Fetched, Heal};
-use crate::ids::{ArcSerial, BlockId};
+use crate::ids::{ArcSerial, BlockHash, BlockId};
 use crate::index::{ArcUse, Index, Live, Subtrees};
 use crate::monitor::{Event, Monitor, Progress};
 use crate::run::{Contents, LeftToDo, Output, Run, Whole, records};
@@ -172,7 +171,6 @@ fn one<'a>(
     let written = run.reserve()?.write(Whole::Remove, |out| {
         let mut mover = Mover {
             fetch: Fetch::new(dir.home(), Vec::new(), dir.keys().clone(), index.clone(), Heal::On),
-            packer: Packer::new(dir.config().zstd_level)?,
             out,
             progress,
             monitor,
@@ -231,7 +229,6 @@ const FETCH_BYTES: u64 = 4 << 20;
 /// Moves blocks, in the order in which they lie.
 struct Mover<'m, 'o> {
     fetch: Fetch,
-    packer: Packer,
     out: &'m mut Output<'o>,
     progress: &'m mut Progress,
     monitor: &'m dyn Monitor,
@@ -245,16 +242,23 @@ impl Mover<'_, '_> {
     /// Moves the first blocks of a list of places and names; the rest of it.
     fn some<'n>(&mut self, names: &'n [(BlockId, BlockId)]) -> Result<&'n [(BlockId, BlockId)]> {
         let (mut asked, mut plain_bytes, mut taken) = (Vec::<Asked>::new(), 0, 0);
+        // Places of blocks, each with its hash and the number of its frame in `asked`.
+        let mut blocks: Vec<(BlockId, BlockHash, usize)> = Vec::new();
         for (place, name) in names {
             // Several names of one place follow each other.
-            if asked.last().is_none_or(|last| last.at.place() != *place) {
-                if plain_bytes >= FETCH_BYTES {
+            if blocks.last().is_none_or(|(last, ..)| last != place) {
+                let same_frame = asked.last().is_some_and(|last| last.at.frame() == place.place());
+                if !same_frame && plain_bytes >= FETCH_BYTES {
                     break;
                 }
                 match self.fetch.locate(*name) {
                     Ok(found) if found.at.place() == *place => {
-                        plain_bytes += u64::from(found.at.info.plain_len);
-                        asked.push(found);
+                        let hash = found.at.block.hash;
+                        if !same_frame {
+                            plain_bytes += u64::from(found.at.info.plain_len());
+                            asked.push(found);
+                        }
+                        blocks.push((*place, hash, asked.len() - 1));
                     }
                     Ok(_) => return Err(Error::SelfCheck { what: format!("block {name} is not where it was") }),
                     Err(error) => self.failed(*place, &error)?,
@@ -271,21 +275,28 @@ impl Mover<'_, '_> {
         });
         failed.iter().try_for_each(|(place, error)| self.failed(*place, error))?;
         let (now, rest) = names.split_at_checked(taken).unwrap_or((names, &[]));
-        for (asked, fetched) in asked.iter().zip(fetched) {
+        for (asked, fetched) in asked.iter().zip(&fetched) {
             let Some(fetched) = fetched else { continue };
-            if self.monitor.interrupted() {
-                return Err(Error::Interrupted);
-            }
             // What was put right in memory is proven, and its arc is damaged all the same.
             if let Some(error) = &fetched.met {
                 self.monitor.event(Event::Failure { path: b"", error });
             }
-            let info = &asked.at.info;
-            let packed = self.packer.pack(&fetched.block)?;
-            let to = self.out.block(&packed, info.plain_len, info.hash)?;
-            self.moved.extend(now.iter().filter(|(at, _)| *at == asked.at.place()).map(|(_, name)| (*name, to)));
+            self.progress.bytes += asked.at.info.frame_len();
+        }
+        let mut now = now.iter().peekable();
+        for (place, hash, frame) in blocks {
+            if self.monitor.interrupted() {
+                return Err(Error::Interrupted);
+            }
+            let block =
+                fetched.get(frame).and_then(Option::as_ref).and_then(|fetched| fetched.opened.block(place.slot()));
+            let Some(block) = block else { continue };
+            let to = self.out.block(block.to_vec(), hash)?;
+            while now.next_if(|(at, _)| *at < place).is_some() {}
+            while let Some((_, name)) = now.next_if(|(at, _)| *at == place) {
+                self.moved.push((*name, to));
+            }
             self.progress.files += 1;
-            self.progress.bytes += info.frame_len();
             self.monitor.progress(*self.progress);
         }
         Ok(rest)

@@ -5,7 +5,6 @@
 //! loss is compared with its SHA-1.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::arc::VerifiedBlock;
 use crate::catalog::Node;
@@ -31,7 +30,7 @@ pub trait Blocks {
     fn pieces(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<Piece>>;
     /// Where data begins, at or after `offset`; None if there is none.
     fn next_data(&self, node: &Node, offset: u64) -> Result<Option<u64>>;
-    fn block(&self, block: BlockId, len_bytes: u32, file: Logid) -> Result<Arc<VerifiedBlock>>;
+    fn block(&self, block: BlockId, len_bytes: u32, file: Logid) -> Result<VerifiedBlock>;
     /// Tells which pieces will be read next, if they are all of one file of which; a hint.
     fn prefetch(&self, _pieces: &[Piece], _file: Option<Logid>) {}
 }

@@ -75,7 +75,7 @@ impl Blocks for Backup {
         self.tree.seek(node, offset, SeekTo::Data)
     }
 
-    fn block(&self, block: BlockId, len_bytes: u32, file: Logid) -> Result<Arc<VerifiedBlock>> {
+    fn block(&self, block: BlockId, len_bytes: u32, file: Logid) -> Result<VerifiedBlock> {
         self.store.block(block, len_bytes, Some(file))
     }
 

@@ -4,7 +4,6 @@
 
 use std::cell::RefCell;
 use std::ops::{Deref, Range};
-use std::sync::Arc;
 
 use super::wanted;
 use crate::arc::VerifiedBlock;
@@ -16,7 +15,7 @@ use crate::tree::{Piece, Tree};
 
 /// What a range holds: a part of one verified block, or a copy of several.
 pub enum Bytes {
-    Block(Arc<VerifiedBlock>, Range<usize>),
+    Block(VerifiedBlock, Range<usize>),
     Copied(Copied),
 }
 
@@ -88,7 +87,7 @@ impl Asked {
     /// The bytes, from the blocks in the order in which they were asked for.
     ///
     /// Errors: `ExtentsLost` if they are not those that the range has.
-    pub fn bytes(&self, blocks: Vec<Arc<VerifiedBlock>>) -> Result<Bytes> {
+    pub fn bytes(&self, blocks: Vec<VerifiedBlock>) -> Result<Bytes> {
         let bytes = assemble(&self.pieces, blocks, self.len as usize);
         if bytes.len() as u64 != self.len {
             return Err(Error::ExtentsLost { logid: self.file, offset: self.offset });
@@ -97,7 +96,7 @@ impl Asked {
     }
 }
 
-fn assemble(pieces: &[Piece], blocks: Vec<Arc<VerifiedBlock>>, total: usize) -> Bytes {
+fn assemble(pieces: &[Piece], blocks: Vec<VerifiedBlock>, total: usize) -> Bytes {
     let mut blocks = blocks.into_iter();
     if let ([Piece::Data { start, len, .. }], Some(block)) = (pieces, blocks.as_slice().first()) {
         let start = *start as usize;

@@ -110,7 +110,7 @@ proptest! {
                 segments.push(Segment::Hole { len: *len as u64 });
                 continue;
             }
-            let block = BlockId::new(serial, FrameNo(blocks.len() as u32));
+            let block = BlockId::first(serial, FrameNo(blocks.len() as u32));
             let bytes = some_bytes(blocks.len() as u64, *len);
             content.extend_from_slice(&bytes);
             blocks.push(bytes);
@@ -186,7 +186,7 @@ fn four_blocks() -> (Fixture, Node, Vec<u8>) {
     let serial = fixture.next_data_serial();
     let blocks: Vec<_> = (0..4).map(|seed| some_bytes(seed, 5000)).collect();
     let segments: Vec<_> =
-        (0..4).map(|no| Segment::Data { block: BlockId::new(serial, FrameNo(no)), len: 5000 }).collect();
+        (0..4).map(|no| Segment::Data { block: BlockId::first(serial, FrameNo(no)), len: 5000 }).collect();
     let file = Node { sha1: Some(sha1(&blocks.concat())), ..node(20, &segments, vec![]) };
     fixture.commit(&blocks, &[dir_record(Dirno::ROOT, Dirno::ROOT, b"", 1), put(b"f", file.clone())]);
     (fixture, file, blocks.concat())
@@ -217,13 +217,13 @@ fn what_is_out_of_reach_is_no_damage_of_the_file() {
         fn next_data(&self, node: &Node, offset: u64) -> Result<Option<u64>> {
             self.0.next_data(node, offset)
         }
-        fn block(&self, block: BlockId, len_bytes: u32, file: Logid) -> Result<Arc<VerifiedBlock>> {
+        fn block(&self, block: BlockId, len_bytes: u32, file: Logid) -> Result<VerifiedBlock> {
             let away = Error::io("read", "arc.0.1", &std::io::Error::from_raw_os_error(libc::EACCES));
             if block == self.1 { Err(away) } else { self.0.block(block, len_bytes, file) }
         }
     }
     let (fixture, file, content) = four_blocks();
-    let away = Away(open(&fixture), BlockId::new(crate::ids::ArcSerial(0), FrameNo(2)));
+    let away = Away(open(&fixture), BlockId::first(crate::ids::ArcSerial(0), FrameNo(2)));
     assert_eq!(bad_ranges(&away, &file).unwrap_err(), error());
     let mut kept = Kept::default();
     assert_eq!(read(&away, &file, Sha1::Compare, &mut kept).unwrap(), Found::Damaged);

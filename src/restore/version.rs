@@ -59,7 +59,7 @@ impl Blocks for VersionSource<'_> {
         self.backup.next_data(node, offset)
     }
 
-    fn block(&self, block: BlockId, len_bytes: u32, file: Logid) -> Result<Arc<VerifiedBlock>> {
+    fn block(&self, block: BlockId, len_bytes: u32, file: Logid) -> Result<VerifiedBlock> {
         self.backup.block(block, len_bytes, file)
     }
 

@@ -21,6 +21,7 @@
 mod apply;
 mod leftovers;
 pub mod output;
+mod queue;
 pub mod records;
 pub mod settle;
 

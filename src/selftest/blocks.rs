@@ -182,7 +182,7 @@ impl<'a> Run<'a> {
             let chunk = self.exam.index.frame_chunk(entry.serial, FrameNo(frames.len() as u32))?;
             let mut offset = chunk.offset;
             for (info, no) in chunk.frames.iter().zip(chunk.first.0..) {
-                frames.push((FrameNo(no), offset, *info));
+                frames.push((FrameNo(no), offset, info.clone()));
                 offset += info.frame_len();
             }
         }
@@ -298,7 +298,7 @@ impl<'a> Run<'a> {
             Part::Frames { first, .. } => Some(first),
             _ => None,
         };
-        let block = serial.zip(frame).map(|(serial, no)| BlockId::new(serial, no));
+        let block = serial.zip(frame).map(|(serial, no)| BlockId::first(serial, no));
         let place = Place { arc: name, frame, block, offset: bad_part.offset };
         let error = match (bad_part.cause, &bad_part.error) {
             (Cause::Index, _) => self.index_error(format!("it has another frame than {place}, which is authentic")),
@@ -375,8 +375,8 @@ impl Watch for Run<'_> {
         if let Some(serial) = job.serial {
             self.exam.ledger.frame(serial, self.copy.id(), no, How::Medium);
         }
-        self.blocks.fetch_add(1, Relaxed);
-        self.plain_bytes.fetch_add(u64::from(info.plain_len), Relaxed);
+        self.blocks.fetch_add(info.blocks.len() as u64, Relaxed);
+        self.plain_bytes.fetch_add(u64::from(info.plain_len()), Relaxed);
     }
 
     fn advanced(&self, bytes: u64) {
@@ -471,5 +471,5 @@ fn sample(mut frames: Vec<Placed>, count: u32) -> Vec<Placed> {
 }
 
 fn last_block(entry: &ArcEntry) -> Option<BlockId> {
-    entry.frames.checked_sub(1).map(|no| BlockId::new(entry.serial, FrameNo(no)))
+    entry.frames.checked_sub(1).map(|no| BlockId::first(entry.serial, FrameNo(no)))
 }

@@ -187,7 +187,7 @@ impl Overlay {
         let located = |no: FrameNo| -> Result<(u64, FrameInfo)> {
             let chunk = index.frame_chunk(arc.serial, no)?;
             let lost = || Error::Usage(format!("{} frame {} is not in the index", arc.name, no.0));
-            chunk.locate(no).map(|(offset, info)| (offset, *info)).ok_or_else(lost)
+            chunk.locate(no).map(|(offset, info)| (offset, info.clone())).ok_or_else(lost)
         };
         let (offset, info) = located(no)?;
         let name = arc.name.to_string();
@@ -286,9 +286,9 @@ impl Overlay {
 
     /// A reader gets the block all the same.
     fn reads(&self, index: &Index, arc: &ArcEntry, frame: u32) -> bool {
-        let block = BlockId::new(arc.serial, FrameNo(frame));
+        let block = BlockId::first(arc.serial, FrameNo(frame));
         let len = index.frame_chunk(arc.serial, FrameNo(frame)).ok();
-        let len = len.and_then(|chunk| chunk.locate(FrameNo(frame)).map(|(_, info)| info.plain_len));
+        let len = len.and_then(|chunk| chunk.block(block).map(|info| info.len));
         let Ok(own) = self.dir.open_index() else { return false };
         let store = StoreOptions { cache_bytes: 0, words: Words::Reader, ..StoreOptions::default() };
         let backup = Backup::of(&self.dir, own, reader::Options { store, ..reader::Options::default() });

@@ -15,7 +15,7 @@ use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::{Fetch, Fetched, Way};
 use crate::findings::hits::Wrong;
 use crate::findings::{Advice, MAX_HITS, Part, Spot};
-use crate::ids::{BlockId, CopyId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{BlockId, CopyId, Dirno, FrameNo, FramePlace, Logid, Version};
 use crate::index::{Entry, Listed, ScanTable, Scanned, VersionRow};
 use crate::ledger::Extent;
 use crate::monitor::{Event, Progress};
@@ -58,8 +58,8 @@ struct Trouble {
 /// What is wrong, before it is known by what names.
 #[derive(Default)]
 struct Wrongs {
-    /// By the place that the block is read from; a missing arc stands at its first.
-    blocks: BTreeMap<BlockId, (Error, Cause)>,
+    /// By the frame that blocks are read from; a missing arc stands at its first.
+    frames: BTreeMap<FramePlace, (Error, Cause)>,
     /// By the words of the error.
     troubles: BTreeMap<String, Trouble>,
     unlisted: u64,
@@ -360,29 +360,29 @@ impl Reading<'_> {
 
     /// The block's arc is known to be missing already.
     fn is_missing(&self, block: BlockId, error: &Error) -> bool {
-        let first = BlockId::new(self.place_of(block).arc(), FrameNo(0));
-        let known = lock(&self.wrongs).blocks.get(&first).is_some_and(|(error, _)| is_missing(error));
+        let first = FramePlace::new(self.place_of(block).arc(), FrameNo(0));
+        let known = lock(&self.wrongs).frames.get(&first).is_some_and(|(error, _)| is_missing(error));
         known && is_missing(error)
     }
 
-    fn place_of(&self, block: BlockId) -> BlockId {
-        self.backup.tree.index().location(block).unwrap_or(block)
+    fn place_of(&self, block: BlockId) -> FramePlace {
+        self.backup.tree.index().location(block).unwrap_or(block).place()
     }
 
-    /// Notes a damaged block by its place; false if the error is not about stored bytes.
+    /// Notes a damaged frame; false if the error is not about stored bytes.
     fn damaged(&self, block: BlockId, error: &Error, cause: Cause) -> bool {
         if !matches!(error, Error::Arc { .. }) {
             return false;
         }
         let place = self.place_of(block);
-        let at = if is_missing(error) { BlockId::new(place.arc(), FrameNo(0)) } else { place };
+        let at = if is_missing(error) { FramePlace::new(place.arc(), FrameNo(0)) } else { place };
         let mut wrongs = lock(&self.wrongs);
         let wrongs = &mut *wrongs;
-        if let Some((_, known)) = wrongs.blocks.get_mut(&at) {
+        if let Some((_, known)) = wrongs.frames.get_mut(&at) {
             // What a second read mends must not hide what it does not.
             *known = if *known == Cause::Transient { cause } else { *known };
-        } else if wrongs.blocks.len() < MAX_PLACES {
-            wrongs.blocks.insert(at, (error.clone(), cause));
+        } else if wrongs.frames.len() < MAX_PLACES {
+            wrongs.frames.insert(at, (error.clone(), cause));
         } else {
             wrongs.unlisted += 1;
         }
@@ -413,8 +413,8 @@ impl Reading<'_> {
 
     /// Hands over what was found: each damaged place once, each trouble once, with the files that they hit.
     fn tell(&self, report: &mut Report) {
-        let Wrongs { blocks, troubles, unlisted } = std::mem::take(&mut *lock(&self.wrongs));
-        self.exam.tell(Level::Files, self.folded(blocks), &mut report.notes);
+        let Wrongs { frames, troubles, unlisted } = std::mem::take(&mut *lock(&self.wrongs));
+        self.exam.tell(Level::Files, self.folded(frames), &mut report.notes);
         let logids: HashSet<Logid> = troubles.values().flat_map(|trouble| &trouble.hits).map(|hit| hit.logid).collect();
         let stop = || self.exam.monitor.interrupted();
         let names = match logids.is_empty() {
@@ -439,10 +439,10 @@ impl Reading<'_> {
         self.exam.findings.add_unlisted(unlisted);
     }
 
-    /// Neighbouring blocks with the same damage, and all of an arc that is missing or from where it is cut on, are one.
-    fn folded(&self, blocks: BTreeMap<BlockId, (Error, Cause)>) -> Vec<Wrong> {
+    /// Neighbouring frames with the same damage, and all of an arc that is missing or from where it is cut on, are one.
+    fn folded(&self, frames: BTreeMap<FramePlace, (Error, Cause)>) -> Vec<Wrong> {
         let mut wrongs: Vec<Wrong> = Vec::new();
-        for (place, (error, cause)) in blocks {
+        for (place, (error, cause)) in frames {
             let (serial, no) = (place.arc(), place.frame().0);
             if let Some(Wrong { error: before, cause: same, frames: Some((arc, first, end)), spot }) = wrongs.last_mut()
                 && (*arc, *end >= no, before.code(), *same) == (serial, true, error.code(), cause)
@@ -479,7 +479,7 @@ fn is_missing(error: &Error) -> bool {
 
 impl Wrongs {
     fn count(&self) -> u64 {
-        (self.blocks.len() + self.troubles.len()) as u64 + self.unlisted
+        (self.frames.len() + self.troubles.len()) as u64 + self.unlisted
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) struct Job {
 
 impl Job {
     fn frame<'a>(&'a self, keys: &'a Keys, (no, offset, info): &'a Placed) -> Frame<'a> {
-        let block = self.serial.map(|serial| BlockId::new(serial, *no));
+        let block = self.serial.map(|serial| BlockId::first(serial, *no));
         Frame { keys, cipher: &self.cipher, arc: self.name, no: *no, block, offset: *offset, info }
     }
 }
@@ -224,7 +224,7 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arc::{FrameKind, Packer, frame};
+    use crate::arc::{BlockInfo, FrameKind, Packer, frame};
     use crate::depot;
     use crate::ids::{ArcId, ArcSalt, BackupId, Version};
     use std::io;
@@ -311,15 +311,10 @@ mod tests {
         for (len, no) in lens.iter().zip(0..) {
             let plain: Vec<u8> = (0..*len).map(|n| (n * 31 % 251) as u8 ^ no as u8).collect();
             let packed = Packer::new(3).unwrap().pack(&plain).unwrap();
-            let info = FrameInfo {
-                kind: FrameKind::Block,
-                codec: packed.codec,
-                stored_len: packed.stored.len() as u32,
-                plain_len: plain.len() as u32,
-                hash: keys.block_hash(&plain),
-            };
+            let info = FrameInfo::of_one(FrameKind::Block, &packed, BlockInfo::of(&keys, &plain));
+            let sealed = frame::seal(&cipher, FrameNo(no), &info, &packed.stored);
             frames.push((FrameNo(no), bytes.len() as u64, info));
-            bytes.extend(frame::seal(&cipher, FrameNo(no), &info, &packed.stored));
+            bytes.extend(sealed);
         }
         let times = AtomicU64::new(times);
         let bytes = Box::new(Faulty { bytes, at, times, errno, forgotten: AtomicU64::new(0) });
@@ -366,7 +361,7 @@ mod tests {
     #[test]
     fn who_expects_another_frame_than_an_authentic_one_is_wrong() {
         let mut wrong = job(&[100, 200], 0, 0, None);
-        wrong.frames[1].2.hash.0[3] ^= 1;
+        wrong.frames[1].2.blocks[0].hash.0[3] ^= 1;
         assert_eq!(verify(vec![wrong]), (vec![0], vec![(1, "ARC_FRAME_WRONG", Cause::Index)]));
     }
 

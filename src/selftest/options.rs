@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::{BlockRef, Fix, Level, Options, Scope};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockHash, BlockId, FrameNo};
+use crate::ids::{ArcSerial, BlockHash, BlockId, FrameNo, Slot};
 use crate::text::shown;
 
 impl Level {
@@ -19,15 +19,17 @@ impl Level {
 impl FromStr for BlockRef {
     type Err = String;
 
-    /// `b12.34`, or a block hash of 40 hexadecimal digits.
+    /// `b12.34.0`, or a block hash of 40 hexadecimal digits.
     fn from_str(text: &str) -> Result<BlockRef, String> {
-        let wrong = || format!("`{text}` is no block such as b12.34, and no block hash");
-        if let Some((arc, frame)) = text.strip_prefix('b').and_then(|rest| rest.split_once('.')) {
+        let wrong = || format!("`{text}` is no block such as b12.34.0, and no block hash");
+        let parts: Vec<&str> = text.strip_prefix('b').map(|rest| rest.split('.').collect()).unwrap_or_default();
+        if let [arc, frame, slot] = parts.as_slice() {
             let arc = arc.parse().map(ArcSerial).map_err(|_| wrong())?;
-            let frame: u32 = frame.parse().map_err(|_| wrong())?;
-            let id = BlockId::new(arc, FrameNo(frame));
-            let canonical = arc <= ArcSerial::MAX && frame < 1 << FrameNo::BITS && id.to_string() == text;
-            return if canonical { Ok(BlockRef::Id(id)) } else { Err(wrong()) };
+            let frame = frame.parse().map(FrameNo).map_err(|_| wrong())?;
+            let slot = slot.parse().map(Slot).map_err(|_| wrong())?;
+            let possible = arc <= ArcSerial::MAX && frame <= FrameNo::MAX && slot <= Slot::MAX;
+            let id = possible.then(|| BlockId::new(arc, frame, slot)).filter(|id| id.to_string() == text);
+            return id.map(BlockRef::Id).ok_or_else(wrong);
         }
         let mut hash = [0; 20];
         if text.len() != 40 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -143,7 +145,7 @@ mod tests {
 
     #[test]
     fn blocks_are_named_by_place_or_by_hash() {
-        let id = BlockId::new(ArcSerial(12), FrameNo(34));
+        let id = BlockId::first(ArcSerial(12), FrameNo(34));
         assert_eq!(id.to_string().parse(), Ok(BlockRef::Id(id)));
         let hash = BlockHash([0xa5; 20]);
         assert_eq!(hash.to_string().parse(), Ok(BlockRef::Hash(hash)));

@@ -1,6 +1,6 @@
 //! Blocks from copies that leave the machine: threads that may be kept waiting, and the clock that lets nobody else be.
 //!
-//! Invariants: at most `MAX_TASKS` blocks wait for their turn; one for which nobody waits any more is not asked for; a
+//! Invariants: at most `MAX_TASKS` frames wait for their turn; one for which nobody waits any more is not asked for; a
 //! question whose deadline has come is answered by the clock's thread; once closed, each question is answered at once.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,11 +10,13 @@ use std::time::Instant;
 use super::Inner;
 use super::job::{Job, Outcome};
 use super::later::{Later, Pending, Then};
+use crate::arc::VerifiedFrame;
 use crate::error::{Error, Result};
 use crate::fetch::{Asked, Bad};
+use crate::ids::FramePlace;
 use crate::sync::{lock, wait, wait_timeout};
 
-/// Blocks that are asked for at a time.
+/// Frames that are asked for at a time.
 const THREADS: usize = 16;
 const MAX_TASKS: usize = 4096;
 
@@ -68,21 +70,21 @@ fn serve(inner: &Inner) {
         let owed = Owed { inner, job: &job, slot };
         // Who asked has been told that it took too long.
         if sent.elapsed() > inner.deadline {
-            owed.pay(Err(Error::TimedOut));
+            owed.pay(asked.at.frame(), Err(Error::TimedOut));
             continue;
         }
-        let outcome = match inner.fetch.far(&asked) {
+        let result = match inner.fetch.far(&asked) {
             Some(mut fetched) => {
                 fetched.met = Some(bad.error);
                 Ok(inner.notes.fetched(&inner.fetch, &asked, job.file, fetched))
             }
             None => Err(inner.notes.lost(&inner.fetch, &asked, job.file, bad, &mut None)),
         };
-        owed.pay(outcome);
+        owed.pay(asked.at.frame(), result);
     }
 }
 
-/// A block that is delivered also if its thread panics.
+/// A frame that is delivered also if its thread panics.
 struct Owed<'a> {
     inner: &'a Inner,
     job: &'a Arc<Job>,
@@ -90,21 +92,21 @@ struct Owed<'a> {
 }
 
 impl Owed<'_> {
-    fn pay(&self, outcome: Outcome) {
-        self.inner.deliver(self.job, self.slot, outcome);
+    fn pay(&self, frame: FramePlace, result: Result<VerifiedFrame>) {
+        self.inner.deliver(self.job, self.slot, Outcome { frame, result });
     }
 }
 
 impl Drop for Owed<'_> {
     fn drop(&mut self) {
-        if !self.job.delivered(self.slot) {
-            self.pay(Err(Error::SelfCheck { what: "a block was not delivered".into() }));
+        if let Some(asked) = self.job.asked.get(self.slot).filter(|_| !self.job.delivered(self.slot)) {
+            self.pay(asked.at.frame(), Err(Error::SelfCheck { what: "a frame was not delivered".into() }));
         }
     }
 }
 
 impl Far {
-    /// Leaves a block to the threads here, which deliver it.
+    /// Leaves a frame to the threads here, which deliver it.
     ///
     /// # Errors
     /// `READ_TIMED_OUT` when so many wait already that its turn would not come.
@@ -177,7 +179,9 @@ impl Far {
             std::mem::take(&mut queue.tasks)
         };
         self.more.notify_all();
-        tasks.iter().for_each(|task| task.job.deliver(task.slot, Err(Error::TimedOut)));
+        for Task { job, slot, asked, .. } in &tasks {
+            job.deliver(*slot, Outcome { frame: asked.at.frame(), result: Err(Error::TimedOut) });
+        }
         let pending = {
             let mut clock = lock(&self.clock);
             clock.closed = true;

@@ -1,25 +1,33 @@
-//! A few blocks that are on their way: who fetches them, and who waits for them.
+//! A few frames that are on their way: who fetches them, and who waits for them.
 //!
-//! Invariants: one thread fetches what is near; each block is delivered once; whoever waits, waits no longer than its
+//! Invariants: one thread fetches what is near; each frame is delivered once; whoever waits, waits no longer than its
 //! deadline.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
-use super::Wanted;
-use crate::arc::VerifiedBlock;
+use crate::arc::VerifiedFrame;
 use crate::error::{Error, Result};
-use crate::ids::Logid;
+use crate::fetch::Asked;
+use crate::ids::{FramePlace, Logid};
 use crate::sync::{lock, wait_timeout};
 
-pub type Outcome = Result<Arc<VerifiedBlock>>;
-/// Called once, by whoever delivers a block.
+/// What came of a frame.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The one that was looked at last: another one than was asked for where blocks of that were relocated meanwhile.
+    pub frame: FramePlace,
+    pub result: Result<VerifiedFrame>,
+}
+
+/// Called once, by whoever delivers a frame.
 pub type Tell = Box<dyn FnOnce() + Send>;
 
-/// A few blocks that one thread fetches together; whoever needs one of them first may be that thread.
+/// A few frames that one thread fetches together; whoever needs one of them first may be that thread.
 pub struct Job {
-    pub wanted: Vec<Wanted>,
+    /// A block of each.
+    pub asked: Vec<Asked>,
     /// The file they are fetched for, to name it when one is bad.
     pub file: Option<Logid>,
     claimed: AtomicBool,
@@ -27,7 +35,7 @@ pub struct Job {
     changed: Condvar,
 }
 
-/// How it stands with a block of a job.
+/// How it stands with a frame of a job.
 enum Slot {
     /// The job's thread fetches it.
     Near,
@@ -37,12 +45,12 @@ enum Slot {
 }
 
 impl Job {
-    pub fn new(wanted: Vec<Wanted>, file: Option<Logid>) -> Job {
-        let slots = Mutex::new(wanted.iter().map(|_| Slot::Near).collect());
-        Job { wanted, file, claimed: AtomicBool::new(false), slots, changed: Condvar::new() }
+    pub fn new(asked: Vec<Asked>, file: Option<Logid>) -> Job {
+        let slots = Mutex::new(asked.iter().map(|_| Slot::Near).collect());
+        Job { asked, file, claimed: AtomicBool::new(false), slots, changed: Condvar::new() }
     }
 
-    /// True for exactly one caller, which then must deliver every block, or leave it to others.
+    /// True for exactly one caller, which then must deliver every frame, or leave it to others.
     pub fn claim(&self) -> bool {
         !self.claimed.swap(true, Ordering::AcqRel)
     }
@@ -75,33 +83,33 @@ impl Job {
     }
 
     /// Waits for the job's thread, until it has delivered the block or left it to others; then None.
-    pub fn wait_near(&self, slot: usize, deadline: Instant) -> Option<Outcome> {
+    pub fn wait_near(&self, slot: usize, deadline: Instant) -> Result<Option<Outcome>> {
         self.wait_while(slot, deadline, |slot| matches!(slot, Slot::Near))
     }
 
-    /// Waits until the block is delivered.
-    pub fn wait(&self, slot: usize, deadline: Instant) -> Outcome {
-        let outcome = self.wait_while(slot, deadline, |slot| !matches!(slot, Slot::Delivered(_)));
-        outcome.unwrap_or_else(|| Err(Error::Usage(format!("a job has no block {slot}"))))
+    /// Waits until the frame is delivered.
+    pub fn wait(&self, slot: usize, deadline: Instant) -> Result<Outcome> {
+        let outcome = self.wait_while(slot, deadline, |slot| !matches!(slot, Slot::Delivered(_)))?;
+        outcome.ok_or_else(|| Error::Usage(format!("a job has no frame {slot}")))
     }
 
-    fn wait_while(&self, slot: usize, deadline: Instant, pending: impl Fn(&Slot) -> bool) -> Option<Outcome> {
+    fn wait_while(&self, slot: usize, deadline: Instant, pending: impl Fn(&Slot) -> bool) -> Result<Option<Outcome>> {
         let mut slots = lock(&self.slots);
         loop {
-            match slots.get(slot)? {
-                Slot::Delivered(outcome) => return Some(outcome.clone()),
-                waiting if !pending(waiting) => return None,
-                _ => {}
+            match slots.get(slot) {
+                Some(Slot::Delivered(outcome)) => return Ok(Some(outcome.clone())),
+                Some(waiting) if pending(waiting) => {}
+                _ => return Ok(None),
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Some(Err(Error::TimedOut));
+                return Err(Error::TimedOut);
             }
             slots = wait_timeout(&self.changed, slots, left);
         }
     }
 
-    /// Calls `tell` when the block is delivered, or at once if it is.
+    /// Calls `tell` when the frame is delivered, or at once if it is.
     pub fn when_delivered(&self, slot: usize, tell: Tell) {
         if let Some(Slot::Far(waiting)) = lock(&self.slots).get_mut(slot) {
             return waiting.push(tell);

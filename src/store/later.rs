@@ -10,40 +10,47 @@ use super::job::Job;
 use super::{Inner, Wanted};
 use crate::arc::VerifiedBlock;
 use crate::error::{Error, Result};
+use crate::ids::{BlockId, Logid};
 use crate::sync::lock;
 
 /// Takes the answer.
-pub type Then = Box<dyn FnOnce(Result<Vec<Arc<VerifiedBlock>>>) + Send>;
+pub type Then = Box<dyn FnOnce(Result<Vec<VerifiedBlock>>) + Send>;
 
 pub enum Part {
-    Here(Arc<VerifiedBlock>),
+    Here(VerifiedBlock),
     Coming(Arc<Job>, usize),
+}
+
+/// A block that was asked for, and where it was found to be.
+pub struct Ask {
+    pub want: Wanted,
+    pub place: BlockId,
 }
 
 /// Blocks that are here, and those that follow them, not all of which are.
 pub struct Later {
     pub inner: Arc<Inner>,
-    pub blocks: Vec<Arc<VerifiedBlock>>,
-    pub parts: Vec<(Wanted, Part)>,
+    pub blocks: Vec<VerifiedBlock>,
+    pub parts: Vec<(Ask, Part)>,
+    pub file: Option<Logid>,
     pub deadline: Instant,
 }
 
 impl Later {
     /// Waits for them.
-    pub fn wait(self) -> Result<Vec<Arc<VerifiedBlock>>> {
-        let Later { inner, mut blocks, parts, deadline } = self;
-        for (want, part) in parts {
-            let verified = match part {
+    pub fn wait(self) -> Result<Vec<VerifiedBlock>> {
+        let Later { inner, mut blocks, parts, file, deadline } = self;
+        for (ask, part) in parts {
+            blocks.push(match part {
                 Part::Here(verified) => verified,
                 Part::Coming(job, slot) => match job.wait(slot, deadline) {
                     Err(Error::TimedOut) => {
-                        lock(&inner.shelf).is_late(want.block);
+                        lock(&inner.shelf).is_late(ask.place.place());
                         return Err(Error::TimedOut);
                     }
-                    outcome => outcome?,
+                    outcome => inner.block_of(&ask, outcome?, file, deadline)?,
                 },
-            };
-            blocks.push(inner.notes.of_length(&want, verified)?);
+            });
         }
         Ok(blocks)
     }
@@ -52,7 +59,7 @@ impl Later {
     fn is_late(&self) {
         let coming = |part: &Part| part.coming().is_some_and(|(job, slot)| !job.delivered(slot));
         let late = self.parts.iter().filter(|(_, part)| coming(part));
-        late.for_each(|(want, _)| lock(&self.inner.shelf).is_late(want.block));
+        late.for_each(|(ask, _)| lock(&self.inner.shelf).is_late(ask.place.place()));
     }
 }
 

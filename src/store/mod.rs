@@ -1,7 +1,7 @@
 //! Verified blocks, from the cache or fetched: the only way from stored bytes to a reader.
 //!
-//! Invariants: what leaves here is a `VerifiedBlock`; a block is fetched once at a time however many want it; what is near
-//! is fetched by whoever needs it first, what is far by threads of its own, and nobody waits for it longer than the
+//! Invariants: what leaves here is a `VerifiedBlock`; a frame is fetched once at a time however many want blocks of it, and
+//! all of them are at hand then; what is near is fetched by whoever needs it first, what is far by threads of its own, and nobody waits for it longer than the
 //! deadline; cache, verdicts and what is waited for are bounded; a bad block gives an error that names its place, and is
 //! logged and listed once.
 
@@ -23,19 +23,19 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, select_biased, unbounded};
 
-use crate::arc::VerifiedBlock;
+use crate::arc::{VerifiedBlock, VerifiedFrame};
 use crate::crypto::Keys;
 use crate::depot::Depot;
 use crate::error::{Error, Result};
-use crate::fetch::Fetch;
 pub use crate::fetch::Heal;
-use crate::ids::{BlockId, Logid, Version};
+use crate::fetch::{Asked, Fetch};
+use crate::ids::{BlockId, FramePlace, Logid, Version};
 use crate::index::Index;
 use crate::ledger::LedgerWriter;
 use crate::sync::lock;
 use far::Far;
 use job::{Job, Outcome};
-use later::{Later, Part};
+use later::{Ask, Later, Part};
 use notes::Notes;
 use shelf::{Found, Shelf};
 pub use tally::{Met, Summary, Tally};
@@ -198,7 +198,7 @@ impl Store {
     /// One block, verified. `file` names the reader in messages about damage.
     ///
     /// Errors: `Arc` for damage (with its place), index errors, `IndexRow` if the block has another length.
-    pub fn block(&self, block: BlockId, expected_len: u32, file: Option<Logid>) -> Result<Arc<VerifiedBlock>> {
+    pub fn block(&self, block: BlockId, expected_len: u32, file: Option<Logid>) -> Result<VerifiedBlock> {
         let mut blocks = self.blocks(&[Wanted { block, len_bytes: expected_len }], file)?;
         blocks.pop().ok_or_else(|| Error::Usage("no block asked for".into()))
     }
@@ -207,7 +207,7 @@ impl Store {
     ///
     /// # Errors
     /// As `block`; `READ_TIMED_OUT` when they have not come by the deadline.
-    pub fn blocks(&self, wanted: &[Wanted], file: Option<Logid>) -> Result<Vec<Arc<VerifiedBlock>>> {
+    pub fn blocks(&self, wanted: &[Wanted], file: Option<Logid>) -> Result<Vec<VerifiedBlock>> {
         match self.gather(wanted, file)? {
             Gathered::Here(blocks) => Ok(blocks),
             Gathered::Later(later) => later.wait(),
@@ -220,7 +220,7 @@ impl Store {
         &self,
         wanted: &[Wanted],
         file: Option<Logid>,
-        then: impl FnOnce(Result<Vec<Arc<VerifiedBlock>>>) + Send + 'static,
+        then: impl FnOnce(Result<Vec<VerifiedBlock>>) + Send + 'static,
     ) {
         match self.gather(wanted, file) {
             Ok(Gathered::Here(blocks)) => then(Ok(blocks)),
@@ -233,17 +233,23 @@ impl Store {
     }
 
     fn gather(&self, wanted: &[Wanted], file: Option<Logid>) -> Result<Gathered> {
-        let deadline = Instant::now() + self.inner.deadline;
+        let inner = &self.inner;
+        let deadline = Instant::now() + inner.deadline;
+        let mut located = Vec::with_capacity(wanted.len());
+        for want in wanted {
+            located.push(inner.locate(want, file)?);
+        }
         let mut found = Vec::with_capacity(wanted.len());
         let jobs = {
-            let mut shelf = lock(&self.inner.shelf);
-            let mut missing: Vec<Wanted> = Vec::new();
-            for want in wanted {
-                match shelf.find(want.block) {
+            let mut shelf = lock(&inner.shelf);
+            let mut missing: Vec<Asked> = Vec::new();
+            for asked in &located {
+                let frame = asked.at.frame();
+                match shelf.find(frame) {
                     Found::Bad(error) => return Err(error),
                     Found::Unknown => {
-                        if !missing.iter().any(|known| known.block == want.block) {
-                            missing.push(*want);
+                        if !missing.iter().any(|known| known.at.frame() == frame) {
+                            missing.push(asked.clone());
                         }
                         found.push(Found::Unknown);
                     }
@@ -253,9 +259,9 @@ impl Store {
             let jobs = into_jobs(missing, file);
             jobs.iter().for_each(|job| shelf.expect(job));
             if !jobs.is_empty() {
-                for (want, place) in wanted.iter().zip(&mut found) {
-                    if matches!(place, Found::Unknown) {
-                        *place = shelf.find(want.block);
+                for (asked, known) in located.iter().zip(&mut found) {
+                    if matches!(known, Found::Unknown) {
+                        *known = shelf.find(asked.at.frame());
                     }
                 }
             }
@@ -269,18 +275,20 @@ impl Store {
         }
         let mut blocks = Vec::with_capacity(wanted.len());
         let mut parts = Vec::new();
-        for (want, place) in wanted.iter().zip(found) {
-            let part = match place {
-                Found::Here(verified) => {
-                    self.inner.notes.tally.cache_hit();
-                    Part::Here(verified)
+        for ((want, asked), known) in wanted.iter().zip(&located).zip(found) {
+            let ask = Ask { want: *want, place: asked.at.place() };
+            let part = match known {
+                Found::Here(opened) => {
+                    inner.notes.tally.cache_hit();
+                    let here = Outcome { frame: asked.at.frame(), result: Ok(opened) };
+                    Part::Here(inner.block_of(&ask, here, file, deadline)?)
                 }
                 Found::Coming(job, slot) => {
                     if !job.delivered(slot) && job.claim() {
-                        self.inner.run(&job);
+                        inner.run(&job);
                     }
-                    match job.wait_near(slot, deadline) {
-                        Some(outcome) => Part::Here(outcome?),
+                    match job.wait_near(slot, deadline)? {
+                        Some(outcome) => Part::Here(inner.block_of(&ask, outcome, file, deadline)?),
                         None => Part::Coming(job, slot),
                     }
                 }
@@ -288,14 +296,14 @@ impl Store {
                 Found::Unknown => return Err(Error::Usage("a block was not asked for".into())),
             };
             match part {
-                Part::Here(verified) if parts.is_empty() => blocks.push(self.inner.notes.of_length(want, verified)?),
-                part => parts.push((*want, part)),
+                Part::Here(block) if parts.is_empty() => blocks.push(block),
+                part => parts.push((ask, part)),
             }
         }
         if parts.is_empty() {
             return Ok(Gathered::Here(blocks));
         }
-        Ok(Gathered::Later(Later { inner: self.inner.clone(), blocks, parts, deadline }))
+        Ok(Gathered::Later(Later { inner: inner.clone(), blocks, parts, file, deadline }))
     }
 
     /// Whether `bytes` are a block's, by its keyed hash; nothing is read from an arc.
@@ -307,17 +315,21 @@ impl Store {
     pub fn prefetch(&self, wanted: impl IntoIterator<Item = Wanted>, file: Option<Logid>) {
         let Some(Queues { ahead, .. }) = self.pool() else { return };
         let jobs = {
-            let mut shelf = lock(&self.inner.shelf);
-            let mut missing: Vec<Wanted> = Vec::new();
+            let mut missing: Vec<Asked> = Vec::new();
             let mut room = self.inner.max_ahead_bytes.saturating_sub(self.inner.ahead_bytes.load(Ordering::Relaxed));
             for want in wanted {
-                if shelf.knows(want.block) || missing.iter().any(|known| known.block == want.block) {
+                // One that can't be found is told of when it is needed.
+                let Ok(asked) = self.inner.fetch.locate(want.block) else { continue };
+                let frame = asked.at.frame();
+                if missing.iter().any(|known| known.at.frame() == frame) || lock(&self.inner.shelf).knows(frame) {
                     continue;
                 }
-                let Some(left) = room.checked_sub(u64::from(want.len_bytes)) else { break };
+                let Some(left) = room.checked_sub(u64::from(asked.at.info.plain_len())) else { break };
                 room = left;
-                missing.push(want);
+                missing.push(asked);
             }
+            let mut shelf = lock(&self.inner.shelf);
+            missing.retain(|asked| !shelf.knows(asked.at.frame()));
             let jobs = into_jobs(missing, file);
             for job in &jobs {
                 shelf.expect(job);
@@ -339,7 +351,7 @@ impl Store {
 
 /// Blocks that are at hand, or not all of them yet.
 enum Gathered {
-    Here(Vec<Arc<VerifiedBlock>>),
+    Here(Vec<VerifiedBlock>),
     Later(Later),
 }
 
@@ -355,18 +367,19 @@ impl Drop for Store {
     }
 }
 
-/// Cuts blocks into jobs of about `JOB_BYTES`.
-fn into_jobs(missing: Vec<Wanted>, file: Option<Logid>) -> Vec<Arc<Job>> {
+/// Cuts frames into jobs of about `JOB_BYTES`.
+fn into_jobs(missing: Vec<Asked>, file: Option<Logid>) -> Vec<Arc<Job>> {
     let mut jobs = Vec::new();
-    let mut part: Vec<Wanted> = Vec::new();
+    let mut part: Vec<Asked> = Vec::new();
     let mut part_bytes = 0;
-    for want in missing {
-        if !part.is_empty() && part_bytes + u64::from(want.len_bytes) > JOB_BYTES {
+    for asked in missing {
+        let len_bytes = u64::from(asked.at.info.plain_len());
+        if !part.is_empty() && part_bytes + len_bytes > JOB_BYTES {
             jobs.push(Arc::new(Job::new(std::mem::take(&mut part), file)));
             part_bytes = 0;
         }
-        part_bytes += u64::from(want.len_bytes);
-        part.push(want);
+        part_bytes += len_bytes;
+        part.push(asked);
     }
     if !part.is_empty() {
         jobs.push(Arc::new(Job::new(part, file)));
@@ -375,7 +388,7 @@ fn into_jobs(missing: Vec<Wanted>, file: Option<Logid>) -> Vec<Arc<Job>> {
 }
 
 fn job_bytes(job: &Job) -> u64 {
-    job.wanted.iter().map(|want| u64::from(want.len_bytes)).sum()
+    job.asked.iter().map(|asked| u64::from(asked.at.info.plain_len())).sum()
 }
 
 /// One thread of the pool: what is needed now goes before what is read ahead. Ends when the store is dropped.
@@ -410,61 +423,99 @@ struct Deliver<'a> {
 }
 
 impl Deliver<'_> {
-    fn outcome(&self, slot: usize, outcome: Outcome) {
-        self.inner.deliver(self.job, slot, outcome);
+    fn result(&self, slot: usize, frame: FramePlace, result: Result<VerifiedFrame>) {
+        self.inner.deliver(self.job, slot, Outcome { frame, result });
     }
 }
 
 impl Drop for Deliver<'_> {
     fn drop(&mut self) {
-        for slot in 0..self.job.wanted.len() {
+        for (slot, asked) in self.job.asked.iter().enumerate() {
             if self.job.is_near(slot) {
-                self.outcome(slot, Err(Error::SelfCheck { what: "a block was not delivered".into() }));
+                let what = "a frame was not delivered".into();
+                self.result(slot, asked.at.frame(), Err(Error::SelfCheck { what }));
             }
         }
     }
 }
 
+/// How often a block is looked for anew because it was relocated meanwhile.
+const MAX_MOVES: u32 = 3;
+
 impl Inner {
+    fn locate(&self, want: &Wanted, file: Option<Logid>) -> Result<Asked> {
+        let located = self.fetch.locate(want.block);
+        located.inspect_err(|error| self.notes.unlocated(want.block, file, error))
+    }
+
     fn deliver(&self, job: &Arc<Job>, slot: usize, outcome: Outcome) {
-        if let Some(want) = job.wanted.get(slot) {
-            lock(&self.shelf).arrive(want.block, &outcome);
+        if let Some(asked) = job.asked.get(slot) {
+            lock(&self.shelf).arrive(asked.at.frame(), &outcome);
         }
         job.deliver(slot, outcome);
     }
 
-    /// Fetches the blocks of a job that the caller has claimed; what only a far copy can have is left to others.
+    /// The block out of what came of its frame; it is looked for anew if it was relocated meanwhile.
+    fn block_of(
+        self: &Arc<Inner>,
+        ask: &Ask,
+        mut outcome: Outcome,
+        file: Option<Logid>,
+        deadline: Instant,
+    ) -> Result<VerifiedBlock> {
+        let mut place = ask.place;
+        for _ in 0..MAX_MOVES {
+            if outcome.frame == place.place() {
+                break;
+            }
+            self.fetch.forget(ask.want.block);
+            let asked = self.locate(&ask.want, file)?;
+            place = asked.at.place();
+            let (job, slot) = {
+                let mut shelf = lock(&self.shelf);
+                match shelf.find(place.place()) {
+                    Found::Bad(error) => return Err(error),
+                    Found::Here(opened) => {
+                        outcome = Outcome { frame: place.place(), result: Ok(opened) };
+                        continue;
+                    }
+                    Found::Coming(job, slot) => (job, slot),
+                    Found::Unknown => {
+                        let job = Arc::new(Job::new(vec![asked], file));
+                        shelf.expect(&job);
+                        (job, 0)
+                    }
+                }
+            };
+            if !job.delivered(slot) && job.claim() {
+                self.run(&job);
+            }
+            outcome = job.wait(slot, deadline)?;
+        }
+        let opened = outcome.result?;
+        let block = opened.block(place.slot()).filter(|_| outcome.frame == place.place());
+        let block = block.ok_or_else(|| Error::SelfCheck { what: format!("{} moves all the time", ask.want.block) })?;
+        self.notes.of_length(&ask.want, block)
+    }
+
+    /// Fetches the frames of a job that the caller has claimed; what only a far copy can have is left to others.
     fn run(&self, job: &Arc<Job>) {
         let deliver = Deliver { inner: self, job };
-        let mut slots = Vec::with_capacity(job.wanted.len());
-        let mut asked = Vec::with_capacity(job.wanted.len());
-        for (slot, want) in job.wanted.iter().enumerate() {
-            match self.fetch.locate(want.block) {
-                Ok(located) => {
-                    slots.push(slot);
-                    asked.push(located);
-                }
-                Err(error) => {
-                    self.notes.unlocated(want.block, job.file, &error);
-                    deliver.outcome(slot, Err(error));
-                }
-            }
-        }
         let mut told = None;
-        self.fetch.near(&asked, &mut |number, asked, outcome| {
-            let Some(slot) = slots.get(number).copied() else { return };
+        self.fetch.near(&job.asked, &mut |slot, asked, outcome| {
+            let frame = asked.at.frame();
             let bad = match outcome {
                 Ok(fetched) => {
-                    let block = self.notes.fetched(&self.fetch, asked, job.file, fetched);
-                    return deliver.outcome(slot, Ok(block));
+                    let opened = self.notes.fetched(&self.fetch, asked, job.file, fetched);
+                    return deliver.result(slot, frame, Ok(opened));
                 }
                 Err(bad) => bad,
             };
             if let Some(far) = &self.far {
-                let sent = far.send(job, slot, *asked, bad);
-                return sent.unwrap_or_else(|error| deliver.outcome(slot, Err(error)));
+                let sent = far.send(job, slot, asked.clone(), bad);
+                return sent.unwrap_or_else(|error| deliver.result(slot, frame, Err(error)));
             }
-            deliver.outcome(slot, Err(self.notes.lost(&self.fetch, asked, job.file, bad, &mut told)));
+            deliver.result(slot, frame, Err(self.notes.lost(&self.fetch, asked, job.file, bad, &mut told)));
         });
     }
 }

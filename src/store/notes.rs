@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use super::tally::{self, End, Met, Tally};
 use super::{Wanted, Words};
-use crate::arc::VerifiedBlock;
 use crate::arc::repair::BitFlip;
+use crate::arc::{VerifiedBlock, VerifiedFrame};
 use crate::error::{Damage, Error, Result};
 use crate::fetch::{Asked, Bad, Fetch, Fetched, Repair, Way};
-use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, Version};
+use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, FramePlace, Logid, Slot, Version};
 use crate::index::Index;
 use crate::ledger::{self, Flip, How, LedgerWriter, Record};
 use crate::text::shown;
@@ -27,10 +27,10 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    /// A block was verified, at first or after all.
-    pub fn fetched(&self, fetch: &Fetch, asked: &Asked, file: Option<Logid>, fetched: Fetched) -> Arc<VerifiedBlock> {
-        let Fetched { block, copy, way, met } = fetched;
-        self.tally.block_verified(block.len() as u64);
+    /// A frame was verified, at first or after all.
+    pub fn fetched(&self, fetch: &Fetch, asked: &Asked, file: Option<Logid>, fetched: Fetched) -> VerifiedFrame {
+        let Fetched { opened, copy, way, met } = fetched;
+        self.tally.verified(opened.blocks() as u64, opened.plain_len());
         let how = match way {
             Way::First => Some(How::Read),
             Way::Again { .. } | Way::Copy => Some(How::Medium),
@@ -51,14 +51,14 @@ impl Notes {
             let new = self.met(fetch, asked, file, &error, end);
             // What the arc has is one flip however often it is read; what a read brought is another one each time.
             if new || !again {
-                self.flips(asked.at.place(), &flips, again);
+                self.flips(asked.at.frame(), &flips, again);
             }
         }
-        Arc::new(block)
+        opened
     }
 
-    /// A block could not be had; gives the error for its readers. An arc that can't be opened is one place, told once (`told`
-    /// remembers it over the blocks of a job), but a log says each block that was wanted.
+    /// A frame could not be had; gives the error for its readers. An arc that can't be opened is one place, told once (`told`
+    /// remembers it over the frames of a job), but a log says each that was wanted.
     pub fn lost(
         &self,
         fetch: &Fetch,
@@ -71,7 +71,7 @@ impl Notes {
         if each {
             self.met(fetch, asked, file, &bad.error, End::Lost);
         } else if told.replace(asked.at.serial) != Some(asked.at.serial) {
-            let key = BlockId::new(asked.at.serial, FrameNo(0)).0;
+            let key = BlockId::first(asked.at.serial, FrameNo(0)).0;
             self.note(key, Some((asked.at.serial, CopyId::LOCAL)), &bad.error, "", End::Lost, || self.path_of(file));
         }
         bad.error
@@ -88,7 +88,7 @@ impl Notes {
     }
 
     /// The block, if it has the length that its user expects.
-    pub fn of_length(&self, want: &Wanted, verified: Arc<VerifiedBlock>) -> Result<Arc<VerifiedBlock>> {
+    pub fn of_length(&self, want: &Wanted, verified: VerifiedBlock) -> Result<VerifiedBlock> {
         if verified.len() == want.len_bytes as usize {
             return Ok(verified);
         }
@@ -105,7 +105,7 @@ impl Notes {
     }
 
     fn met(&self, fetch: &Fetch, asked: &Asked, file: Option<Logid>, error: &Error, end: End) -> bool {
-        let mut more = format!("expected hash {}", asked.at.info.hash);
+        let mut more = format!("expected hash {}", asked.at.block.hash);
         if let Some(source) = fetch.source(asked.at.serial) {
             more += &format!(", source {source}");
         }
@@ -113,7 +113,7 @@ impl Notes {
             more += &format!("; {how}");
         }
         let arc = Some((asked.at.serial, CopyId::LOCAL));
-        self.note(asked.block.0, arc, error, &more, end, || self.path_of(file))
+        self.note(asked.at.frame().slot(Slot(0)).0, arc, error, &more, end, || self.path_of(file))
     }
 
     /// Lists and logs damage, once a place: path, version, arc, frame, block, expected and found hash, source. True
@@ -168,8 +168,9 @@ impl Notes {
         }
     }
 
-    fn flips(&self, block: BlockId, flips: &[BitFlip], again: bool) {
+    fn flips(&self, frame: FramePlace, flips: &[BitFlip], again: bool) {
         let Some(ledger) = self.ledger.as_ref().filter(|_| flips.len() <= MAX_FLIPS) else { return };
+        let block = frame.slot(Slot(0));
         for BitFlip { byte, bit, to_one } in flips.iter().copied() {
             ledger.record(Record::Flip(Flip { when_s: ledger.now_s(), block, byte, bit, to_one, again }));
         }

@@ -26,7 +26,7 @@ fn world() -> World {
         let blocks: Vec<_> = (0..READERS as u64).map(|n| some_bytes(seed + n, 4000)).collect();
         let serial = fixture.next_data_serial();
         fixture.commit(&blocks, &[dir_record(Dirno::ROOT, Dirno::ROOT, b"", 0)]);
-        let want = |no: usize| Wanted { block: BlockId::new(serial, FrameNo(no as u32)), len_bytes: 4000 };
+        let want = |no: usize| Wanted { block: BlockId::first(serial, FrameNo(no as u32)), len_bytes: 4000 };
         ((0..READERS).map(want).collect::<Vec<_>>(), blocks)
     };
     let (here, far) = (arc(0), arc(1000));

@@ -160,8 +160,8 @@ impl Default for Tally {
 }
 
 impl Tally {
-    pub fn block_verified(&self, len_bytes: u64) {
-        self.blocks_verified.fetch_add(1, Ordering::Relaxed);
+    pub fn verified(&self, blocks: u64, len_bytes: u64) {
+        self.blocks_verified.fetch_add(blocks, Ordering::Relaxed);
         self.bytes_verified.fetch_add(len_bytes, Ordering::Relaxed);
     }
 

@@ -9,7 +9,7 @@ use crate::testing::fixture::{Fixture, dir_record, some_bytes};
 
 fn wanted(serial: ArcSerial, blocks: &[Vec<u8>]) -> Vec<Wanted> {
     let want = |(no, bytes): (usize, &Vec<u8>)| Wanted {
-        block: BlockId::new(serial, FrameNo(no as u32)),
+        block: BlockId::first(serial, FrameNo(no as u32)),
         len_bytes: bytes.len() as u32,
     };
     blocks.iter().enumerate().map(want).collect()
@@ -108,11 +108,11 @@ fn a_bad_block_costs_only_itself_and_is_listed_once() {
 fn a_flipped_bit_is_put_right_in_memory_and_counts_as_damage() {
     let (fixture, blocks, wanted) = with_blocks(10, 5_000);
     let serial = wanted[0].block.arc();
-    // In the header, in the ciphertext, and in both.
+    // In the head, in the body, and in both.
     fixture.flip_bit(serial, FrameNo(2), 17, 3);
     fixture.flip_bit(serial, FrameNo(4), 1000, 7);
     fixture.flip_bit(serial, FrameNo(6), 0, 0);
-    fixture.flip_bit(serial, FrameNo(6), 36, 0);
+    fixture.flip_bit(serial, FrameNo(6), 32, 0);
     let damaged = std::fs::read(fixture.arc_path(serial)).unwrap();
     for threads in [0, 2] {
         let store = fixture.store(options(0, threads));
@@ -126,7 +126,7 @@ fn a_flipped_bit_is_put_right_in_memory_and_counts_as_damage() {
         told.sort();
         let still = "repaired in memory, the arc still has it (assay selftest --fix)";
         assert!(told[0].starts_with("ARC_FRAME_WRONG bit 3 of byte 17 was flipped to "), "{told:?}");
-        assert!(told[1].starts_with("ARC_FRAME_WRONG its header was changed and bit 0") || told[1].contains("byte 0"));
+        assert!(told[1].starts_with("ARC_FRAME_WRONG its head was changed and bit 0") || told[1].contains("byte 0"));
         assert!(told[2].starts_with("ARC_TAG_MISMATCH bit 7 of byte 1000 was flipped to "), "{told:?}");
         assert!(told.iter().all(|told| told.ends_with(still)), "{told:?}");
     }

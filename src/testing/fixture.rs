@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use super::Rng;
-use crate::arc::{ArcWriter, FrameInfo, FrameKind, Packer};
+use crate::arc::{ArcWriter, BlockInfo, FrameInfo, FrameKind, Packer};
 use crate::catalog::digest::ItemDigest;
 use crate::catalog::{
     ArcEntry, ArcRole, Attr, CatalogFrame, Commit, Content, DirState, ExtentChunk, Kind, Listing, Named, Node, Record,
@@ -197,7 +197,7 @@ impl Fixture {
                 .unwrap();
         for plain in frames {
             let packed = packer.pack(plain).unwrap();
-            arc.append(kind, &packed, plain.len(), self.keys.block_hash(plain)).unwrap();
+            arc.append(kind, &packed, vec![BlockInfo::of(&self.keys, plain)]).unwrap();
         }
         let infos = arc.frames().to_vec();
         let done = arc.finish(&self.keys, &mut packer).unwrap();
@@ -205,7 +205,7 @@ impl Fixture {
         (done.entry, infos)
     }
 
-    /// The serial that the next commit's data arc will have: its n-th block is `BlockId::new(serial, n)`.
+    /// The serial that the next commit's data arc will have: its n-th block is `BlockId::first(serial, n)`.
     pub fn next_data_serial(&self) -> ArcSerial {
         ArcSerial(self.next_serial)
     }

@@ -12,7 +12,6 @@ use tempfile::TempDir;
 
 use super::Rng;
 use super::questions::{Reader, Truth};
-use crate::arc::Packer;
 use crate::backup::{self, Options, Summary};
 use crate::backupdir::{BackupDir, Config};
 use crate::catalog::{Child, Kind};
@@ -352,10 +351,8 @@ impl Copy {
         let dir = self.open();
         let lock = dir.lock().unwrap();
         Run::begin(&dir, &lock, &Silent).unwrap().reserve().unwrap().cut(|out| {
-            let mut packer = Packer::new(3).unwrap();
             for plain in blocks {
-                let packed = packer.pack(plain).unwrap();
-                out.block(&packed, plain.len() as u32, dir.keys().block_hash(plain)).unwrap();
+                out.block(plain.clone(), dir.keys().block_hash(plain)).unwrap();
             }
             records::drops(out, [ArcSerial(7)]).unwrap();
             out.finish().unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::backupdir::BackupDir;
 use crate::catalog::{Child, Kind, Node};
 use crate::error::{Error, Result};
-use crate::ids::{BlockId, Dirno, Logid, Version};
+use crate::ids::{BlockId, Dirno, FramePlace, Logid, Slot, Version};
 use crate::index::{DirRow, Entry};
 use crate::reader::{self, Backup};
 use crate::store::{Heal, Store, StoreOptions};
@@ -231,9 +231,15 @@ impl Truth {
         Truth { questions, readers }
     }
 
-    /// Questions about a block, its file's hash included.
-    pub fn need(&self, block: BlockId) -> BTreeSet<usize> {
-        let direct: BTreeSet<usize> = self.readers.get(&block).into_iter().flatten().copied().collect();
+    /// The questions that read a block of a frame.
+    pub fn readers_of(&self, frame: FramePlace) -> Vec<usize> {
+        let blocks = frame.slot(Slot(0))..=frame.slot(Slot::MAX);
+        self.readers.range(blocks).flat_map(|(_, readers)| readers).copied().collect()
+    }
+
+    /// Questions about a frame, the hashes of its files included.
+    pub fn need(&self, frame: FramePlace) -> BTreeSet<usize> {
+        let direct: BTreeSet<usize> = self.readers_of(frame).into_iter().collect();
         let files: BTreeSet<Logid> = direct.iter().filter_map(|n| self.questions[*n].0.logid()).collect();
         let whole = |ask: &Ask| matches!(ask, Ask::Sha1(logid) if files.contains(logid));
         let hashes = self.questions.iter().enumerate().filter(|(_, (ask, _))| whole(ask)).map(|(n, _)| n);

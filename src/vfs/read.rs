@@ -99,7 +99,7 @@ impl Vfs {
         Ok((node, asked))
     }
 
-    fn answer(&self, node: &Node, asked: &Asked, blocks: Vec<Arc<VerifiedBlock>>) -> Result<Bytes> {
+    fn answer(&self, node: &Node, asked: &Asked, blocks: Vec<VerifiedBlock>) -> Result<Bytes> {
         let (bytes, range) = (asked.bytes(blocks)?, asked.range());
         self.hash_on_the_way(node, range.start, &bytes)?;
         self.store.file_read(node.logid, range.start, range.end, node.attr.size);

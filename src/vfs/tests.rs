@@ -20,7 +20,7 @@ fn fixture() -> (Fixture, Vec<u8>) {
     let mut fixture = Fixture::new();
     let serial = fixture.next_data_serial();
     let blocks: Vec<_> = (0..3).map(|seed| some_bytes(seed, BLOCK)).collect();
-    let data = |no| Segment::Data { block: BlockId::new(serial, FrameNo(no)), len: BLOCK as u32 };
+    let data = |no| Segment::Data { block: BlockId::first(serial, FrameNo(no)), len: BLOCK as u32 };
     let xattrs = vec![(b"trusted.t".to_vec(), b"secret".to_vec()), (b"user.u".to_vec(), b"value".to_vec())];
     let file = node(20, &[data(0), data(1), Segment::Hole { len: 5000 }, data(2)], xattrs);
     let mut records = vec![
@@ -203,7 +203,7 @@ fn a_file_whose_sha1_is_another_is_refused_and_stays_so() {
     let mut fixture = Fixture::new();
     let serial = fixture.next_data_serial();
     let blocks: Vec<_> = (0..3).map(|seed| some_bytes(seed, BLOCK)).collect();
-    let data = |no| Segment::Data { block: BlockId::new(serial, FrameNo(no)), len: BLOCK as u32 };
+    let data = |no| Segment::Data { block: BlockId::first(serial, FrameNo(no)), len: BLOCK as u32 };
     let hash = |parts: &[&[u8]]| {
         let mut hasher = crate::crypto::FileHasher::default();
         parts.iter().for_each(|part| hasher.update(part));
@@ -250,7 +250,7 @@ fn a_file_of_one_block_is_proven_by_that_block() {
     let mut fixture = Fixture::new();
     let serial = fixture.next_data_serial();
     let blocks: Vec<_> = (0..2).map(|seed| some_bytes(seed, BLOCK)).collect();
-    let data = |no| Segment::Data { block: BlockId::new(serial, FrameNo(no)), len: BLOCK as u32 };
+    let data = |no| Segment::Data { block: BlockId::first(serial, FrameNo(no)), len: BLOCK as u32 };
     let hash = |bytes: &[u8]| {
         let mut hasher = crate::crypto::FileHasher::default();
         hasher.update(bytes);
@@ -280,7 +280,7 @@ fn a_file_of_one_block_is_proven_by_that_block() {
 fn attributes_of_a_huge_hole_take_no_time() {
     let mut fixture = Fixture::new();
     let serial = fixture.next_data_serial();
-    let data = |no| Segment::Data { block: BlockId::new(serial, FrameNo(no)), len: BLOCK as u32 };
+    let data = |no| Segment::Data { block: BlockId::first(serial, FrameNo(no)), len: BLOCK as u32 };
     let hole = Segment::Hole { len: (1 << 62) - 2 * BLOCK as u64 };
     let records = [
         dir_record(Dirno::ROOT, Dirno::ROOT, b"", 2),

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use crate::arc::{FrameInfo, FrameKind, Packer, VerifiedBlock, frame};
+use crate::arc::{BlockInfo, FrameInfo, FrameKind, Packer, VerifiedBlock, frame};
 use crate::catalog::{Attr, Child, Content, DirState, Kind, Node, Segment, Timespec, Xattrs};
 use crate::crypto::{ArcCipher, FileHasher, Keys};
 use crate::error::{Error, Place, Result};
-use crate::ids::{ArcId, ArcName, ArcSalt, BackupId, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcId, ArcName, ArcSalt, ArcSerial, BackupId, BlockId, Dirno, FrameNo, Logid, Version};
 use crate::monitor::Silent;
 use crate::os::process::{getegid, geteuid};
 use crate::reader::Blocks;
@@ -123,16 +123,14 @@ impl Fake {
                 continue;
             }
             let packed = Packer::new(1).unwrap().pack(plain).unwrap();
-            let info = FrameInfo {
-                kind: FrameKind::Block,
-                codec: packed.codec,
-                stored_len: packed.stored.len() as u32,
-                plain_len: plain.len() as u32,
-                hash: self.keys.block_hash(plain),
-            };
+            let info = FrameInfo::of_one(FrameKind::Block, &packed, BlockInfo::of(&self.keys, plain));
             let no = self.blocks.len();
-            self.blocks.push((info, frame::seal(&self.cipher, FrameNo(no as u32), &info, &packed.stored)));
-            segments.push(Segment::Data { block: BlockId(no as u64), len: plain.len() as u32 });
+            let sealed = frame::seal(&self.cipher, FrameNo(no as u32), &info, &packed.stored);
+            self.blocks.push((info, sealed));
+            segments.push(Segment::Data {
+                block: BlockId::first(ArcSerial(0), FrameNo(no as u32)),
+                len: plain.len() as u32,
+            });
         }
         let mut hasher = FileHasher::default();
         hasher.update(content);
@@ -148,7 +146,7 @@ impl Fake {
     pub fn flip(&mut self, file: Logid, block: usize) {
         let Content::Inline(segments) = &self.nodes[&file].content else { panic!() };
         let Segment::Data { block, .. } = segments[block] else { panic!() };
-        self.blocks[block.0 as usize].1[40] ^= 1;
+        self.blocks[block.frame().0 as usize].1[40] ^= 1;
     }
 
     pub fn get(&self, paths: &[&str], target: &Path) -> Report {
@@ -199,7 +197,7 @@ impl Source for Fake {
         Ok(self.nodes[&logid].clone())
     }
     fn is_block(&self, block: BlockId, bytes: &[u8]) -> Result<bool> {
-        Ok(self.blocks[block.0 as usize].0.hash == self.keys.block_hash(bytes))
+        Ok(self.blocks[block.frame().0 as usize].0.blocks[0].hash == self.keys.block_hash(bytes))
     }
     fn totals(&self, child: Child, stop: &dyn Fn() -> bool) -> Totals {
         let mut totals = Totals { entries: 1, ..Totals::default() };
@@ -239,17 +237,19 @@ impl Blocks for Fake {
         }
         Ok(pieces)
     }
-    fn block(&self, block: BlockId, len: u32, _: Logid) -> Result<Arc<VerifiedBlock>> {
-        let (info, bytes) = &self.blocks[block.0 as usize];
-        assert_eq!(info.plain_len, len);
-        frame::open(&self.keys, &self.cipher, block.frame(), info, bytes).map(Arc::new).map_err(|damage| Error::Arc {
-            place: Place {
-                arc: ArcName { version: Version(0), number: 0 },
-                frame: Some(block.frame()),
-                block: Some(block),
-                offset: 0,
-            },
-            damage,
-        })
+    fn block(&self, block: BlockId, len: u32, _: Logid) -> Result<VerifiedBlock> {
+        let (info, bytes) = &self.blocks[block.frame().0 as usize];
+        assert_eq!(info.plain_len(), len);
+        frame::open(&self.keys, &self.cipher, block.frame(), info, bytes)
+            .map(|opened| opened.block(block.slot()).unwrap())
+            .map_err(|damage| Error::Arc {
+                place: Place {
+                    arc: ArcName { version: Version(0), number: 0 },
+                    frame: Some(block.frame()),
+                    block: Some(block),
+                    offset: 0,
+                },
+                damage,
+            })
     }
 }

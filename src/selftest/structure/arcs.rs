@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use super::{Cause, Check, Report, Subject};
-use crate::arc::{ARC_HEADER_LEN, FrameInfo, FrameKind};
+use crate::arc::{ARC_HEADER_LEN, BlockInfo, FrameInfo, FrameKind};
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
-use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
+use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, FramePlace, Version};
 use crate::index::{Cursor, FrameChunk, ScanTable, Scanned, Snapshot, State, hash_key};
 
 /// Hashes that are looked up in one pass over the frames, 24 bytes each.
@@ -118,7 +118,7 @@ fn file_and_footer(check: &Check<'_>, entry: &ArcEntry, frames: &mut FrameRows<'
         }
         count = count.saturating_add(chunk.frames.len() as u32);
         offset += chunk.frames.iter().map(FrameInfo::frame_len).sum::<u64>();
-        plain_bytes += chunk.frames.iter().map(|info| u64::from(info.plain_len)).sum::<u64>();
+        plain_bytes += chunk.frames.iter().map(|info| u64::from(info.plain_len())).sum::<u64>();
     }
     if (count, offset, plain_bytes) != (entry.frames, entry.footer_offset, entry.plain_bytes) {
         let what = format!("{} has {} frames, the index lists {count} up to offset {offset}", entry.name, entry.frames);
@@ -159,7 +159,7 @@ impl FrameRows<'_, '_, '_> {
                 Scanned::Row(row) => match row.frames(self.rows.index()) {
                     Ok(found) => self.next = Some(found),
                     Err(error) => {
-                        let serial = ArcSerial(row.key.first as u64 >> 17);
+                        let serial = FramePlace(row.key.first as u64).arc();
                         self.check.report(Subject::Arc(serial), error, Cause::Index, Vec::new());
                     }
                 },
@@ -214,16 +214,16 @@ fn relocations(check: &Check<'_>, rows: &Snapshot<'_>, facts: &ArcFacts) -> Resu
             }
         };
         let known = |block: BlockId| facts.get(&block.arc()).filter(|fact| block.frame().0 < fact.frames);
-        let info = |block: BlockId| -> Result<Option<FrameInfo>> {
-            Ok(rows.chunk_of(block)?.and_then(|chunk| chunk.locate(block.frame()).map(|(_, info)| *info)))
+        let info = |block: BlockId| -> Result<Option<BlockInfo>> {
+            Ok(rows.chunk_of(block)?.and_then(|chunk| chunk.block(block).copied()))
         };
         let (old, new) = (info(from)?, info(to)?);
         // A recovery that could begin only at a base never saw the arcs that were dropped before.
         let from_known = known(from).is_some() || (recovered && !facts.contains_key(&from.arc()));
         let fits = from_known
             && known(to).is_some_and(|fact| !fact.dropped)
-            && new.is_some_and(|new| new.kind == FrameKind::Block)
-            && old.zip(new).is_none_or(|(old, new)| old.hash == new.hash && old.plain_len == new.plain_len);
+            && new.is_some()
+            && old.zip(new).is_none_or(|(old, new)| old == new);
         if !fits && !check.blind(ScanTable::Frames) && !check.blind(ScanTable::Arcs) {
             check.index_wrong(Subject::Arc(from.arc()), format!("block {from} was moved to {to}, where it is not"));
         }
@@ -289,14 +289,13 @@ fn find(check: &Check<'_>, rows: &Snapshot<'_>, batch: &[(BlockId, i64, BlockId)
     while let Some(scanned) = frames.take() {
         let Scanned::Row(row) = scanned else { continue };
         let Ok((serial, chunk)) = row.frames(rows.index()) else { continue };
-        let first = BlockId::new(serial, chunk.first);
+        let first = BlockId::first(serial, chunk.first);
         while let Some((.., block)) = at.next_if(|(place, ..)| *place < first) {
             wrong(*block);
         }
-        let end = BlockId::new(serial, FrameNo(chunk.first.0 + chunk.frames.len() as u32));
+        let end = BlockId::first(serial, FrameNo(chunk.end()));
         while let Some((place, key, block)) = at.next_if(|(place, ..)| *place < end) {
-            let info = chunk.locate(place.frame()).map(|(_, info)| info);
-            if info.is_none_or(|info| info.kind != FrameKind::Block || hash_key(&info.hash) != *key) {
+            if chunk.block(*place).is_none_or(|info| hash_key(&info.hash) != *key) {
                 wrong(*block);
             }
         }

@@ -2,17 +2,11 @@
 //!
 //! Invariant: at most `WINDOW` file states are remembered at a time, for the rules of names in `tree`.
 
-use std::num::NonZeroUsize;
-use std::rc::Rc;
-
-use lru::LruCache;
-
 use super::{Cause, Check, Ground, Subject};
-use crate::arc::FrameKind;
 use crate::catalog::{Content, Kind, Node, Segment};
 use crate::error::Result;
-use crate::ids::{ArcSerial, BlockId, Logid};
-use crate::index::{Cursor, FrameChunk, ScanTable, Scanned};
+use crate::ids::{BlockId, Logid};
+use crate::index::{Chunks, Cursor, FrameChunk, ScanTable, Scanned};
 
 /// File states whose names are checked in one pass over the entries, 24 bytes each.
 const MAX_FACTS: usize = 3 << 20;
@@ -40,7 +34,7 @@ pub struct Contents<'c, 's, 'i> {
     ground: &'c Ground<'s, 'i>,
     nodes: Cursor<'s, 'i>,
     extents: Cursor<'s, 'i>,
-    chunks: LruCache<(ArcSerial, u32), Rc<Option<FrameChunk>>>,
+    chunks: Chunks,
     any_moved: bool,
 }
 
@@ -52,7 +46,7 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
             ground,
             nodes: rows.cursor(ScanTable::Nodes),
             extents: rows.cursor(ScanTable::Extents),
-            chunks: LruCache::new(NonZeroUsize::new(MAX_CHUNKS).unwrap_or(NonZeroUsize::MIN)),
+            chunks: Chunks::bounded(MAX_CHUNKS),
             any_moved: rows.cursor(ScanTable::Relocations).take().is_some(),
         }
     }
@@ -159,17 +153,14 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
             return Ok(true);
         }
         let place = if self.any_moved { self.ground.rows.location(block)? } else { block };
-        let key = (place.arc(), place.frame().0 / crate::index::FRAMES_PER_ROW);
-        let chunk = match self.chunks.get(&key) {
-            Some(chunk) => chunk.clone(),
-            None => {
-                let chunk = Rc::new(self.ground.rows.chunk_of(place).unwrap_or(None));
-                self.chunks.put(key, chunk.clone());
-                chunk
-            }
-        };
-        let info = chunk.as_ref().as_ref().and_then(|chunk| chunk.locate(place.frame()));
-        Ok(info.is_some_and(|(_, info)| info.kind == FrameKind::Block && info.plain_len == len))
+        let is = |chunk: &FrameChunk| chunk.block(place).is_some_and(|info| info.len == len);
+        if let Some(chunk) = self.chunks.get(place.place()) {
+            return Ok(is(chunk));
+        }
+        let Ok(Some(chunk)) = self.ground.rows.chunk_of(place) else { return Ok(false) };
+        let found = is(&chunk);
+        self.chunks.put(place.arc(), chunk);
+        Ok(found)
     }
 
     /// The next stretch of a file, if it has one more.
