@@ -206,14 +206,10 @@ impl<'a> Correction<'a> {
     /// Looks for the blocks of lost frames in the live files that they were cut from.
     fn seek_originals(&mut self) -> Result<()> {
         let lost = std::mem::take(&mut self.lost);
-        let frames: Vec<(FramePlace, Vec<(BlockId, BlockInfo)>, String)> = lost
-            .into_iter()
-            .map(|(place, (info, why))| {
-                let blocks = self.blocks_in(place, &info);
-                (place, blocks.into_iter().map(|(name, block, _)| (name, block)).collect(), why)
-            })
-            .collect();
-        let wanted: HashSet<BlockId> = frames.iter().flat_map(|(_, blocks, _)| blocks).map(|(name, _)| *name).collect();
+        let held = |(place, (info, why)): (FramePlace, (FrameInfo, String))| (place, self.blocks_in(place, &info), why);
+        let frames: Vec<_> = lost.into_iter().map(held).collect();
+        let wanted: HashSet<BlockId> =
+            frames.iter().flat_map(|(_, blocks, _)| blocks).map(|(name, ..)| *name).collect();
         if wanted.is_empty() {
             return Ok(());
         }
@@ -231,7 +227,7 @@ impl<'a> Correction<'a> {
                 break;
             }
             let (mut sealed, mut gone) = (0, 0);
-            for (name, block) in &blocks {
+            for (name, block, _) in &blocks {
                 let right = |original: &Original| {
                     let plain = read_original(original).ok()?;
                     (self.mending.dir.keys().block_hash(&plain) == block.hash)
