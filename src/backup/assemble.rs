@@ -64,6 +64,7 @@ impl LongFile {
 }
 
 impl<'a, 'o> Assembler<'a, 'o> {
+    #[expect(clippy::too_many_arguments, reason = "the parts of a pipeline meet here")]
     pub fn new(
         out: &'a mut Output<'o>,
         index: &'a Index,

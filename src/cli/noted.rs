@@ -101,3 +101,84 @@ pub fn fate(dir: &BackupDir, tree: &Tree, noted: &Noted) -> Result<Fate> {
     }
     Ok(Fate::Other(root))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::Options;
+    use crate::ids::Version;
+    use crate::monitor::Silent;
+    use crate::prune::{Mode, Protection, paths, versions};
+    use crate::testing::lab::{Copy, Source};
+    use crate::tree::View;
+
+    fn noted(copy: &Copy) -> Vec<Noted> {
+        let tree = Tree::of(&copy.open(), copy.open().open_index().unwrap(), View::Whole);
+        let line = |v: Version, name: &str| format!("{v} {name} {}\n", tree.root(v).unwrap());
+        let rows = tree.versions().unwrap();
+        rows.iter().map(|row| parse(&line(row.version, &row.info.name)).unwrap()).collect()
+    }
+
+    fn fates(copy: &Copy, noted: &[Noted]) -> Vec<String> {
+        let dir = copy.open();
+        let tree = Tree::of(&dir, dir.open_index().unwrap(), View::Whole);
+        noted.iter().map(|one| fate(&dir, &tree, one).unwrap().to_string()).collect()
+    }
+
+    #[test]
+    fn what_went_on_purpose_is_told_from_what_is_missing_or_another() {
+        let source = Source::new();
+        source.write("kept", b"kept");
+        let copy = Copy::init();
+        for n in 0..3 {
+            source.write("goes", format!("{n}").as_bytes());
+            copy.backup(&source, &Options::default());
+        }
+        let all = noted(&copy);
+        assert_eq!(fates(&copy, &all), ["as noted"; 3]);
+        let before = Copy::of(&copy.files());
+        source.write("goes", b"later");
+        copy.backup(&source, &Options::default());
+        let later = noted(&copy);
+        assert_eq!(fates(&copy, &all), ["as noted"; 3], "a later version changes nothing");
+        assert!(fates(&before, &later)[3].starts_with("IS NOT HERE"));
+
+        let choose = |rows: &[crate::index::VersionRow]| Ok(versions::named(rows, &[Version(0)].into()));
+        let going = versions::Request {
+            choose: &choose,
+            protection: Protection::Off,
+            on_protected: versions::OnProtected::Refuse,
+            mode: Mode::Do,
+        };
+        versions::remove(&copy.open(), &going, &Silent).unwrap();
+        let path = [source.path().as_os_str().as_bytes(), b"/goes"].concat();
+        let gone = paths::Request { paths: &[path], protection: Protection::Off, mode: Mode::Do };
+        paths::remove(&copy.open(), &gone, &Silent).unwrap();
+        let told = fates(&copy, &all);
+        assert!(told[0].starts_with("removed on purpose"), "{told:?}");
+        assert!(
+            told[1..].iter().all(|told| told.starts_with("paths were removed from it on purpose, by r5")),
+            "{told:?}"
+        );
+
+        let mut other = noted(&copy);
+        other[0].root.0[5] ^= 1;
+        other[1].name = "2020-01-01-0000-r2".into();
+        let told = fates(&copy, &other);
+        assert!(told[0].starts_with("IS ANOTHER: its root digest"), "{told:?}");
+        assert!(told[1].starts_with("IS ANOTHER: the version of this number"), "{told:?}");
+        assert_eq!(told[2], "as noted");
+    }
+
+    #[test]
+    fn only_whole_lines_are_compared() {
+        let root = "0f".repeat(32);
+        assert!(parse(&format!("r3 2026-01-01-0000-r3 {root}")).is_some_and(|one| one.root.0 == [15; 32]));
+        for line in [String::new(), format!("r3 {root}"), format!("r3 n {root} more"), format!("r3 n {}", &root[2..])] {
+            assert!(parse(&line).is_none(), "{line}");
+        }
+        assert!(parse(&format!("r3 n {}", "é".repeat(32))).is_none());
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(lines(empty.path().as_os_str()).err().unwrap().code(), "USAGE");
+    }
+}

@@ -13,11 +13,11 @@ use zeroize::Zeroizing;
 
 use super::fail::{Fail, has_salt};
 use super::history::History;
+use super::rows::VersionsKnown;
 use super::schema::MAX_READERS;
 use super::view::{self, LOOK_EVERY, View, check_format, check_shared};
 use super::writer;
 use crate::error::Result;
-use crate::ids::Version;
 use crate::sync::{lock, wait};
 
 /// How long a recovery may leave the place of the index empty.
@@ -38,7 +38,7 @@ pub struct Index {
     returned: Condvar,
     history: History,
     /// Newest version and digest of all versions, when they were last found to be those that are there.
-    pub(super) versions_checked: Mutex<Option<((Option<Version>, [u8; 32]), Instant)>>,
+    pub(super) versions_checked: Mutex<Option<(VersionsKnown, Instant)>>,
     /// Held by the thread that makes a new view; before this moment no copy is made.
     renewal: Mutex<Instant>,
 }

@@ -189,9 +189,12 @@ pub fn encode_version(row: &VersionRow, removed: bool) -> Vec<u8> {
     e.0
 }
 
+/// What the state row says of all versions.
+pub type VersionsKnown = (Option<Version>, [u8; 32]);
+
 /// The newest version that is shown, and a digest over which versions there are, which of them were removed, and their
 /// roots.
-pub fn versions_digest(c: &Connection) -> Found<(Option<Version>, [u8; 32])> {
+pub fn versions_digest(c: &Connection) -> Found<VersionsKnown> {
     let (mut newest, mut all) = (None, Encoder::default());
     let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id")?;
     let mut rows = statement.query([])?;

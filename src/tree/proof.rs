@@ -42,6 +42,9 @@ pub(super) enum Proven {
     Lost,
 }
 
+/// The names of a listing, if they are few.
+type Kept = Option<Arc<Vec<ProvenEntry>>>;
+
 pub(super) struct Proofs {
     home: Arc<dyn Depot>,
     keys: Arc<Keys>,
@@ -53,7 +56,7 @@ struct Known {
     /// By version: what the listing above says.
     states: LruCache<(Version, Dirno), TreeDigest>,
     /// By the version that brought the state: the digest of the state, and the names if they are few.
-    listings: LruCache<(Dirno, Version), (TreeDigest, Option<Arc<Vec<ProvenEntry>>>)>,
+    listings: LruCache<(Dirno, Version), (TreeDigest, Kept)>,
     names: usize,
 }
 
@@ -68,8 +71,8 @@ impl Known {
         }
     }
 
-    fn keep(&mut self, dir: Dirno, since: Version, digest: TreeDigest, names: Option<Arc<Vec<ProvenEntry>>>) {
-        let weight = |names: &Option<Arc<Vec<ProvenEntry>>>| names.as_ref().map_or(0, |names| names.len());
+    fn keep(&mut self, dir: Dirno, since: Version, digest: TreeDigest, names: Kept) {
+        let weight = |names: &Kept| names.as_ref().map_or(0, |names| names.len());
         self.names += weight(&names);
         if let Some((_, (_, old))) = self.listings.push((dir, since), (digest, names)) {
             self.names -= weight(&old);
