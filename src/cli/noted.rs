@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::backupdir::{BackupDir, arcs};
@@ -53,12 +52,11 @@ pub fn lines(given: &OsStr) -> Result<Vec<Noted>> {
     if let Some(one) = given.to_str().and_then(parse) {
         return Ok(vec![one]);
     }
-    let mut text = String::new();
-    let read = match given.as_bytes() {
-        b"-" => std::io::stdin().lock().read_to_string(&mut text),
-        _ => std::fs::File::open(given).and_then(|mut file| file.read_to_string(&mut text)),
+    let text = match given.as_bytes() {
+        b"-" => std::io::read_to_string(std::io::stdin().lock()),
+        _ => std::fs::read_to_string(given),
     };
-    read.map_err(|e| Error::io("read", given, &e))?;
+    let text = text.map_err(|e| Error::io("read", given, &e))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let bad =
         |line: &str| Error::Usage(format!("no line of `assay versions --digest`: {}", crate::text::one_line(line)));
