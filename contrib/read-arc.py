@@ -503,7 +503,7 @@ class Backup:
                 if "hole" in segment:
                     digest.update(number(segment["hole"] * 2 + 1))
                     continue
-                block = segment["arc"] << 24 | segment["frame"]
+                block = segment["arc"] << 24 | segment["frame"] << 7 | segment["slot"]
                 off, expected = block - expected, block + 1
                 digest.update(number(segment["len"] * 2) + number(off * 2 if off >= 0 else -off * 2 - 1))
             need(digest.hexdigest() == node["segments_digest"], f"file {node['logid']} has other blocks than it had")

@@ -28,8 +28,8 @@ const HINTS: &[(&[&str], &str)] = &[
     ),
     (&["compact", "gc", "vacuum", "shrink"], "`assay pack` gives back the room of what no version needs any more"),
     (
-        &["diff", "compare", "cmp", "status"],
-        "`assay mount MNT`, then `diff -r --no-dereference DIR MNT/latest/DIR`: the mount verifies what diff reads",
+        &["cmp", "status"],
+        "`assay compare` says what differs from the files as they are now, `assay diff REV REV` from one version to another",
     ),
     (&["save", "create", "add", "run", "archive", "sync"], "`assay backup PATH…` saves paths as a new version"),
     (

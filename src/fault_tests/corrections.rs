@@ -197,11 +197,11 @@ fn a_drill_finds_all_of_its_own_damage_and_leaves_the_backup_as_it_is() {
     let lab = lab();
     let copy = Copy::of(&lab.files);
     let before = copy.files();
-    let done = selftest::drill::run(&copy.open(), 24, 42, &Silent).unwrap();
+    let done = selftest::drill::run(&copy.open(), 48, 42, &Silent).unwrap();
     assert!(done.passed(), "{done:#?}");
     let kinds: BTreeSet<bool> = done.drilled.iter().filter_map(|one| one.healed).collect();
     assert_eq!(kinds, BTreeSet::from([true]), "single bits of blocks are repaired");
-    assert_eq!(selftest::drill::run(&copy.open(), 24, 42, &Silent).unwrap(), done, "a seed repeats a drill");
+    assert_eq!(selftest::drill::run(&copy.open(), 48, 42, &Silent).unwrap(), done, "a seed repeats a drill");
     let files = |files: super::lab::Files| -> super::lab::Files {
         // What readers of the index leave while it is open.
         files.into_iter().filter(|(name, _)| !name.starts_with("index.db-")).collect()
