@@ -42,13 +42,17 @@ impl History {
             }
             seen.last
         };
-        if let Some((run, digest)) = known
-            && commit(c, run)? != Some(digest)
+        let last = rows::state(c)?.last_commit;
+        let is_there = |(run, digest)| Found::Ok(commit(c, run)? == Some(digest));
+        if let Some((run, _)) = known.filter(|_| known != last)
+            && !known.map_or(Ok(true), is_there)?
         {
+            if !last.map_or(Ok(true), is_there)? {
+                return Err(Fail::Row("the last commit is not among the commits"));
+            }
             let what = format!("it is not the history that was seen before, which had another {run}");
             return Err(Fail::Known(Error::HistoryChanged { path: view.path().to_path_buf(), what }));
         }
-        let last = rows::state(c)?.last_commit;
         let mut seen = lock(&self.0);
         if last.map(|(run, _)| run) >= seen.last.map(|(run, _)| run) {
             seen.last = last;

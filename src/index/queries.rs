@@ -309,6 +309,21 @@ impl Index {
         self.ask(rows::state)
     }
 
+    /// The version since which a directory is as it is in `v`, whatever became of what is below it.
+    pub fn dir_since(&self, v: Version, dir: Dirno) -> Result<Version> {
+        self.ask(|c| {
+            let DirRow { state, mut since, .. } = rows::dir_row(c, v, dir)?;
+            while let Some(before) = since.0.checked_sub(1)
+                && let Some((older, value)) = rows::dir(c, dir, Version(before))?
+                && let Some(was) = value.state
+                && (&was.attr, &was.xattrs, was.children) == (&state.attr, &state.xattrs, state.children)
+            {
+                since = older;
+            }
+            Ok(since)
+        })
+    }
+
     /// Absolute path of a directory in `v`; `/` for the root.
     pub fn path_of_dir(&self, v: Version, dir: Dirno) -> Result<Vec<u8>> {
         self.ask(|c| path_of_dir(c, v, dir))

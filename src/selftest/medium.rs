@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn a_second_read_tells_passing_faults_from_lasting_ones() {
         let lens = [100, 70_000, 300, 5];
-        let in_second = 200;
+        let in_second = 300;
         let all = vec![0, 1, 2, 3];
         assert_eq!(verify(vec![job(&lens, 0, 0, None)]), (all.clone(), vec![]));
         let once = verify(vec![job(&lens, in_second, 1, None)]);

@@ -69,7 +69,10 @@ impl Vfs {
     /// Value of a virtual attribute, named without its prefix; None where there is none of that name.
     pub(super) fn virtual_xattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let text = match place_of(ino)? {
-            Place::Dir(version, dir) if name == b"version" => Some(format!("{}", self.dir_row(version, dir)?.since)),
+            Place::Dir(version, dir) if name == b"version" => {
+                self.dir_row(version, dir)?;
+                Some(self.tree.index().dir_since(version, dir)?.to_string())
+            }
             Place::Root | Place::Latest(_) | Place::Dir(..) => None,
             Place::Node(logid) => self.of_node(logid, name)?,
         };
