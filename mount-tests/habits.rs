@@ -20,7 +20,7 @@ fn wrong_guesses_get_the_right_hint() {
         ("prune", "assay retain"),
         ("forget", "assay retain"),
         ("remove", "assay rm"),
-        ("diff", "diff -r"),
+        ("cmp", "assay compare"),
         ("extract", "assay get"),
         ("bananas", "assay --help"),
         ("a\nb", "assay --help"),

@@ -149,7 +149,20 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(BlockRef::Id(id)));
         let hash = BlockHash([0xa5; 20]);
         assert_eq!(hash.to_string().parse(), Ok(BlockRef::Hash(hash)));
-        for bad in ["", "b", "b1", "b1.", "b01.2.0", "b1.2", "b1.131072.0", "b1.2.128", "b1.2.3.4", "a5", &"g".repeat(40), &"é".repeat(20)] {
+        for bad in [
+            "",
+            "b",
+            "b1",
+            "b1.",
+            "b01.2.0",
+            "b1.2",
+            "b1.131072.0",
+            "b1.2.128",
+            "b1.2.3.4",
+            "a5",
+            &"g".repeat(40),
+            &"é".repeat(20),
+        ] {
             assert!(bad.parse::<BlockRef>().is_err(), "{bad}");
         }
     }
