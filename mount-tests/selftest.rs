@@ -171,7 +171,7 @@ fn combinations_that_make_no_sense_are_refused_with_one_line() {
     let wrong: &[&[&str]] = &[
         &["-v0", "arc.0.1"],
         &["-v5", "arc.0.1"],
-        &["-v1", "b0.0"],
+        &["-v1", "b0.0.0"],
         &["-v3", &path],
         &["-v4", &path],
         &["-v3", "-r", "r0"],
@@ -180,11 +180,11 @@ fn combinations_that_make_no_sense_are_refused_with_one_line() {
         &["-v5", "--sample", "3"],
         &["-v3", "--sample", "0"],
         &["-v3", "--sample", "2", "--fix"],
-        &["-v3", "--sample", "2", "b0.0"],
-        &["-v3", "arc.0.1", "b0.0"],
+        &["-v3", "--sample", "2", "b0.0.0"],
+        &["-v3", "arc.0.1", "b0.0.0"],
         &["-v2", "arc.0.1", &path],
         &["-v3", "arc.99.1"],
-        &["-v3", "b99.1"],
+        &["-v3", "b99.1.0"],
         &["-v3", "ffffffffffffffffffffffffffffffffffffffff"],
     ];
     for args in wrong {

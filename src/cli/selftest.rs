@@ -30,7 +30,7 @@ use crate::tree::{Tree, View};
 /// code 0: nothing is wrong, 4: damage was found, 3: something could not be checked, 12: the key is wrong.
 #[derive(Debug, Args)]
 pub struct SelftestArgs {
-    /// Only these: arcs (arc.3.1) or blocks (b12.34, or a block hash) with -v2 to -v4; files or directories, as
+    /// Only these: arcs (arc.3.1) or blocks (b12.34.0, or a block hash) with -v2 to -v4; files or directories, as
     /// absolute paths, with -v2 or -v5. A block is tested with the arc that holds it, and its files are listed
     #[arg(value_name = "PATH|ARC|BLOCK")]
     targets: Vec<OsString>,

@@ -454,8 +454,8 @@ fn a_part_is_tested_alone_and_a_block_names_its_files() {
     }
     for scope in [
         Scope::Arcs(vec![ArcName { version: Version(77), number: 1 }]),
-        Scope::Blocks(vec!["b0.99999".parse().unwrap()]),
-        Scope::Blocks(vec!["b4711.0".parse().unwrap()]),
+        Scope::Blocks(vec!["b0.99999.0".parse().unwrap()]),
+        Scope::Blocks(vec!["b4711.0.0".parse().unwrap()]),
         Scope::Blocks(vec!["0123456789012345678901234567890123456789".parse().unwrap()]),
     ] {
         assert_eq!(run(scope.clone()).unwrap_err().exit_code(), Exit::Usage, "{scope:?}");

@@ -51,7 +51,7 @@ pub enum Scope {
 /// A block as a user names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockRef {
-    /// `b12.34`
+    /// `b12.34.0`
     Id(BlockId),
     Hash(BlockHash),
 }

@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn options_go_together_as_the_table_says() {
         let arc = Scope::Arcs(vec![ArcName { version: Version(0), number: 1 }]);
-        let block = Scope::Blocks(vec!["b0.1".parse().unwrap()]);
+        let block = Scope::Blocks(vec!["b0.1.0".parse().unwrap()]);
         let path = Scope::Paths(vec![b"/etc".to_vec()]);
         // Levels 0 to 5 that take it.
         let table: [(&Scope, bool, Option<u32>, [bool; 6]); 8] = [
@@ -149,7 +149,20 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(BlockRef::Id(id)));
         let hash = BlockHash([0xa5; 20]);
         assert_eq!(hash.to_string().parse(), Ok(BlockRef::Hash(hash)));
-        for bad in ["", "b", "b1", "b1.", "b01.2", "b1.16777216", "b1.2.3", "a5", &"g".repeat(40), &"é".repeat(20)] {
+        for bad in [
+            "",
+            "b",
+            "b1",
+            "b1.",
+            "b1.2",
+            "b01.2.0",
+            "b1.131072.0",
+            "b1.2.128",
+            "b1.2.3.4",
+            "a5",
+            &"g".repeat(40),
+            &"é".repeat(20),
+        ] {
             assert!(bad.parse::<BlockRef>().is_err(), "{bad}");
         }
     }
