@@ -34,8 +34,8 @@ impl History {
 
     /// Looks whether the history is the same, if anything was written since the last time.
     ///
-    /// On a connection of its own: one that is open has pages in memory, and would not see what was copied over the file.
-    pub fn verify(&self, view: &View, key: &[u8; 48]) -> Found<()> {
+    /// On a new connection: one that is open has pages in memory, and would not see what was copied over the file.
+    pub fn verify(&self, view: &View, open: &Connection, key: &[u8; 48]) -> Found<()> {
         let files = view.files_now();
         let known = {
             let seen = lock(&self.0);
@@ -44,7 +44,8 @@ impl History {
             }
             seen.last
         };
-        let c = &view.connect(key)?;
+        let new = known.map(|_| view.connect(key)).transpose()?;
+        let c = new.as_ref().unwrap_or(open);
         let last = rows::state(c)?.last_commit;
         let is_there = |(run, digest)| Found::Ok(commit(c, run)? == Some(digest));
         if let Some((run, _)) = known.filter(|_| known != last)

@@ -294,7 +294,7 @@ impl Lease<'_> {
             none => none.insert(self.view.connect(&self.index.key)?),
         };
         let answer = question(connection)?;
-        match self.index.history.verify(&self.view, &self.index.key) {
+        match self.index.history.verify(&self.view, connection, &self.index.key) {
             // What another thread has seen since is newer than what this one still has open.
             Err(Fail::Known(_)) if !Arc::ptr_eq(&self.view, &self.index.lock().view) => {
                 Err(Fail::Row("another index is there by now"))
