@@ -16,7 +16,7 @@ use super::row::{self, EntryRow, Key, Table};
 use super::rows::{self, PartOf, blob};
 use super::schema::{dirno_of_dir_key, version_of_dir_key};
 use super::uses::BATCH_ROWS;
-use crate::arc::{ARC_HEADER_LEN, FrameInfo};
+use crate::arc::ARC_HEADER_LEN;
 use crate::catalog::codec;
 use crate::catalog::{ArcEntry, ArcRole, Child, Content, Kind, Segment};
 use crate::error::{Error, Result};
@@ -435,7 +435,8 @@ impl Index {
         Ok(uses)
     }
 
-    /// Bytes of frames with a block that is needed. None: not all frames are known.
+    /// Bytes of frames, of one that several blocks share as large a part as the needed ones are of it. None: not all
+    /// frames are known.
     fn live_bytes(&self, entry: &ArcEntry, live: &Live) -> Result<Option<u64>> {
         let (mut live_bytes, mut next) = (0, 0);
         while next < entry.frames {
@@ -445,8 +446,13 @@ impl Index {
             };
             let frame =
                 |no: u32| FramePlace::new(entry.serial, FrameNo(no))..FramePlace(place.0 + u64::from(no - next) + 1);
-            let needed = chunk.frames.iter().zip(next..).filter(|(_, no)| live.is_read_from(frame(*no)));
-            live_bytes += needed.map(|(info, _)| FrameInfo::frame_len(info)).sum::<u64>();
+            for (info, no) in chunk.frames.iter().zip(next..) {
+                let lens = live.places.of(frame(no)).filter_map(|block| info.block(block.slot()));
+                let live_plain: u64 = lens.map(|block| u64::from(block.len)).sum();
+                let plain = u64::from(info.plain_len()).max(1);
+                let share = u128::from(info.frame_len()) * u128::from(live_plain.min(plain));
+                live_bytes += share.div_ceil(u128::from(plain)) as u64;
+            }
             next = chunk.end();
         }
         Ok(Some(live_bytes))
