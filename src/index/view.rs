@@ -152,6 +152,11 @@ impl View {
         Files { main: FileState::of(&self.real), wal: FileState::of(&wal_path(&self.real)) }
     }
 
+    /// The index is still the file that this was opened on.
+    pub(super) fn is_of(&self, files: &Files) -> bool {
+        files.main.map(|main| main.file) == self.files.main.map(|main| main.file)
+    }
+
     pub(super) fn is_live(&self) -> bool {
         matches!(self.mode, Mode::Live)
     }
