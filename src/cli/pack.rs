@@ -12,8 +12,8 @@ use crate::catalog::ArcRole;
 use crate::error::{Error, Exit, Result};
 use crate::findings::{Cause, Finding, Level};
 use crate::monitor::Monitor;
-use crate::prune::Mode;
 use crate::prune::pack::{self, DEFAULT_THRESHOLD, Options, Packed};
+use crate::prune::{self, Mode};
 use crate::selftest;
 use crate::text::counted;
 
@@ -95,6 +95,7 @@ fn check_index(context: &Context, dir: &BackupDir) -> Result<()> {
     let (level, scope, fix) = (Level::Structure, selftest::Scope::Everything, selftest::Fix::Report);
     let options = selftest::Options { level, scope, rev: None, sample: None, inc: None, fix };
     let ui = Ui::counting(context, "Checking the index", "steps");
+    prune::settle(dir, &ui)?;
     let report = selftest::run(dir, &options, &ui);
     ui.finish();
     let report = report?;

@@ -65,6 +65,15 @@ pub fn free_bytes(
     }
 }
 
+/// Settles what earlier runs left, for who looks at the index before a run: a commit that it does not know yet is applied.
+///
+/// # Errors
+/// Those of beginning a run.
+pub fn settle(dir: &BackupDir, monitor: &dyn Monitor) -> Result<()> {
+    let lock = dir.lock()?;
+    begin(dir, &lock, monitor).map(drop)
+}
+
 /// Begins a run, and tells what it settled.
 fn begin<'a>(dir: &'a BackupDir, lock: &'a Lock, monitor: &dyn Monitor) -> Result<Run<'a>> {
     let run = Run::begin(dir, lock, monitor)?;
