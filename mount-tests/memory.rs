@@ -154,6 +154,36 @@ fn the_memory_is_where_the_system_keeps_such_things() {
     }
 }
 
+#[test]
+fn noted_root_digests_tell_a_rollback_and_a_fork_from_what_was_removed_on_purpose() {
+    let machine = Machine::with_two_versions();
+    let lab = &machine.lab;
+    let noted = lab.path("noted");
+    let lines = lab.assay("versions", ["--digest"]).ok().out();
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    assert!(lines.lines().all(|line| line.split(' ').count() == 3 && line.len() > 64), "{lines}");
+    fs::write(&noted, &lines).expect("write");
+    let expect = || lab.assay("versions", ["--expect"]).arg(&noted).run();
+    assert_eq!(expect().code(0).out().matches("as noted").count(), 2);
+    lab.assay("versions", ["--expect", lines.lines().next().expect("a line")]).ok();
+    lab.assay("rm", ["--force"]).arg(lab.src().join("same")).ok();
+    assert_eq!(expect().code(0).out().matches("on purpose").count(), 2);
+    lab.assay("rm", ["-r", "0", "--force"]).ok();
+    assert_eq!(expect().code(0).out().matches("on purpose").count(), 2);
+    // An older copy lacks r1, a fork has another one.
+    machine.put_back_the_older();
+    let said = expect().code(4);
+    assert_eq!(said.out().matches("as noted").count(), 1, "{}", said.text());
+    lab.write("a", b"elsewhere");
+    lab.backup();
+    let said = expect().code(4);
+    assert_eq!(said.out().matches("as noted").count(), 1, "{}", said.text());
+    fs::write(&noted, "nonsense\n").expect("write");
+    expect().code(2);
+    fs::remove_file(&noted).expect("rm");
+    expect().code(1);
+}
+
 /// Replaces what a running mount shows, and looks that nothing of the new history comes out of the old names.
 fn under_a_mount(test: &str, change: impl FnOnce(&Lab)) {
     let mut rng = Rng::from_env(test);

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::side::{Side, entry_at};
 use super::{Change, Letter, Met, Scope, Verdict, Visit, What, attributes, xattrs};
 use crate::catalog::{Attr, Child, Kind, Node};
 use crate::error::{Error, Result};
@@ -22,7 +23,6 @@ use crate::live::{self, Boundaries, Excludes};
 use crate::os::{DirFd, Stat, xattr};
 use crate::reader::file::{self, Lost};
 use crate::reader::{Backup, Sha1, Sink};
-use crate::tree::{Found, Listing};
 
 /// What of files is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,14 +53,6 @@ struct Here {
     start_dev: u64,
 }
 
-/// The names of a directory of the version.
-struct Side {
-    dirno: Dirno,
-    listing: Listing,
-    page: std::vec::IntoIter<Entry>,
-    next: Option<Entry>,
-}
-
 /// The names of a directory of the source.
 struct Names {
     dir: Arc<DirFd>,
@@ -81,12 +73,7 @@ impl Live<'_> {
     /// # Errors
     /// `NO_PATH` if neither has it; `Interrupted`; those of `visit`.
     pub fn below(&self, path: &[u8], visit: &mut Visit<'_>) -> Result<()> {
-        let tree = &self.backup.tree;
-        let stored = match tree.find(self.version, path) {
-            Ok(found) => self.entry_at(path, found)?,
-            Err(Error::NoPath { .. }) => None,
-            Err(error) => return Err(error),
-        };
+        let stored = entry_at(&self.backup.tree, self.version, path)?;
         let here = match live::open_path(&live::path_of(path)) {
             Ok(found) => {
                 let start_dev = found.stat.dev;
@@ -124,25 +111,10 @@ impl Live<'_> {
         Ok(())
     }
 
-    fn entry_at(&self, path: &[u8], found: Found) -> Result<Option<(Dirno, Entry)>> {
-        let tree = &self.backup.tree;
-        let parent = live::parent_of(path);
-        let Some(name) = path.rsplit(|byte| *byte == b'/').next().filter(|name| !name.is_empty()) else {
-            let root = Child::Dir(Dirno::ROOT);
-            let entry = Entry { name: Vec::new(), kind: Kind::Dir, child: root, since: self.version, digest: None };
-            return Ok(Some((Dirno::ROOT, entry)));
-        };
-        let _ = found;
-        match tree.find(self.version, parent)? {
-            Found::Dir(parent) => Ok(tree.child(self.version, parent, name)?.map(|entry| (parent, entry))),
-            Found::Node(..) => Ok(None),
-        }
-    }
-
     /// The next name of either side.
     #[expect(clippy::type_complexity, reason = "the two sides of one name")]
     fn next(&self, dir: &mut Open) -> Result<Option<(Option<(Dirno, Entry)>, Option<Here>)>> {
-        let stored = dir.side.as_ref().and_then(|side| side.next.as_ref()).map(|entry| entry.name.as_slice());
+        let stored = dir.side.as_ref().and_then(Side::peek);
         let here = dir.here.as_mut().and_then(|names| names.names.peek()).map(|(name, _)| name.as_slice());
         let order = match (stored, here) {
             (None, None) => return Ok(None),
@@ -150,14 +122,10 @@ impl Live<'_> {
             (None, Some(_)) => Ordering::Greater,
             (Some(one), Some(other)) => one.cmp(other),
         };
-        let mut found = None;
-        if order != Ordering::Greater
-            && let Some(side) = &mut dir.side
-            && let Some(entry) = side.next.take()
-        {
-            self.step(side)?;
-            found = Some((side.dirno, entry));
-        }
+        let found = match &mut dir.side {
+            Some(side) if order != Ordering::Greater => side.take(&self.backup.tree)?,
+            _ => None,
+        };
         let mut met = None;
         if order != Ordering::Less
             && let Some(names) = &mut dir.here
@@ -166,22 +134,6 @@ impl Live<'_> {
             met = Some(Here { dir: names.dir.clone(), name, stat, start_dev: names.start_dev });
         }
         Ok(Some((found, met)))
-    }
-
-    fn step(&self, side: &mut Side) -> Result<()> {
-        side.next = side.page.next();
-        if side.next.is_none() {
-            side.page = side.listing.next_names(&self.backup.tree)?.into_iter();
-            side.next = side.page.next();
-        }
-        Ok(())
-    }
-
-    fn side(&self, dirno: Dirno) -> Result<Side> {
-        let listing = self.backup.tree.list(self.version, dirno)?;
-        let mut side = Side { dirno, listing, page: Vec::new().into_iter(), next: None };
-        self.step(&mut side)?;
-        Ok(side)
     }
 
     /// One name; `parent` is the directory of the source that it is in, if it is below another.
@@ -263,7 +215,7 @@ impl Live<'_> {
         open: &mut Vec<Open>,
         visit: &mut Visit<'_>,
     ) -> Result<()> {
-        let side = match dirno.map(|dirno| self.side(dirno)).transpose() {
+        let side = match dirno.map(|dirno| Side::open(&self.backup.tree, self.version, dirno)).transpose() {
             Ok(side) => side,
             Err(error) => return visit(path, Met::Failed(&error)),
         };

@@ -4,6 +4,7 @@
 //! is not looked into; what can't be read on one side is told as that, never as a difference.
 
 pub mod live;
+mod side;
 pub mod versions;
 
 use crate::catalog::digest;

@@ -6,12 +6,13 @@
 use std::cmp::Ordering;
 
 use super::Scope;
+use super::side::{Side, entry_at};
 use super::{Change, Letter, Met, Visit, attributes, nodes, xattrs};
 use crate::catalog::{Child, Kind, digest};
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, Version};
 use crate::index::Entry;
-use crate::tree::{Found, Listing, Tree};
+use crate::tree::Tree;
 
 /// Two versions.
 pub struct Versions<'a> {
@@ -21,31 +22,6 @@ pub struct Versions<'a> {
     pub second: Version,
     /// Asked at each page of names; true ends it.
     pub stop: &'a dyn Fn() -> bool,
-}
-
-/// One side of a directory: its names, one page at a time.
-struct Side {
-    dirno: Dirno,
-    listing: Listing,
-    page: std::vec::IntoIter<Entry>,
-    next: Option<Entry>,
-}
-
-impl Side {
-    fn open(tree: &Tree, version: Version, dirno: Dirno) -> Result<Side> {
-        let mut side = Side { dirno, listing: tree.list(version, dirno)?, page: Vec::new().into_iter(), next: None };
-        side.step(tree)?;
-        Ok(side)
-    }
-
-    fn step(&mut self, tree: &Tree) -> Result<()> {
-        self.next = self.page.next();
-        if self.next.is_none() {
-            self.page = self.listing.next_names(tree)?.into_iter();
-            self.next = self.page.next();
-        }
-        Ok(())
-    }
 }
 
 /// A directory that both, or one of them, have.
@@ -61,26 +37,15 @@ impl Versions<'_> {
     /// # Errors
     /// `NO_PATH` if neither has it; `Interrupted`; those of `visit`.
     pub fn below(&self, path: &[u8], visit: &mut Visit<'_>) -> Result<()> {
-        let find = |version: Version| match self.tree.find(version, path) {
-            Ok(found) => Ok(Some(found)),
-            Err(Error::NoPath { .. }) => Ok(None),
-            Err(error) => Err(error),
-        };
-        let first = self.first.map(find).transpose()?.flatten();
-        let second = find(self.second)?;
+        let first = self.first.map(|version| entry_at(self.tree, version, path)).transpose()?.flatten();
+        let second = entry_at(self.tree, self.second, path)?;
         if first.is_none() && second.is_none() {
             return Err(Error::NoPath { path: path.to_vec(), version: self.second });
         }
         let mut open: Vec<Open> = Vec::new();
         let mut at = path.to_vec();
         // The path itself stands in a directory: it is compared as the entry that it is there.
-        self.pair(
-            self.entry_at(self.first(), path, first)?,
-            self.entry_at(self.second, path, second)?,
-            &at,
-            &mut open,
-            visit,
-        )?;
+        self.pair(first, second, &at, &mut open, visit)?;
         while let Some(dir) = open.last_mut() {
             if (self.stop)() {
                 return Err(Error::Interrupted);
@@ -112,44 +77,17 @@ impl Versions<'_> {
     /// The next name of either side, with the directory that has it.
     #[expect(clippy::type_complexity, reason = "the two sides of one name")]
     fn next(&self, dir: &mut Open) -> Result<Option<(Option<(Dirno, Entry)>, Option<(Dirno, Entry)>)>> {
-        fn name(side: &Option<Side>) -> Option<&[u8]> {
-            side.as_ref()?.next.as_ref().map(|entry| entry.name.as_slice())
-        }
+        let name = |side: &Option<Side>| side.as_ref().and_then(|side| side.peek().map(<[u8]>::to_vec));
         let order = match (name(&dir.first), name(&dir.second)) {
             (None, None) => return Ok(None),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (Some(one), Some(other)) => one.cmp(other),
+            (Some(one), Some(other)) => one.cmp(&other),
         };
-        let take = |side: &mut Option<Side>| -> Result<Option<(Dirno, Entry)>> {
-            let Some(side) = side else { return Ok(None) };
-            let Some(entry) = side.next.take() else { return Ok(None) };
-            side.step(self.tree)?;
-            Ok(Some((side.dirno, entry)))
-        };
+        let take = |side: &mut Option<Side>| side.as_mut().map_or(Ok(None), |side| side.take(self.tree));
         let one = if order == Ordering::Greater { None } else { take(&mut dir.first)? };
         let other = if order == Ordering::Less { None } else { take(&mut dir.second)? };
         Ok(Some((one, other)))
-    }
-
-    fn entry_at(&self, version: Version, path: &[u8], found: Option<Found>) -> Result<Option<(Dirno, Entry)>> {
-        let Some(found) = found else { return Ok(None) };
-        let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
-        let Some((name, above)) = names.split_last() else {
-            let root = Entry {
-                name: Vec::new(),
-                kind: Kind::Dir,
-                child: Child::Dir(Dirno::ROOT),
-                since: version,
-                digest: None,
-            };
-            return Ok(Some((Dirno::ROOT, root)));
-        };
-        let Found::Dir(parent) = self.tree.find(version, &above.join(&b'/'))? else {
-            return Err(Error::NoPath { path: path.to_vec(), version });
-        };
-        let _ = found;
-        Ok(self.tree.child(version, parent, name)?.map(|entry| (parent, entry)))
     }
 
     fn pair(
