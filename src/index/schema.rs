@@ -130,7 +130,7 @@ fn give_key(connection: &Connection, key: &[u8; 48]) -> rusqlite::Result<()> {
     for byte in key {
         let _ = write!(text, "{byte:02x}");
     }
-    text.push_str("'\"; PRAGMA cipher_page_size=4096;");
+    text.push_str("'\"; PRAGMA cipher_page_size=4096; PRAGMA cipher_hmac_algorithm=HMAC_SHA256;");
     connection.execute_batch(&text)
 }
 
