@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::backupdir::arcs::{self, ArcSource};
 use crate::backupdir::{Accepted, BackupDir, Claim, What, remove_if_there};
@@ -14,6 +15,7 @@ use crate::ids::{ArcName, ArcSerial, CopyId, Dirno, Version};
 use crate::index::{Index, IndexWriter, LostFrame, State};
 use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor, Progress};
+use crate::tree::{Tree, View};
 
 /// What a recovery found.
 #[derive(Debug, Default)]
@@ -30,6 +32,8 @@ pub struct Recovered {
     pub uncommitted_arcs: usize,
     /// Runs that the old index knew and of which no commit is there any more, as after a rollback of the storage.
     pub missing_runs: Vec<Version>,
+    /// Versions whose root directory, as the catalogs tell it, is not the one that their commit record binds.
+    pub unproven: Vec<(Version, Error)>,
     /// Files with names of arcs that are none of this backup dir, or not those.
     pub strays: Vec<Error>,
     /// All of this that is gone, and what of it nobody has accepted yet.
@@ -303,8 +307,9 @@ impl<'a> Rebuild<'a> {
         writer.accept(before.as_ref().map_or(&[], |before| &before.accepted))?;
         writer.checkpoint()?;
         drop(writer);
-        let index = Index::open(&path, &dir.keys().index_key())?;
+        let index = Arc::new(Index::open(&path, &dir.keys().index_key())?);
         recovered.versions = index.versions()?.into_iter().map(|row| row.version).collect();
+        recovered.unproven = unproven(dir, &index, &recovered.versions)?;
         if let Some(before) = before {
             let lost = |run: &Version| recovered.lost_runs.iter().any(|(lost, _)| lost == run);
             let now = index.known_runs()?;
@@ -320,6 +325,20 @@ impl<'a> Rebuild<'a> {
         recovered.accepted = accepted.texts();
         Ok(recovered)
     }
+}
+
+fn unproven(dir: &BackupDir, index: &Arc<Index>, versions: &[Version]) -> Result<Vec<(Version, Error)>> {
+    let tree = Tree::of(dir, index.clone(), View::Whole);
+    let mut unproven = Vec::new();
+    for version in versions {
+        match tree.root(*version) {
+            Err(error @ Error::TreeMismatch { .. }) => unproven.push((*version, error)),
+            // What is lost is told as such.
+            Ok(_) | Err(Error::DirectoryLost { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(unproven)
 }
 
 /// All that is gone, each thing once.

@@ -459,7 +459,7 @@ pub struct Records<'a> {
 
 impl<'a> Records<'a> {
     /// Proves that all of `bytes` are records, and keep the caller's own rule, before the first is given.
-    pub fn new(bytes: &'a [u8], rule: impl Fn(&Record) -> Decoded<()>) -> Decoded<Records<'a>> {
+    pub fn new(bytes: &'a [u8], mut rule: impl FnMut(&Record) -> Decoded<()>) -> Decoded<Records<'a>> {
         let records = |bytes| Records { rest: Decoder::new(bytes), open: None };
         records(bytes).try_for_each(|record| rule(&record?))?;
         Ok(records(bytes))

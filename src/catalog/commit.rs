@@ -5,8 +5,8 @@
 //! names the one before it by digest, so that a missing link shows.
 
 use super::codec::{BadRecord, Decoded, Decoder, Encoder, require, valid_name};
-use super::{MAX_BLOCK_BYTES, Timespec};
-use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, Dirno, FrameNo, Logid, TreeDigest, Version};
+use super::{Content, Loss, MAX_BLOCK_BYTES, Named, Record, Segment, Timespec};
+use crate::ids::{ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, BlockId, Dirno, FrameNo, Logid, TreeDigest, Version};
 
 /// What an arc has beside the stored bytes of its frames; `arc` has the same numbers, and the compiler compares them.
 pub const ARC_HEADER_BYTES: u64 = 112;
@@ -218,6 +218,39 @@ impl Commit {
             require(counted, BadRecord("directory above the next one"))?;
         }
         Ok(())
+    }
+
+    /// A commit's counters stand above all that its catalog names: what it does not count would be given again.
+    pub fn counts(&self, record: &Record) -> Decoded<()> {
+        let logid = |logid: &Logid| logid.0 < self.next_logid;
+        let dirno = |dirno: &Dirno| dirno.0 < self.next_dirno;
+        let block = |block: &BlockId| block.arc().0 < self.next_serial;
+        let stored = |segments: &[Segment]| {
+            segments.iter().all(|segment| match segment {
+                Segment::Data { block: id, .. } => block(id),
+                Segment::Hole { .. } => true,
+            })
+        };
+        let counted = match record {
+            Record::Dir { dirno: no, parent, .. } => dirno(no) && dirno(parent),
+            Record::Put { item: Named::Dir(no), .. } => dirno(no),
+            Record::Put { item: Named::Node(node), .. } => {
+                logid(&node.logid)
+                    && match &node.content {
+                        Content::Inline(segments) => stored(segments),
+                        Content::Chunked(_) => true,
+                    }
+            }
+            Record::Remove { .. } => true,
+            Record::Extents(chunk) => logid(&chunk.logid) && stored(&chunk.segments),
+            Record::RemoveVersion(version) => *version < self.run,
+            Record::RemovePath { dirno: no, .. } => dirno(no),
+            Record::Relocate { from, to } => block(from) && block(to),
+            Record::AcceptLoss(Loss::Run(version)) => *version < self.run,
+            Record::AcceptLoss(Loss::Arc { serial, .. } | Loss::Frame { serial, .. } | Loss::Shell(serial))
+            | Record::DropArc(serial) => serial.0 < self.next_serial,
+        };
+        require(counted, BadRecord("id that its commit does not count"))
     }
 
     /// The arc with this serial, if the commit lists it.

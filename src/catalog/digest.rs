@@ -21,7 +21,8 @@ pub enum ItemDigest {
 
 /// All of the node but its logid, and whether it is to be read again.
 pub fn node(node: &Node) -> NodeDigest {
-    let mut e = Encoder(b"assay node v2".to_vec());
+    let mut e = Encoder(Vec::with_capacity(256));
+    e.raw(b"assay node v2");
     codec::put_state(&mut e, node, false);
     let digest: [u8; 32] = Sha256::digest(&e.0).into();
     NodeDigest(*digest.first_chunk().unwrap_or(&[0; 16]))
@@ -44,29 +45,34 @@ pub enum Known {
 }
 
 /// The names of a directory, in byte order.
-pub struct Listing(Sha256);
+pub struct Listing {
+    hash: Sha256,
+    /// The name that is being added.
+    name: Encoder,
+}
 
 impl Listing {
     pub fn new(known: Known) -> Listing {
         let mut hash = Sha256::new();
         hash.update(b"assay listing v2");
         hash.update([u8::from(known == Known::Some)]);
-        Listing(hash)
+        Listing { hash, name: Encoder::default() }
     }
 
     pub fn add(&mut self, name: &[u8], kind: Kind, item: &ItemDigest) {
-        let mut e = Encoder(Vec::with_capacity(name.len() + 40));
+        let e = &mut self.name;
+        e.0.clear();
         e.bytes(name);
         e.u8(kind as u8);
         match item {
             ItemDigest::Node(digest) => e.raw(&digest.0),
             ItemDigest::Dir(digest) => e.raw(&digest.0),
         }
-        self.0.update(&e.0);
+        self.hash.update(&e.0);
     }
 
     pub fn finish(self) -> ListingDigest {
-        ListingDigest(self.0.finalize().into())
+        ListingDigest(self.hash.finalize().into())
     }
 }
 

@@ -417,6 +417,23 @@ fn commits_that_no_run_writes() {
 }
 
 #[test]
+fn records_that_their_commit_does_not_count() {
+    let refused = Err(BadRecord("id that its commit does not count"));
+    for (record, counts) in [
+        (Record::RemoveVersion(Version(4)), true),
+        (Record::RemoveVersion(Version(5)), false),
+        (Record::DropArc(ArcSerial(11)), true),
+        (Record::DropArc(ArcSerial(12)), false),
+        (Record::RemovePath { dirno: Dirno(10), name: b"n".to_vec() }, false),
+        (Record::Put { name: b"n".to_vec(), item: Named::Dir(Dirno(10)) }, false),
+        (Record::AcceptLoss(Loss::Run(Version(5))), false),
+        (Record::AcceptLoss(Loss::Shell(ArcSerial(12))), false),
+    ] {
+        assert_eq!(commit().counts(&record), if counts { Ok(()) } else { refused.clone() }, "{record:?}");
+    }
+}
+
+#[test]
 fn arcs_that_no_writer_makes() {
     let with = |change: &dyn Fn(&mut ArcEntry)| {
         let mut arc = arc(5, 1, 10, ArcRole::Data);

@@ -48,13 +48,16 @@ pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
     } else {
         print(&as_text(&found))?;
     }
-    Ok(if found.open_losses == 0 && !other_history { Exit::Ok } else { Exit::Damage })
+    Ok(if found.open_losses == 0 && found.unproven.is_empty() && !other_history { Exit::Ok } else { Exit::Damage })
 }
 
 fn as_text(found: &Recovered) -> String {
     let mut text = format!("Recovered {}.\n", show::counted(found.versions.len() as u64, "version"));
     if let Some(path) = &found.old_index {
         text += &format!("The old index is kept as {}.\n", shown(path));
+    }
+    for (_, error) in &found.unproven {
+        text += &format!("{error}\n");
     }
     for (version, error) in &found.lost_runs {
         text += &format!("{version} is lost: {error}\n");
@@ -106,6 +109,7 @@ fn as_json(found: &Recovered) -> serde_json::Value {
         "lost_arcs": found.lost_arcs.iter().map(|(arc, e)| json!({"arc": arc.to_string(), "error": e.to_string()})).collect::<Vec<_>>(),
         "uncommitted_arcs": found.uncommitted_arcs,
         "missing_versions": found.missing_runs.iter().map(|run| run.0).collect::<Vec<_>>(),
+        "unproven_versions": found.unproven.iter().map(|(v, e)| json!({"version": v.0, "error": e.to_string()})).collect::<Vec<_>>(),
         "strays": found.strays.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "accepted_losses": found.accepted,
         "open_losses": found.open_losses,

@@ -51,6 +51,7 @@ fn assert_history(copy: &Copy, source: &Source, wanted: &Snapshots) {
     let there: Vec<Version> = reader.tree.versions().unwrap().iter().map(|row| row.version).collect();
     assert_eq!(there, wanted.keys().copied().collect::<Vec<_>>());
     wanted.iter().for_each(|(v, tree)| assert_same(&reader, *v, source.path(), tree));
+    assert!(crate::selftest::agrees(&copy.open()).unwrap(), "one scan does not prove it");
     let wrong = crate::selftest::written_wrong(&copy.open()).unwrap();
     assert!(wrong.is_empty(), "{wrong:?}");
 }

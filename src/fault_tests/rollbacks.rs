@@ -7,9 +7,12 @@ use std::fs;
 use super::lab::{Copy, Files, Source};
 use super::structures::options;
 use crate::backup::Options as BackupOptions;
+use crate::catalog::Record;
 use crate::error::Error;
+use crate::ids::{Dirno, TreeDigest, Version};
 use crate::monitor::Silent;
 use crate::prune::{self, Mode, Protection};
+use crate::run::{Contents, Run, Whole, records::records};
 use crate::selftest::{self, Cause, Level};
 use crate::testing::Rng;
 use crate::testing::questions::{Ask, Reader, Truth};
@@ -158,7 +161,7 @@ fn a_root_that_no_commit_record_has_proves_nothing() {
     let names = |copy: &Copy| {
         let reader = reader(copy);
         let newest = reader.tree.version("latest").unwrap().version;
-        reader.names(newest, crate::ids::Dirno::ROOT).map(|names| names.len())
+        reader.names(newest, Dirno::ROOT).map(|names| names.len())
     };
     assert_eq!(names(&copy), Ok(1));
     // The commit record of the last run as that of another history: the file is authentic, its root another one.
@@ -174,4 +177,31 @@ fn a_root_that_no_commit_record_has_proves_nothing() {
     fs::remove_file(fork.path(&last.to_string())).unwrap();
     fs::copy(other.path(&last.to_string()), fork.path(&last.to_string())).unwrap();
     assert_eq!(names(&fork).unwrap_err().code(), "TREE_MISMATCH");
+}
+
+/// A recovery does not only believe the catalogs: what a commit record binds is another tree, and each version says so.
+#[test]
+fn a_recovery_tells_a_root_that_the_catalogs_do_not_have() {
+    let (_, files) = history();
+    let copy = Copy::of(&files);
+    assert!(Copy::without_index(&files).recover().unproven.is_empty());
+    {
+        let dir = copy.open();
+        let lock = dir.lock().unwrap();
+        let run = Run::begin(&dir, &lock, &Silent).unwrap().reserve().unwrap();
+        let roots = vec![(Version(1), TreeDigest([7; 32]))];
+        let written = run.write(Whole::Remove, |out| {
+            let catalog = records(out, [Ok(Record::RemoveVersion(Version(0)))])?;
+            Ok((Contents { arcs: out.finish()?, catalog, roots, version: None }, ()))
+        });
+        written.unwrap().0.apply().whole().unwrap();
+    }
+    let again = Copy::without_index(&copy.files());
+    let found = again.recover();
+    let told: Vec<_> = found.unproven.iter().map(|(v, error)| (*v, error.code())).collect();
+    assert_eq!(told, [(Version(1), "TREE_MISMATCH")]);
+    assert!(!crate::selftest::agrees(&again.open()).unwrap());
+    let reader = Reader::new(&again.open());
+    assert_eq!(reader.names(Version(1), Dirno::ROOT).unwrap_err().code(), "TREE_MISMATCH");
+    assert!(reader.names(Version(2), Dirno::ROOT).is_ok());
 }

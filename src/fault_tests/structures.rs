@@ -346,7 +346,7 @@ fn pages_replaced_by_older_images_of_themselves_are_found() {
                 // It does not even open.
                 Err(error) => assert!(error.is_damage(), "{error}"),
                 Ok(report) if !report.findings.is_empty() => told += 1,
-                Ok(_) => assert!(copy.rows() == clean, "page {at} of another state was not noticed"),
+                Ok(_) => assert_eq!(copy.rows(), clean, "page {at} of another state was not noticed"),
             }
         }
     }

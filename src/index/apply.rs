@@ -17,12 +17,10 @@ use super::runs;
 use super::schema::dir_key;
 use super::{Root, State, VersionRow};
 use crate::arc::FrameInfo;
-use crate::catalog::codec::{self, BadRecord, Encoder, Records};
-use crate::catalog::{
-    ArcEntry, ArcRole, CatalogFrame, Child, Commit, Content, DirState, Listing, Loss, Named, Node, Record, Segment,
-};
+use crate::catalog::codec::{self, Encoder, Records};
+use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Child, Commit, DirState, Listing, Named, Node, Record, Segment};
 use crate::error::{Damage, Error, Place, Result};
-use crate::ids::{ArcName, ArcSerial, BlockId, Dirno, FrameNo, Logid, Version};
+use crate::ids::{ArcName, ArcSerial, Dirno, FrameNo, Logid, Version};
 
 /// How `apply` gets at the arcs of a commit.
 pub trait CatalogSource {
@@ -109,39 +107,6 @@ pub(super) fn apply_commit(
     Ok(apply.report)
 }
 
-/// A commit's counters stand above all that its catalog names: what it does not count would be given again.
-fn counted(record: &Record, commit: &Commit) -> Result<(), BadRecord> {
-    let logid = |logid: &Logid| logid.0 < commit.next_logid;
-    let dirno = |dirno: &Dirno| dirno.0 < commit.next_dirno;
-    let block = |block: &BlockId| block.arc().0 < commit.next_serial;
-    let stored = |segments: &[Segment]| {
-        segments.iter().all(|segment| match segment {
-            Segment::Data { block: id, .. } => block(id),
-            Segment::Hole { .. } => true,
-        })
-    };
-    let counted = match record {
-        Record::Dir { dirno: no, parent, .. } => dirno(no) && dirno(parent),
-        Record::Put { item: Named::Dir(no), .. } => dirno(no),
-        Record::Put { item: Named::Node(node), .. } => {
-            logid(&node.logid)
-                && match &node.content {
-                    Content::Inline(segments) => stored(segments),
-                    Content::Chunked(_) => true,
-                }
-        }
-        Record::Remove { .. } => true,
-        Record::Extents(chunk) => logid(&chunk.logid) && stored(&chunk.segments),
-        Record::RemoveVersion(version) => *version < commit.run,
-        Record::RemovePath { dirno: no, .. } => dirno(no),
-        Record::Relocate { from, to } => block(from) && block(to),
-        Record::AcceptLoss(Loss::Run(version)) => *version < commit.run,
-        Record::AcceptLoss(Loss::Arc { serial, .. } | Loss::Frame { serial, .. } | Loss::Shell(serial))
-        | Record::DropArc(serial) => serial.0 < commit.next_serial,
-    };
-    codec::require(counted, BadRecord("id that its commit does not count"))
-}
-
 /// The directory that `Put` and `Remove` are about.
 struct OpenDir {
     dirno: Dirno,
@@ -193,7 +158,7 @@ impl Apply<'_> {
     ) -> Found<()> {
         let plain = source.catalog_frame(frame, arc);
         let records = plain.as_deref().map_err(Error::clone).and_then(|plain| {
-            Records::new(plain, |record| counted(record, commit)).map_err(|bad| Error::Arc {
+            Records::new(plain, |record| commit.counts(record)).map_err(|bad| Error::Arc {
                 place: Place { arc: arc.name, frame: Some(frame.frame), block: None, offset: 0 },
                 damage: Damage::BadRecord(bad.0),
             })

@@ -2,7 +2,7 @@
 //!
 //! Invariants: each check has a connection of its own that is thrown away after it (after a page that it refused, one
 //! serves zeros); pages that were not read twice as bad are told apart from those that were, so that a page that is
-//! being written is no false alarm; SQLite's check is asked only when every page is authentic.
+//! being written is no false alarm; what SQLite's check says counts only when every page is authentic.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use super::fail::Fail;
 use super::view::{real_path, wal_path};
 use crate::error::{Error, Result};
 use crate::os::file::{forget_cached, read_up_to};
+use crate::sync::both;
 
 /// Complaints that are kept.
 const MAX_FAULTS: usize = 100_000;
@@ -42,7 +43,9 @@ impl Index {
     /// # Errors
     /// `INDEX_IO` and `IO` when it can't be read; damage is in the answer.
     pub fn check_pages(&self, stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<BadPage>> {
-        let first = self.unauthentic(stop)?;
+        let sql = format!("PRAGMA integrity_check({MAX_TREE_FAULTS})");
+        let (first, trees) = both(|| self.unauthentic(stop), || self.complaints(&sql, stop));
+        let first = first?;
         let mut bad = Vec::new();
         if !first.is_empty() {
             std::thread::sleep(SETTLE);
@@ -52,8 +55,9 @@ impl Index {
             bad.extend(once.map(|(_, what)| BadPage::Once { what: what.clone() }));
         }
         if !bad.iter().any(|bad| matches!(bad, BadPage::Page { .. })) {
-            let sql = format!("PRAGMA integrity_check({MAX_TREE_FAULTS})");
-            match self.complaints(&sql, stop) {
+            // A page that was not authentic once is no fault of the trees.
+            let trees = if bad.is_empty() { trees } else { self.complaints(&sql, stop) };
+            match trees {
                 Ok(lines) => {
                     let lines = lines.into_iter().filter(|line| line != "ok");
                     bad.extend(lines.map(|what| BadPage::Tree { what }));

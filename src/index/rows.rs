@@ -3,6 +3,8 @@
 //! Invariants: each row is opened by its seal before anything in it is believed; statements come from the
 //! connection's cache, none is prepared twice.
 
+use std::borrow::Cow;
+
 use rusqlite::{Connection, params};
 
 use super::fail::{Fail, Found};
@@ -57,10 +59,11 @@ pub enum PartOf {
 }
 
 /// Puts a long value together again.
-pub fn whole(c: &Connection, of: PartOf, id: i64, body: &[u8]) -> Found<Vec<u8>> {
+pub fn whole<'a>(c: &Connection, of: PartOf, id: i64, body: &'a [u8]) -> Found<Cow<'a, [u8]>> {
     let main = Main::read(body)?;
-    let mut bytes = main.first.to_vec();
+    let mut bytes = Cow::Borrowed(main.first);
     if main.parts > 0 {
+        let bytes = bytes.to_mut();
         let mut statement = c.prepare_cached("SELECT no, row FROM parts WHERE kind=?1 AND id=?2 ORDER BY no")?;
         let mut rows = statement.query(params![of as i64, id])?;
         let mut seen = 0u64;
@@ -75,7 +78,7 @@ pub fn whole(c: &Connection, of: PartOf, id: i64, body: &[u8]) -> Found<Vec<u8>>
         if seen != main.parts {
             return Err(Fail::Row("a part of the value is missing"));
         }
-        main.check(&bytes)?;
+        main.check(bytes)?;
     }
     Ok(bytes)
 }
@@ -303,12 +306,7 @@ pub fn dir(c: &Connection, dirno: Dirno, v: Version) -> Found<Option<(Version, D
         Some(found) => {
             let id: i64 = found.get(0)?;
             let body = row::open(Table::Dirs, Key::id(id), blob(found, 1)?)?;
-            let main = Main::read(body)?;
-            let value = if main.parts == 0 {
-                DirValue::decode(dirno, main.first)?
-            } else {
-                DirValue::decode(dirno, &whole(c, PartOf::Dir, id, body)?)?
-            };
+            let value = DirValue::decode(dirno, &whole(c, PartOf::Dir, id, body)?)?;
             Ok(Some((version_of_dir_key(id), value)))
         }
     }

@@ -23,6 +23,8 @@ use crate::ids::{ArcSerial, BlockId, Dirno, FramePlace, Logid, NodeDigest, Versi
 
 /// Rows fetched by one query.
 const PAGE_ROWS: i64 = 1024;
+/// What was read in order is not read again.
+const SCAN_CACHE_KIB: u32 = 4 * 1024;
 /// States of one directory and rows of one name that are looked at.
 const MAX_STATES: usize = 1 << 20;
 
@@ -82,29 +84,29 @@ impl ScanTable {
 
     fn sql(self) -> &'static str {
         match self {
-            ScanTable::Commits => "SELECT id, x'', 0, 0, row FROM commits WHERE id>?1 ORDER BY id LIMIT ?5",
-            ScanTable::Versions => "SELECT id, x'', 0, 0, row FROM versions WHERE id>?1 ORDER BY id LIMIT ?5",
-            ScanTable::Arcs => "SELECT id, x'', 0, 0, row FROM arcs WHERE id>?1 ORDER BY id LIMIT ?5",
-            ScanTable::Frames => "SELECT id, x'', 0, 0, row FROM frames WHERE id>?1 ORDER BY id LIMIT ?5",
-            ScanTable::Hashes => "SELECT id, x'', 0, 0, block FROM hashes WHERE id>?1 ORDER BY id LIMIT ?5",
-            ScanTable::Relocations => "SELECT id, x'', 0, 0, row FROM relocations WHERE id>?1 ORDER BY id LIMIT ?5",
-            ScanTable::Nodes => "SELECT id, x'', 0, 0, row FROM nodes WHERE id>?1 ORDER BY id LIMIT ?5",
-            ScanTable::Dirs => "SELECT id, x'', 0, 0, row FROM dirs WHERE id>?1 ORDER BY id LIMIT ?5",
-            ScanTable::Lost => "SELECT id, x'', 0, 0, row FROM lost WHERE id>?1 ORDER BY id LIMIT ?5",
+            ScanTable::Commits => "SELECT row, id FROM commits WHERE id>?1 ORDER BY id LIMIT ?5",
+            ScanTable::Versions => "SELECT row, id FROM versions WHERE id>?1 ORDER BY id LIMIT ?5",
+            ScanTable::Arcs => "SELECT row, id FROM arcs WHERE id>?1 ORDER BY id LIMIT ?5",
+            ScanTable::Frames => "SELECT row, id FROM frames WHERE id>?1 ORDER BY id LIMIT ?5",
+            ScanTable::Hashes => "SELECT block, id FROM hashes WHERE id>?1 ORDER BY id LIMIT ?5",
+            ScanTable::Relocations => "SELECT row, id FROM relocations WHERE id>?1 ORDER BY id LIMIT ?5",
+            ScanTable::Nodes => "SELECT row, id FROM nodes WHERE id>?1 ORDER BY id LIMIT ?5",
+            ScanTable::Dirs => "SELECT row, id FROM dirs WHERE id>?1 ORDER BY id LIMIT ?5",
+            ScanTable::Lost => "SELECT row, id FROM lost WHERE id>?1 ORDER BY id LIMIT ?5",
             ScanTable::Entries => {
-                "SELECT parent, name, v_from, 0, row FROM entries WHERE (parent, name, v_from)>(?1, ?2, ?3) \
+                "SELECT row, parent, v_from, name FROM entries WHERE (parent, name, v_from)>(?1, ?2, ?3) \
                  ORDER BY parent, name, v_from LIMIT ?5"
             }
             ScanTable::Extents => {
-                "SELECT logid, x'', start, 0, row FROM extents WHERE (logid, start)>(?1, ?3) \
+                "SELECT row, logid, start FROM extents WHERE (logid, start)>(?1, ?3) \
                  ORDER BY logid, start LIMIT ?5"
             }
             ScanTable::Removed => {
-                "SELECT run, name, parent, 0, row FROM removed WHERE (run, name, parent)>(?1, ?2, ?3) \
+                "SELECT row, run, parent, name FROM removed WHERE (run, name, parent)>(?1, ?2, ?3) \
                  ORDER BY run, name, parent LIMIT ?5"
             }
             ScanTable::Parts => {
-                "SELECT kind, x'', id, no, row FROM parts WHERE (kind, id, no)>(?1, ?3, ?4) \
+                "SELECT row, kind, id, no FROM parts WHERE (kind, id, no)>(?1, ?3, ?4) \
                  ORDER BY kind, id, no LIMIT ?5"
             }
         }
@@ -239,7 +241,7 @@ impl<'i> Snapshot<'i> {
         let mut slot = self.connection.borrow_mut();
         if slot.is_none() {
             let fresh = self.index.connect()?;
-            fresh.1.execute_batch("BEGIN")?;
+            fresh.1.execute_batch(&format!("PRAGMA cache_size=-{SCAN_CACHE_KIB}; BEGIN"))?;
             let commit = rows::state(&fresh.1)?.last_commit;
             if self.commit.is_some() && commit != self.commit {
                 self.moved.set(true);
@@ -274,11 +276,18 @@ impl<'i> Snapshot<'i> {
             let mut rows = statement.raw_query();
             while let Some(row) = rows.next()? {
                 let value = match table {
-                    ScanTable::Hashes => row.get::<_, i64>(4)?.to_be_bytes().to_vec(),
-                    _ => blob(row, 4)?.to_vec(),
+                    ScanTable::Hashes => row.get::<_, i64>(0)?.to_be_bytes().to_vec(),
+                    _ => blob(row, 0)?.to_vec(),
                 };
-                let name = blob(row, 1)?.to_vec();
-                let key = RowKey { first: row.get(0)?, name, second: row.get(2)?, third: row.get(3)? };
+                let mut key = RowKey { first: row.get(1)?, name: Vec::new(), second: 0, third: 0 };
+                match table {
+                    ScanTable::Entries | ScanTable::Removed => {
+                        (key.second, key.name) = (row.get(2)?, blob(row, 3)?.to_vec());
+                    }
+                    ScanTable::Extents => key.second = row.get(2)?,
+                    ScanTable::Parts => (key.second, key.third) = (row.get(2)?, row.get(3)?),
+                    _ => {}
+                }
                 found.borrow_mut().push(ScanRow { table, key, value });
             }
             Ok(())
@@ -359,6 +368,19 @@ impl<'i> Snapshot<'i> {
             }
             Ok(spans)
         })
+    }
+
+    /// Of a row of `parts`: the value that it continues is one that is continued.
+    pub fn continues(&self, part: &RowKey) -> Result<bool> {
+        let table = [PartOf::Version, PartOf::Node, PartOf::Dir].into_iter().find(|of| *of as i64 == part.first);
+        let table = match table {
+            Some(PartOf::Version) => Table::Versions,
+            Some(PartOf::Node) => Table::Nodes,
+            Some(PartOf::Dir) => Table::Dirs,
+            None => return Ok(false),
+        };
+        let parts = self.ask(|c| rows::value(c, table, part.second, |body| Ok(row::Main::read(body)?.parts)))?;
+        Ok(parts.is_some_and(|parts| parts > 0))
     }
 
     /// Where the first link of a file state is, if it has a row.

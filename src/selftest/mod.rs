@@ -34,6 +34,8 @@ use crate::text::counted;
 pub use drill::Drilled;
 pub use inc::Due;
 pub use schedule::Schedule;
+#[cfg(test)]
+pub(crate) use structure::agrees;
 
 /// What is looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -10,7 +10,7 @@ use crate::catalog::{ArcEntry, ArcRole};
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, FramePlace, Version};
-use crate::index::{Cursor, FrameChunk, ScanTable, Scanned, Snapshot, State, hash_key};
+use crate::index::{ArcValue, Cursor, FrameChunk, ScanTable, Scanned, Snapshot, State, hash_key};
 
 /// Hashes that are looked up in one pass over the frames, 24 bytes each.
 const MAX_HASHES: usize = 2 << 20;
@@ -24,8 +24,18 @@ pub struct ArcFact {
     pub dropped: bool,
 }
 
+impl ArcFact {
+    fn of(entry: &ArcEntry, dropped: bool) -> ArcFact {
+        ArcFact { name: entry.name, frames: entry.frames, dropped }
+    }
+}
+
 /// What the index says of each arc.
 pub type ArcFacts = BTreeMap<ArcSerial, ArcFact>;
+
+pub fn facts(arcs: &[ArcValue]) -> ArcFacts {
+    arcs.iter().map(|ArcValue { entry, dropped, .. }| (entry.serial, ArcFact::of(entry, *dropped))).collect()
+}
 
 /// Checks each arc's row, frames, file length and footer.
 pub fn check<'i>(
@@ -57,7 +67,7 @@ pub fn check<'i>(
             }
         };
         let entry = &value.entry;
-        facts.insert(serial, ArcFact { name: entry.name, frames: entry.frames, dropped: value.dropped });
+        facts.insert(serial, ArcFact::of(entry, value.dropped));
         let asked = check.only_arcs.as_ref().is_none_or(|asked| asked.contains(&serial));
         if value.dropped || !asked {
             if value.dropped && frames.has(serial) {

@@ -3,6 +3,7 @@
 //! Invariant: at most `WINDOW` file states are remembered at a time, for the rules of names in `tree`.
 
 use super::{Cause, Check, Ground, Subject};
+use crate::catalog::digest::Segments;
 use crate::catalog::{Content, Kind, Node, Segment};
 use crate::error::Result;
 use crate::ids::{BlockId, Logid};
@@ -12,8 +13,8 @@ use crate::index::{Chunks, Cursor, FrameChunk, ScanTable, Scanned};
 const MAX_FACTS: usize = 3 << 20;
 /// The same; in unit tests there are few files, and several passes all the same.
 pub const WINDOW: usize = if cfg!(test) { 32 } else { MAX_FACTS };
-/// Pieces of frame tables that are kept, about 5 KiB each.
-const MAX_CHUNKS: usize = 2048;
+/// Pieces of frame tables that are kept, up to 20 KiB each.
+const MAX_CHUNKS: usize = 512;
 
 /// What the rules of names need to know of a file state.
 #[derive(Debug, Clone, Copy)]
@@ -55,10 +56,23 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
     pub fn window(&mut self) -> Result<Vec<Fact>> {
         let mut facts = Vec::new();
         while facts.len() < WINDOW {
+            let Some((Node { logid, attr, .. }, packed_away)) = self.next()? else { break };
+            let (size, nlink, kind) = (attr.size, attr.nlink, attr.kind);
+            facts.push(Fact { logid, size, nlink, kind, named: 0, packed_away });
+            if facts.len() % 4096 == 0 {
+                self.check.interrupted()?;
+            }
+        }
+        Ok(facts)
+    }
+
+    /// Checks the next file state; true: content of it is in arcs that were dropped. None at the end.
+    pub fn next(&mut self) -> Result<Option<(Node, bool)>> {
+        loop {
             match self.nodes.take() {
                 None => {
                     self.extents_below(Logid(u64::MAX))?;
-                    break;
+                    return Ok(None);
                 }
                 Some(Scanned::Bad { after, before, error }) => {
                     self.check.unreadable(ScanTable::Nodes, &after, before.as_ref(), error, None);
@@ -68,10 +82,8 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
                     self.extents_below(logid)?;
                     match self.ground.rows.open_node(&row) {
                         Ok((_, node)) => {
-                            let Node { attr, .. } = &node;
-                            let (size, nlink, kind) = (attr.size, attr.nlink, attr.kind);
                             let packed_away = self.content(&node)?;
-                            facts.push(Fact { logid, size, nlink, kind, named: 0, packed_away });
+                            return Ok(Some((node, packed_away)));
                         }
                         Err(error) => {
                             let hits = self.ground.names.file(logid);
@@ -80,11 +92,7 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
                     }
                 }
             }
-            if facts.len() % 4096 == 0 {
-                self.check.interrupted()?;
-            }
         }
-        Ok(facts)
     }
 
     /// True if content of it is in arcs that were dropped.
@@ -92,10 +100,13 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
         let mut sum = Sum::default();
         match &node.content {
             Content::Inline(segments) => self.add(&mut sum, 0, segments)?,
-            Content::Chunked(_) => {
+            Content::Chunked(digest) => {
+                let mut all = Segments::default();
                 while let Some((start, segments)) = self.extents_of(node.logid) {
                     self.add(&mut sum, start, &segments)?;
+                    all.add(&segments);
                 }
+                sum.other_list = all.finish() != *digest;
             }
         }
         if self.check.blind(ScanTable::Extents) && matches!(node.content, Content::Chunked(_)) {
@@ -119,6 +130,8 @@ impl<'c, 's, 'i> Contents<'c, 's, 'i> {
             format!("its content does not tile its {size} bytes: it ends, or is torn, at {}", sum.end)
         } else if sum.data_bytes != node.data_bytes {
             format!("{} bytes in data ranges are recorded, {} are there", node.data_bytes, sum.data_bytes)
+        } else if sum.other_list {
+            "its list of extents is not the one that it was saved with".into()
         } else {
             return Ok(false);
         };
@@ -213,6 +226,8 @@ struct Sum {
     end: u64,
     data_bytes: u64,
     torn: bool,
+    /// It is not what the file state's digest binds.
+    other_list: bool,
     no_block: Option<(u64, BlockId)>,
     /// It was in an arc that was dropped.
     dropped: bool,

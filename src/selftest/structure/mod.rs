@@ -1,7 +1,9 @@
 //! v2: the index agrees with the catalogs in the arcs, and all of it with itself. No block is read.
 //!
-//! Two kinds of check. `compare`: a shadow index is made from commit and catalog frames by the one function that makes
-//! indexes, and both are compared row by row. `arcs`, `content`, `tree`: rules that rows of different tables obey.
+//! First one scan that only says whether all agrees: `told`, `hashes` and `digests` compare the index with commits,
+//! catalogs, footers and root digests. What does not agree is explained by two kinds of check. `compare`: a shadow index
+//! is made from commit and catalog frames by the one function that makes indexes, and both are compared row by row.
+//! `arcs`, `content`, `tree`: rules that rows of different tables obey.
 //! Invariants: all of it is about one commit (the shadow is brought to the commit of the snapshot), so that a backup
 //! beside it gives no false alarm; a thing that is wrong is told once, by the first check that meets it; memory is
 //! bounded by `content::WINDOW` and three page caches; what a recovery gave up is told once and not as its
@@ -10,9 +12,12 @@
 mod arcs;
 mod compare;
 mod content;
+mod digests;
+mod hashes;
 mod names;
 mod shadow;
 mod strays;
+mod told;
 mod tree;
 
 use std::cell::{Cell, RefCell};
@@ -27,10 +32,12 @@ use crate::ids::{ArcName, ArcSerial, Dirno, FrameNo, Logid, Version};
 use crate::index::{RowKey, ScanTable, Scanned, Snapshot, VersionSet};
 use crate::ledger::{Ledger, LedgerWriter};
 use crate::monitor::{Event, Hushed, Monitor, Progress};
+use crate::sync::both;
 use crate::text::shown;
 use arcs::ArcFacts;
 use names::Names;
 use shadow::Shadow;
+use told::Told;
 
 /// What a finding is about: the second finding about the same thing is not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,6 +83,8 @@ pub(super) struct Check<'a> {
     only_version: Option<Version>,
     /// Steps that are done, and how many there are.
     steps: Cell<(u64, u64)>,
+    /// Only counts what is wrong: to be told, it has to be explained first.
+    quiet: bool,
 }
 
 /// Steps beside the runs that are applied: arcs, each table that is compared, hashes, the rules of names and contents.
@@ -88,15 +97,7 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
         }
         None => None,
     };
-    let check = Check {
-        exam,
-        seen: RefCell::default(),
-        told: Cell::new(0),
-        blind: RefCell::default(),
-        only_arcs: only_arcs(exam)?,
-        only_version,
-        steps: Cell::new((0, STEPS)),
-    };
+    let check = Check { only_arcs: only_arcs(exam)?, only_version, quiet: false, ..Check::quiet(exam) };
     match check.run(report) {
         Err(error @ (Error::IndexDamaged { .. } | Error::IndexRow { .. })) => {
             check.report(Subject::Counters, error, Cause::Index, Vec::new());
@@ -108,6 +109,25 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
 
 /// All that v2 finds wrong with what is in place now.
 pub(super) fn look_again(dir: &BackupDir, monitor: &dyn Monitor, ledger: Arc<LedgerWriter>) -> Result<Vec<Finding>> {
+    again(dir, monitor, ledger, |exam| {
+        check(exam, &mut Report::default())?;
+        Ok(exam.findings.take().0)
+    })
+}
+
+/// True if the one scan finds nothing wrong, so that no shadow is made.
+#[cfg(test)]
+pub(crate) fn agrees(dir: &BackupDir) -> Result<bool> {
+    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), crate::ledger::By::Selftest));
+    again(dir, &crate::monitor::Silent, ledger, |exam| Check::quiet(exam).agrees(&mut Report::default()))
+}
+
+fn again<T>(
+    dir: &BackupDir,
+    monitor: &dyn Monitor,
+    ledger: Arc<LedgerWriter>,
+    look: impl FnOnce(&Exam<'_>) -> Result<T>,
+) -> Result<T> {
     let options = Options {
         level: Level::Structure,
         scope: Scope::Everything,
@@ -116,18 +136,10 @@ pub(super) fn look_again(dir: &BackupDir, monitor: &dyn Monitor, ledger: Arc<Led
         sample: None,
         fix: Fix::Report,
     };
-    let again = Exam {
-        dir,
-        index: Arc::new(dir.open_index()?),
-        options: &options,
-        monitor: &Hushed(monitor),
-        ledger,
-        known: Ledger::default(),
-        findings: Findings::default(),
-        due: None,
-    };
-    check(&again, &mut Report::default())?;
-    Ok(again.findings.take().0)
+    let hushed = Hushed(monitor);
+    let (known, findings) = (Ledger::default(), Findings::default());
+    let index = Arc::new(dir.open_index()?);
+    look(&Exam { dir, index, options: &options, monitor: &hushed, ledger, known, findings, due: None })
 }
 
 fn only_arcs(exam: &Exam<'_>) -> Result<Option<HashSet<ArcSerial>>> {
@@ -186,6 +198,9 @@ fn needed(rows: &Snapshot<'_>) -> VersionSet {
 
 impl<'a> Check<'a> {
     fn run(&self, report: &mut Report) -> Result<()> {
+        if self.only_arcs.is_none() && self.agrees(report)? {
+            return strays::check(self, report);
+        }
         let mut shadow = match self.only_arcs {
             Some(_) => None,
             None => self.try_shadow(Shadow::begin(self.exam))?,
@@ -198,6 +213,62 @@ impl<'a> Check<'a> {
             }
         }
         strays::check(self, report)
+    }
+
+    /// True if all agrees, as one scan of the index, the commits and the catalogs proves. What does not is not told.
+    fn agrees(&self, report: &mut Report) -> Result<bool> {
+        let exam = self.exam;
+        let state = exam.index.state();
+        let state = match &state {
+            Ok(state) => state,
+            Err(_) => return Ok(false),
+        };
+        // Each has a connection of its own, on the same state of the index.
+        let of_all_else = || {
+            let (check, rows, mut seen) = (Check::quiet(exam), exam.index.snapshot()?, Report::default());
+            let Some(told) = Told::read(&check, state)? else { return Ok(None) };
+            let agrees = rows.state()? == *state
+                && told.is_in(&rows, state)?
+                && check.arcs_agree(&rows, &mut seen)?
+                && hashes::prove(&check, &rows, told.moved())? == Some(state.hashes)
+                && !rows.moved();
+            Ok(agrees.then(|| (told.into_racy(), seen.arcs)))
+        };
+        let of_names = || {
+            let (check, rows) = (Check::quiet(exam), exam.index.snapshot()?);
+            let names = Names { rows: &rows, shadow: None, last: state.last_commit.map_or(Version(0), |(run, _)| run) };
+            let (arcs, needed) = (arcs::facts(&exam.index.all_arcs()?), needed(&rows));
+            let ground = Ground { rows: &rows, names, arcs, proven: true, gaps: false, any_lost: false, needed };
+            let racy = digests::prove(&check, &ground)?;
+            Ok(racy.filter(|_| rows.state().is_ok_and(|now| now == *state) && !rows.moved()))
+        };
+        match both(of_all_else, of_names) {
+            (Err(Error::Interrupted), _) | (_, Err(Error::Interrupted)) => Err(Error::Interrupted),
+            (Ok(Some((told, arcs))), Ok(Some(found))) if told == found => {
+                report.arcs += arcs;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// A check that only counts what is wrong.
+    fn quiet(exam: &'a Exam<'a>) -> Check<'a> {
+        Check {
+            exam,
+            seen: RefCell::default(),
+            told: Cell::new(0),
+            blind: RefCell::default(),
+            only_arcs: None,
+            only_version: None,
+            steps: Cell::new((0, STEPS)),
+            quiet: true,
+        }
+    }
+
+    fn arcs_agree(&self, rows: &Snapshot<'_>, report: &mut Report) -> Result<bool> {
+        arcs::check(self, rows, None, report)?;
+        Ok(self.index_is_clean())
     }
 
     /// Without a shadow the rules are still checked, and it is told that the comparison was not made.
@@ -288,8 +359,11 @@ impl<'a> Check<'a> {
 
     /// As `report`, where v2 knows better what to do.
     fn advise(&self, subject: Subject, error: Error, cause: Cause, hits: Vec<Hit>, advice: Advice) {
-        if matches!(cause, Cause::Index | Cause::Unchecked) {
+        if self.quiet || matches!(cause, Cause::Index | Cause::Unchecked) {
             self.told.set(self.told.get() + 1);
+        }
+        if self.quiet {
+            return;
         }
         {
             let mut seen = self.seen.borrow_mut();

@@ -50,10 +50,10 @@ pub fn check(check: &Check<'_>, ground: &Ground<'_, '_>) -> Result<()> {
 
 /// Files, directories, others, bytes that come and go with each version; modulo 2^64, as a version's totals are.
 #[derive(Default)]
-struct Totals(BTreeMap<Version, [i64; 4]>);
+pub struct Totals(BTreeMap<Version, [i64; 4]>);
 
 impl Totals {
-    fn add(&mut self, span: &Span, what: [i64; 4]) {
+    pub fn add(&mut self, span: &Span, what: [i64; 4]) {
         let ends = [(Some(span.from), 1), (span.to, -1)];
         for (v, sign) in ends.into_iter().filter_map(|(v, sign)| Some((v?, sign))) {
             for (sum, part) in self.0.entry(v).or_default().iter_mut().zip(what) {
@@ -467,7 +467,7 @@ fn covers(intervals: &[Interval], from: Version, to: Option<Version>) -> bool {
 }
 
 /// Names of versions are unique; totals are what the entries sum to.
-fn versions(check: &Check<'_>, ground: &Ground<'_, '_>, totals: &Totals) -> Result<()> {
+pub fn versions(check: &Check<'_>, ground: &Ground<'_, '_>, totals: &Totals) -> Result<()> {
     let mut cursor = ground.rows.cursor(ScanTable::Versions);
     let mut names = HashMap::new();
     let mut changes = totals.0.iter().peekable();
