@@ -145,8 +145,11 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let open_dirs = OpenDirs::within_limit();
     let (jobs_to, jobs) = bounded(IN_FLIGHT_STEPS);
     let (steps_to, steps) = bounded(IN_FLIGHT_STEPS);
+    let previous = Previous::new(&index, &inventory.lost)?;
+    // What is told anew of a lost listing is new: it must not count a second time.
+    let before = if index.any_lost()? { previous.known()? } else { totals_of(newest.as_ref()) };
     let walk = Traverse {
-        previous: Previous::new(&index, &inventory.lost)?,
+        previous,
         steps: steps_to,
         jobs: jobs_to,
         budget: &budget,
@@ -165,7 +168,6 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         links: HashMap::new(),
         left_out: LeftOut::default(),
     };
-    let before = totals_of(newest.as_ref());
     let before_this = newest.as_ref().map(|row| row.version);
     let expected = Expected::new(before);
     let Some(begun) = begun else {

@@ -134,6 +134,17 @@ impl<'a> Previous<'a> {
         }
     }
 
+    /// What is known of the version: less than its record counts where listings are lost.
+    pub fn known(&self) -> Result<Totals> {
+        // The root is nobody's entry.
+        let mut totals = Totals { dirs: 1, ..Totals::default() };
+        let (mut children, _) = self.children(Some(Dirno::ROOT))?;
+        while let Some(child) = children.take()? {
+            self.count(&child, &mut totals)?;
+        }
+        Ok(totals)
+    }
+
     /// What an entry, with all below it, counts.
     pub fn totals(&self, child: &PrevChild) -> Result<Totals> {
         let mut totals = Totals::default();

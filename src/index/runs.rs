@@ -69,6 +69,20 @@ impl Index {
         self.ask(losses)
     }
 
+    /// True if the listing of some directory is lost in the newest version.
+    pub fn any_lost(&self) -> error::Result<bool> {
+        self.ask(|c| {
+            let mut statement = c.prepare_cached("SELECT id, row FROM lost")?;
+            let mut rows = statement.query([])?;
+            while let Some(found) = rows.next()? {
+                if row::decode_lost(row::open(Table::Lost, Key::id(found.get(0)?), blob(found, 1)?)?)?.is_none() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
     /// Since when a directory's listing is lost in a version, if it is.
     pub fn lost_since(&self, v: Version, dir: Dirno) -> error::Result<Option<Version>> {
         self.ask(|c| rows::lost_since(c, dir, v))
