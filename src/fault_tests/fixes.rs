@@ -5,71 +5,45 @@ use std::fs;
 
 use super::Rng;
 use super::lab::{Copy, Source, assert_same, lab};
+use super::layout::{Layout, entries};
 use super::questions::Ask;
+use super::recoveries::put;
+use crate::arc::FrameKind;
 use crate::arc::repair::repair;
-use crate::arc::{FrameInfo, FrameKind};
 use crate::backup::Options;
 use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::read_commit;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::ids::{BlockId, FrameNo, Version};
-use crate::index::{Index, OpenRun};
-use crate::mend::{FrameAt, Original, Recut, originals, read_original, recorded, recut, rewrite_frame, rewrite_shell};
+use crate::index::OpenRun;
+use crate::mend::{FrameAt, Original, Recut, originals, read_original, recorded, recut, rewrite_frame};
 use crate::monitor::Silent;
 use crate::tree::{Tree, View};
-
-fn entries(dir: &BackupDir) -> Vec<ArcEntry> {
-    dir.open_index().unwrap().arcs().unwrap().into_iter().map(|row| row.entry).collect()
-}
-
-/// Offset and expectation of each frame, by the index.
-fn frames(index: &Index, entry: &ArcEntry) -> Vec<(u64, FrameInfo)> {
-    let at = |no| {
-        index.frame_chunk(entry.serial, FrameNo(no)).unwrap().locate(FrameNo(no)).map(|(o, i)| (o, i.clone())).unwrap()
-    };
-    (0..entry.frames).map(at).collect()
-}
-
-/// The names of all blocks that were first stored in an arc.
-pub fn blocks_in(index: &Index, entry: &ArcEntry) -> Vec<BlockId> {
-    let all = frames(index, entry).into_iter().zip(0..);
-    let named =
-        |info: FrameInfo, no| info.slots().map(|(slot, _)| BlockId::new(entry.serial, FrameNo(no), slot)).collect();
-    all.flat_map(|((_, info), no)| -> Vec<BlockId> { named(info, no) }).collect()
-}
-
-fn put(copy: &Copy, name: &str, bytes: &[u8]) {
-    let _ = fs::remove_file(copy.path(name));
-    fs::write(copy.path(name), bytes).unwrap();
-}
 
 #[test]
 fn a_repaired_frame_is_written_back_to_the_bit() {
     let (lab, mut rng) = (lab(), Rng::from_env());
     let copy = Copy::of(&lab.files);
-    let (dir, before) = (copy.open(), copy.files());
-    let (index, lock) = (dir.open_index().unwrap(), dir.lock().unwrap());
+    let (dir, arcs) = (copy.open(), Layout::all(&copy));
+    let (before, lock) = (copy.files(), dir.lock().unwrap());
     let (mut fixed, mut roles) = (0, HashSet::new());
-    for entry in entries(&dir) {
-        let name = entry.name.to_string();
+    for arc in arcs.iter().filter(|arc| arc.entry.is_some()) {
+        let (entry, name) = (arc.entry(), arc.name.to_string());
         let pristine = &before[&name];
-        let all = frames(&index, &entry);
-        for (no, (offset, info)) in all.iter().enumerate() {
+        for (no, (range, info)) in arc.frames.iter().zip(&arc.infos).enumerate() {
             let what = || format!("seed {}: frame {no} of {name}", rng.seed);
-            let range = *offset as usize..*offset as usize + info.frame_len() as usize;
             let mut damaged = pristine.clone();
             damaged[range.start + rng.clone_below(range.len(), no)] ^= 1 << (no % 8);
             put(&copy, &name, &damaged);
             let cipher = dir.keys().arc_cipher(entry.id, &entry.salt);
-            let at = FrameAt { arc: &entry, no: FrameNo(no as u32), offset: *offset, info };
+            let at = FrameAt { arc: entry, no: FrameNo(no as u32), offset: range.start as u64, info };
             let repaired = repair(dir.keys(), &cipher, at.no, info, &damaged[range.clone()]).unwrap();
             // What is not this frame is not written.
-            let neighbour = &all[(no + 1) % all.len()];
-            let other = &pristine[neighbour.0 as usize..][..neighbour.1.frame_len() as usize];
-            if all.len() > 1 {
+            let other = &pristine[arc.frames[(no + 1) % arc.frames.len()].clone()];
+            if arc.frames.len() > 1 {
                 assert!(rewrite_frame(&dir, &lock, at, other).unwrap_err().is_damage(), "{}", what());
             }
-            assert!(rewrite_frame(&dir, &lock, at, &damaged[range]).unwrap_err().is_damage(), "{}", what());
+            assert!(rewrite_frame(&dir, &lock, at, &damaged[range.clone()]).unwrap_err().is_damage(), "{}", what());
             assert!(fs::read(copy.path(&name)).unwrap() == damaged, "{}: touched", what());
 
             assert!(rewrite_frame(&dir, &lock, at, &repaired.frame).unwrap(), "{}", what());
@@ -84,74 +58,14 @@ fn a_repaired_frame_is_written_back_to_the_bit() {
     assert!(copy.files() == before, "nothing else was touched, nothing is left over");
 }
 
-#[test]
-fn header_footer_and_trailer_are_rebuilt_or_left_alone() {
-    let lab = lab();
-    let mut rng = Rng::from_env();
-    let copy = Copy::of(&lab.files);
-    let (dir, before) = (copy.open(), copy.files());
-    let (index, lock) = (dir.open_index().unwrap(), dir.lock().unwrap());
-    for entry in entries(&dir) {
-        let name = entry.name.to_string();
-        let pristine = &before[&name];
-        let (end, footer) = (pristine.len(), entry.footer_offset as usize);
-        type Fault<'a> = (&'a str, Box<dyn Fn(&mut Vec<u8>) + 'a>, &'a [&'a str]);
-        let one = rng.below(end - footer);
-        let faults: Vec<Fault<'_>> = vec![
-            ("a byte of the header", Box::new(|bytes| bytes[33] ^= 0x41), &["header"]),
-            ("the whole header", Box::new(|bytes| bytes[..112].fill(0)), &["header"]),
-            ("a byte at the end", Box::new(|bytes| bytes[footer + one] ^= 0x41), &["footer and trailer"]),
-            ("the whole end", Box::new(|bytes| bytes[footer..].fill(7)), &["footer and trailer"]),
-            ("the trailer cut off", Box::new(|bytes| bytes.truncate(end - 96)), &["footer and trailer"]),
-            ("all behind the frames cut off", Box::new(|bytes| bytes.truncate(footer)), &["footer and trailer"]),
-            ("more bytes", Box::new(|bytes| bytes.extend([0; 999])), &["footer and trailer"]),
-            (
-                "both ends",
-                Box::new(|bytes| {
-                    bytes[0] ^= 1;
-                    bytes[end - 1] ^= 1;
-                }),
-                &["header", "footer and trailer"],
-            ),
-        ];
-        for (what, fault, replaced) in faults {
-            let mut damaged = pristine.clone();
-            fault(&mut damaged);
-            assert_ne!(damaged, *pristine, "the fault did not fire");
-            put(&copy, &name, &damaged);
-            let got = rewrite_shell(&dir, &lock, &index, &entry).unwrap_or_else(|e| panic!("{name}, {what}: {e}"));
-            assert_eq!(got, replaced, "{name}, {what}");
-            assert!(fs::read(copy.path(&name)).unwrap() == *pristine, "{name}, {what}");
-
-            // With a frame damaged too nothing proves the rest.
-            damaged.truncate(footer.min(damaged.len()));
-            damaged[112 + 40] ^= 1;
-            put(&copy, &name, &damaged);
-            assert_eq!(rewrite_shell(&dir, &lock, &index, &entry).unwrap_err().code(), "NOT_FIXED", "{name}, {what}");
-            assert!(fs::read(copy.path(&name)).unwrap() == damaged, "{name}, {what}: touched");
-        }
-        for cut in [0, 50, 112, footer - 1] {
-            put(&copy, &name, &pristine[..cut]);
-            assert_eq!(rewrite_shell(&dir, &lock, &index, &entry).unwrap_err().code(), "NOT_FIXED", "cut at {cut}");
-        }
-        fs::remove_file(copy.path(&name)).unwrap();
-        assert_eq!(rewrite_shell(&dir, &lock, &index, &entry).unwrap_err().code(), "ARC_MISSING");
-        put(&copy, &name, pristine);
-        assert!(rewrite_shell(&dir, &lock, &index, &entry).unwrap().is_empty(), "{name}: nothing was wrong");
-    }
-    assert!(copy.files() == before);
-}
-
 /// The plain bytes of all blocks of a data arc.
 fn blocks_of(copy: &Copy, entry: &ArcEntry) -> Vec<(BlockId, Vec<u8>)> {
-    let dir = copy.open();
-    let (index, bytes) = (dir.open_index().unwrap(), fs::read(copy.path(&entry.name.to_string())).unwrap());
-    let cipher = dir.keys().arc_cipher(entry.id, &entry.salt);
-    let all = frames(&index, entry).into_iter().zip(0u32..);
-    all.flat_map(|((offset, info), no)| {
+    let (dir, bytes) = (copy.open(), fs::read(copy.path(&entry.name.to_string())).unwrap());
+    let (arc, cipher) = (Layout::of(&dir, entry.name), dir.keys().arc_cipher(entry.id, &entry.salt));
+    let all = arc.frames.iter().zip(&arc.infos).zip(0u32..);
+    all.flat_map(|((range, info), no)| {
         assert_eq!(info.kind, FrameKind::Block);
-        let frame = &bytes[offset as usize..][..info.frame_len() as usize];
-        let opened = crate::arc::frame::open(dir.keys(), &cipher, FrameNo(no), &info, frame).unwrap();
+        let opened = crate::arc::frame::open(dir.keys(), &cipher, FrameNo(no), info, &bytes[range.clone()]).unwrap();
         let block = |(slot, _)| (BlockId::new(entry.serial, FrameNo(no), slot), opened.block(slot).unwrap().to_vec());
         info.slots().map(block).collect::<Vec<_>>()
     })

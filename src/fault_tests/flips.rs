@@ -6,43 +6,16 @@ use std::os::unix::fs::FileExt;
 
 use super::Rng;
 use super::lab::{Copy, lab};
+use super::layout::{Layout, entries};
 use super::questions::{Ask, Reader, Truth, fresh_store};
-use crate::arc::{ARC_HEADER_LEN, FRAME_HEADER_LEN};
+use crate::arc::ARC_HEADER_LEN;
 use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::{self, ArcSource, COMMIT_NUMBER};
 use crate::catalog::codec::decode_records;
-use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit, Named, Record};
+use crate::catalog::{ArcRole, CatalogFrame, Commit, Named, Record};
 use crate::ids::{ArcName, Dirno, FrameNo, FramePlace, Logid, Version};
 use crate::index::CatalogSource;
 use crate::store::Heal;
-
-/// A stretch of an arc file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
-    Header,
-    FrameHeader(u32),
-    FrameBody(u32),
-    Footer,
-    Trailer,
-}
-
-/// What each byte of an arc belongs to, by the commit record and the frame table.
-fn parts(dir: &BackupDir, entry: &ArcEntry) -> Vec<Part> {
-    let table = ArcSource::new(dir.arcs(), dir.keys()).frame_table(entry).unwrap();
-    let mut parts = vec![Part::Header; ARC_HEADER_LEN];
-    for (info, no) in table.iter().zip(0..) {
-        parts.extend([Part::FrameHeader(no); FRAME_HEADER_LEN]);
-        parts.resize(parts.len() + info.frame_len() as usize - FRAME_HEADER_LEN, Part::FrameBody(no));
-    }
-    assert_eq!(parts.len() as u64, entry.footer_offset);
-    parts.resize(parts.len() + entry.footer_len as usize, Part::Footer);
-    parts.resize(entry.arc_bytes as usize, Part::Trailer);
-    parts
-}
-
-fn entries(dir: &BackupDir) -> Vec<ArcEntry> {
-    dir.open_index().unwrap().arcs().unwrap().into_iter().map(|row| row.entry).collect()
-}
 
 /// XORs one byte of a file.
 fn flip(file: &fs::File, at: usize, mask: u8) {
@@ -67,22 +40,20 @@ fn with_the_index_a_flip_in_a_data_arc_costs_one_block_or_is_put_right() {
     let bytes_questions: Vec<usize> =
         (0..truth.questions.len()).filter(|n| matches!(truth.questions[*n].0, Ask::Bytes(..))).collect();
     let (mut flips, mut read, mut put_right) = (0, 0, 0);
-    for entry in entries(&dir).iter().filter(|entry| entry.role == ArcRole::Data) {
-        let file = open_for_damage(&copy, entry.name);
-        for (at, part) in parts(&dir, entry).into_iter().enumerate() {
+    for arc in Layout::all(&copy).iter().filter(|arc| arc.role() == ArcRole::Data) {
+        let (entry, file) = (arc.entry(), open_for_damage(&copy, arc.name));
+        for at in 0..arc.len {
+            let part = arc.frame_at(at);
             // One bit, or several.
             let mask = if rng.below(2) == 0 { 1 << rng.below(8) } else { rng.mask() };
             let heal = if at % 2 == 0 { Heal::Off } else { Heal::On };
             let what = || format!("seed {}: byte {at} of {} ^ {mask:#x} ({part:?}, {heal:?})", rng.seed, entry.name);
             flip(&file, at, mask);
             flips += 1;
-            let healed = heal == Heal::On && (matches!(part, Part::FrameHeader(_)) || mask.count_ones() == 1);
+            let healed = heal == Heal::On && (part.is_some_and(|(_, is_head)| is_head) || mask.count_ones() == 1);
             reader.store = fresh_store(&dir, &index, heal);
-            let (hit, code) = match part {
-                Part::FrameHeader(no) => (Some(no), "ARC_FRAME_WRONG"),
-                Part::FrameBody(no) => (Some(no), "ARC_TAG_MISMATCH"),
-                _ => (None, ""),
-            };
+            let hit = part.map(|(no, _)| no);
+            let code = if part.is_some_and(|(_, is_head)| is_head) { "ARC_FRAME_WRONG" } else { "ARC_TAG_MISMATCH" };
             let frame = |no: u32| FramePlace::new(entry.serial, FrameNo(no));
             if let Some(no) = hit {
                 // Nobody reads a block of a file that was read again, cut otherwise, and had not changed.
@@ -190,19 +161,16 @@ fn without_the_index_a_flip_costs_at_most_one_catalog_frame() {
 
     let copy = Copy::without_index(&lab.files);
     let dir = copy.open();
-    let known: Vec<ArcEntry> = entries(&whole.open());
     let (mut flips, mut recoveries) = (0, 0);
     // Frames that were hit, each with one flip that does it.
     let mut hit: BTreeMap<(ArcName, u32), (usize, u8)> = BTreeMap::new();
     for name in copy.arc_names() {
         let file = open_for_damage(&copy, name);
         let before = Evidence::of(&dir, name.version);
-        let entry = known.iter().find(|entry| entry.name == name);
-        let len = file.metadata().unwrap().len() as usize;
-        let layout = entry.map_or_else(|| vec![Part::FrameBody(0); len], |entry| parts(&dir, entry));
-        for (at, part) in layout.iter().enumerate() {
-            let data_body = entry.is_some_and(|e| e.role == ArcRole::Data) && matches!(part, Part::FrameBody(_));
-            if data_body && rng.below(8) != 0 {
+        let layout = Layout::of(&whole.open(), name);
+        for at in 0..layout.len {
+            let part = layout.frame_at(at);
+            if layout.role() == ArcRole::Data && part.is_some_and(|(_, is_head)| !is_head) && rng.below(8) != 0 {
                 continue;
             }
             let mask = rng.mask();
@@ -210,17 +178,17 @@ fn without_the_index_a_flip_costs_at_most_one_catalog_frame() {
             flip(&file, at, mask);
             flips += 1;
             let mut found = Evidence::of(&dir, name.version);
-            if let (Some(entry), Part::FrameHeader(no) | Part::FrameBody(no)) = (entry, part)
-                && entry.role == ArcRole::Catalog
-            {
-                let n = before.frames.iter().position(|(f, _)| (f.arc, f.frame.0) == (entry.serial, *no)).unwrap();
+            let catalog_frame = part.filter(|_| layout.role() == ArcRole::Catalog).map(|(no, _)| no);
+            if let Some(no) = catalog_frame {
+                let serial = layout.entry().serial;
+                let n = before.frames.iter().position(|(f, _)| (f.arc, f.frame.0) == (serial, no)).unwrap();
                 assert!(found.frames[n].1.is_err(), "{what}: not noticed");
-                hit.insert((name, *no), (at, mask));
+                hit.insert((name, no), (at, mask));
                 found.frames[n].1 = before.frames[n].1.clone();
             }
             assert!(found == before, "{what}: costs more than a catalog frame:\n{found:?}");
             // What a recovery learns is the same, so its index is; a sample proves that it asks nothing else.
-            if rng.below(150) == 0 && entry.is_none_or(|e| e.role != ArcRole::Catalog || !is_frame(part)) {
+            if rng.below(150) == 0 && catalog_frame.is_none() {
                 recoveries += 1;
                 let got = copy.recover();
                 assert!(got.lost.is_empty() && got.lost_arcs.is_empty() && got.lost_runs.is_empty(), "{what}: {got:?}");
@@ -247,10 +215,6 @@ fn without_the_index_a_flip_costs_at_most_one_catalog_frame() {
         lost.judge(truth, &copy.reader(), &what);
         copy.lose_index();
     }
-}
-
-fn is_frame(part: &Part) -> bool {
-    matches!(part, Part::FrameHeader(_) | Part::FrameBody(_))
 }
 
 /// What a catalog frame tells, and so what is lost with it.

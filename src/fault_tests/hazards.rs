@@ -7,11 +7,13 @@ use std::sync::Mutex;
 
 use super::Rng;
 use super::lab::{Copy, Source, assert_same};
+use super::layout::Layout;
+use super::recoveries;
 use super::reserved::maintain;
 use super::structures::assert_clean;
 use crate::backup::{self, Options};
 use crate::catalog::{ArcRole, Record};
-use crate::ids::{ArcName, Dirno, FrameNo, Version};
+use crate::ids::{ArcName, Dirno, Version};
 use crate::monitor::{Event, Monitor, Progress};
 use crate::tree::Found;
 
@@ -192,17 +194,10 @@ fn a_lost_directory_stays_an_error_in_later_versions_until_it_is_saved_whole() {
 
 /// Flips bits in the middle of a frame.
 fn damage(copy: &Copy, name: ArcName, frame: u32) {
-    let dir = copy.open();
-    let table = {
-        let arc = crate::fetch::ArcFile::open(dir.arcs(), name, dir.keys()).unwrap();
-        arc.frame_table(dir.keys()).unwrap()
-    };
-    let before = table.iter().take(frame as usize).map(|info| info.frame_len()).sum::<u64>();
-    let at = crate::arc::ARC_HEADER_LEN as u64 + before + table[FrameNo(frame).0 as usize].frame_len() / 2;
+    let hit = Layout::of(&copy.open(), name).frames[frame as usize].clone();
     let mut bytes = fs::read(copy.path(&name.to_string())).unwrap();
-    bytes[at as usize] ^= 0x5a;
-    fs::remove_file(copy.path(&name.to_string())).unwrap();
-    fs::write(copy.path(&name.to_string()), bytes).unwrap();
+    bytes[hit.start + hit.len() / 2] ^= 0x5a;
+    recoveries::put(copy, &name.to_string(), &bytes);
 }
 
 #[test]

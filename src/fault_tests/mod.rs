@@ -1,15 +1,17 @@
-//! Faults injected into a small real backup dir, in one process and without a mount: every byte of every arc,
-//! cuts, swaps, lost arcs, lost commit records, changing sources.
+//! Faults injected into a small real backup dir, in one process and without a mount. What happens to one arc, and what comes
+//! after it, stands in `table` (`layout` knows where, `damage` does it, `acts` come after it); the others tell stories.
 //!
 //! Invariants: the truth is a snapshot of the source taken with std::fs at the time of each backup (`lab`), and all
 //! answers of the undamaged backup dir (`questions`), which are compared with that snapshot first. A damaged copy may
 //! answer each question right or with an error, never otherwise. A failure names the seed: set ASSAY_TEST_SEED to it.
 
+mod acts;
 mod corrections;
+mod damage;
 mod fixes;
 mod flips;
 mod hazards;
-mod losses;
+mod layout;
 mod observer;
 mod proofs;
 mod reads;
@@ -17,7 +19,6 @@ mod recoveries;
 mod removals;
 mod removed_paths;
 mod reserved;
-mod restored;
 mod rollbacks;
 mod rules;
 mod runs;
@@ -25,5 +26,6 @@ mod sealed;
 mod slow;
 mod structures;
 mod swaps;
+mod table;
 
 use crate::testing::{Rng, lab, questions};

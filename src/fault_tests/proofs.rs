@@ -5,44 +5,20 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::Rng;
+use super::acts::LEVELS;
 use super::lab::{Copy, Files, Source, lab};
-use super::questions::{Ask, Reader, Truth};
-use crate::arc::{FrameInfo, frame};
+use super::layout::{Layout, Users, entries, told};
+use super::structures::options;
 use crate::backup::Options as BackupOptions;
-use crate::backupdir::BackupDir;
-use crate::backupdir::arcs::{ArcSource, COMMIT_NUMBER};
-use crate::catalog::{ArcEntry, ArcRole};
+use crate::backupdir::arcs::COMMIT_NUMBER;
+use crate::catalog::Child;
 use crate::error::Exit;
-use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, FramePlace, Logid, Version};
-use crate::index::CatalogSource;
+use crate::ids::{ArcName, BlockId, FileHash, FrameNo, Version};
 use crate::monitor::{Event, Monitor, Progress, Silent};
-use crate::selftest::{self, Cause, Finding, Fix, Level, Options, Part, Report, Scope};
-use crate::tree::Found;
-
-const LEVELS: [Level; 6] =
-    [Level::Opens, Level::Pages, Level::Structure, Level::LocalBlocks, Level::AllCopies, Level::Files];
-
-fn options(level: Level) -> Options {
-    Options { level, scope: Scope::Everything, rev: None, sample: None, inc: None, fix: Fix::Report }
-}
+use crate::selftest::{self, Cause, Fix, Level, Options, Part, Report, Scope};
 
 fn test(copy: &Copy, level: Level) -> Report {
     selftest::run(&copy.open(), &options(level), &Silent).unwrap()
-}
-
-fn entries(dir: &BackupDir) -> Vec<ArcEntry> {
-    dir.open_index().unwrap().arcs().unwrap().into_iter().map(|row| row.entry).collect()
-}
-
-/// Offset, length and table entry of each frame.
-fn frames(dir: &BackupDir, entry: &ArcEntry) -> Vec<(u64, FrameInfo)> {
-    let table = ArcSource::new(dir.arcs(), dir.keys()).frame_table(entry).unwrap();
-    let mut at = crate::arc::ARC_HEADER_LEN as u64;
-    let placed = table.into_iter().map(|info| {
-        at += info.frame_len();
-        (at - info.frame_len(), info)
-    });
-    placed.collect()
 }
 
 fn changed(files: &Files, name: ArcName, change: impl FnOnce(&mut Vec<u8>)) -> Copy {
@@ -52,53 +28,6 @@ fn changed(files: &Files, name: ArcName, change: impl FnOnce(&mut Vec<u8>)) -> C
     change(bytes);
     assert!(*bytes != before, "the fault did not fire");
     Copy::of(&files)
-}
-
-fn range_of(truth: &Truth, n: usize) -> (Logid, u64, u64) {
-    let Ask::Bytes(logid, at, len, _) = truth.questions[n].0 else { unreachable!() };
-    (logid, at, at + len)
-}
-
-/// Who uses frames of an arc, by the answers of the undamaged backup dir; touching ranges of a file are one.
-fn users(truth: &Truth, serial: ArcSerial, frames: std::ops::Range<u32>) -> BTreeSet<(Logid, u64, u64)> {
-    let mut ranges = BTreeSet::new();
-    for no in frames {
-        for n in truth.readers_of(FramePlace::new(serial, FrameNo(no))) {
-            ranges.insert(range_of(truth, n));
-        }
-    }
-    joined(ranges)
-}
-
-fn joined(ranges: BTreeSet<(Logid, u64, u64)>) -> BTreeSet<(Logid, u64, u64)> {
-    let mut joined: Vec<(Logid, u64, u64)> = Vec::new();
-    for (logid, start, end) in ranges {
-        match joined.last_mut() {
-            Some(last) if last.0 == logid && last.2 == start => last.2 = end,
-            _ => joined.push((logid, start, end)),
-        }
-    }
-    joined.into_iter().collect()
-}
-
-/// Proves that the hits of a finding are exactly the users of these frames, under names that show them.
-fn assert_hits(reader: &Reader, truth: &Truth, f: &Finding, serial: ArcSerial, frames: std::ops::Range<u32>) {
-    let named: BTreeSet<_> = f.hits.iter().map(|hit| (hit.logid, hit.bytes.start, hit.bytes.end)).collect();
-    assert_eq!(named, users(truth, serial, frames), "{f:?}");
-    assert_eq!(f.hits.len() as u64, f.hits_total);
-    for hit in &f.hits {
-        for version in [hit.versions.0, hit.versions.1] {
-            let found = reader.tree.find(version, &hit.path).unwrap();
-            assert!(matches!(found, Found::Node(logid, _) if logid == hit.logid), "{hit:?} in {version}");
-        }
-    }
-}
-
-/// The one finding of a run that reads blocks.
-fn only(report: &Report, what: &dyn Fn() -> String) -> Finding {
-    let [finding] = &report.findings[..] else { panic!("{}: {:#?}", what(), report.findings) };
-    assert_eq!(finding.exit(), Exit::Damage, "{}", what());
-    finding.clone()
 }
 
 #[test]
@@ -111,16 +40,14 @@ fn clean_backup_dirs_have_no_findings_at_any_level() {
         copy.files().into_iter().filter(kept).collect::<Files>()
     };
     let before = files();
-    let arcs = entries(&copy.open());
+    let arcs = Layout::all(&copy);
     for level in LEVELS {
         let report = test(&copy, level);
         assert!(report.findings.is_empty() && report.found() == 0, "{level:?}: {:#?}", report.findings);
         if matches!(level, Level::LocalBlocks | Level::AllCopies) {
             // Of a commit arc two copies of the record.
-            let tables = arcs.iter().flat_map(|arc| frames(&copy.open(), arc));
-            let blocks = tables.map(|(_, info)| info.blocks.len() as u64).sum::<u64>() + 2 * 4;
-            assert_eq!((report.arcs, report.blocks), (arcs.len() as u64 + 4, blocks));
-            assert!(report.bytes >= arcs.iter().map(|arc| arc.plain_bytes).sum());
+            assert_eq!((report.arcs, report.blocks), (arcs.len() as u64, arcs.iter().map(Layout::stored).sum()));
+            assert!(report.bytes >= entries(&copy.open()).iter().map(|arc| arc.plain_bytes).sum());
         }
         assert_eq!(report.notes.len(), usize::from(level == Level::AllCopies), "{:?}", report.notes);
     }
@@ -138,198 +65,11 @@ fn clean_backup_dirs_have_no_findings_at_any_level() {
 }
 
 #[test]
-fn a_changed_byte_of_any_arc_is_one_finding_in_its_place() {
-    let (lab, mut rng) = (lab(), Rng::from_env());
-    let whole = Copy::of(&lab.files);
-    let (dir, reader) = (whole.open(), whole.reader());
-    let mut seen = BTreeSet::new();
-    for entry in entries(&dir) {
-        let frames = frames(&dir, &entry);
-        let mut at = rng.below(13);
-        while at < entry.arc_bytes as usize {
-            let mask = rng.mask();
-            let copy = changed(&lab.files, entry.name, |bytes| bytes[at] ^= mask);
-            let report = test(&copy, Level::LocalBlocks);
-            let what = || format!("seed {}: byte {at} of {} ^ {mask:#x}", rng.seed, entry.name);
-            let hit = frames.iter().position(|(start, info)| (*start..start + info.frame_len()).contains(&(at as u64)));
-            let (code, part) = match hit {
-                _ if at < crate::arc::ARC_HEADER_LEN => ("ARC_HEADER_BAD", "header"),
-                _ if at as u64 >= entry.footer_offset + u64::from(entry.footer_len) => ("ARC_TRAILER_BAD", "trailer"),
-                None if (at as u64) < entry.footer_offset + 32 => ("", "footer"),
-                None => ("ARC_TAG_MISMATCH", "footer"),
-                Some(n) if (at as u64) < frames[n].0 + 32 => ("ARC_FRAME_WRONG", "frame"),
-                Some(_) => ("ARC_TAG_MISMATCH", "frame"),
-            };
-            seen.insert(part);
-            if entry.role == ArcRole::Data {
-                let f = only(&report, &what);
-                assert!(code.is_empty() || f.error.code() == code, "{}: {f:?}", what());
-                assert_eq!(f.cause, Cause::Medium, "{}", what());
-                let place = f.place.clone().unwrap();
-                assert_eq!((place.arc, place.frame.map(|no| no.0 as usize)), (entry.name, hit), "{}", what());
-                match hit {
-                    None => assert!(f.hits.is_empty()),
-                    Some(n) => {
-                        let first = FrameNo(n as u32);
-                        assert_eq!(f.spot.unwrap().part, Part::Frames { first, count: 1 });
-                        assert_hits(&reader, &lab.truth, &f, entry.serial, first.0..first.0 + 1);
-                    }
-                }
-            } else {
-                let here = |f: &&Finding| f.place.as_ref().is_some_and(|place| place.arc == entry.name);
-                assert!(report.findings.iter().any(|f| here(&f)), "{}: {:#?}", what(), report.findings);
-            }
-            at += 1 + rng.below(250);
-        }
-    }
-    assert_eq!(seen.len(), 4, "{seen:?}");
-}
-
-#[test]
-fn a_changed_byte_of_a_commit_arc_is_found() {
-    let (lab, mut rng) = (lab(), Rng::from_env());
-    for name in Copy::of(&lab.files).arc_names().into_iter().filter(|name| name.number == COMMIT_NUMBER) {
-        let len = lab.files[&name.to_string()].len();
-        for _ in 0..12 {
-            let (at, mask) = (rng.below(len), rng.mask());
-            let copy = changed(&lab.files, name, |bytes| bytes[at] ^= mask);
-            let report = test(&copy, Level::LocalBlocks);
-            let what = || format!("seed {}: byte {at} of {name} ^ {mask:#x}", rng.seed);
-            assert!(!report.findings.is_empty(), "{}", what());
-            for f in &report.findings {
-                assert_eq!(f.place.as_ref().map(|place| place.arc), Some(name), "{}: {f:?}", what());
-            }
-        }
-    }
-}
-
-#[test]
-fn missing_and_cut_arcs_are_one_finding_each_with_all_their_files() {
-    let lab = lab();
-    let whole = Copy::of(&lab.files);
-    let (dir, reader) = (whole.open(), whole.reader());
-    let here = |report: &Report, name: ArcName| -> Vec<Finding> {
-        let here = |f: &&Finding| f.place.as_ref().is_some_and(|place| place.arc == name);
-        assert!(report.findings.iter().all(|f| here(&f)), "{:#?}", report.findings);
-        report.findings.clone()
-    };
-    for entry in entries(&dir).into_iter().filter(|entry| entry.role == ArcRole::Data) {
-        let copy = Copy::of(&lab.files);
-        fs::remove_file(copy.path(&entry.name.to_string())).unwrap();
-        let report = test(&copy, Level::LocalBlocks);
-        let [f] = &here(&report, entry.name)[..] else { panic!("{:#?}", report.findings) };
-        assert_eq!((f.error.code(), f.cause), ("ARC_MISSING", Cause::Missing));
-        let wanted = users(&lab.truth, entry.serial, 0..entry.frames);
-        assert_eq!(f.hits_total as usize, wanted.len().max(f.hits.len()), "{}", entry.name);
-        assert!(!f.hits.is_empty() || wanted.is_empty());
-
-        let frames = frames(&dir, &entry);
-        let mut cuts: Vec<u64> = frames.iter().step_by(7).map(|(start, _)| start + 20).collect();
-        cuts.extend([0, 50, entry.footer_offset + 5, entry.arc_bytes - 1]);
-        for cut in cuts {
-            let copy = changed(&lab.files, entry.name, |bytes| bytes.truncate(cut as usize));
-            let report = test(&copy, Level::LocalBlocks);
-            let cut_off = |f: &&Finding| f.level == Level::LocalBlocks;
-            let found: Vec<Finding> = here(&report, entry.name).into_iter().filter(|f| cut_off(&f)).collect();
-            let first = frames.partition_point(|(start, info)| start + info.frame_len() <= cut) as u32;
-            let [f] = &found[..] else { panic!("{} cut at {cut}: {:#?}", entry.name, report.findings) };
-            assert_eq!((f.error.code(), f.cause), ("ARC_FRAME_TRUNCATED", Cause::Missing));
-            if first < entry.frames {
-                let count = entry.frames - first;
-                assert_eq!(f.spot.unwrap().part, Part::Frames { first: FrameNo(first), count });
-                if f.hits_total as usize == f.hits.len() {
-                    assert_hits(&reader, &lab.truth, f, entry.serial, first..entry.frames);
-                }
-            }
-        }
-    }
-    let commit = ArcName { version: Version(1), number: COMMIT_NUMBER };
-    let copy = Copy::of(&lab.files);
-    fs::remove_file(copy.path(&commit.to_string())).unwrap();
-    let report = test(&copy, Level::LocalBlocks);
-    // Once, however many levels meet it.
-    let [f] = &report.findings[..] else { panic!("{:#?}", report.findings) };
-    assert_eq!((f.error.code(), f.error.to_string().contains("r1")), ("COMMIT_DAMAGED", true));
-}
-
-#[test]
-fn an_arc_under_anothers_name_and_one_of_a_stranger_are_told_apart() {
-    let lab = lab();
-    let whole = Copy::of(&lab.files);
-    let dir = whole.open();
-    let data: Vec<ArcEntry> = entries(&dir).into_iter().filter(|entry| entry.role == ArcRole::Data).collect();
-    let whole_arc = |copy: &Copy, entry: &ArcEntry| {
-        let report = test(copy, Level::LocalBlocks);
-        let mine = |f: &&Finding| f.level == Level::LocalBlocks && f.spot.is_some_and(|s| s.part == Part::Whole);
-        let [f] = &report.findings.iter().filter(mine).collect::<Vec<_>>()[..] else { panic!("{report:#?}") };
-        assert_eq!(f.place.as_ref().unwrap().arc, entry.name);
-        (f.error.code(), f.cause, f.hits_total > 0)
-    };
-    // Longer than the one in whose place it stands: else it is a cut one.
-    let (short, long) =
-        (data.iter().min_by_key(|e| e.arc_bytes).unwrap(), data.iter().max_by_key(|e| e.arc_bytes).unwrap());
-    let other = lab.files[&long.name.to_string()].clone();
-    let copy = changed(&lab.files, short.name, |bytes| *bytes = other);
-    assert_eq!(whole_arc(&copy, short), ("ARC_FRAME_WRONG", Cause::Missing, true));
-    let source = Source::new();
-    source.write("f", &Rng::new(5).noise(20_000));
-    let stranger = Copy::init();
-    stranger.backup(&source, &BackupOptions::default());
-    let foreign = stranger.files()["arc.0.1"].clone();
-    let copy = changed(&lab.files, short.name, |bytes| *bytes = foreign);
-    assert_eq!(whole_arc(&copy, short), ("ARC_HEADER_BAD", Cause::Key, true));
-}
-
-#[test]
-fn a_block_that_was_wrong_before_it_was_sealed_is_not_blamed_on_the_medium() {
-    let lab = lab();
-    let whole = Copy::of(&lab.files);
-    let (dir, reader) = (whole.open(), whole.reader());
-    let entry = entries(&dir).into_iter().find(|entry| entry.role == ArcRole::Data).unwrap();
-    let frames = frames(&dir, &entry);
-    let cipher = dir.keys().arc_cipher(entry.id, &entry.salt);
-    for (codec, code) in [(0u8, "BLOCK_HASH_MISMATCH"), (1, "BLOCK_COMPRESSION_BAD")] {
-        let n = frames.iter().position(|(_, info)| info.codec as u8 == codec && info.plain_len() > 100).unwrap();
-        let ((start, info), no) = (&frames[n], FrameNo(n as u32));
-        let sealed = frame::seal(&cipher, no, info, &vec![7; info.stored_len as usize]);
-        let copy = changed(&lab.files, entry.name, |bytes| {
-            bytes[*start as usize..][..sealed.len()].copy_from_slice(&sealed);
-        });
-        let f = only(&test(&copy, Level::LocalBlocks), &|| format!("{code} in frame {n}"));
-        assert_eq!((f.error.code(), f.cause), (code, Cause::Memory));
-        assert_hits(&reader, &lab.truth, &f, entry.serial, no.0..no.0 + 1);
-    }
-}
-
-#[test]
-fn neighbouring_bad_frames_are_one_finding_and_a_gap_makes_two() {
-    let lab = lab();
-    let whole = Copy::of(&lab.files);
-    let (dir, reader) = (whole.open(), whole.reader());
-    let entry = entries(&dir).into_iter().max_by_key(|entry| entry.frames).unwrap();
-    let frames = frames(&dir, &entry);
-    let copy = changed(&lab.files, entry.name, |bytes| {
-        for n in [3, 4, 5, 6, 9] {
-            bytes[frames[n].0 as usize + 40] ^= 0xff;
-        }
-    });
-    let report = test(&copy, Level::LocalBlocks);
-    let parts: Vec<Part> = report.findings.iter().map(|f| f.spot.unwrap().part).collect();
-    let part = |first, count| Part::Frames { first: FrameNo(first), count };
-    assert_eq!(parts, [part(3, 4), part(9, 1)]);
-    assert_hits(&reader, &lab.truth, &report.findings[0], entry.serial, 3..7);
-    assert_hits(&reader, &lab.truth, &report.findings[1], entry.serial, 9..10);
-    let lost: u64 = [3, 4, 5, 6, 9].iter().map(|n| frames[*n].1.blocks.len() as u64).sum();
-    assert_eq!(report.blocks, test(&Copy::of(&lab.files), Level::LocalBlocks).blocks - lost);
-}
-
-#[test]
 fn arcs_are_proven_without_the_index_too() {
     let lab = lab();
     let whole = Copy::of(&lab.files);
-    let dir = whole.open();
-    let entry = entries(&dir).into_iter().max_by_key(|entry| entry.frames).unwrap();
-    let frames = frames(&dir, &entry);
+    let arc = Layout::all(&whole).into_iter().max_by_key(|arc| arc.frames.len()).unwrap();
+    let entry = arc.entry();
     let blocks = test(&whole, Level::LocalBlocks).blocks;
     let mut files = lab.files.clone();
     files.retain(|name, _| !name.starts_with("index.db"));
@@ -354,7 +94,7 @@ fn arcs_are_proven_without_the_index_too() {
             files.get_mut(&commit.to_string()).unwrap().iter_mut().for_each(|byte| *byte ^= 0x3c);
         }
         let copy = changed(&files, entry.name, |bytes| {
-            bytes[frames[2].0 as usize + 40] ^= 0xff;
+            bytes[arc.frames[2].start + 40] ^= 0xff;
             bytes[entry.footer_offset as usize + 60] ^= 1;
         });
         let report = test(&copy, Level::LocalBlocks);
@@ -396,17 +136,16 @@ fn pages_of_the_index_are_named_and_a_wrong_key_ends_it() {
 fn a_sample_reads_so_many_blocks_and_from_two_on_the_last() {
     let lab = lab();
     let whole = Copy::of(&lab.files);
-    let dir = whole.open();
-    let arcs = entries(&dir);
+    let arcs = Layout::all(&whole);
     let sampled = |copy: &Copy, count: u32| {
         let options = Options { sample: Some(count), ..options(Level::LocalBlocks) };
         selftest::run(&copy.open(), &options, &Silent).unwrap()
     };
     for count in [1, 2, 5, 1000] {
         // So many frames, with all their blocks.
-        let lens = |arc| frames(&dir, arc).iter().map(|(_, info)| info.blocks.len() as u64).collect::<Vec<_>>();
         let (mut least, mut most) = (8, 8);
-        for mut lens in arcs.iter().map(lens) {
+        for arc in arcs.iter().filter(|arc| arc.entry.is_some()) {
+            let mut lens: Vec<_> = arc.infos.iter().map(|info| info.blocks.len() as u64).collect();
             lens.sort_unstable();
             least += lens.iter().take(count as usize).sum::<u64>();
             most += lens.iter().rev().take(count as usize).sum::<u64>();
@@ -415,13 +154,13 @@ fn a_sample_reads_so_many_blocks_and_from_two_on_the_last() {
         assert_eq!((least..=most).contains(&report.blocks), report.findings.is_empty(), "{}", report.blocks);
         assert!(report.findings.is_empty());
     }
-    let entry = arcs.iter().max_by_key(|entry| entry.frames).unwrap();
-    let last = frames(&dir, entry).pop().unwrap();
-    let copy = changed(&lab.files, entry.name, |bytes| bytes[last.0 as usize + 36] ^= 0x81);
+    let arc = arcs.iter().max_by_key(|arc| arc.frames.len()).unwrap();
+    let last = arc.frames.last().unwrap().start;
+    let copy = changed(&lab.files, arc.name, |bytes| bytes[last + 36] ^= 0x81);
     for _ in 0..5 {
         assert_eq!(sampled(&copy, 2).findings.len(), 1);
     }
-    let cut = changed(&lab.files, entry.name, |bytes| bytes.truncate(last.0 as usize));
+    let cut = changed(&lab.files, arc.name, |bytes| bytes.truncate(last));
     assert!(sampled(&cut, 1).findings.iter().any(|f| f.error.code() == "ARC_FRAME_TRUNCATED"));
 }
 
@@ -431,11 +170,11 @@ fn a_part_is_tested_alone_and_a_block_names_its_files() {
     let copy = Copy::of(&lab.files);
     let (dir, reader) = (copy.open(), copy.reader());
     let run = |scope| selftest::run(&dir, &Options { scope, ..options(Level::LocalBlocks) }, &Silent);
-    let arcs = entries(&dir);
-    let entry = arcs.iter().max_by_key(|entry| entry.frames).unwrap();
-    let report = run(Scope::Arcs(vec![entry.name])).unwrap();
-    let blocks = frames(&dir, entry).iter().map(|(_, info)| info.blocks.len() as u64).sum();
-    assert_eq!((report.arcs, report.blocks, report.found()), (1, blocks, 0));
+    let (arcs, users) = (Layout::all(&copy), Users::of(&reader));
+    let arc = arcs.iter().max_by_key(|arc| arc.frames.len()).unwrap();
+    let entry = arc.entry();
+    let report = run(Scope::Arcs(vec![arc.name])).unwrap();
+    assert_eq!((report.arcs, report.blocks, report.found()), (1, arc.stored(), 0));
     let commit = ArcName { version: Version(2), number: COMMIT_NUMBER };
     assert_eq!(run(Scope::Arcs(vec![commit])).unwrap().blocks, 2);
     for no in [0, 5, entry.frames - 1] {
@@ -446,10 +185,7 @@ fn a_part_is_tested_alone_and_a_block_names_its_files() {
             assert_eq!((report.arcs, report.found(), report.uses.len()), (1, 0, 1));
             let used = &report.uses[0];
             assert_eq!((used.block, used.place.arc, used.place.frame), (block, entry.name, Some(FrameNo(no))));
-            let named: BTreeSet<_> = used.hits.iter().map(|hit| (hit.logid, hit.bytes.start, hit.bytes.end)).collect();
-            let own = lab.truth.readers.get(&block).into_iter().flatten();
-            let own = joined(own.map(|n| range_of(&lab.truth, *n)).collect());
-            assert_eq!(named, own, "of this block, not of all in its frame");
+            assert_eq!(told(&used.hits), users.told(&BTreeSet::from([block])), "not of all in its frame");
         }
     }
     for scope in [
@@ -546,4 +282,46 @@ fn an_interrupted_run_says_so_and_keeps_what_it_found() {
     assert!(report.interrupted && report.arcs < entries(&copy.open()).len() as u64);
     // The damaged arc may not have been judged yet when another one was done.
     assert!(report.findings.len() <= 1, "{:#?}", report.findings);
+}
+
+#[test]
+fn a_wrong_file_hash_over_good_blocks_is_the_indexs() {
+    let copy = Copy::of(&lab().files);
+    let users = Users::of(&copy.reader());
+    let logid = *users.blocks.values().next().unwrap().keys().next().unwrap();
+    copy.vandal().node(logid, |node| node.sha1 = Some(FileHash([7; 20])));
+    let mut findings = test(&copy, Level::Files).findings;
+    findings.retain(|finding| finding.level == Level::Files);
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    let one = &findings[0];
+    assert_eq!((one.error.code(), one.cause), ("FILE_HASH_MISMATCH", Cause::Index));
+    assert!(one.hits.iter().all(|hit| hit.logid == logid) && !one.hits.is_empty());
+}
+
+#[test]
+fn versions_and_paths_narrow_it_down() {
+    let copy = Copy::of(&lab().files);
+    let reader = copy.reader();
+    let users = Users::of(&reader);
+    let top = reader.below(Version(0), b"/");
+    let count = |v: u32| {
+        let of = reader.below(Version(v), b"/").into_values();
+        of.filter_map(|child| if let Child::Node(logid) = child { Some(logid) } else { None })
+            .collect::<BTreeSet<_>>()
+            .len() as u64
+    };
+    let run = |options: Options| selftest::run(&copy.open(), &options, &Silent).unwrap();
+    assert_eq!(run(options(Level::Files)).files, users.names.len() as u64, "each state once");
+    for v in 0..4 {
+        let report = run(Options { rev: Some(format!("r{v}")), ..options(Level::Files) });
+        assert_eq!(report.files, count(v), "r{v}");
+    }
+    let file = top.keys().find(|path| path.ends_with(b"/long")).unwrap();
+    let path = [b"/", &file[..]].concat();
+    let report = run(Options { scope: Scope::Paths(vec![path.clone()]), ..options(Level::Files) });
+    let states = users.names.values().filter(|names| names.contains_key(&path)).count() as u64;
+    assert_eq!((report.files, states > 1), (states, true));
+    let nowhere = Options { scope: Scope::Paths(vec![b"/no/such".to_vec()]), ..options(Level::Files) };
+    let error = selftest::run(&copy.open(), &nowhere, &Silent).unwrap_err();
+    assert_eq!(error.code(), "NO_PATH");
 }

@@ -1,6 +1,5 @@
 //! The index is lost, and perhaps more: what a recovery brings back, and how things go on from there.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -9,7 +8,7 @@ use super::lab::{Copy, Source, assert_same, lab};
 use super::questions::{Ask, Truth};
 use crate::backup::Options;
 use crate::backupdir::{BackupDir, Config};
-use crate::ids::{ArcName, Version};
+use crate::ids::Version;
 use crate::index::{Index, State};
 use crate::monitor::Silent;
 use crate::os::mounts::PRETENDED;
@@ -76,86 +75,10 @@ fn a_recovered_backup_dir_goes_on_as_the_lost_one_would() {
     }
 }
 
-/// How the commit record of r1 is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Loss {
-    Missing,
-    BothCopiesHit,
-    Empty,
-}
-
-fn lose(copy: &Copy, name: &str, loss: Loss) -> Vec<u8> {
-    let bytes = fs::read(copy.path(name)).unwrap();
-    match loss {
-        Loss::Missing => fs::remove_file(copy.path(name)).unwrap(),
-        Loss::Empty => put(copy, name, b""),
-        Loss::BothCopiesHit => {
-            let mut bad = bytes.clone();
-            let frames = bad.len() - 96;
-            for at in (112..frames).step_by(30) {
-                bad[at] ^= 1;
-            }
-            put(copy, name, &bad);
-        }
-    }
-    bytes
-}
-
 /// Replaces a file, whatever its mode.
 pub fn put(copy: &Copy, name: &str, bytes: &[u8]) {
     let _ = fs::remove_file(copy.path(name));
     fs::write(copy.path(name), bytes).unwrap();
-}
-
-#[test]
-fn a_lost_commit_record_is_told_and_survived() {
-    for loss in [Loss::Missing, Loss::BothCopiesHit, Loss::Empty] {
-        let (source, copy) = three_versions();
-        let truth = Truth::of(&copy.reader());
-        let arcs_before: BTreeSet<ArcName> = copy.arc_names().into_iter().collect();
-        let kept = lose(&copy, "arc.1.0", loss);
-        copy.lose_index();
-        let what = || format!("{loss:?}");
-
-        let got = copy.recover();
-        let lost: Vec<Version> = got.lost_runs.iter().map(|(run, _)| *run).collect();
-        assert_eq!((got.versions.as_slice(), lost.as_slice()), (&[Version(0)][..], &[Version(1), Version(2)][..]));
-        assert!(got.lost_runs.iter().all(|(_, e)| e.code() == "COMMIT_DAMAGED"), "{}", what());
-        let reader = copy.reader();
-        let in_r0 = |ask: &Ask| ask.version() == Some(Version(0));
-        assert!(truth.judge_those(&reader, &what, &in_r0).is_empty());
-        assert_eq!(reader.tree.version("r1").unwrap_err().code(), "NO_VERSION");
-        drop(reader);
-
-        // The next backup is whole, and touches no arc of the lost runs.
-        source.write("after", b"after the loss");
-        let summary = copy.backup(&source, &Options::default());
-        assert_eq!((summary.version, summary.base), (Some(Version(3)), true), "{}", what());
-        assert_same(&copy.reader(), Version(3), source.path(), &source.snapshot());
-        let arcs_now: BTreeSet<ArcName> = copy.arc_names().into_iter().collect();
-        let gone: Vec<_> = arcs_before.difference(&arcs_now).filter(|name| name.to_string() != "arc.1.0").collect();
-        assert!(gone.is_empty(), "{}: {gone:?} removed", what());
-
-        copy.lose_index();
-        let got = copy.recover();
-        assert_eq!(got.versions, [Version(0), Version(3)], "{}", what());
-        assert_same(&copy.reader(), Version(3), source.path(), &source.snapshot());
-
-        // The lost record comes back from a copy: everything is there.
-        put(&copy, "arc.1.0", &kept);
-        copy.lose_index();
-        let got = copy.recover();
-        assert_eq!((got.versions.len(), got.lost_runs.len()), (4, 0), "{}: {:?}", what(), got.lost_runs);
-        let reader = copy.reader();
-        let old = |ask: &Ask| !matches!(ask, Ask::Versions | Ask::Named(_));
-        let failed = truth.judge_those(&reader, &what, &old);
-        assert!(failed.is_empty(), "{}: {failed:?}", what());
-        assert_same(&reader, Version(3), source.path(), &source.snapshot());
-        drop(reader);
-        source.write("d4/last", b"and on it goes");
-        assert_eq!(copy.backup(&source, &Options::default()).version, Some(Version(4)));
-        assert_same(&copy.reader(), Version(4), source.path(), &source.snapshot());
-    }
 }
 
 #[test]

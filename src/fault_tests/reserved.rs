@@ -4,6 +4,7 @@
 use std::fs;
 
 use super::lab::{Copy, Source, assert_same, lab};
+use super::layout::Layout;
 use super::questions::{Ask, Truth};
 use crate::arc::FrameKind;
 use crate::backup::Options;
@@ -113,9 +114,8 @@ fn relocated_blocks_are_read_from_their_new_place_and_the_old_arc_may_go() {
     let lab = lab();
     let copy = Copy::of(&lab.files);
     let dir = copy.open();
-    let old = dir.open_index().unwrap().arcs().unwrap();
-    let old = old.into_iter().map(|row| row.entry).find(|entry| entry.role == ArcRole::Data).unwrap();
-    let blocks = super::fixes::blocks_in(&dir.open_index().unwrap(), &old);
+    let arc = Layout::all(&copy).into_iter().find(|arc| arc.role() == ArcRole::Data).unwrap();
+    let (old, blocks) = (arc.entry(), (0..arc.frames.len()).flat_map(|no| arc.blocks(no)).collect::<Vec<_>>());
     let relocate = |to: &[BlockId]| -> Vec<Record> {
         blocks.iter().zip(to).map(|(from, to)| Record::Relocate { from: *from, to: *to }).collect()
     };

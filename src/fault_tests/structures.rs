@@ -4,14 +4,13 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Rng;
-use super::lab::{Copy, Files, assert_same, lab};
+use super::lab::{Copy, Files, lab};
+use super::layout::Layout;
 use super::recoveries::{put, small_source, three_versions};
 use super::reserved::maintain;
 use crate::backup::Options as BackupOptions;
-use crate::backupdir::arcs;
 use crate::catalog::{ArcRole, Record};
-use crate::fetch::ArcFile;
-use crate::ids::{ArcName, FrameNo, Version};
+use crate::ids::Version;
 use crate::monitor::Silent;
 use crate::selftest::{self, Cause, Finding, Fix, Level, Options, Scope};
 
@@ -62,21 +61,8 @@ fn recovered(copy: &Copy) -> Copy {
     again
 }
 
-fn fixed(copy: &Copy) -> Vec<Finding> {
-    found(copy, &Options { fix: Fix::Correct, ..options(Level::Structure) })
-}
-
 #[test]
-fn clean_labs_have_no_finding() {
-    assert_clean(&Copy::init(), "empty");
-    let copy = Copy::of(&lab().files);
-    // An empty write-ahead log goes with the last reader.
-    let files = |copy: &Copy| copy.files().into_iter().filter(|(name, _)| !name.ends_with("-wal")).collect::<Files>();
-    let before = files(&copy);
-    assert_clean(&copy, "lab");
-    assert!(files(&copy) == before, "a selftest changes nothing");
-    assert_clean(&recovered(&copy), "recovered");
-
+fn what_is_whole_has_no_finding() {
     // What a cut run leaves, before and after a recovery that can't tell.
     let (source, copy) = three_versions();
     let behind = copy.files()["index.db"].clone();
@@ -106,15 +92,14 @@ fn removed_versions_moved_blocks_and_dropped_arcs_are_no_findings() {
     let copy = Copy::of(&lab().files);
     let dir = copy.open();
     maintain(&dir, &[], |_| vec![Record::RemoveVersion(Version(1))]);
-    let old = dir.open_index().unwrap().arcs().unwrap();
-    let old = old.into_iter().map(|row| row.entry).find(|entry| entry.role == ArcRole::Data).unwrap();
-    let blocks = super::fixes::blocks_in(&dir.open_index().unwrap(), &old);
+    let old = Layout::all(&copy).into_iter().find(|arc| arc.role() == ArcRole::Data).unwrap();
+    let blocks: Vec<_> = (0..old.frames.len()).flat_map(|no| old.blocks(no)).collect();
     maintain(&dir, &blocks, |to| {
         blocks.iter().zip(to).map(|(from, to)| Record::Relocate { from: *from, to: *to }).collect()
     });
     assert_clean(&copy, "moved");
     assert_clean(&recovered(&copy), "moved, recovered");
-    maintain(&dir, &[], |_| vec![Record::DropArc(old.serial)]);
+    maintain(&dir, &[], |_| vec![Record::DropArc(old.entry().serial)]);
     assert!(!copy.path(&old.name.to_string()).exists(), "the run that drops it removes it");
     assert_clean(&copy, "dropped");
     assert_clean(&recovered(&copy), "dropped, recovered");
@@ -150,165 +135,6 @@ fn backups_beside_it_give_no_false_alarm() {
         assert!(backups.join().unwrap() > 3);
     });
     assert_clean(&copy, "in the end");
-}
-
-/// Each frame of each catalog arc: the arc's name, the frame, and its place in the file.
-fn catalog_frames(copy: &Copy) -> Vec<(String, u32, usize)> {
-    let dir = copy.open();
-    let mut frames = Vec::new();
-    for row in dir.open_index().unwrap().arcs().unwrap() {
-        if row.entry.role != ArcRole::Catalog {
-            continue;
-        }
-        let arc = ArcFile::open(dir.arcs(), row.entry.name, dir.keys()).unwrap();
-        let mut at = 112;
-        for (info, no) in arc.frame_table(dir.keys()).unwrap().iter().zip(0..) {
-            frames.push((row.entry.name.to_string(), no, at));
-            at += info.frame_len() as usize;
-        }
-    }
-    frames
-}
-
-fn flip(copy: &Copy, name: &str, places: &[usize]) {
-    let mut bytes = fs::read(copy.path(name)).unwrap();
-    places.iter().for_each(|at| bytes[*at] ^= 0x11);
-    put(copy, name, &bytes);
-}
-
-#[test]
-fn a_damaged_catalog_frame_is_one_finding_with_any_index() {
-    let lab = lab();
-    let frames = catalog_frames(&Copy::of(&lab.files));
-    assert!(frames.len() > 10, "{}", frames.len());
-    for (name, no, at) in frames {
-        let what = format!("{name} frame {no}");
-        let copy = Copy::of(&lab.files);
-        flip(&copy, &name, &[at + 40, at + 50]);
-        let one = assert_one(&copy, Cause::Catalog, "ARC_TAG_MISMATCH", &what);
-        let place = one.place.unwrap();
-        assert_eq!((place.arc.to_string(), place.frame), (name.clone(), Some(FrameNo(no))), "{what}");
-        let again = recovered(&copy);
-        let told = assert_one(&again, Cause::Catalog, "ARC_TAG_MISMATCH", &format!("{what}, recovered"));
-        assert_eq!(told.place.unwrap().frame, Some(FrameNo(no)), "{what}");
-        // The good arc comes back: what the recovery gave up is told, and brought back.
-        put(&again, &name, &lab.files[&name]);
-        let findings = v2(&again);
-        assert!(findings.iter().all(|f| f.cause == Cause::Index), "{what}: {:#?}", shown(&findings));
-        let acts = fixed(&again);
-        assert!(acts.iter().all(|f| f.fixed.is_some()), "{what}: {:#?}", shown(&acts));
-        assert_clean(&again, &format!("{what}, put back"));
-        lab.truth.assert_whole(&again.reader(), &|| what.clone());
-    }
-}
-
-#[test]
-fn a_backup_over_losses_makes_no_new_findings() {
-    let source = small_source();
-    for n in 0..40 {
-        source.write(&format!("d1/sub{n}/file"), format!("file {n}").as_bytes());
-    }
-    let copy = Copy::init();
-    copy.backup(&source, &BackupOptions::default());
-    source.write("d1/sub3/file", b"changed");
-    copy.backup(&source, &BackupOptions::default());
-    let frames: Vec<_> = catalog_frames(&copy).into_iter().filter(|(name, ..)| name.starts_with("arc.0.")).collect();
-    let files = copy.files();
-    for (name, no, at) in frames {
-        let what = format!("{name} frame {no}");
-        let copy = Copy::of(&files);
-        flip(&copy, &name, &[at + 40, at + 50]);
-        let again = recovered(&copy);
-        source.write("d1/sub4/file", format!("changed {no}").as_bytes());
-        again.backup(&source, &BackupOptions::default());
-        assert_same(&again.reader(), Version(2), source.path(), &source.snapshot());
-        assert_one(&again, Cause::Catalog, "ARC_TAG_MISMATCH", &format!("{what}, backed up"));
-        // The index that knew all goes on too.
-        copy.backup(&source, &BackupOptions::default());
-        assert_one(&copy, Cause::Catalog, "ARC_TAG_MISMATCH", &format!("{what}, never recovered"));
-        copy.make_a_base_due();
-        fs::remove_dir_all(source.join("d1/sub5")).unwrap();
-        copy.backup(&source, &BackupOptions::default());
-        source.write("d1/sub5/file", b"back");
-        copy.backup(&source, &BackupOptions::default());
-        assert_one(&copy, Cause::Catalog, "ARC_TAG_MISMATCH", &format!("{what}, and a base"));
-    }
-}
-
-#[test]
-fn a_lost_commit_record_is_one_finding_and_comes_back() {
-    let (source, copy) = three_versions();
-    let whole = copy.files();
-    for name in ["arc.0.0", "arc.1.0", "arc.2.0"] {
-        let copy = Copy::of(&whole);
-        let len = whole[name].len();
-        flip(&copy, name, &[150, len - 96 - 140, len - 200, len - 300]);
-        let damaged = arcs::read_commit(copy.open().arcs(), ArcName::parse(name).unwrap().version, copy.open().keys());
-        if damaged.is_ok() {
-            put(&copy, name, b"");
-        }
-        assert_one(&copy, Cause::Catalog, "COMMIT_DAMAGED", name);
-        fs::remove_file(copy.path(name)).unwrap();
-        assert_one(&copy, Cause::Catalog, "COMMIT_DAMAGED", &format!("{name} missing"));
-        // A base goes on without it, with the index that knows all.
-        copy.make_a_base_due();
-        if name != "arc.2.0" {
-            source.write("d1/after", name.as_bytes());
-            let told = copy.try_backup(&[source.path()], &BackupOptions::default()).unwrap().1;
-            assert!(told.failures.iter().all(|text| text.contains(name)), "{told:?}");
-            source.write("d1/after", b"once more");
-            let told = copy.try_backup(&[source.path()], &BackupOptions::default()).unwrap().1;
-            assert!(told.failures.iter().all(|text| text.contains(name)), "{told:?}");
-            assert_one(&copy, Cause::Catalog, "COMMIT_DAMAGED", &format!("{name} missing, two backups later"));
-        }
-    }
-    // A recovery gives up r1 and r2; nobody can tell that they were.
-    let copy = Copy::of(&whole);
-    fs::remove_file(copy.path("arc.1.0")).unwrap();
-    let again = recovered(&copy);
-    let findings = v2(&again);
-    assert!(findings.iter().all(|f| f.cause == Cause::Catalog), "{:#?}", shown(&findings));
-    source.write("d1/after", b"after the recovery");
-    again.try_backup(&[source.path()], &BackupOptions::default()).unwrap();
-    let findings = v2(&again);
-    assert!(findings.iter().all(|f| f.cause == Cause::Catalog), "{:#?}", shown(&findings));
-    put(&again, "arc.1.0", &whole["arc.1.0"]);
-    let one = assert_one(&again, Cause::Index, "INDEX_ROW_DAMAGED", "put back");
-    assert!(one.error.to_string().contains("r1, r2"), "{}", one.error);
-    let acts = fixed(&again);
-    assert!(acts.iter().all(|f| f.fixed.is_some()), "{:#?}", shown(&acts));
-    assert_clean(&again, "fixed");
-    assert_eq!(again.reader().tree.versions().unwrap().len(), 4);
-    assert!(!again.path("index.db.bad").exists());
-}
-
-#[test]
-fn arcs_that_are_gone_cut_or_without_footer_are_one_finding_each() {
-    let lab = lab();
-    let dir = Copy::of(&lab.files);
-    for row in dir.open().open_index().unwrap().arcs().unwrap() {
-        let (name, entry) = (row.entry.name.to_string(), row.entry);
-        let catalog = entry.role == ArcRole::Catalog;
-        type Act<'a> = (&'a str, &'a str, &'a dyn Fn(&Copy));
-        let damage: [Act<'_>; 3] = [
-            ("gone", "ARC_MISSING", &|copy| fs::remove_file(copy.path(&name)).unwrap()),
-            ("cut", "ARC_FRAME_TRUNCATED", &|copy| put(copy, &name, &lab.files[&name][..entry.footer_offset as usize])),
-            ("footer", "ARC_TAG_MISMATCH", &|copy| flip(copy, &name, &[entry.footer_offset as usize + 38])),
-        ];
-        for (what, code, act) in damage {
-            let what = format!("{name} {what}");
-            let copy = Copy::of(&lab.files);
-            act(&copy);
-            let findings = v2(&copy);
-            assert_eq!(findings.len(), 1, "{what}: {:#?}", shown(&findings));
-            assert_eq!(findings[0].error.code(), code, "{what}");
-            assert!(catalog || findings[0].cause != Cause::Index, "{what}");
-            let again = recovered(&copy);
-            let findings = v2(&again);
-            assert_eq!(findings.len(), 1, "{what}, recovered: {:#?}", shown(&findings));
-            assert_eq!(findings[0].error.code(), code, "{what}, recovered");
-        }
-    }
 }
 
 #[test]
