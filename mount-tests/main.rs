@@ -13,6 +13,7 @@ mod coverage;
 mod damage;
 mod differences;
 mod fidelity;
+mod fixtures;
 mod habits;
 mod history;
 mod index_damage;
