@@ -105,6 +105,14 @@ impl Ledger {
         Ledger { now_s, ..Ledger::default() }
     }
 
+    /// What these records say together.
+    pub fn of(records: impl IntoIterator<Item = Record>, now_s: u64) -> Ledger {
+        let mut ledger = Ledger::empty(now_s);
+        records.into_iter().for_each(|record| ledger.take(record));
+        ledger.settle();
+        ledger
+    }
+
     /// Nothing that was proven until now counts: what is missing may have told that it is damaged since.
     fn doubt(&mut self, now_s: u64) {
         (self.frames, self.files, self.doubt_s) = (HashMap::new(), BTreeMap::new(), now_s);
@@ -264,15 +272,21 @@ impl Ledger {
             return proof.map(|proof| mended(proof.when_s)).into_iter().collect();
         };
         let mut found: Vec<Damage> = Vec::new();
-        for no in (first.0..first.0.saturating_add(damage.count)).map(FrameNo) {
-            let Some(proof) = self.proof(damage.arc, damage.copy, no, How::Read).filter(later) else { continue };
-            let one = Damage { frame: Some(no), count: 1, ..mended(proof.when_s) };
-            match found.last_mut() {
-                Some(last) if last.when_ms == one.when_ms && last.frame.is_some_and(|at| at.0 + last.count == no.0) => {
-                    last.count += 1;
+        let (mut at, end) = (first.0, first.0.saturating_add(damage.count));
+        while at < end {
+            // Frames up to the next one whose proofs may be others, however many there are.
+            let place = FramePlace::new(damage.arc, FrameNo(at)).0;
+            let layers = [How::Medium, How::Read].into_iter().filter_map(|how| self.frames.get(&(damage.copy, how)));
+            let change = layers.filter_map(|spans| spans.change_behind(place)).min();
+            let count = change.map_or(end - at, |change| u64::from(end - at).min(change - place) as u32);
+            if let Some(proof) = self.proof(damage.arc, damage.copy, FrameNo(at), How::Read).filter(later) {
+                let some = Damage { frame: Some(FrameNo(at)), count, ..mended(proof.when_s) };
+                match found.last_mut() {
+                    Some(last) if last.when_ms == some.when_ms && last.end() == at => last.count += count,
+                    _ => found.push(some),
                 }
-                _ => found.push(one),
             }
+            at += count;
         }
         found
     }
@@ -369,7 +383,7 @@ impl Ledger {
     }
 
     /// All that is known, for a new segment.
-    pub(super) fn records(&self) -> impl Iterator<Item = Record> {
+    pub fn records(&self) -> impl Iterator<Item = Record> {
         let mut layers: Vec<(CopyId, How)> = self.frames.keys().copied().collect();
         layers.sort_unstable();
         let frames = layers.into_iter().flat_map(|(copy, how)| self.proven(copy, how)).map(Record::Frames);

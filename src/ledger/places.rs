@@ -18,7 +18,7 @@ pub struct Places {
 }
 
 impl Damage {
-    fn end(&self) -> u32 {
+    pub(super) fn end(&self) -> u32 {
         self.frame.map_or(0, |no| no.0.saturating_add(self.count))
     }
 }

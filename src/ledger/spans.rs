@@ -38,6 +38,13 @@ impl Spans {
         self.spans.range(..=number).next_back().map(|(_, span)| *span).filter(|span| number < span.end)
     }
 
+    /// The first number behind this one of which something else may be said.
+    pub fn change_behind(&self, number: u64) -> Option<u64> {
+        let end = self.get(number).map(|span| span.end);
+        let start = self.spans.range(number.checked_add(1)?..).next().map(|(start, _)| *start);
+        end.into_iter().chain(start).min()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Span> {
         self.spans.values().copied()
     }

@@ -621,3 +621,36 @@ fn a_segment_that_is_gone_is_noticed_and_nothing_proven_before_counts() {
     put(&[]);
     assert_eq!((lab.load().1, lab.merge()), (vec![], vec![]));
 }
+
+#[test]
+fn what_was_mended_is_found_however_many_frames_are_damaged() {
+    // One by one they are more than a thousand million frames.
+    let damaged = |n| Damage {
+        when_ms: 1000 * (NOW_S - 100),
+        arc: ArcSerial(n),
+        copy: CopyId::LOCAL,
+        frame: Some(FrameNo(0)),
+        count: 131_000,
+        code: "FRAME_BAD_TAG".into(),
+        mended: false,
+    };
+    let proven = |first, count, when_s, how| {
+        let proof = Proof { when_s, how, by: By::Selftest };
+        Record::Frames(Frames { arc: ARC, copy: CopyId::LOCAL, first: FrameNo(first), count, proof })
+    };
+    let proofs = [
+        proven(500, 3, NOW_S - 50, How::Medium),
+        proven(502, 4, NOW_S - 40, How::Read),
+        proven(900, 9, NOW_S - 200, How::Medium),
+        proven(130_990, 50, NOW_S - 10, How::Read),
+    ];
+    let ledger = Ledger::of((0..10_000).map(damaged).map(Record::Damage).chain(proofs), NOW_S);
+    let stretches: Vec<(u32, u32)> = ledger
+        .open_damage()
+        .iter()
+        .filter(|damage| damage.arc == ARC)
+        .map(|damage| (damage.frame.map_or(0, |no| no.0), damage.count))
+        .collect();
+    assert_eq!(stretches, [(0, 500), (506, 130_484)]);
+    assert_eq!(ledger.open_damage().len(), 10_001);
+}
