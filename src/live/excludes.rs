@@ -3,6 +3,7 @@
 //! Invariants: a pattern means what whoever wrote it sees from where it stands (on the command line: the current
 //! directory), with symlinks resolved as in the paths of a version; one that can match nothing is told.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -93,22 +94,30 @@ impl Excludes {
         }
         let end = path.iter().skip(1).position(|byte| *byte == b'/').map_or(path.len(), |at| at + 1);
         let top = path.get(..end).unwrap_or(path);
-        let decides = |matcher: &Gitignore, path: &[u8], is_dir: bool| match matcher.matched(path_of(path), is_dir) {
-            ignore::Match::Ignore(glob) => Some(glob.original().to_string()),
-            _ => None,
-        };
-        let mut narrowed: Option<Excludes> = None;
-        loop {
-            let now = narrowed.as_ref().unwrap_or(self);
-            let Some(pattern) = decides(&now.matcher, path, is_dir) else { return Ok(narrowed) };
-            let general = !pattern.trim_end_matches('/').contains('/')
-                || decides(&matcher(std::slice::from_ref(&pattern))?, top, true).is_some();
-            if general {
-                return Ok(narrowed);
-            }
-            let patterns: Vec<String> = now.patterns.iter().filter(|known| **known != pattern).cloned().collect();
-            narrowed = Some(Excludes { matcher: matcher(&patterns)?, patterns, doubts: Vec::new() });
+        if !self.matcher.matched(path_of(path), is_dir).is_ignore() {
+            return Ok(None);
         }
+        // The last one decides, and once it is set aside the one before it.
+        let mut aside = HashSet::new();
+        for pattern in self.patterns.iter().rev() {
+            let alone = matcher(std::slice::from_ref(pattern))?;
+            match alone.matched(path_of(path), is_dir) {
+                ignore::Match::None => continue,
+                ignore::Match::Whitelist(_) => break,
+                ignore::Match::Ignore(_) => {}
+            }
+            let general = !pattern.trim_end_matches('/').contains('/') || alone.matched(path_of(top), true).is_ignore();
+            if general {
+                break;
+            }
+            aside.insert(pattern.as_str());
+        }
+        if aside.is_empty() {
+            return Ok(None);
+        }
+        let patterns = self.patterns.iter().filter(|known| !aside.contains(known.as_str()));
+        let patterns: Vec<String> = patterns.cloned().collect();
+        Ok(Some(Excludes { matcher: matcher(&patterns)?, patterns, doubts: Vec::new() }))
     }
 
     /// What to tell about patterns that can match nothing in a run that saves these paths.
@@ -361,5 +370,11 @@ mod tests {
         for general in ["*", "/**", "c"] {
             assert!(options(&[general]).below_given(b"/s/b/c", true).unwrap().is_none(), "{general}");
         }
+        // One that brings it back ends what is set aside, and many take no longer than once each.
+        let below = options(&["/s/b", "!/s/b/c", "/s/b/?"]).below_given(b"/s/b/c", true).unwrap().unwrap();
+        assert_eq!(below.patterns, ["/s/b", "!/s/b/c"]);
+        let many: String = (0..3000).map(|n| format!("/s/b/{{c,{n}}}\n")).collect();
+        let many = Excludes::parse(Path::new("inex.conf"), many.as_bytes(), &[]).unwrap();
+        assert!(many.below_given(b"/s/b/c", true).unwrap().unwrap().patterns.is_empty());
     }
 }
