@@ -69,7 +69,7 @@ fn parse(line: &str) -> Option<Noted> {
     let mut words = line.split_whitespace();
     let (version, name, root) = (words.next()?.parse().ok()?, words.next()?.to_string(), words.next()?);
     let mut digest = [0; 32];
-    if words.next().is_some() || root.len() != 64 || !root.is_ascii() {
+    if words.next().is_some() || root.len() != 64 || !root.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
     for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
@@ -175,7 +175,9 @@ mod tests {
         for line in [String::new(), format!("r3 {root}"), format!("r3 n {root} more"), format!("r3 n {}", &root[2..])] {
             assert!(parse(&line).is_none(), "{line}");
         }
-        assert!(parse(&format!("r3 n {}", "é".repeat(32))).is_none());
+        for root in ["é".repeat(32), "+f".repeat(32)] {
+            assert!(parse(&format!("r3 n {root}")).is_none(), "{root}");
+        }
         let empty = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(lines(empty.path().as_os_str()).err().unwrap().code(), "USAGE");
     }
