@@ -40,6 +40,7 @@ const ORDER: &[&str] = &[
     "fuse",
     "mount",
     "cli",
+    "fuzz",
     "testing",
     // Tests only: they compare docs/ with everything above, and damage whole backup dirs.
     "docs_tests",

@@ -7,6 +7,7 @@
 //! that met an error is thrown away with its answers and the question is asked once more on a new one; nothing
 //! is answered from a row that does not match its seal.
 
+mod again;
 mod apply;
 mod apply_arcs;
 mod chunks;
@@ -48,6 +49,7 @@ use crate::catalog::{ArcEntry, Attr, Child, DirState, Kind, VersionInfo};
 use crate::error::Result;
 use crate::ids::{BlockId, Dirno, FrameNo, NodeDigest, TreeDigest, Version};
 
+pub use again::row_again;
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
 pub use chunks::Chunks;
 pub use dedup::DedupTable;

@@ -159,8 +159,11 @@ pub fn put_state(c: &Connection, state: &State) -> Found<()> {
 
 /// A version and whether it was removed.
 pub fn version_of(c: &Connection, id: i64, body: &[u8]) -> Found<(VersionRow, bool)> {
-    let whole = whole(c, PartOf::Version, id, body)?;
-    let (head, rest) = version_head(id, &whole)?;
+    decode_version(id, &whole(c, PartOf::Version, id, body)?)
+}
+
+pub(super) fn decode_version(id: i64, whole: &[u8]) -> Found<(VersionRow, bool)> {
+    let (head, rest) = version_head(id, whole)?;
     let VersionHead { version, removed, base, root } = head;
     Ok((VersionRow { version, info: codec::decode_version_info(rest)?, base, root }, removed))
 }

@@ -160,10 +160,7 @@ fn losses(c: &Connection) -> Found<Vec<(Loss, Told)>> {
     let mut losses = Vec::new();
     while let Some(found) = rows.next()? {
         let id: i64 = found.get(0)?;
-        let mut d = Decoder::new(row::open(Table::Meta, Key::id(id), blob(found, 1)?)?);
-        let told = if d.u8()? == 0 { Told::Here } else { Told::InACommit };
-        losses.push((codec::loss(&mut d)?, told));
-        d.end()?;
+        losses.push(decode_loss(row::open(Table::Meta, Key::id(id), blob(found, 1)?)?)?);
     }
     losses.sort_by_key(|(loss, _)| *loss);
     Ok(losses)
@@ -178,10 +175,22 @@ pub(super) fn put_loss(c: &Connection, loss: &Loss, told: Told) -> Found<()> {
     if told == Told::Here && value(c, Table::Meta, id, |_| Ok(()))?.is_some() {
         return Ok(());
     }
-    let mut row = Encoder::default();
-    row.u8(u8::from(told == Told::InACommit));
-    row.raw(&e.0);
-    put(c, id, row.0)
+    put(c, id, encode_loss(loss, told))
+}
+
+pub(super) fn encode_loss(loss: &Loss, told: Told) -> Vec<u8> {
+    let mut e = Encoder::default();
+    e.u8(u8::from(told == Told::InACommit));
+    codec::put_loss(&mut e, loss);
+    e.0
+}
+
+pub(super) fn decode_loss(body: &[u8]) -> Result<(Loss, Told), BadRow> {
+    let mut d = Decoder::new(body);
+    let told = if d.flag()? { Told::InACommit } else { Told::Here };
+    let loss = codec::loss(&mut d)?;
+    d.end()?;
+    Ok((loss, told))
 }
 
 pub(super) fn decode_spare_arcs(body: &[u8]) -> Result<Vec<Range<u64>>, BadRow> {
