@@ -88,25 +88,25 @@ impl Layout {
     pub fn parts(&self, part: &str) -> Vec<(Option<usize>, Vec<Range<usize>>)> {
         let (head, trailer) = (FRAME_HEADER_LEN, self.len - ARC_TRAILER_LEN);
         let footer = self.frames.last().map_or(ARC_HEADER_LEN, |last| last.end);
-        let one = |ranges: Vec<Range<usize>>| vec![(None, ranges)];
+        let one = |range: Range<usize>| vec![(None, vec![range])];
         let each = |of: &dyn Fn(&Range<usize>) -> Range<usize>| {
             self.frames.iter().enumerate().map(|(no, frame)| (Some(no), vec![of(frame)])).collect::<Vec<_>>()
         };
         match part {
-            "header" => one(vec![0..ARC_HEADER_LEN]),
+            "header" => one(0..ARC_HEADER_LEN),
             "head" => each(&|frame| frame.start..frame.start + head),
             "body" => each(&|frame| frame.start + head..frame.end),
             "tag" => each(&|frame| frame.end - 16..frame.end),
             "frame" => each(&Range::clone),
             "first" => each(&Range::clone).into_iter().take(1).collect(),
             "last" => each(&Range::clone).into_iter().last().into_iter().collect(),
-            "bodies" => one(self.frames.iter().map(|frame| frame.start + head..frame.end).collect()),
-            "footer-head" => one(vec![footer..footer + head]),
-            "footer" => one(vec![footer + head..trailer]),
-            "trailer" => one(vec![trailer..self.len]),
-            "end" => one(vec![footer..self.len]),
-            "both" => one(vec![0..ARC_HEADER_LEN, trailer..self.len]),
-            "file" => one(vec![0..self.len]),
+            "bodies" => vec![(None, self.frames.iter().map(|frame| frame.start + head..frame.end).collect())],
+            "footer-head" => one(footer..footer + head),
+            "footer" => one(footer + head..trailer),
+            "trailer" => one(trailer..self.len),
+            "end" => one(footer..self.len),
+            "both" => vec![(None, vec![0..ARC_HEADER_LEN, trailer..self.len])],
+            "file" => one(0..self.len),
             _ => panic!("no part {part}"),
         }
     }
