@@ -429,7 +429,7 @@ fn records_that_their_commit_does_not_count() {
         (Record::AcceptLoss(Loss::Run(Version(5))), false),
         (Record::AcceptLoss(Loss::Shell(ArcSerial(12))), false),
     ] {
-        assert_eq!(commit().counts(&record), if counts { Ok(()) } else { refused.clone() }, "{record:?}");
+        assert_eq!(commit().counts(&record), if counts { Ok(()) } else { refused }, "{record:?}");
     }
 }
 

@@ -233,7 +233,7 @@ impl Proof<'_, '_, '_> {
                     }
                 }
             }
-            if first && !here.is_right() {
+            if first && !here.adds_up() {
                 return Ok(false);
             }
         }
@@ -339,7 +339,7 @@ struct Here {
 }
 
 impl Here {
-    fn is_right(self) -> bool {
+    fn adds_up(self) -> bool {
         self.states
             .into_iter()
             .flatten()
