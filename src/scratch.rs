@@ -67,6 +67,11 @@ fn place() -> PathBuf {
     if usual == Path::new("/tmp") && on_disk.is_dir() { on_disk } else { usual }
 }
 
+/// Takes away what processes of this user that were killed have left.
+pub fn tidy() {
+    sweep(&place());
+}
+
 /// Removes what processes of this user left. What can't be removed stays: it is in nobody's way.
 fn sweep(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };

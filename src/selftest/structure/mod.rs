@@ -198,6 +198,7 @@ fn needed(rows: &Snapshot<'_>) -> VersionSet {
 
 impl<'a> Check<'a> {
     fn run(&self, report: &mut Report) -> Result<()> {
+        crate::scratch::tidy();
         if self.only_arcs.is_none() && self.agrees(report)? {
             return strays::check(self, report);
         }
