@@ -157,6 +157,9 @@ pub fn open_batch(
     if records.len() != header.records as usize {
         return Err("a batch has another number of records");
     }
+    if records.is_empty() {
+        return Err("a batch has no records");
+    }
     Ok(records)
 }
 
