@@ -237,6 +237,16 @@ byte_id!(
     /// SHA-256 over a directory's names, each with the digest of what it stands for.
     ListingDigest, 32
 );
+impl ListingDigest {
+    /// What a listing of which not all names are known has in place of the last bytes of the hash.
+    pub const PARTIAL: [u8; 8] = [0; 8];
+
+    /// All names were known when it was made: else it says nothing of those that are known now.
+    pub fn is_of_all(&self) -> bool {
+        !self.0.ends_with(&ListingDigest::PARTIAL)
+    }
+}
+
 byte_id!(
     /// SHA-256 over a directory state, listing included: with the root's, a whole version.
     TreeDigest, 32

@@ -198,7 +198,7 @@ impl<'a> CatalogBuilder<'a> {
         let known = if dir.names == Names::Known { Known::Some } else { Known::All };
         match (&dir.was, self.before) {
             (Some(was), Some((index, version))) if dir.names == Names::Changed => match dir.changes.as_slice() {
-                [] => Ok(was.listing),
+                [] if was.listing.is_of_all() => Ok(was.listing),
                 changes => index.listing_digest(version, dir.dirno, changes),
             },
             _ => {

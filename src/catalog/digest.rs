@@ -47,6 +47,7 @@ pub enum Known {
 /// The names of a directory, in byte order.
 pub struct Listing {
     hash: Sha256,
+    known: Known,
     /// The name that is being added.
     name: Encoder,
 }
@@ -56,7 +57,7 @@ impl Listing {
         let mut hash = Sha256::new();
         hash.update(b"assay listing v2");
         hash.update([u8::from(known == Known::Some)]);
-        Listing { hash, name: Encoder::default() }
+        Listing { hash, known, name: Encoder::default() }
     }
 
     pub fn add(&mut self, name: &[u8], kind: Kind, item: &ItemDigest) {
@@ -72,7 +73,11 @@ impl Listing {
     }
 
     pub fn finish(self) -> ListingDigest {
-        ListingDigest(self.hash.finalize().into())
+        let mut digest: [u8; 32] = self.hash.finalize().into();
+        if let (Known::Some, Some(last)) = (self.known, digest.last_chunk_mut()) {
+            *last = ListingDigest::PARTIAL;
+        }
+        ListingDigest(digest)
     }
 }
 

@@ -179,7 +179,8 @@ impl Versions<'_> {
             Ok(rows) => rows,
             Err(error) => return visit(path, Met::Failed(&error)),
         };
-        if digest::dir(&first.state) == digest::dir(&second.state) {
+        let whole = first.state.listing.is_of_all();
+        if whole && digest::dir(&first.state) == digest::dir(&second.state) {
             return Ok(());
         }
         let mut differs = attributes(&first.state.attr, &second.state.attr, Scope::Stored);
@@ -187,7 +188,7 @@ impl Versions<'_> {
         if let Some(change) = Change::of(Kind::Dir, differs) {
             visit(path, Met::Change(&change))?;
         }
-        if first.state.listing == second.state.listing {
+        if whole && first.state.listing == second.state.listing {
             return Ok(());
         }
         let sides =

@@ -99,6 +99,7 @@ impl Index {
             })?;
             changes.for_each(|change| put(&mut changed, change));
             let recorded = rows::dir(c, dir, v)?.and_then(|(_, value)| value.state).map(|state| state.listing);
+            doubt |= recorded.is_some_and(|listing| !listing.is_of_all());
             if !doubt && recorded != Some(as_it_is.finish()) {
                 let what = "its names are not those that were backed up".into();
                 return Err(Error::TreeMismatch { version: v, dirno: dir, what }.into());

@@ -355,8 +355,8 @@ impl Apply<'_> {
     fn digest_state_anew(&self, dir: Dirno, at: Version) -> Found<()> {
         let Some((since, value)) = rows::dir(self.c, dir, at)? else { return Ok(()) };
         let Some(state) = value.state.clone().filter(|_| since == at) else { return Ok(()) };
-        // What is not known has no digest: the state keeps the one that it had.
-        if rows::lost_since(self.c, dir, at)?.is_some() {
+        // What is not known, or was not then, has no digest: the state keeps the one that it had.
+        if !state.listing.is_of_all() || rows::lost_since(self.c, dir, at)?.is_some() {
             return Ok(());
         }
         let listing = listing_now(self.c, at, dir)?;

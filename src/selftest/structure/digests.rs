@@ -340,9 +340,8 @@ struct Here {
 
 impl Here {
     fn adds_up(self) -> bool {
-        self.states
-            .into_iter()
-            .flatten()
-            .all(|(state, listing, count)| state.children == count && state.listing == listing.finish())
+        self.states.into_iter().flatten().all(|(state, listing, count)| {
+            !state.listing.is_of_all() || (state.children == count && state.listing == listing.finish())
+        })
     }
 }

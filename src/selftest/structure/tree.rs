@@ -338,7 +338,7 @@ impl Pass<'_, '_, '_> {
             let state = here.states.iter().rev().find(|(since, _)| *since <= v).map(|(_, value)| value);
             let Some(value) = state.filter(|value| !value.gone && !is_lost) else { continue };
             match &value.state {
-                Some(state) if i64::try_from(state.children) == Ok(names) => {}
+                Some(state) if !state.listing.is_of_all() || i64::try_from(state.children) == Ok(names) => {}
                 Some(state) => {
                     let what = format!("it has {names} names in {v}, and {} by its own record", state.children);
                     return self.dir_broken(here.dirno, v, &what);
@@ -499,10 +499,23 @@ pub fn versions(check: &Check<'_>, ground: &Ground<'_, '_>, totals: &Totals) -> 
         let recorded = [info.files, info.dirs, info.others, info.tree_bytes].map(|n| n as i64);
         // Sums over rows that are wrong, or not there, say nothing of their own.
         let sound = check.index_is_clean() && !ground.any_lost && !ground.gaps;
-        if sound && recorded != sum {
+        if sound && recorded != sum && !any_partial(ground)? {
             let what = format!("{v} has files, directories, others and bytes {sum:?}, and {recorded:?} by its record");
             check.broken(ground, Subject::Version(v), what, Vec::new());
         }
     }
     Ok(())
+}
+
+/// Some version was saved when not all names of a directory were known: it counts those that were.
+fn any_partial(ground: &Ground<'_, '_>) -> Result<bool> {
+    let mut cursor = ground.rows.cursor(ScanTable::Dirs);
+    while let Some(scanned) = cursor.take() {
+        if let Scanned::Row(row) = scanned
+            && ground.rows.open_dir(&row)?.state.is_some_and(|state| !state.listing.is_of_all())
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
