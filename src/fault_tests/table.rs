@@ -213,6 +213,7 @@ fn selftests_tell_each_damage_in_its_place() {
     let plan = |row: &Row| match (row.damage, row.of) {
         ("byte", _) | ("bytes", "Catalog") => (ALL, ALL),
         ("bytes", _) => (ALL, 2),
+        ("five", _) => (ALL, 2),
         _ => shells(row),
     };
     each(world(), plan, |cell| cell.found());
