@@ -47,6 +47,9 @@ class Assay(Tool):
     def backup(self, corpus):
         return run([self.program, "-q", "-c", self.repo(corpus), "backup", corpus.path], ok=(0, 3))
 
+    def check(self, corpus, level=3):
+        return run([self.program, "-q", "-c", self.repo(corpus), "selftest", f"-v{level}"])
+
     def mount_command(self, point, corpus):
         return [self.program, "-c", self.repo(corpus), "mount", point], {}
 
@@ -68,11 +71,34 @@ class Restic(Tool):
     def backup(self, corpus):
         return run(["restic", "backup", "-q", corpus.path], self.env(corpus), ok=(0, 3))
 
+    def check(self, corpus):
+        return run(["restic", "check", "-q", "--read-data"], self.env(corpus))
+
     def mount_command(self, point, corpus):
         return ["restic", "mount", "-q", point], self.env(corpus)
 
     def tree(self, point, corpus):
         return os.path.join(point, "snapshots", "latest") + corpus.path
+
+
+class Rustic(Tool):
+    """Its mount is not measured."""
+
+    name = "rustic"
+    needs = ("rustic",)
+
+    def env(self, corpus):
+        return {"RUSTIC_PASSWORD": "bench", "RUSTIC_REPOSITORY": self.repo(corpus), "RUSTIC_NO_PROGRESS": "true",
+                "RUSTIC_LOG_LEVEL": "error", "RUSTIC_CACHE_DIR": os.path.join(self.dir, "cache")}
+
+    def init(self, corpus):
+        run(["rustic", "init"], self.env(corpus))
+
+    def backup(self, corpus):
+        return run(["rustic", "backup", corpus.path], self.env(corpus))
+
+    def check(self, corpus):
+        return run(["rustic", "check", "--read-data"], self.env(corpus))
 
 
 class Borg(Tool):
@@ -89,6 +115,9 @@ class Borg(Tool):
     def backup(self, corpus):
         archive = f"{self.repo(corpus)}::{time.time():.6f}"
         return run(["borg", "create", "-C", "zstd,3", archive, corpus.path], self.env(), ok=(0, 1))
+
+    def check(self, corpus):
+        return run(["borg", "check", "--verify-data", self.repo(corpus)], self.env())
 
     def mount_command(self, point, corpus):
         return ["borg", "mount", "-f", f"{self.repo(corpus)}::{self.newest(corpus)}", point], self.env()
