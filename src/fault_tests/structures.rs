@@ -1,6 +1,7 @@
 //! selftest -v2: silent on whatever is whole, and one finding for each thing that is not.
 
 use std::fs;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Rng;
@@ -11,7 +12,7 @@ use super::reserved::maintain;
 use crate::backup::Options as BackupOptions;
 use crate::catalog::{ArcRole, Record};
 use crate::ids::Version;
-use crate::monitor::Silent;
+use crate::monitor::{Event, Monitor, Progress, Silent};
 use crate::selftest::{self, Cause, Finding, Fix, Level, Options, Scope};
 
 pub fn options(level: Level) -> Options {
@@ -85,6 +86,27 @@ fn what_is_whole_has_no_finding() {
     assert!(copy.backup(&source, &BackupOptions::default()).base);
     assert_clean(&copy, "after a base");
     assert_clean(&recovered(&copy), "after a base, recovered");
+}
+
+#[derive(Default)]
+struct Watching(Mutex<Vec<Progress>>);
+
+impl Monitor for Watching {
+    fn progress(&self, progress: Progress) {
+        self.0.lock().unwrap().push(progress);
+    }
+    fn event(&self, _: Event<'_>) {}
+}
+
+#[test]
+fn it_says_how_far_it_is() {
+    let (copy, watching) = (Copy::of(&lab().files), Watching::default());
+    selftest::run(&copy.open(), &options(Level::Structure), &watching).unwrap();
+    let told = watching.0.into_inner().unwrap();
+    assert!(told.iter().all(|now| now.files <= now.expected_files), "{told:?}");
+    assert!(told.windows(2).all(|two| two[0].files <= two[1].files), "{told:?}");
+    let last = told.last().unwrap();
+    assert!(told.len() > 5 && last.files * 10 > last.expected_files * 8, "{told:?}");
 }
 
 #[test]
@@ -182,9 +204,9 @@ fn pages_replaced_by_older_images_of_themselves_are_found() {
 /// Wants the run to stop after so many questions.
 struct Impatient(std::sync::atomic::AtomicI64);
 
-impl crate::monitor::Monitor for Impatient {
-    fn progress(&self, _: crate::monitor::Progress) {}
-    fn event(&self, _: crate::monitor::Event<'_>) {}
+impl Monitor for Impatient {
+    fn progress(&self, _: Progress) {}
+    fn event(&self, _: Event<'_>) {}
     fn wants_totals(&self) -> bool {
         true
     }

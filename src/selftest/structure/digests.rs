@@ -22,8 +22,8 @@ use crate::index::{Cursor, ScanTable, Scanned, Span};
 const MAX_STATES: usize = 5 << 20;
 /// The same; in unit tests there are few files, and several passes all the same.
 const WINDOW: usize = if cfg!(test) { 32 } else { MAX_STATES };
-/// Rows between two looks whether to stop.
-const STRIDE: u32 = 1 << 12;
+/// Rows between two looks whether to stop, and two words of how far it is.
+const STRIDE: u32 = if cfg!(test) { 8 } else { 1 << 12 };
 
 /// The file states that are to be read again, if all that the index says of names and contents is what the versions' root
 /// digests prove.
@@ -34,7 +34,8 @@ pub fn prove(check: &Check<'_>, ground: &Ground<'_, '_>) -> Result<Option<Racy>>
     let mut next = contents.next()?;
     let (mut racy, mut first) = (Racy::new(), true);
     loop {
-        let states = States::read(check, &mut contents, &mut next, &mut racy)?;
+        let dirs_walked = if first { 0 } else { proof.last_dirno() };
+        let states = States::read(check, dirs_walked, &mut contents, &mut next, &mut racy)?;
         if !check.index_is_clean() || !proof.pass(&states, first)? {
             return Ok(None);
         }
@@ -144,6 +145,7 @@ impl States {
     /// From `next` on as many as are remembered.
     fn read(
         check: &Check<'_>,
+        dirs_walked: u64,
         contents: &mut Contents<'_, '_, '_>,
         next: &mut Option<(Node, bool)>,
         racy: &mut Racy,
@@ -167,10 +169,16 @@ impl States {
             states.prints.push((after, size, print(&digest::node(node), node.attr.kind) | packed_away));
             if (at as u32).is_multiple_of(STRIDE) {
                 check.interrupted()?;
+                check.walked(dirs_walked + node.logid.0);
             }
             *next = contents.next()?;
         }
         Ok(states)
+    }
+
+    /// The number behind the last.
+    fn end(&self) -> u64 {
+        self.prints.last().map_or(self.from.0, |(after, ..)| self.from.0 + u64::from(*after) + 1)
     }
 
     /// Where a file state is; names stand in about the order of what they lead to.
@@ -192,6 +200,10 @@ struct Proof<'c, 's, 'i> {
 }
 
 impl Proof<'_, '_, '_> {
+    fn last_dirno(&self) -> u64 {
+        self.dirs.facts.last().map_or(0, |fact| fact.dirno.0)
+    }
+
     /// One walk over the entries; the first also proves the directories.
     fn pass(&mut self, states: &States, first: bool) -> Result<bool> {
         let rows = self.ground.rows;
@@ -220,6 +232,7 @@ impl Proof<'_, '_, '_> {
                 steps = steps.wrapping_add(1);
                 if steps.is_multiple_of(STRIDE) {
                     self.check.interrupted()?;
+                    self.check.walked(states.end() + if first { dirno.0 } else { self.last_dirno() });
                 }
                 if first && !self.name(&mut here, &span) {
                     return Ok(false);

@@ -81,7 +81,7 @@ pub(super) struct Check<'a> {
     /// Only these arcs, with `Scope::Arcs` and `Scope::Blocks`.
     only_arcs: Option<HashSet<ArcSerial>>,
     only_version: Option<Version>,
-    /// Steps that are done, and how many there are.
+    /// Steps that are done, and how many there are; of the one scan, file states and directories.
     steps: Cell<(u64, u64)>,
     /// Only counts what is wrong: to be told, it has to be explained first.
     quiet: bool,
@@ -237,6 +237,7 @@ impl<'a> Check<'a> {
         };
         let of_names = || {
             let (check, rows) = (Check::quiet(exam), exam.index.snapshot()?);
+            check.steps.set((0, state.next_logid + state.next_dirno));
             let names = Names { rows: &rows, shadow: None, last: state.last_commit.map_or(Version(0), |(run, _)| run) };
             let (arcs, needed) = (arcs::facts(&exam.index.all_arcs()?), needed(&rows));
             let ground = Ground { rows: &rows, names, arcs, proven: true, gaps: false, any_lost: false, needed };
@@ -329,6 +330,13 @@ impl<'a> Check<'a> {
         tree::check(self, &ground)?;
         self.step();
         Ok(())
+    }
+
+    /// The one scan is so far in file states and directories.
+    fn walked(&self, done: u64) {
+        let (before, of) = self.steps.get();
+        self.steps.set((done.clamp(before, of.max(before)), of));
+        self.show_progress();
     }
 
     /// One more step is done. Where files or arcs are read afterwards, these are what is counted.
