@@ -43,6 +43,30 @@ fn wrong_guesses_get_the_right_hint() {
     assert!(!lab.path("home/assay").exists());
 }
 
+#[test]
+fn who_stops_listening_still_gets_the_verdict() {
+    let lab = Lab::with_files(&[("file", b"content")]);
+    lab.write("file", b"other content");
+    lab.backup();
+    let dir = lab.repo().display().to_string();
+    // The pipe is closed before anything is printed.
+    let code = |args: &str| {
+        let program = assay_binary().display().to_string();
+        let script = format!("( sleep 1; {program} -c {dir} {args}; echo $? >&2 ) | true");
+        let out = tool("sh").args(["-c", &script]).ok();
+        out.err().lines().last().unwrap_or_default().to_string()
+    };
+    assert_eq!(code("diff r0 r1"), "1", "there are differences");
+    assert_eq!(code("ls"), "0");
+    assert_eq!(code("selftest -v3"), "0");
+    let arc = lab.repo().join("arc.0.1");
+    let mut bytes = fs::read(&arc).unwrap();
+    bytes[200..].iter_mut().for_each(|byte| *byte ^= 0xff);
+    fs::write(&arc, bytes).unwrap();
+    assert_eq!(code("selftest -v3"), "4", "damage");
+    assert_eq!(code("selftest -v3 --json"), "4", "damage");
+}
+
 /// Runs a command on a terminal of its own; gives what that showed.
 fn on_a_terminal(lab: &Lab, command: &str) -> String {
     let out =

@@ -130,7 +130,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         (false, true) => Ok(()),
     };
     match (printed, saved) {
-        (Ok(()), _) | (Err(Error::Io { errno: libc::EPIPE, .. }), _) => Ok(exit),
+        (Ok(()), _) => Ok(exit),
         // What counts is done: whoever goes by the exit code must not do it again.
         (Err(error), Some(saved)) => {
             report(&error);

@@ -9,7 +9,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use serde_json::json;
 
 use super::json::with_name;
-use super::{Context, open_index, paths, print, print_json, show};
+use super::{Context, list, open_index, paths, show};
 use crate::catalog::{Attr, Child, Kind};
 use crate::error::{Error, Exit, Result};
 use crate::ids::{Dirno, Logid, Version};
@@ -301,10 +301,10 @@ impl Lister<'_> {
             "nlink": attr.nlink,
             "sha1": sha1,
         });
-        print_json(&with_name(entry, "path", path))
+        list(&format!("{}\n", with_name(entry, "path", path)))
     }
 
     fn flush(&mut self) -> Result<()> {
-        print(&std::mem::take(&mut self.out))
+        list(&std::mem::take(&mut self.out))
     }
 }

@@ -227,7 +227,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     drop(watch);
     let exit = match done {
         Ok(exit) => exit,
-        // The reader of our output went away: that is its choice.
+        // The reader of a listing went away: that is its choice.
         Err(Error::Io { op: "print", errno: libc::EPIPE, .. }) => Exit::Ok,
         Err(Error::Interrupted) => {
             say(&format!(
@@ -399,8 +399,16 @@ fn open_index(dir: &BackupDir) -> Result<Index> {
     Ok(index)
 }
 
-/// Prints to standard output.
+/// Prints to standard output. That its reader went away is the reader's choice: the exit code still says what was found.
 fn print(text: &str) -> Result<()> {
+    match list(text) {
+        Err(Error::Io { errno: libc::EPIPE, .. }) => Ok(()),
+        printed => printed,
+    }
+}
+
+/// As `print`, where without a reader nothing is left to do: an error of EPIPE.
+fn list(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::io("print", "standard output", &e))
 }

@@ -52,7 +52,7 @@ fn what_is_far_comes_later_and_is_verified() {
     let (answers, told) = channel();
     for want in wanted {
         let answers = answers.clone();
-        store.ask(&[world.here.0[0], *want], None, move |answer| answers.send(answer).unwrap());
+        store.ask(&[world.here.0[0], *want], None, move |answer| drop(answers.send(answer)));
     }
     let got = store.blocks(wanted, None).unwrap();
     assert!(got.iter().zip(blocks).all(|(got, block)| got[..] == block[..]));
@@ -85,10 +85,11 @@ fn readers_of_a_stalled_copy_hold_nobody_up_and_wait_no_longer_than_the_deadline
     for want in &world.far.0 {
         let answers = answers.clone();
         store.ask(&[*want], None, move |answer| {
-            answers.send((answer.map(drop).map_err(|error| error.code()), started.elapsed())).unwrap();
+            // Nobody listens any more if the test has failed.
+            drop(answers.send((answer.map(drop).map_err(|error| error.code()), started.elapsed())));
         });
     }
-    assert!(started.elapsed() < Duration::from_millis(500), "who asks does not wait: {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_millis(1500), "who asks does not wait: {:?}", started.elapsed());
     // Meanwhile what is here is read at once.
     let (stop, mut slowest) = (AtomicBool::new(false), Duration::ZERO);
     let mut read = 0;
@@ -100,7 +101,7 @@ fn readers_of_a_stalled_copy_hold_nobody_up_and_wait_no_longer_than_the_deadline
         read += 1;
         stop.store(started.elapsed() > Duration::from_secs(1), Relaxed);
     }
-    assert!(read > 100 && slowest < Duration::from_millis(500), "{read} reads, the slowest {slowest:?}");
+    assert!(read > 100 && slowest < Duration::from_millis(1500), "{read} reads, the slowest {slowest:?}");
     for _ in &world.far.0 {
         let (answer, after) = told.recv_timeout(Duration::from_secs(20)).unwrap();
         assert_eq!(answer, Err("READ_TIMED_OUT"));
