@@ -91,8 +91,16 @@ pub enum Access {
     Write,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Connections that this thread has opened.
+    pub static OPENED: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
 /// Opens a connection, gives the key and reads the schema once.
 pub fn connect(path: &Path, key: &[u8; 48], access: Access) -> rusqlite::Result<Connection> {
+    #[cfg(test)]
+    OPENED.set(OPENED.get() + 1);
     let base = OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = match access {
         Access::ReadImmutable => {

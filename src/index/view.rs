@@ -40,6 +40,12 @@ impl FileState {
             ctime: (meta.ctime(), meta.ctime_nsec()),
         })
     }
+
+    /// Of a WAL with content. Root's SQLite sets its owner each time that it opens one, so its ctime says nothing.
+    fn of_wal(path: &Path) -> Option<FileState> {
+        let state = FileState::of(path).filter(|wal| wal.len_bytes > 0)?;
+        Some(FileState { ctime: (0, 0), ..state })
+    }
 }
 
 /// Index and WAL; an empty WAL counts as none.
@@ -52,7 +58,7 @@ pub(super) struct Files {
 impl Files {
     /// Without a WAL nothing is on its way into the index: then `main` is a state that a commit left.
     fn of(main: &Path, wal: &Path) -> Files {
-        let look = || Files { main: FileState::of(main), wal: FileState::of(wal).filter(|wal| wal.len_bytes > 0) };
+        let look = || Files { main: FileState::of(main), wal: FileState::of_wal(wal) };
         let mut files = look();
         for _ in 0..TRIES {
             let again = FileState::of(main);
@@ -149,7 +155,7 @@ impl View {
 
     /// What is there now.
     pub(super) fn files_now(&self) -> Files {
-        Files { main: FileState::of(&self.real), wal: FileState::of(&wal_path(&self.real)) }
+        Files { main: FileState::of(&self.real), wal: FileState::of_wal(&wal_path(&self.real)) }
     }
 
     /// The index is still the file that this was opened on.

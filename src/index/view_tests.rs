@@ -72,6 +72,25 @@ fn what_is_committed_elsewhere_appears_where_nothing_can_be_written() {
 }
 
 #[test]
+fn questions_open_no_connections_while_nothing_is_written() {
+    let model = history();
+    let built = Built::new();
+    commit(&built, &model.commits[0]);
+    let mut writer = built.writer();
+    for with_wal in [false, true] {
+        if with_wal {
+            apply(&mut writer, &model.commits[1]).unwrap();
+        }
+        let indexes = [Index::open(&built.path(), &KEY).unwrap(), Index::open(&built.path(), &KEY).unwrap()];
+        let ask = || indexes.iter().for_each(|index| assert_shows(index, &model, 1 + usize::from(with_wal)));
+        (0..2).for_each(|_| ask());
+        let before = schema::OPENED.get();
+        (0..10).for_each(|_| ask());
+        assert_eq!(schema::OPENED.get(), before, "with a WAL: {with_wal}");
+    }
+}
+
+#[test]
 fn a_question_during_which_the_file_changes_is_asked_again() {
     let model = history();
     let built = Built::new();
