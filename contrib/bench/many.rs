@@ -207,7 +207,8 @@ fn make(dir: &BackupDir, out: &mut Output<'_>, entries: u64, big: u64, sample: &
         finished: now,
         paths: vec![b"/srv".to_vec()],
         files: maker.files,
-        dirs: maker.dirs,
+        // The root directory has no name that was entered.
+        dirs: maker.dirs + 1,
         tree_bytes: maker.tree_bytes,
         new: maker.files + maker.dirs,
         ..VersionInfo::default()

@@ -27,23 +27,22 @@ use crate::sync::lock;
 const MAX_ROOTS: usize = 4096;
 /// Directories whose states are remembered, about 100 bytes each.
 const MAX_STATES: usize = 32768;
-/// Listings that are remembered, and names that are kept of them, about 150 bytes each; of those with more names than a
-/// quarter only that they are proven.
+/// Listings that are remembered, about 100 bytes each, and names that are kept of them, about 150 bytes each; of those
+/// with more names than a quarter, or whose names had to go, only that they are proven.
 const MAX_LISTINGS: usize = 16384;
 const MAX_NAMES: usize = 65536;
 
 /// What a directory has, proven.
 pub(super) enum Proven {
     /// All of it.
-    Names(Arc<Vec<ProvenEntry>>),
-    /// All rows are right, and too many to be kept.
+    Names(Names),
+    /// All rows are right, and not kept.
     Many,
     /// Its listing is lost.
     Lost,
 }
 
-/// The names of a listing, if they are few.
-type Kept = Option<Arc<Vec<ProvenEntry>>>;
+type Names = Arc<Vec<ProvenEntry>>;
 
 pub(super) struct Proofs {
     home: Arc<dyn Depot>,
@@ -55,9 +54,10 @@ struct Known {
     roots: LruCache<Version, Root>,
     /// By version: what the listing above says.
     states: LruCache<(Version, Dirno), TreeDigest>,
-    /// By the version that brought the state: the digest of the state, and the names if they are few.
-    listings: LruCache<(Dirno, Version), (TreeDigest, Kept)>,
-    names: usize,
+    /// By the version that brought the state: the digest of the state.
+    listings: LruCache<(Dirno, Version), TreeDigest>,
+    kept: LruCache<(Dirno, Version), Names>,
+    kept_names: usize,
 }
 
 impl Known {
@@ -67,19 +67,21 @@ impl Known {
             roots: LruCache::new(bounded(MAX_ROOTS)),
             states: LruCache::new(bounded(MAX_STATES)),
             listings: LruCache::new(bounded(MAX_LISTINGS)),
-            names: 0,
+            kept: LruCache::new(bounded(MAX_LISTINGS)),
+            kept_names: 0,
         }
     }
 
-    fn keep(&mut self, dir: Dirno, since: Version, digest: TreeDigest, names: Kept) {
-        let weight = |names: &Kept| names.as_ref().map_or(0, |names| names.len());
-        self.names += weight(&names);
-        if let Some((_, (_, old))) = self.listings.push((dir, since), (digest, names)) {
-            self.names -= weight(&old);
+    fn keep(&mut self, dir: Dirno, since: Version, digest: TreeDigest, names: Option<Names>) {
+        self.listings.put((dir, since), digest);
+        let Some(names) = names else { return };
+        self.kept_names += names.len();
+        if let Some((_, old)) = self.kept.push((dir, since), names) {
+            self.kept_names -= old.len();
         }
-        while self.names > MAX_NAMES {
-            let Some((_, (_, old))) = self.listings.pop_lru() else { return };
-            self.names -= weight(&old);
+        while self.kept_names > MAX_NAMES {
+            let Some((_, old)) = self.kept.pop_lru() else { return };
+            self.kept_names -= old.len();
         }
     }
 }
@@ -204,10 +206,11 @@ impl Proofs {
 
     /// The names of a directory whose state is proven.
     fn names(&self, index: &Index, v: Version, row: &DirRow, digest: TreeDigest) -> Result<Proven> {
-        if let Some((known, names)) = lock(&self.known).listings.get(&(row.dirno, row.since))
-            && *known == digest
         {
-            return Ok(names.clone().map_or(Proven::Many, Proven::Names));
+            let (key, mut known) = ((row.dirno, row.since), lock(&self.known));
+            if known.listings.get(&key) == Some(&digest) {
+                return Ok(known.kept.get(&key).cloned().map_or(Proven::Many, Proven::Names));
+            }
         }
         let Some(names) = index.dir_names(v, row.dirno, MAX_NAMES / 4)? else { return Ok(Proven::Lost) };
         // What was saved when not all names were known says nothing of those that were put back since.
