@@ -120,7 +120,7 @@ fn a_store_that_ends_answers_whoever_still_waits() {
     let (answers, told) = channel();
     for want in &world.far.0 {
         let answers = answers.clone();
-        store.ask(&[*want], None, move |answer| drop(answers.send(answer.is_ok())));
+        store.ask(&[*want], None, move |answer| _ = answers.send(answer.is_ok()));
     }
     drop(store);
     drop(answers);
