@@ -331,3 +331,58 @@ fn damage_is_not_forgotten_with_the_part_of_the_ledger_that_told_it() {
     assert!(out.err().contains("it is missing") && !out.out().contains("100.0 %"), "{}", out.text());
     assert!(out.out().contains("proven   0 blocks"), "{}", out.text());
 }
+
+/// Saves two files, of this content, in blocks that are new.
+fn save(lab: &Lab, repo: &Path, content: &[u8]) {
+    lab.write("a", content);
+    lab.write("sub/new", &content.repeat(1000));
+    lab.assay_on(repo, "backup", ["-q"]).arg(lab.src()).ok();
+}
+
+#[test]
+fn what_a_fork_has_proven_is_not_proven_here() {
+    let lab = lab();
+    lab.assay("selftest", ["-v3"]).ok();
+    let (here, fork) = (lab.path("here"), lab.repo());
+    tool("cp").arg("-a").arg(&fork).arg(&here).ok();
+    save(&lab, &fork, b"there");
+    save(&lab, &here, b"here.");
+    let names = |repo: &Path| arcfile::arc_names(repo);
+    assert_eq!(names(&here), names(&fork));
+    let found = |repo: &Path| {
+        let found = lab.assay_on(repo, "coverage", ["--json"]).ok().json();
+        (found["proven"]["blocks"].as_u64().expect("blocks"), found["total"]["blocks"].as_u64().expect("blocks"))
+    };
+    // What the first run has stored was proven in both, and here once more.
+    let before = found(&here);
+    assert!(before.0 > 0 && before.0 < before.1 && found(&fork) == before, "{before:?}");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let of_r0 = names(&here).into_iter().filter(|name| name.starts_with("arc.0."));
+    of_r0.for_each(|name| drop(lab.assay_on(&here, "selftest", ["-v3", &name]).ok()));
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    // There all of it is read and proven, and the ledger comes here.
+    let mount = lab.mount();
+    tool("cat").args([mount.latest(&lab.src()).join("a"), mount.latest(&lab.src()).join("sub/new")]).ok();
+    mount.end().ok();
+    lab.assay("selftest", ["-v5"]).ok();
+    lab.assay("selftest", ["-v3"]).ok();
+    assert_eq!(found(&fork).0, before.1);
+    tool("rsync").arg("-a").arg(fork.join("ledger")).arg(&here).ok();
+    assert_eq!(found(&here), before);
+    let listed = lab.assay_on(&here, "coverage", ["--list", "none"]).ok().out();
+    assert!(listed.contains("/a\n") && listed.contains("/sub/new\n"), "{listed}");
+    let stats = lab.assay_on(&here, "stats", ["--json"]).ok().json();
+    assert!(stats["selftests"].as_array().expect("a list").iter().all(|run| run["level"] == 3), "{stats}");
+    // What is damaged in a place that was proven there is due at once.
+    let arc = arcfile::data_arcs(&here).pop().expect("a data arc");
+    arcfile::rewrite(&arc, |bytes| {
+        let frame = arcfile::block_frames(bytes).remove(0);
+        arcfile::spoil(bytes, &frame);
+    });
+    let out = lab.assay_on(&here, "selftest", ["-v3", "--inc", "1d/30d"]).run().code(4);
+    assert!(out.out().contains("arc.1.1"), "{}", out.text());
+    // The other way it is no damage there.
+    tool("rsync").arg("-a").arg(here.join("ledger")).arg(&fork).ok();
+    assert_eq!(found(&fork).0, before.1);
+    assert!(lab.assay("stats", NONE).ok().out().contains("none known"));
+}

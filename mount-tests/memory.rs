@@ -226,10 +226,16 @@ fn under_a_mount(test: &str, change: impl FnOnce(&Lab)) {
     let out = mount.end();
     assert!(out.err().contains("HISTORY_CHANGED"), "{}", out.err());
     assert_eq!(out.err().matches("HISTORY_CHANGED").count(), 1, "{}", out.err());
-    // Mounted again it shows what is there.
+    // What it has verified was of the other history. Mounted again it shows, and proves, what is there.
+    let proven = || {
+        let found = lab.assay("coverage", ["--json"]).ok().json();
+        (found["proven"]["blocks"] == 0, found["proven"] == found["total"], found["files"]["none"] == 3)
+    };
+    assert_eq!(proven(), (true, false, true));
     let mount = lab.mount();
     oracle::diff_clean(&lab.src(), &mount.latest(&lab.src()), &[]);
     mount.end().ok();
+    assert_eq!(proven(), (false, true, false));
 }
 
 /// Stale, or an arc that is not the one that it was.

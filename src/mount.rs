@@ -188,7 +188,8 @@ pub fn serve(
     if options.caching == Caching::Direct {
         store.max_age = Some(DIRECT_MAX_AGE);
     }
-    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Mount));
+    let index = Arc::new(index);
+    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Mount, &index));
     let started_s = ledger.now_s();
     store.ledger = Some(ledger.clone());
     let backup = Backup::of(dir, index, reader::Options { view: options.view, store, ..reader::Options::default() });

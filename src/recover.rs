@@ -91,8 +91,10 @@ pub fn run(dir: &BackupDir, on_loss: OnLoss, monitor: &dyn Monitor) -> Result<Re
 /// Notes all that is gone as accepted, in the new index.
 fn accept(dir: &BackupDir, path: &Path, mut recovered: Recovered) -> Result<Recovered> {
     let key = dir.keys().index_key();
-    let known: HashSet<ArcSerial> = Index::open(path, &key)?.arcs()?.iter().map(|row| row.entry.serial).collect();
-    let (ledger, _) = Ledger::load(dir.own(), dir.keys())?;
+    let index = Index::open(path, &key)?;
+    let known: HashSet<ArcSerial> = index.arcs()?.iter().map(|row| row.entry.serial).collect();
+    let (ledger, _) = Ledger::load(dir.own(), dir.keys(), &index.commits()?)?;
+    drop(index);
     let damage =
         ledger.open_damage().iter().filter(|damage| damage.copy == CopyId::LOCAL && known.contains(&damage.arc));
     recovered.losses.extend(damage.map(|damage| match damage.frame {

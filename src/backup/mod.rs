@@ -256,7 +256,8 @@ fn tell(report: &ApplyReport, monitor: &dyn Monitor) -> u64 {
 /// What mounts and selftests have noted becomes one segment. The version is there whatever comes of it.
 fn merge_ledger(dir: &BackupDir, monitor: &dyn Monitor) {
     let warn = |what: String| monitor.event(Event::Warning { path: b"", what });
-    match Ledger::merge(dir.own(), dir.keys(), crate::ledger::now_s()) {
+    let commits = dir.open_index().and_then(|index| index.commits());
+    match commits.and_then(|commits| Ledger::merge(dir.own(), dir.keys(), &commits, crate::ledger::now_s())) {
         Ok(refused) => {
             refused
                 .iter()

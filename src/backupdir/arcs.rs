@@ -14,7 +14,7 @@ use crate::depot::Depot;
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
 use crate::ids::{ArcName, ArcSerial, FrameNo, Version};
-use crate::index::OpenRun;
+use crate::index::{Commits, OpenRun};
 use crate::own::OwnDir;
 
 pub(super) const TMP_SUFFIX: &str = ".tmp";
@@ -72,6 +72,19 @@ pub fn read_commit(depot: &dyn Depot, run: Version, keys: &Keys) -> Result<(Comm
     } else {
         Err(Error::CommitDamaged { run, what: format!("it is the record of {}", commit.run) })
     }
+}
+
+/// Commits whose records can be read, each with the one before it, or a base.
+pub fn commits(depot: &dyn Depot, keys: &Keys) -> Result<Commits> {
+    let mut commits = Commits::default();
+    for run in runs(depot)?.iter().filter(|run| run.committed) {
+        if let Ok((commit, digest)) = read_commit(depot, run.version, keys)
+            && (commit.base || commit.previous.is_none_or(|previous| commits.has(&previous)))
+        {
+            commits.extend([(run.version, digest)]);
+        }
+    }
+    Ok(commits)
 }
 
 /// Reads the commit record in `arc.V.0`, whatever run it is of.

@@ -25,7 +25,7 @@ use crate::crypto::{Keys, MasterKey};
 use crate::depot::{self, Depot, Local};
 use crate::error::{Error, Foreign, Result};
 use crate::ids::BackupId;
-use crate::index::{Index, IndexWriter};
+use crate::index::{Commits, Index, IndexWriter};
 use crate::os::dir::Write;
 use crate::os::stat;
 use crate::own::{OwnDir, Sharing};
@@ -295,6 +295,16 @@ impl BackupDir {
             Err(error) => return Err(error),
         };
         opened.map_err(|e| self.key_or_index(e))
+    }
+
+    /// The commits of this history: those that the index knows or, where it can't tell, those that can be read.
+    pub fn commits(&self, index: &Index) -> Result<Commits> {
+        match index.commits() {
+            Err(error) if error.is_damage() || matches!(error, Error::IndexIo { .. }) => {
+                arcs::commits(self.arcs(), &self.keys)
+            }
+            told => told,
+        }
     }
 
     /// Opens the index for writing; only the holder of the lock may. Errors as `open_index`.

@@ -81,7 +81,7 @@ fn parse_since(text: &str) -> Result<Since, String> {
 pub fn run(context: &Context, args: &CoverageArgs) -> Result<Exit> {
     let dir = context.open()?;
     let tree = Tree::of(&dir, open_index(&dir)?, View::Whole);
-    let (ledger, refused) = Ledger::load(dir.own(), dir.keys())?;
+    let (ledger, refused) = Ledger::load(dir.own(), dir.keys(), &dir.commits(tree.index())?)?;
     for refused in &refused {
         log::warn!("{}: not believed: {}", shown(&refused.path), refused.what);
     }

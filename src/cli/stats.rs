@@ -58,7 +58,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
         plain += entry.plain_bytes;
         stored += entry.footer_offset.saturating_sub(ARC_HEADER_LEN as u64);
     }
-    let (ledger, refused) = Ledger::load(dir.own(), dir.keys())?;
+    let (ledger, refused) = Ledger::load(dir.own(), dir.keys(), &dir.commits(&index)?)?;
     for refused in &refused {
         log::warn!("{}: not believed: {}", shown(&refused.path), refused.what);
     }

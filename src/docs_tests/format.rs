@@ -226,7 +226,7 @@ fn a_ledger_segment_is_laid_out_and_sealed_as_described() {
     assert_eq!(next.unwrap(), 0x0103);
     let at = layout("### Batch", BATCH_HEADER_LEN);
     let (header, sealed) = batch.split_at(BATCH_HEADER_LEN);
-    assert_eq!((&header[at("batch number")], &header[at("number of records")]), (&[2, 1, 0, 0][..], &[7, 0, 0, 0][..]));
+    assert_eq!((&header[at("batch number")], &header[at("number of records")]), (&[2, 1, 0, 0][..], &[8, 0, 0, 0][..]));
     assert_eq!(header[at("sealed length")], (sealed.len() as u32 - 16).to_le_bytes());
     // By the fields of the table: all numbers here are below 128, so a byte each.
     let plain = [
@@ -237,6 +237,7 @@ fn a_ledger_segment_is_laid_out_and_sealed_as_described() {
         &[5, 100, 1, 2, 3, 1, 0],
         &[6, 100, 2, 1, 2, 3, 4],
         &[&[7, 100, 1][..], &[0x2e; 16], &[5]].concat(),
+        &[&[8, 6][..], &[0xd1; 32]].concat(),
     ]
     .concat();
     assert_eq!(sealed, described_seal_by(&key, arc, "batch", 0x0102, header, &plain));
@@ -269,6 +270,7 @@ fn ledger_records() -> Vec<(&'static str, crate::ledger::Record)> {
         ("Flip", Record::Flip(flip)),
         ("Session", Record::Session(session)),
         ("Listed", Record::Listed(Listed { doubt_s: 100, segments: [(SegmentId([0x2e; 16]), 5)].into() })),
+        ("History", Record::History((Version(6), [0xd1; 32]))),
     ]
 }
 

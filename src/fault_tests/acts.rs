@@ -15,7 +15,6 @@ use crate::catalog::ArcRole;
 use crate::error::Exit;
 use crate::findings::{Cause, Finding, Level, MAX_HITS, Part};
 use crate::ids::{BlockId, Version};
-use crate::ledger::Ledger;
 use crate::mend::rewrite_shell;
 use crate::monitor::Silent;
 use crate::prune::{Mode, Protection, pack, versions};
@@ -248,7 +247,7 @@ impl Cell<'_> {
             let left = found(&copy, &options(Level::LocalBlocks));
             assert!(left.is_empty(), "{:#?}", shown(&left));
             self.world.lab.truth.assert_whole(&copy.reader(), &|| self.spot.what.clone());
-            let (ledger, _) = Ledger::load(copy.open().own(), copy.open().keys()).unwrap();
+            let ledger = copy.ledger();
             assert!(self.row.damage != "bit" || ledger.flips().len() == 1, "the flipped bit is remembered");
         } else {
             assert!(after.get(&name) == self.spot.bytes.as_ref(), "touched");

@@ -13,7 +13,7 @@ use super::structures::options;
 use crate::backup::Options as BackupOptions;
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::ids::Version;
-use crate::ledger::{Extent, Ledger};
+use crate::ledger::Extent;
 use crate::monitor::Silent;
 use crate::selftest::{self, Fix, Level, Options, Report};
 
@@ -102,7 +102,7 @@ fn incremental_runs_prove_everything_once_and_then_only_what_is_due() {
         };
         let first = inc("1d/30d");
         assert!(first.blocks > 0 && first.notes.iter().any(|note| note.contains("was due")), "{:?}", first.notes);
-        let (ledger, _) = Ledger::load(copy.open().own(), copy.open().keys()).unwrap();
+        let ledger = copy.ledger();
         let run = ledger.runs().last().unwrap();
         assert_eq!((run.level, run.inc.as_deref()), (level as u8, Some("1d/30d")));
         let limited = inc("1d/30d,1");
@@ -111,7 +111,7 @@ fn incremental_runs_prove_everything_once_and_then_only_what_is_due() {
         // Each run goes on with what the ones before have left, until all is proven.
         if level == Level::Files {
             (0..60).for_each(|_| drop(inc("1d/30d")));
-            let (ledger, _) = Ledger::load(copy.open().own(), copy.open().keys()).unwrap();
+            let ledger = copy.ledger();
             let files = lab.truth.questions.iter().filter_map(|(ask, _)| match ask {
                 Ask::Sha1(logid) => Some(*logid),
                 _ => None,

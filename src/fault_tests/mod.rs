@@ -11,6 +11,7 @@ mod damage;
 mod fixes;
 mod flips;
 mod hazards;
+mod histories;
 mod layout;
 mod observer;
 mod proofs;

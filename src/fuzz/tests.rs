@@ -195,6 +195,7 @@ fn by_hand(seeds: &mut Seeds) {
         mended: false,
     };
     let events = [
+        ledger::Record::History((Version(4), [0xd1; 32])),
         ledger::Record::Damage(damage.clone()),
         ledger::Record::Damage(Damage { frame: None, count: 0, mended: true, ..damage }),
         ledger::Record::Flip(Flip {

@@ -54,6 +54,7 @@ pub use apply::{ApplyReport, CatalogSource, LostFrame};
 pub use chunks::Chunks;
 pub use dedup::DedupTable;
 pub use digests::{Change, ProvenEntry};
+pub use history::{Commits, Head};
 pub use live::{ArcUse, Gaps, Live, VersionSet};
 pub use pages::BadPage;
 pub use pool::Index;
@@ -168,7 +169,7 @@ pub struct State {
     /// Runs below that were not applied are lost for good: a recovery could not read their commit records.
     pub settled_below: Version,
     /// Run and SHA-256 of the last commit record applied.
-    pub last_commit: Option<(Version, [u8; 32])>,
+    pub last_commit: Option<Head>,
     /// Plain bytes of the catalog arcs since the last base, and of that base's own.
     pub catalog_bytes_since_base: u64,
     pub base_catalog_bytes: u64,

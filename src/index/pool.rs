@@ -36,7 +36,7 @@ pub struct Index {
     may_write: bool,
     pool: Mutex<Pool>,
     returned: Condvar,
-    history: History,
+    pub(super) history: History,
     /// Newest version and digest of all versions, when they were last found to be those that are there.
     pub(super) versions_checked: Mutex<Option<(VersionsKnown, Instant)>>,
     /// Held by the thread that makes a new view; before this moment no copy is made.
@@ -121,6 +121,11 @@ impl Index {
         let view = self.lock().view.clone();
         let connection = view.connect(&self.key)?;
         Ok((view, connection))
+    }
+
+    /// A connection that is not of the pool sees a state of the same history.
+    pub(super) fn look_at_history(&self, view: &View, open: &Connection) -> Result<(), Fail> {
+        self.history.verify(view, open, &self.key)
     }
 
     /// An index whose file nobody else uses, opened at the first question.

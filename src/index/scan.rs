@@ -243,6 +243,7 @@ impl<'i> Snapshot<'i> {
             let fresh = self.index.connect()?;
             fresh.1.execute_batch(&format!("PRAGMA cache_size=-{SCAN_CACHE_KIB}; BEGIN"))?;
             let commit = rows::state(&fresh.1)?.last_commit;
+            self.index.look_at_history(&fresh.0, &fresh.1)?;
             if self.commit.is_some() && commit != self.commit {
                 self.moved.set(true);
             }

@@ -13,6 +13,7 @@ use super::segment::{BATCH_HEADER_LEN, BatchHeader, MAX_BATCH_BYTES, SEGMENT_HEA
 use crate::crypto::{self, Keys};
 use crate::error::Result;
 use crate::ids::{ArcSalt, SegmentId};
+use crate::index::Commits;
 use crate::own::OwnDir;
 
 /// A segment, or the rest of one, that is not believed.
@@ -85,6 +86,16 @@ pub fn read_records(
         }
     }
     (u32::MAX, None)
+}
+
+/// What of a segment's records counts: those that were noted in the history that has these commits.
+pub fn of_history(commits: &Commits, mut each: impl FnMut(Record)) -> impl FnMut(Record) {
+    let mut counts = false;
+    move |record| match record {
+        Record::History(head) => counts = commits.has(&head),
+        record if counts => each(record),
+        _ => {}
+    }
 }
 
 /// Breaks without a reason when the file ends before.

@@ -1,13 +1,14 @@
 //! All segments of a backup dir as one answer: when was this frame, this file, last proven.
 //!
-//! Invariants: what does not authenticate is named and not believed, what stands before it in its segment is; a proof
-//! that is too old, or from a future that no clock error explains, is none; memory is bounded (`MAX_…`). Merging loses
-//! nothing at any cut: the merged segment has its name before the first of those that it replaces is removed.
+//! Invariants: what does not authenticate is named and not believed, what stands before it in its segment is; what was
+//! noted in another history counts for nothing, and a proof that is too old, or from a future that no clock error
+//! explains, is none; memory is bounded (`MAX_…`). Merging loses nothing of this history at any cut: the merged segment has
+//! its name before the first of those that it replaces is removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufWriter, Write};
 
-use super::files::{Refused, list, new_header, read_records, segment_name};
+use super::files::{Refused, list, new_header, of_history, read_records, segment_name};
 use super::list::{self as list_of, Found};
 use super::places::Places;
 use super::segment::seal_batches;
@@ -16,6 +17,7 @@ use super::{Damage, Extent, Files, Flip, Frames, How, Proof, Record, Run, Sessio
 use crate::crypto::Keys;
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, CopyId, FrameNo, FramePlace, Logid, SegmentId};
+use crate::index::{Commits, Head};
 use crate::os::lock;
 use crate::own::OwnDir;
 
@@ -74,23 +76,24 @@ impl Default for Ledger {
 }
 
 impl Ledger {
-    /// Reads all segments; those that don't authenticate are named and not believed.
-    pub fn load(dir: &OwnDir, keys: &Keys) -> Result<(Ledger, Vec<Refused>)> {
-        Ledger::load_at(dir, keys, now_s())
+    /// Reads all segments, of which counts what was noted in the history that has these commits; those that don't
+    /// authenticate are named and not believed.
+    pub fn load(dir: &OwnDir, keys: &Keys, commits: &Commits) -> Result<(Ledger, Vec<Refused>)> {
+        Ledger::load_at(dir, keys, commits, now_s())
     }
 
     /// As `load`, by another clock.
-    pub fn load_at(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<(Ledger, Vec<Refused>)> {
+    pub fn load_at(dir: &OwnDir, keys: &Keys, commits: &Commits, now_s: u64) -> Result<(Ledger, Vec<Refused>)> {
         let Some(dir) = dir.sub(LEDGER_DIR)? else { return Ok((Ledger::empty(now_s), Vec::new())) };
         // A merge may have replaced what was just listed: then the proofs are in a segment that was not.
         for _ in 1..LISTINGS {
-            if let Some((ledger, refused, missing)) = Ledger::load_listed(&dir, keys, now_s)?
+            if let Some((ledger, refused, missing)) = Ledger::load_listed(&dir, keys, commits, now_s)?
                 && missing.is_empty()
             {
                 return Ok((ledger, refused));
             }
         }
-        let Some((mut ledger, mut refused, missing)) = Ledger::load_listed(&dir, keys, now_s)? else {
+        let Some((mut ledger, mut refused, missing)) = Ledger::load_listed(&dir, keys, commits, now_s)? else {
             return Ok((Ledger::empty(now_s), Vec::new()));
         };
         if !missing.is_empty() {
@@ -119,7 +122,7 @@ impl Ledger {
     }
 
     /// None when a segment that was there is gone. What is refused, and what is missing.
-    fn load_listed(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<Option<Loaded>> {
+    fn load_listed(dir: &OwnDir, keys: &Keys, commits: &Commits, now_s: u64) -> Result<Option<Loaded>> {
         let mut known = Found::read(dir, keys);
         let mut ledger = Ledger { doubt_s: known.list.doubt_s, ..Ledger::empty(now_s) };
         let mut refused = Vec::new();
@@ -136,7 +139,8 @@ impl Ledger {
             if !lock::try_shared(&file).unwrap_or(true) {
                 ledger.being_written += 1;
             }
-            let (batches, what) = read_records(&file, Some(&name), keys, |record| ledger.take(record));
+            let each = of_history(commits, |record| ledger.take(record));
+            let (batches, what) = read_records(&file, Some(&name), keys, each);
             known.is_there(&name, batches);
             refused.extend(what.map(|what| Refused { path, what }));
         }
@@ -145,11 +149,12 @@ impl Ledger {
         Ok(Some((ledger, refused, missing)))
     }
 
-    /// Makes one segment of all that no process is writing to. Only for the holder of the writer's lock.
+    /// Makes one segment, of the newest of these commits, of all that no process is writing to. Only for the holder of the
+    /// writer's lock.
     ///
-    /// What is refused is kept as `.bad`.
-    pub fn merge(dir: &OwnDir, keys: &Keys, now_s: u64) -> Result<Vec<Refused>> {
-        let Some(dir) = dir.sub(LEDGER_DIR)? else { return Ok(Vec::new()) };
+    /// What is refused is kept as `.bad`; what is of another history is dropped.
+    pub fn merge(dir: &OwnDir, keys: &Keys, commits: &Commits, now_s: u64) -> Result<Vec<Refused>> {
+        let (Some(dir), Some(head)) = (dir.sub(LEDGER_DIR)?, commits.newest()) else { return Ok(Vec::new()) };
         let mut known = Found::read(&dir, keys);
         let mut ledger = Ledger { doubt_s: known.list.doubt_s, ..Ledger::empty(now_s) };
         let (mut merged, mut refused) = (Vec::new(), Vec::new());
@@ -160,7 +165,8 @@ impl Ledger {
                 known.is_there(&name, u32::MAX);
                 continue;
             }
-            let (batches, what) = read_records(&file, Some(&name), keys, |record| ledger.take(record));
+            let each = of_history(commits, |record| ledger.take(record));
+            let (batches, what) = read_records(&file, Some(&name), keys, each);
             known.is_there(&name, batches);
             refused.extend(what.map(|what| Refused { path: dir.path_of(&name), what }));
             merged.push((name, file));
@@ -174,7 +180,7 @@ impl Ledger {
         if merged.len() < 2 && refused.is_empty() {
             return Ok(refused);
         }
-        let (id, batches) = ledger.write(&dir, keys)?;
+        let (id, batches) = ledger.write(&dir, keys, head)?;
         list_of::update(&dir, keys, now_s, |list| {
             list.segments.retain(|id, _| merged.iter().all(|(name, _)| *name != segment_name(*id)));
             list.segments.insert(id, batches);
@@ -191,7 +197,7 @@ impl Ledger {
     }
 
     /// Writes what is known as a new segment, durably.
-    fn write(&self, dir: &OwnDir, keys: &Keys) -> Result<(SegmentId, u32)> {
+    fn write(&self, dir: &OwnDir, keys: &Keys, head: Head) -> Result<(SegmentId, u32)> {
         let temporary = dir.path_of(TEMPORARY);
         let failed = |error: io::Error| Error::io("write", &temporary, &error);
         let header = new_header().map_err(failed)?;
@@ -199,7 +205,8 @@ impl Ledger {
         dir.remove_if_there(TEMPORARY)?;
         let mut out = BufWriter::new(dir.create(TEMPORARY, 0o600)?);
         out.write_all(&header.encode(keys)).map_err(failed)?;
-        let batches = seal_batches(&cipher, 0, self.records(), |bytes| out.write_all(bytes)).map_err(failed)?;
+        let records = std::iter::once(Record::History(head)).chain(self.records());
+        let batches = seal_batches(&cipher, 0, records, |bytes| out.write_all(bytes)).map_err(failed)?;
         out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
         dir.rename(TEMPORARY, segment_name(header.id))?;
         dir.sync()?;
@@ -230,7 +237,7 @@ impl Ledger {
             }
             Record::Damage(damage) => self.places.take(damage),
             Record::Run(run) => keep_newest(&mut self.runs, run, |run| run.when_s),
-            Record::Listed(_) => {}
+            Record::Listed(_) | Record::History(_) => {}
             Record::Flip(flip) => keep_newest(&mut self.flips, flip, |flip| flip.when_s),
             Record::Session(session) => {
                 // A session is told again as it goes on, and its counts only grow.

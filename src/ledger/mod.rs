@@ -2,7 +2,8 @@
 //!
 //! Invariants: a proof is noted only for bytes that `arc::frame::open` accepted; noting never waits for the disk;
 //! losing the tail of a segment only means verifying again; a segment that does not authenticate is refused, never
-//! believed; nobody needs the writer's lock to append.
+//! believed; what was noted in another history than the index's counts for nothing, for its counters may mean other
+//! arcs and files; nobody needs the writer's lock to append.
 
 pub(crate) mod bits;
 mod files;
@@ -18,6 +19,7 @@ mod writer;
 use std::collections::BTreeMap;
 
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
+use crate::index::Head;
 
 pub use merged::Ledger;
 pub use writer::{FLUSH_EVERY_S, LedgerWriter};
@@ -168,6 +170,8 @@ pub enum Record {
     Session(Session),
     /// In the list only.
     Listed(Listed),
+    /// What follows in this segment, up to the next one, is of this commit or from before it.
+    History(Head),
 }
 
 /// The clock, seconds since 1970.

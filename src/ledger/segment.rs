@@ -227,6 +227,11 @@ fn put_record(e: &mut Encoder, record: &Record) {
                 e.uint(u64::from(*batches));
             }
         }
+        Record::History((run, digest)) => {
+            e.u8(8);
+            e.uint(u64::from(run.0));
+            e.raw(digest);
+        }
     }
 }
 
@@ -307,6 +312,7 @@ fn record(d: &mut Decoder<'_>) -> Decoded<Record> {
             }
             Record::Listed(Listed { doubt_s, segments })
         }
+        8 => Record::History((d.version()?, d.array()?)),
         _ => return Err(BadRecord("record code")),
     })
 }

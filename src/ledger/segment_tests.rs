@@ -1,7 +1,7 @@
 //! Segments behind right seals: what is accepted is written again, and each rule is broken by hand.
 
 use super::*;
-use crate::ids::{ArcSerial, BlockId};
+use crate::ids::{ArcSerial, BlockId, Version};
 use crate::testing::Rng;
 use crate::testing::mutate::assert_canonical;
 use zeroize::Zeroizing;
@@ -23,7 +23,7 @@ fn a_record(rng: &mut Rng) -> Record {
     let copy = CopyId(rng.below(3) as u16);
     let (number, first) = (rng.next() >> rng.below(64), FrameNo(rng.below(1 << 16) as u32));
     let by = [By::Mount, By::Get, By::Selftest][rng.below(3)];
-    match rng.below(6) {
+    match rng.below(7) {
         0 => {
             let proof = Proof { when_s, how: [How::Read, How::Medium][rng.below(2)], by };
             Record::Frames(Frames { arc, copy, first, count: 1 + rng.below(1 << 16) as u32, proof })
@@ -53,6 +53,7 @@ fn a_record(rng: &mut Rng) -> Record {
             let (byte, bit, to_one) = (rng.below(1 << 20) as u32, rng.below(8) as u8, rng.below(2) == 0);
             Record::Flip(Flip { when_s, block: BlockId(number >> 1), byte, bit, to_one, again: !to_one })
         }
+        5 => Record::History((Version(rng.below(1 << 24) as u32), [when_s as u8; 32])),
         _ => Record::Session(Session {
             started_s: when_s,
             by,
@@ -127,6 +128,7 @@ fn ledger_records_that_no_writer_makes_are_refused() {
         ("byte behind the frame", flip(1, (64 << 20) + 48 + 128 * 24, 0)),
         ("bit of no byte", flip(1, 0, 8)),
         ("frame number out of range", damage(Some(1 << 17), 1)),
+        ("version out of range", Record::History((Version(1 << 24), [1; 32]))),
         ("run out of range", damage(Some(1), 0)),
         ("run out of range", damage(Some(1), (1 << 17) - 1)),
         ("run out of range", damage(None, 1)),
@@ -143,7 +145,8 @@ fn ledger_records_that_no_writer_makes_are_refused() {
     };
     for (rule, bytes) in [
         ("text too long", long),
-        ("record code", vec![8]),
+        ("record code", vec![9]),
+        ("cut short", [&[8, 1][..], &[7; 31]].concat()),
         ("segments out of order", [&[7, 0, 2][..], &[2; 16], &[0], &[1; 16], &[0]].concat()),
         ("segments out of order", [&[7, 0, 2][..], &[1; 16], &[0], &[1; 16], &[0]].concat()),
         ("cut short", vec![7, 0, 0xff, 0x7f]),

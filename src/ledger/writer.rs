@@ -1,8 +1,9 @@
 //! The segment that this process appends to.
 //!
 //! Invariants: noting takes one short mutex and never the disk; what is held between two flushes is bounded, more is
-//! not noted; all notes since a flush have the time of the first of them, never a later one. A segment is locked by its
-//! process as long as that lives, and never written to after a write has failed: what was noted then stays in memory.
+//! not noted; all notes since a flush have the time of the first of them, never a later one, and are written as of the newest
+//! commit that the process has seen by then: what they name is of this commit or from before it. A segment is locked by
+//! its process as long as that lives, and never written to after a write has failed: what was noted then stays in memory.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -19,6 +20,7 @@ use super::{By, Extent, Files, Frames, How, Ledger, Proof, Record, now_ms};
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, CopyId, FrameNo, FramePlace, Logid, SegmentId};
+use crate::index::{Commits, Head, Index};
 use crate::own::OwnDir;
 use crate::sync::lock;
 
@@ -30,12 +32,15 @@ const MAX_BITMAPS: usize = 16384;
 const MAX_RECORDS: usize = 10_000;
 
 type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
+type Newest = Box<dyn Fn() -> Option<Head> + Send + Sync>;
 
 /// Takes notes from any thread; `flush`, each `FLUSH_EVERY_S`, makes them durable.
 pub struct LedgerWriter {
     dir: Arc<OwnDir>,
     keys: Arc<Keys>,
     by: By,
+    /// The newest commit that this process has seen.
+    head: Newest,
     clock: Clock,
     notes: Mutex<Notes>,
     sink: Mutex<Sink>,
@@ -76,28 +81,33 @@ enum Sink {
         file: File,
         cipher: Box<ArcCipher>,
         next_batch: u32,
+        /// Of which commit the last records are.
+        head: Option<Head>,
     },
     /// Writing is not possible.
     Memory(Box<Ledger>),
 }
 
 impl LedgerWriter {
-    /// Nothing is written before the first `flush` that has something to say.
-    pub fn new(dir: &Arc<OwnDir>, keys: Arc<Keys>, by: By) -> LedgerWriter {
-        LedgerWriter::with_clock(dir, keys, by, now_ms)
+    /// Notes of what this index has told. Nothing is written before the first `flush` that has something to say.
+    pub fn new(dir: &Arc<OwnDir>, keys: Arc<Keys>, by: By, index: &Arc<Index>) -> LedgerWriter {
+        let index = index.clone();
+        LedgerWriter::with(dir, keys, by, move || index.head(), now_ms)
     }
 
-    /// As `new`, by another clock, which tells milliseconds since 1970.
-    pub fn with_clock(
+    /// As `new`, by another teller of the newest commit, and by another clock: milliseconds since 1970.
+    pub fn with(
         dir: &Arc<OwnDir>,
         keys: Arc<Keys>,
         by: By,
+        head: impl Fn() -> Option<Head> + Send + Sync + 'static,
         clock: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> LedgerWriter {
         LedgerWriter {
             dir: dir.clone(),
             keys,
             by,
+            head: Box::new(head),
             clock: Box::new(clock),
             notes: Mutex::new(Notes::default()),
             sink: Mutex::new(Sink::None),
@@ -155,7 +165,7 @@ impl LedgerWriter {
         }
     }
 
-    /// Appends what was noted since the last time.
+    /// Appends what was noted since the last time; nothing while no commit was seen.
     ///
     /// # Errors
     /// The first write that fails, unless nobody may write here: from then on all is kept in memory, as after a
@@ -169,10 +179,9 @@ impl LedgerWriter {
             drop(notes);
             taken.records(self.by)
         };
-        if records.is_empty() {
-            return Ok(());
-        }
-        let error = match self.append(&mut sink, &records) {
+        // After they were taken: none of them is of a later commit.
+        let (Some(head), false) = ((self.head)(), records.is_empty()) else { return Ok(()) };
+        let error = match self.append(&mut sink, head, &records) {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -193,11 +202,11 @@ impl LedgerWriter {
         if since_s > 0 && since_s + FLUSH_EVERY_S <= self.now_s() { self.flush() } else { Ok(()) }
     }
 
-    /// All that is known: what all segments say, and what was noted here.
-    pub fn known(&self) -> Result<Ledger> {
+    /// All that is known: what all segments say of the history that has these commits, and what was noted here.
+    pub fn known(&self, commits: &Commits) -> Result<Ledger> {
         // Meanwhile nothing is on its way from memory to the disk.
         let sink = lock(&self.sink);
-        let (mut ledger, _) = Ledger::load_at(&self.dir, &self.keys, self.now_s())?;
+        let (mut ledger, _) = Ledger::load_at(&self.dir, &self.keys, commits, self.now_s())?;
         self.add_notes(&sink, &mut ledger);
         Ok(ledger)
     }
@@ -218,13 +227,15 @@ impl LedgerWriter {
         ledger.settle();
     }
 
-    fn append(&self, sink: &mut Sink, records: &[Record]) -> Result<()> {
+    fn append(&self, sink: &mut Sink, head: Head, records: &[Record]) -> Result<()> {
         if let Sink::None = sink {
             *sink = self.begin()?;
         }
         match sink {
-            Sink::Segment { ledger, id, file, cipher, next_batch } => {
-                let written = seal_batches(cipher, *next_batch, records.iter().cloned(), |bytes| file.write_all(bytes));
+            Sink::Segment { ledger, id, file, cipher, next_batch, head: told } => {
+                let moved = Some(head).filter(|head| told.replace(*head) != Some(*head));
+                let told = moved.map(Record::History).into_iter().chain(records.iter().cloned());
+                let written = seal_batches(cipher, *next_batch, told, |bytes| file.write_all(bytes));
                 *next_batch = written
                     .and_then(|next| file.sync_data().map(|()| next))
                     .map_err(|error| Error::io("write", ledger.path(), &error))?;
@@ -263,7 +274,7 @@ impl LedgerWriter {
         })?;
         let Some(file) = made else { return Ok(Sink::None) };
         let cipher = Box::new(self.keys.segment_cipher(header.id, &header.salt));
-        Ok(Sink::Segment { ledger, id: header.id, file, cipher, next_batch: 0 })
+        Ok(Sink::Segment { ledger, id: header.id, file, cipher, next_batch: 0, head: None })
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {

@@ -44,7 +44,7 @@ impl Backup {
         let index = index.into();
         let Options { view, by, mut store } = options;
         if let Some(by) = by {
-            store.ledger = Some(Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), by)));
+            store.ledger = Some(Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), by, &index)));
         }
         let store = Store::new(dir.home(), dir.keys().clone(), index.clone(), store);
         Backup { tree: Arc::new(Tree::of(dir, index, view)), store: Arc::new(store) }

@@ -249,13 +249,13 @@ impl Overlay {
         };
         let options =
             Options { level: Level::LocalBlocks, scope, rev: None, sample: None, inc: None, fix: Fix::Report };
-        let ledger = Arc::new(LedgerWriter::new(self.dir.own(), self.dir.keys().clone(), By::Selftest));
         let index = match self.dir.open_index() {
             Ok(index) => Arc::new(index),
             // The first pages of an index are needed to open it.
             Err(error) if matches!(target, Target::Page(_)) => return Ok(vec![(error.code(), true)]),
             Err(error) => return Err(error),
         };
+        let ledger = Arc::new(LedgerWriter::new(self.dir.own(), self.dir.keys().clone(), By::Selftest, &index));
         let exam = Exam {
             dir: &self.dir,
             index,

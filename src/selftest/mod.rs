@@ -25,7 +25,7 @@ pub use crate::findings::hits::BlockUse;
 use crate::findings::hits::{self, Wrong};
 pub use crate::findings::{Advice, Cause, Finding, Findings, Hit, Level, Part};
 use crate::ids::{ArcName, BlockHash, BlockId};
-use crate::index::Index;
+use crate::index::{Commits, Index};
 use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
 use crate::mend::{self, Mending};
 use crate::monitor::{Event, Monitor, Silent};
@@ -153,7 +153,10 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             (Index::unopened(&dir.index_path(), &dir.keys().index_key()), false)
         }
     };
-    let known = match Ledger::load(dir.own(), dir.keys()) {
+    let index = Arc::new(index);
+    let commits = dir.commits(&index);
+    let newest = commits.as_ref().ok().and_then(Commits::newest);
+    let known = match commits.and_then(|commits| Ledger::load(dir.own(), dir.keys(), &commits)) {
         Ok((known, refused)) => {
             for refused in refused {
                 let what = format!("this part of the ledger is not believed: {}", refused.what);
@@ -166,9 +169,13 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             Ledger::default()
         }
     };
-    let ledger = LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest).expecting(&known);
-    let ledger = Arc::new(ledger);
-    let index = Arc::new(index);
+    // Where the index can't tell.
+    let head = {
+        let index = index.clone();
+        move || index.head().or(newest)
+    };
+    let ledger = LedgerWriter::with(dir.own(), dir.keys().clone(), By::Selftest, head, ledger::now_ms);
+    let ledger = Arc::new(ledger.expecting(&known));
     let findings = match Accepted::of(&index) {
         Ok(accepted) if opens && !accepted.is_empty() => Findings::but_for(accepted, index.clone()),
         _ => findings,
@@ -196,7 +203,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         exam.uses(&mut report)?;
     }
     if options.fix == Fix::Correct && !monitor.interrupted() {
-        let look_again = || structure::look_again(dir, monitor, exam.ledger.clone());
+        let look_again = || structure::look_again(dir, monitor);
         mend::mend(Mending { dir, ledger: &exam.ledger, monitor, look_again: &look_again }, &exam.findings)?;
     }
     report.interrupted |= monitor.interrupted();
@@ -229,8 +236,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
 /// Rules of v2 that arcs and index break together: what is wrong was written so. Empty after each run of a writer that is
 /// right; debug builds and tests look.
 pub fn written_wrong(dir: &BackupDir) -> Result<Vec<Finding>> {
-    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest));
-    let mut findings = structure::look_again(dir, &Silent, ledger)?;
+    let mut findings = structure::look_again(dir, &Silent)?;
     findings.retain(|finding| finding.cause == Cause::Catalog && matches!(finding.error, Error::IndexRow { .. }));
     Ok(findings)
 }

@@ -228,11 +228,12 @@ fn what_is_verified_goes_to_the_ledger_and_so_does_damage_until_it_is_mended() {
     let path = fixture.arc_path(serial);
     let whole = std::fs::read(&path).unwrap();
     fixture.spoil_frame(serial, FrameNo(2));
-    let writer = Arc::new(LedgerWriter::new(&fixture.own(), fixture.keys.clone(), ledger::By::Mount));
+    let writer = Arc::new(LedgerWriter::new(&fixture.own(), fixture.keys.clone(), ledger::By::Mount, &fixture.index));
     let store = fixture.store(StoreOptions { ledger: Some(writer.clone()), heal: Heal::Off, ..options(1 << 20, 1) });
     let known = || {
         writer.flush().unwrap();
-        let (ledger, refused) = ledger::Ledger::load(&fixture.own(), &fixture.keys).unwrap();
+        let (ledger, refused) =
+            ledger::Ledger::load(&fixture.own(), &fixture.keys, &fixture.index.commits().unwrap()).unwrap();
         assert_eq!(refused, []);
         let proof = |no| ledger.frame(serial, CopyId::LOCAL, FrameNo(no), How::Read);
         let open: Vec<_> = ledger.open_damage().iter().map(|damage| (damage.frame, damage.code.clone())).collect();
@@ -248,7 +249,7 @@ fn what_is_verified_goes_to_the_ledger_and_so_does_damage_until_it_is_mended() {
     std::thread::sleep(shelf::VERDICT_TTL + Duration::from_millis(20));
     store.block(wanted[2].block, wanted[2].len_bytes, None).unwrap();
     assert_eq!(known(), (vec![true; 4], vec![]));
-    let medium = ledger::Ledger::load(&fixture.own(), &fixture.keys).unwrap().0;
+    let medium = ledger::Ledger::load(&fixture.own(), &fixture.keys, &fixture.index.commits().unwrap()).unwrap().0;
     assert_eq!(medium.frame(serial, CopyId::LOCAL, FrameNo(0), How::Medium), None);
 }
 
@@ -265,14 +266,15 @@ fn flipped_bits_go_to_the_ledger_and_a_repaired_frame_is_not_proven() {
     };
     fixture.flip_bit(serial, FrameNo(0), 777, 6);
     fixture.flip_bit(serial, FrameNo(1), 20, 3);
-    let writer = Arc::new(LedgerWriter::new(&fixture.own(), fixture.keys.clone(), ledger::By::Mount));
+    let writer = Arc::new(LedgerWriter::new(&fixture.own(), fixture.keys.clone(), ledger::By::Mount, &fixture.index));
     let store = fixture.store(StoreOptions { ledger: Some(writer.clone()), ..options(0, 0) });
     let read = |no: usize| store.block(wanted[no].block, wanted[no].len_bytes, None).unwrap()[..] == blocks[no][..];
     // Met twice it is one flip: the arc has it.
     assert!(read(0) && read(0) && read(1) && read(2));
     let known = || {
         writer.flush().unwrap();
-        let (ledger, _) = ledger::Ledger::load(&fixture.own(), &fixture.keys).unwrap();
+        let (ledger, _) =
+            ledger::Ledger::load(&fixture.own(), &fixture.keys, &fixture.index.commits().unwrap()).unwrap();
         let mut flips: Vec<_> = ledger.flips().iter().map(|f| (f.block, f.byte, f.bit, f.to_one, f.again)).collect();
         flips.sort();
         let proven = (0..3).map(|no| ledger.frame(serial, CopyId::LOCAL, FrameNo(no), How::Read).is_some());

@@ -17,6 +17,7 @@ use crate::backupdir::{BackupDir, Config};
 use crate::catalog::{Child, Kind};
 use crate::ids::{ArcName, ArcSerial, Version};
 use crate::index::IndexWriter;
+use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor, Progress, Silent};
 use crate::os::{DirFd, xattr};
 use crate::recover::OnLoss;
@@ -322,6 +323,13 @@ impl Copy {
 
     pub fn reader(&self) -> Reader {
         Reader::new(&self.open())
+    }
+
+    /// What counts of its ledger.
+    pub fn ledger(&self) -> Ledger {
+        let dir = self.open();
+        let commits = dir.open_index().unwrap().commits().unwrap();
+        Ledger::load(dir.own(), dir.keys(), &commits).unwrap().0
     }
 
     pub fn lose_index(&self) {

@@ -263,7 +263,7 @@ fn a_file_of_one_block_is_proven_by_that_block() {
     fixture.commit(&blocks, &[root, put(b"bad", file(21, 1)), put(b"good", file(20, 0))]);
     fixture.spoil_frame(serial, FrameNo(1));
     let by = crate::ledger::By::Mount;
-    let ledger = Arc::new(crate::ledger::LedgerWriter::new(&fixture.own(), fixture.keys.clone(), by));
+    let ledger = Arc::new(crate::ledger::LedgerWriter::new(&fixture.own(), fixture.keys.clone(), by, &fixture.index));
     let store = Arc::new(fixture.store(StoreOptions { ledger: Some(ledger.clone()), ..StoreOptions::default() }));
     let tree = Arc::new(fixture.tree(View::Whole));
     let vfs = Arc::new(Vfs::new(&Backup { tree, store }, VfsOptions::default()));
@@ -271,7 +271,7 @@ fn a_file_of_one_block_is_proven_by_that_block() {
     let error = vfs.read_now(Ino::of_node(Logid(21)), 0, BLOCK as u32).err().unwrap();
     assert!(matches!(error, Error::Arc { .. }), "{error}");
     // What was given out counts as hashed, and only that.
-    let known = ledger.known().unwrap();
+    let known = ledger.known(&fixture.index.commits().unwrap()).unwrap();
     let extent = |logid| known.file(Logid(logid)).map(|files| files.extent);
     assert_eq!((extent(20), extent(21)), (Some(crate::ledger::Extent::Hashed), None));
 }

@@ -237,7 +237,7 @@ impl Vfs {
             return Known { ledger: ledger.clone(), until: *until };
         }
         let start = Instant::now();
-        let loaded = match self.store.ledger().map(|writer| writer.known()) {
+        let loaded = match self.store.ledger().map(|writer| writer.known(&self.tree.index().commits()?)) {
             Some(Ok(ledger)) => ledger,
             Some(Err(error)) => {
                 log::warn!("{}: {error}", error.code());

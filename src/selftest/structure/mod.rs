@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::findings::MAX_HITS;
 use crate::ids::{ArcName, ArcSerial, Dirno, FrameNo, Logid, Version};
 use crate::index::{RowKey, ScanTable, Scanned, Snapshot, VersionSet};
-use crate::ledger::{Ledger, LedgerWriter};
+use crate::ledger::{By, Ledger, LedgerWriter};
 use crate::monitor::{Event, Hushed, Monitor, Progress};
 use crate::sync::both;
 use crate::text::shown;
@@ -108,8 +108,8 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
 }
 
 /// All that v2 finds wrong with what is in place now.
-pub(super) fn look_again(dir: &BackupDir, monitor: &dyn Monitor, ledger: Arc<LedgerWriter>) -> Result<Vec<Finding>> {
-    again(dir, monitor, ledger, |exam| {
+pub(super) fn look_again(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Vec<Finding>> {
+    again(dir, monitor, |exam| {
         check(exam, &mut Report::default())?;
         Ok(exam.findings.take().0)
     })
@@ -118,16 +118,10 @@ pub(super) fn look_again(dir: &BackupDir, monitor: &dyn Monitor, ledger: Arc<Led
 /// True if the one scan finds nothing wrong, so that no shadow is made.
 #[cfg(test)]
 pub(crate) fn agrees(dir: &BackupDir) -> Result<bool> {
-    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), crate::ledger::By::Selftest));
-    again(dir, &crate::monitor::Silent, ledger, |exam| Check::quiet(exam).agrees(&mut Report::default()))
+    again(dir, &crate::monitor::Silent, |exam| Check::quiet(exam).agrees(&mut Report::default()))
 }
 
-fn again<T>(
-    dir: &BackupDir,
-    monitor: &dyn Monitor,
-    ledger: Arc<LedgerWriter>,
-    look: impl FnOnce(&Exam<'_>) -> Result<T>,
-) -> Result<T> {
+fn again<T>(dir: &BackupDir, monitor: &dyn Monitor, look: impl FnOnce(&Exam<'_>) -> Result<T>) -> Result<T> {
     let options = Options {
         level: Level::Structure,
         scope: Scope::Everything,
@@ -139,6 +133,8 @@ fn again<T>(
     let hushed = Hushed(monitor);
     let (known, findings) = (Ledger::default(), Findings::default());
     let index = Arc::new(dir.open_index()?);
+    // Nothing is noted on this level.
+    let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest, &index));
     look(&Exam { dir, index, options: &options, monitor: &hushed, ledger, known, findings, due: None })
 }
 
