@@ -298,7 +298,7 @@ impl Lease<'_> {
             Some(connection) => connection,
             none => none.insert(self.view.connect(&self.index.key)?),
         };
-        let answer = question(connection)?;
+        let answer = in_one_transaction(connection, question)?;
         match self.index.history.verify(&self.view, connection, &self.index.key) {
             // What another thread has seen since is newer than what this one still has open.
             Err(Fail::Known(_)) if !Arc::ptr_eq(&self.view, &self.index.lock().view) => {
@@ -307,6 +307,18 @@ impl Lease<'_> {
             verified => verified.map(|()| answer),
         }
     }
+}
+
+/// Each transaction costs a dozen system calls, and by itself each statement is one.
+fn in_one_transaction<T>(c: &Connection, question: &impl Fn(&Connection) -> Result<T, Fail>) -> Result<T, Fail> {
+    c.prepare_cached("BEGIN")?.execute([])?;
+    let answer = question(c);
+    // SQLite has ended it where it met damage.
+    let end = || if c.is_autocommit() { Ok(0) } else { c.prepare_cached("COMMIT")?.execute([]) };
+    let ended = end();
+    let answer = answer?;
+    ended?;
+    Ok(answer)
 }
 
 impl Drop for Lease<'_> {
