@@ -61,7 +61,7 @@ pub struct MountArgs {
     #[arg(long, value_name = "WHEN", default_value = "on")]
     pub heal: HealArg,
     /// Memory for verified blocks.
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = parse_size)]
     pub cache_mem: u64,
     /// Compare the SHA-1 of long files, too, while they are read from start to end.
     ///

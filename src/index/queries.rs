@@ -192,9 +192,10 @@ impl Index {
         self.ask(|c| rows::node(c, logid))
     }
 
-    /// The node, unless no file has this number: for those who guess.
-    pub fn node_if_any(&self, logid: Logid) -> Result<Option<Node>> {
-        self.ask(|c| rows::node_if_any(c, logid))
+    /// The nodes of a stretch of numbers, of those that a file has: for those who guess.
+    pub fn nodes(&self, logids: Range<u64>) -> Result<Vec<Node>> {
+        let node = |c: &_, number| rows::node_if_any(c, Logid(number)).transpose();
+        self.ask(|c| logids.clone().filter_map(|number| node(c, number)).collect())
     }
 
     /// The node that an entry stands for.

@@ -19,8 +19,8 @@ use crate::ids::{Dirno, Version};
 pub const FORMAT: u32 = 2;
 /// `application_id` of the file: "Asay".
 pub const APPLICATION_ID: u32 = 0x4173_6179;
-/// Page cache of one reader, and how many readers there may be at once: 64 MiB together.
-pub const READER_CACHE_KIB: u32 = 16 * 1024;
+/// Page cache of one reader, and how many readers there may be at once: 16 MiB together.
+pub const READER_CACHE_KIB: u32 = 4 * 1024;
 pub const MAX_READERS: usize = 4;
 /// How long a connection waits for a lock.
 pub const BUSY_WAIT: Duration = Duration::from_secs(10);
@@ -117,6 +117,8 @@ pub fn connect(path: &Path, key: &[u8; 48], access: Access) -> rusqlite::Result<
     give_key(&connection, key)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    // Else a statement is prepared anew each time that what its plan might depend on is bound.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.execute_batch("PRAGMA temp_store=MEMORY; PRAGMA cell_size_check=ON; PRAGMA mmap_size=0;")?;
     match access {
         Access::Write => connection.execute_batch(&format!(

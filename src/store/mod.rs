@@ -41,7 +41,7 @@ use shelf::{Found, Shelf};
 pub use tally::{Met, Summary, Tally};
 
 /// Default bound of the cache of verified blocks.
-pub const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
+pub const DEFAULT_CACHE_BYTES: u64 = 32 << 20;
 /// How long a reader waits for blocks, at most.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Plain bytes that one job decodes: large enough to hide the hand-over, small enough to spread over the cores.

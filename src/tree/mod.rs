@@ -11,6 +11,7 @@ mod proof;
 mod tests;
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -175,16 +176,12 @@ impl Tree {
         Ok(node)
     }
 
-    /// As `node`, for those who guess numbers: none if no file has this one.
-    pub fn node_if_any(&self, logid: Logid) -> Result<Option<Arc<Node>>> {
-        if let Some(node) = lock(&self.nodes).get(&logid) {
-            return Ok(Some(node.clone()));
-        }
-        let found = self.index.node_if_any(logid)?.map(Arc::new);
-        if let Some(node) = &found {
-            lock(&self.nodes).put(logid, node.clone());
-        }
-        Ok(found)
+    /// The nodes of a stretch of numbers, of those that a file has, by one question; they stay at hand.
+    pub fn nodes(&self, logids: Range<u64>) -> Result<Vec<Arc<Node>>> {
+        let nodes: Vec<Arc<Node>> = self.index.nodes(logids)?.into_iter().map(Arc::new).collect();
+        let mut known = lock(&self.nodes);
+        nodes.iter().for_each(|node| drop(known.put(node.logid, node.clone())));
+        Ok(nodes)
     }
 
     /// Reads a directory's names in byte order.

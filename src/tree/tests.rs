@@ -186,3 +186,37 @@ fn a_listing_with_fewer_names_than_were_saved_is_an_error() {
     let error = tree.list(Version(0), ROOT).err().unwrap();
     assert_eq!(error.code(), "INDEX_ROW_DAMAGED");
 }
+
+#[test]
+fn names_that_had_to_make_room_are_found_all_the_same() {
+    // Six directories whose names are kept, together more than are kept, and one with more names than are kept of one.
+    const NAMES: [u64; 7] = [14_000, 14_000, 14_000, 14_000, 14_000, 14_000, 17_000];
+    let name = |number: u64| format!("{number:06}").into_bytes();
+    let mut records = vec![dir_record(ROOT, ROOT, b"", NAMES.len() as u64)];
+    records.extend((1..=NAMES.len() as u64).map(|dir| put_dir(&[b'd', b'0' + dir as u8], Dirno(dir))));
+    let (mut logid, mut firsts) = (20, Vec::new());
+    for (dir, names) in (1..).zip(NAMES) {
+        records.push(dir_record(Dirno(dir), ROOT, &[b'd', b'0' + dir as u8], names));
+        firsts.push(logid);
+        records.extend((0..names).map(|number| put(&name(number), node(logid + number, &[], vec![]))));
+        logid += names;
+    }
+    let mut fixture = Fixture::new();
+    fixture.commit(&[], &records);
+    let tree = tree(&fixture, View::Whole);
+    for round in 0..2 {
+        for (dir, (names, first)) in (1..).zip(NAMES.into_iter().zip(&firsts)) {
+            for number in [0, names / 2, names - 1] {
+                let entry = tree.child(Version(0), Dirno(dir), &name(number)).unwrap().unwrap();
+                assert_eq!(entry.child, Child::Node(Logid(first + number)), "round {round}, directory {dir}");
+            }
+            for absent in [name(names), b"".to_vec(), b"00000".to_vec()] {
+                assert_eq!(
+                    tree.child(Version(0), Dirno(dir), &absent).unwrap(),
+                    None,
+                    "round {round}, directory {dir}"
+                );
+            }
+        }
+    }
+}

@@ -20,10 +20,10 @@ use crate::sync::lock;
 use crate::tree::Tree;
 
 /// Files and bytes decoded ahead of a reader.
-const AHEAD_FILES: u64 = 24;
+const AHEAD_FILES: u64 = 64;
 const AHEAD_BYTES: u64 = 2 << 20;
 /// Decoding ahead is started for at least so many files at a time.
-const STEP_FILES: u64 = 8;
+const STEP_FILES: u64 = 32;
 /// Numbers that may lie between two files read in sequence: special files, and files that did not change.
 const NEAR: u64 = 8;
 /// Files read in sequence before that is believed.
@@ -94,17 +94,15 @@ impl Drop for Ahead {
 fn serve(tree: &Tree, store: &Store, ranges: &Receiver<Range<u64>>) {
     for range in ranges {
         let mut room = AHEAD_BYTES;
-        for number in range {
-            let logid = Logid(number);
-            // An error here is met again by whoever reads the file.
-            let Ok(Some(node)) = tree.node_if_any(logid) else { continue };
+        // An error here is met again by whoever reads the file.
+        for node in tree.nodes(range).unwrap_or_default() {
             if node.attr.kind != Kind::File || node.attr.size > super::read::MIN_STREAM_BYTES {
                 continue;
             }
             let Some(left) = room.checked_sub(node.attr.size) else { break };
             room = left;
             if let Ok(asked) = Asked::of(tree, &node, 0, node.attr.size) {
-                store.ask(&asked.wanted(), Some(logid), |_| ());
+                store.ask(&asked.wanted(), Some(node.logid), |_| ());
             }
         }
     }
