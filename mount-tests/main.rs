@@ -11,6 +11,7 @@ mod cli;
 mod concurrency;
 mod coverage;
 mod damage;
+mod destinations;
 mod differences;
 mod fidelity;
 mod fixtures;

@@ -23,6 +23,7 @@ const ORDER: &[&str] = &[
     "live",
     "backupdir",
     "memory",
+    "dest",
     "store",
     "run",
     "tree",
@@ -113,13 +114,15 @@ fn a_module_uses_only_what_stands_before_it() {
 }
 
 #[test]
-fn fuser_stays_in_fuse_and_printing_in_cli() {
+fn clients_stay_where_they_belong_and_printing_in_cli() {
     for (module, path, text) in sources() {
         for (number, line) in without_tests(&path, &text).lines().enumerate() {
             let at = format!("{}:{}: {line}", path.display(), number + 1);
             let code = line.split("//").next().unwrap_or_default();
             let has = |needle: &str| code.contains(needle);
             assert!(module == "fuse" || !has("fuser::"), "only fuse.rs knows fuser: {at}");
+            let services = ["object_store::", "russh_sftp::", "reqwest::", "tokio::"].iter().any(|needle| has(needle));
+            assert!(module == "dest" || !services, "only dest knows the clients of services: {at}");
             let prints = ["println!(", "print!(", "dbg!("].iter().any(|needle| has(needle));
             assert!(["cli", "main"].contains(&module.as_str()) || !prints, "the library never prints: {at}");
         }

@@ -110,6 +110,39 @@ impl fmt::Display for Foreign {
     }
 }
 
+/// Why something could not be done at a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// The place itself is not there: a disk that is not mounted, no such directory or bucket. Says nothing of objects.
+    Absent(String),
+    /// It is there, and has no object of this name.
+    NotFound,
+    /// An object has this name already, and nothing was changed.
+    Exists,
+    /// It does not let us: credentials, permissions.
+    Denied(String),
+    /// There is no room left.
+    Full(String),
+    /// It asks for less; after so many seconds, if it says so.
+    Busy { what: Box<str>, retry_after_s: Option<u64> },
+    /// It could not be done this time: a connection, or the server, broke. What a put left is not known.
+    Failed(String),
+    /// It could not be done, and will not be the next time either.
+    Refused(String),
+    /// Nothing came, or nothing could be sent, for so long.
+    TimedOut { what: &'static str, limit_s: u64 },
+    /// Not the bytes that were asked for: fewer, more, or of another place.
+    WrongRange { wanted: Box<str>, found: Box<str> },
+    /// What is stored there is not what was sent, by their SHA-256.
+    Checksum { source: Box<str>, found: Box<str> },
+    /// Nobody has made it a place of a backup.
+    Unmarked,
+    /// It is a place of another backup, or its mark is damaged.
+    NotOurs(String),
+    /// Something is in it that was to be empty.
+    NotEmpty(String),
+}
+
 /// Every way in which the library fails.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -199,6 +232,8 @@ pub enum Error {
     NotKept { path: PathBuf, what: String },
     #[error("mount {}: {what}", shown(path))]
     Mount { path: PathBuf, what: String },
+    #[error("{}", trouble_text(dest, object, trouble))]
+    Dest { dest: Box<str>, object: Box<str>, trouble: Trouble },
     #[error("the bytes did not come in time")]
     TimedOut,
     #[error("interrupted")]
@@ -254,6 +289,7 @@ impl Error {
             Error::Unsupported { .. } => "UNSUPPORTED",
             Error::NotKept { .. } => "ATTRIBUTE_NOT_KEPT",
             Error::Mount { .. } => "MOUNT",
+            Error::Dest { trouble, .. } => trouble.code(),
             Error::TimedOut => "READ_TIMED_OUT",
             Error::Interrupted => "INTERRUPTED",
         }
@@ -268,7 +304,7 @@ impl Error {
             | Error::PathGone { .. }
             | Error::HistoryChanged { .. }
             | Error::ArcDropped { .. } => libc::ESTALE,
-            Error::TimedOut => libc::ETIMEDOUT,
+            Error::TimedOut | Error::Dest { trouble: Trouble::TimedOut { .. }, .. } => libc::ETIMEDOUT,
             Error::Interrupted => libc::EINTR,
             Error::Usage(_) | Error::AllExcluded { .. } => libc::EINVAL,
             Error::Locked { .. } => libc::EBUSY,
@@ -302,6 +338,7 @@ impl Error {
             | Error::SelfCheck { .. }
             | Error::Unsupported { .. }
             | Error::NotKept { .. }
+            | Error::Dest { .. }
             | Error::Mount { .. } => libc::EIO,
         }
     }
@@ -328,6 +365,7 @@ impl Error {
             | Error::PassphraseMissing { .. }
             | Error::PassphraseSource { .. } => Exit::WrongKey,
             Error::Interrupted => Exit::Interrupted,
+            Error::Dest { trouble: Trouble::Checksum { .. }, .. } => Exit::Damage,
             Error::NotKept { .. } | Error::TimedOut => Exit::FinishedWithErrors,
             Error::Io { .. }
             | Error::IndexIo { .. }
@@ -347,6 +385,7 @@ impl Error {
             | Error::HistoryChanged { .. }
             | Error::SelfCheck { .. }
             | Error::Unsupported { .. }
+            | Error::Dest { .. }
             | Error::Mount { .. } => Exit::Failed,
         }
     }
@@ -404,6 +443,7 @@ impl Error {
                 Some("look whether an older copy was put in its place; if it is right so, say --accept-history")
             }
             Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
+            Error::Dest { trouble, .. } => trouble.help(),
             Error::Protected { .. } => Some("leave it out, or add `--force` if it may go"),
             Error::OtherFormat { .. } => Some(
                 "read it with the release that made it; to go on, make a new backup dir (`assay init`) and back up into that",
@@ -478,6 +518,69 @@ impl Damage {
             Damage::BadRecord(_) => "ARC_RECORD_BAD",
             Damage::Unreadable(_) => "ARC_UNREADABLE",
         }
+    }
+}
+
+impl Trouble {
+    pub fn code(&self) -> &'static str {
+        match self {
+            Trouble::Absent(_) => "DEST_ABSENT",
+            Trouble::NotFound => "DEST_NOT_FOUND",
+            Trouble::Exists => "DEST_EXISTS",
+            Trouble::Denied(_) => "DEST_DENIED",
+            Trouble::Full(_) => "DEST_FULL",
+            Trouble::Busy { .. } => "DEST_BUSY",
+            Trouble::Failed(_) => "DEST_FAILED",
+            Trouble::Refused(_) => "DEST_REFUSED",
+            Trouble::TimedOut { .. } => "DEST_TIMED_OUT",
+            Trouble::WrongRange { .. } => "DEST_WRONG_RANGE",
+            Trouble::Checksum { .. } => "DEST_CHECKSUM",
+            Trouble::Unmarked => "DEST_UNMARKED",
+            Trouble::NotOurs(_) => "DEST_NOT_OURS",
+            Trouble::NotEmpty(_) => "DEST_NOT_EMPTY",
+        }
+    }
+
+    fn help(&self) -> Option<&'static str> {
+        match self {
+            Trouble::Absent(_) => Some("mount it, or correct its place in dest.toml; nothing there was changed"),
+            Trouble::Denied(_) => Some("look at its credentials and permissions in dest.toml and at the service"),
+            Trouble::Full(_) => Some("make room there, or name another place in dest.toml"),
+            Trouble::Busy { .. } | Trouble::Failed(_) | Trouble::TimedOut { .. } => {
+                Some("try again; if it stays so, look at the connection and the service")
+            }
+            Trouble::WrongRange { .. } => {
+                Some("the server, or something before it, changes what it sends: look there; nothing of it was used")
+            }
+            Trouble::Checksum { .. } => Some("send it again; if it stays so, don't trust this place"),
+            Trouble::Unmarked => Some("`assay dest setid NAME` makes a new, empty place one of this backup"),
+            Trouble::NotOurs(_) => Some("name a place of its own in dest.toml; nothing there was changed"),
+            Trouble::NotEmpty(_) => Some("name an empty place in dest.toml, a new directory or prefix"),
+            Trouble::NotFound | Trouble::Exists | Trouble::Refused(_) => None,
+        }
+    }
+}
+
+fn trouble_text(dest: &str, object: &str, trouble: &Trouble) -> String {
+    let place = if object.is_empty() { dest.to_string() } else { format!("{dest}: {}", shown(object)) };
+    match trouble {
+        Trouble::Absent(what) => format!("{dest} is not there: {what}"),
+        Trouble::NotFound => format!("{place} is not there"),
+        Trouble::Exists => format!("{place} is there already, and was not replaced"),
+        Trouble::Denied(what) => format!("{place}: not allowed: {what}"),
+        Trouble::Full(what) => format!("{place}: no room: {what}"),
+        Trouble::Busy { what, retry_after_s: None } => format!("{place}: asked to wait: {what}"),
+        Trouble::Busy { what, retry_after_s: Some(s) } => format!("{place}: asked to wait {s} s: {what}"),
+        Trouble::Failed(what) => format!("{place}: failed: {what}"),
+        Trouble::Refused(what) => format!("{place}: refused: {what}"),
+        Trouble::TimedOut { what, limit_s } => format!("{place}: {what} for {limit_s} s"),
+        Trouble::WrongRange { wanted, found } => format!("{place}: asked for {wanted}, got {found}"),
+        Trouble::Checksum { source, found } => {
+            format!("checksum mismatch for {} at {dest}: source={source}, destination={found} (sha256)", shown(object))
+        }
+        Trouble::Unmarked => format!("{dest} is no place of this backup yet: it has no DESTID"),
+        Trouble::NotOurs(what) => format!("{dest} is no place of this backup: {what}"),
+        Trouble::NotEmpty(what) => format!("{dest} is not empty: {what}"),
     }
 }
 

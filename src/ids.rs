@@ -214,6 +214,10 @@ byte_id!(
     SegmentId, 16
 );
 byte_id!(
+    /// Random name of a destination: the same place emptied and marked again has another.
+    DestId, 16
+);
+byte_id!(
     /// HMAC-SHA1 of a block's plain bytes under this backup dir's hash key.
     BlockHash, 20
 );

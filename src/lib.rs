@@ -7,7 +7,7 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
-//! ledger, depot, fetch, live, backupdir, memory, store, run, tree, backup, prune, recover, findings, reader, compare, mend, vfs,
+//! ledger, depot, fetch, live, backupdir, memory, dest, store, run, tree, backup, prune, recover, findings, reader, compare, mend, vfs,
 //! restore, coverage, selftest, fuse, mount, cli, fuzz.
 //!
 //! What a program that uses the library needs is named below; all else is ours, so that the compiler tells what nobody uses.
@@ -21,6 +21,7 @@ mod compare;
 mod coverage;
 mod crypto;
 mod depot;
+mod dest;
 mod error;
 mod fetch;
 mod findings;
@@ -60,7 +61,7 @@ mod testing;
 pub use backup::{Options as BackupOptions, Summary as BackupSummary, run as back_up};
 pub use backupdir::{BackupDir, Config};
 pub use cli::run as main;
-pub use error::{Damage, Error, Exit, Place, Result};
+pub use error::{Damage, Error, Exit, Place, Result, Trouble};
 pub use findings::{Cause, Finding, Level};
 pub use ids::{BlockId, Logid, Version};
 pub use monitor::{Event, Monitor, Progress, Silent};

@@ -282,6 +282,18 @@ impl BackupDir {
         read_prepared(&self.own, EXCLUDE_FILE)
     }
 
+    /// dest.toml, and what is in it; nothing where there is none.
+    ///
+    /// # Errors
+    /// `FILE_FOREIGN` when others could have written it; `IO`; `CONFIG` when it is no text.
+    pub fn destinations(&self) -> Result<(PathBuf, String)> {
+        let path = self.own.path_of(DEST_FILE);
+        match String::from_utf8(read_prepared(&self.own, DEST_FILE)?) {
+            Ok(text) => Ok((path, text)),
+            Err(_) => Err(Error::Config { path, what: "it is not text".into() }),
+        }
+    }
+
     /// Opens the index for reading. Nothing is written beside an index that is not ours alone.
     ///
     /// # Errors

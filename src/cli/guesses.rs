@@ -48,7 +48,7 @@ const HINTS: &[(&[&str], &str)] = &[
         "`assay init --passphrase ask` makes a key with a passphrase; key.conf in the backup dir holds it",
     ),
     (
-        &["copy", "push", "upload", "dest", "replicate"],
+        &["copy", "push", "upload", "replicate"],
         "copy the backup dir as it is, say by `rsync -a`: it is whole after every backup",
     ),
     (&["new", "setup", "initialize", "start"], "`assay init [DIR]` makes a backup dir"),

@@ -9,6 +9,7 @@ mod compare;
 mod completions;
 mod coverage;
 mod damage;
+mod dest;
 mod diff;
 mod first_steps;
 mod get;
@@ -107,6 +108,7 @@ enum Command {
     Damage(damage::DamageArgs),
     Diff(diff::DiffArgs),
     Compare(compare::CompareArgs),
+    Dest(dest::DestArgs),
     Log(log::LogArgs),
     Recover(recover::RecoverArgs),
     Rm(rm::RmArgs),
@@ -130,6 +132,7 @@ impl Command {
             Command::Damage(_) => "damage",
             Command::Diff(_) => "diff",
             Command::Compare(_) => "compare",
+            Command::Dest(_) => "dest",
             Command::Log(_) => "log",
             Command::Recover(_) => "recover",
             Command::Rm(_) => "rm",
@@ -146,6 +149,7 @@ impl Command {
             Command::Rm(args) => !args.dry_run(),
             Command::Retain(args) => !args.dry_run(),
             Command::Pack(args) => !args.dry_run(),
+            Command::Dest(args) => args.is_logged(),
             Command::Init(_) | Command::Mount(_) | Command::Get(_) | Command::Selftest(_) | Command::Recover(_) => true,
             _ => false,
         }
@@ -217,6 +221,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Damage(args) => damage::run(&context, args),
         Command::Diff(args) => diff::run(&context, args),
         Command::Compare(args) => compare::run(&context, args),
+        Command::Dest(args) => dest::run(&context, args),
         Command::Log(args) => log::run(&context, args),
         Command::Recover(args) => recover::run(&context, args),
         Command::Rm(args) => rm::run(&context, args),
@@ -289,7 +294,7 @@ fn say(line: &str) {
 }
 
 fn start_log() {
-    let _ = env_logger::Builder::from_env(env_logger::Env::new().filter_or("ASSAY_LOG", "warn"))
+    let _ = env_logger::Builder::from_env(env_logger::Env::new().filter_or("ASSAY_LOG", "warn,russh_sftp=off"))
         .format(|out, record| {
             let level = record.level().as_str().to_ascii_lowercase();
             let line = format!("assay: {level}: {}", one_line(&record.args().to_string()));

@@ -87,6 +87,11 @@ impl Keys {
         self.cipher(b"assay ledger v2", ArcId(id.0), salt)
     }
 
+    /// The cipher for the mark of one destination, which has no id outside of what is sealed.
+    pub fn mark_cipher(&self, salt: &ArcSalt) -> ArcCipher {
+        self.cipher(b"assay destination v2", ArcId([0; 16]), salt)
+    }
+
     fn cipher(&self, purpose: &[u8], id: ArcId, salt: &ArcSalt) -> ArcCipher {
         let key = derive::<32>(&self.arcs, &[purpose, &id.0, &salt.0].concat());
         let block = Aes256::new((&*key).into());
@@ -123,6 +128,8 @@ pub enum Domain {
     Batch = 5,
     /// Head of a frame.
     Head = 6,
+    /// Mark of a destination.
+    Mark = 7,
 }
 
 /// AES-256-GCM under the key of one arc, bound to the backup dir and the arc by the associated data.

@@ -25,6 +25,10 @@ fn page() -> String {
     for name in names {
         let sub = command.find_subcommand_mut(&name).unwrap();
         page += &format!("\n## assay {name}\n\n```\n{}```\n", lines(&sub.render_long_help().to_string()));
+        for act in sub.get_subcommands_mut().filter(|act| act.get_name() != "help") {
+            let help = lines(&act.render_long_help().to_string());
+            page += &format!("\n## assay {name} {}\n\n```\n{help}```\n", act.get_name());
+        }
     }
     page
 }
@@ -50,12 +54,13 @@ fn commands_md_is_the_help_of_the_program() {
 }
 
 /// Pages whose command lines and links are checked.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "README.md",
     "contrib/README.md",
     "docs/architecture.md",
     "docs/commands.md",
     "docs/decisions.md",
+    "docs/destinations.md",
     "docs/errors.md",
     "docs/format.md",
     "docs/security.md",

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{file, table};
-use crate::error::{Damage, Error, Exit, Foreign, Place};
+use crate::error::{Damage, Error, Exit, Foreign, Place, Trouble};
 use crate::ids::{ArcName, BlockHash, Dirno, FileHash, Logid, Version};
 
 fn all_damage() -> Vec<Damage> {
@@ -20,6 +20,26 @@ fn all_damage() -> Vec<Damage> {
         Damage::Unreadable(libc::EIO),
     ];
     every
+}
+
+fn all_trouble() -> Vec<Trouble> {
+    let what = || String::from("what");
+    vec![
+        Trouble::Absent(what()),
+        Trouble::NotFound,
+        Trouble::Exists,
+        Trouble::Denied(what()),
+        Trouble::Full(what()),
+        Trouble::Busy { what: what().into(), retry_after_s: None },
+        Trouble::Failed(what()),
+        Trouble::Refused(what()),
+        Trouble::TimedOut { what: "what", limit_s: 1 },
+        Trouble::WrongRange { wanted: what().into(), found: what().into() },
+        Trouble::Checksum { source: what().into(), found: what().into() },
+        Trouble::Unmarked,
+        Trouble::NotOurs(what()),
+        Trouble::NotEmpty(what()),
+    ]
 }
 
 fn all_errors() -> Vec<Error> {
@@ -69,6 +89,8 @@ fn all_errors() -> Vec<Error> {
         Error::TimedOut,
         Error::Interrupted,
     ];
+    let of_usb = |trouble| Error::Dest { dest: "usb".into(), object: "".into(), trouble };
+    every.extend(all_trouble().into_iter().map(of_usb));
     every.extend(all_damage().into_iter().map(|damage| Error::Arc { place: place(), damage }));
     every
 }
@@ -102,6 +124,7 @@ fn every_code_is_documented_with_its_errno_and_exit_code() {
     for (heading, header) in [
         ("## Damage of arcs", "| code | what is wrong | errno | exit | what to do |"),
         ("## Damage of the index and of the catalog", "| code | what is wrong | errno | exit | what to do |"),
+        ("## Destinations", "| code | meaning | errno | exit | what to do |"),
         ("## Other errors", "| code | meaning | errno | exit | what to do |"),
     ] {
         for row in table(&text, heading, header) {

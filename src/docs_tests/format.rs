@@ -192,6 +192,24 @@ fn described_seal_by(key: &[u8], id: ArcId, what: &str, number: u64, header: &[u
 }
 
 #[test]
+fn the_mark_of_a_destination_is_laid_out_as_described() {
+    use crate::dest::mark::{MARK_FORMAT, MARK_LEN, Mark};
+    let salt = ArcSalt([0x5a; 32]);
+    let mark = Mark { id: crate::ids::DestId([0xd1; 16]), copy: crate::ids::CopyId(0x0102) };
+    let bytes = mark.encode(&keys(), &salt);
+    let at = layout("### Mark", MARK_LEN);
+    assert_eq!((&bytes[at("magic")], &bytes[at("zero")]), (&b"ASSAYDST"[..], &[0; 6][..]));
+    assert_eq!(bytes[at("format version")], MARK_FORMAT.to_le_bytes());
+    assert_eq!((&bytes[at("backup id")], &bytes[at("salt")]), (&ID.0[..], &salt.0[..]));
+    let sealed = at("sealed: destination id").start;
+    assert_eq!((at("sealed: copy number").end, at("tag").len()), (82, 16));
+    let plain = [&[0xd1; 16][..], &[2, 1]].concat();
+    let key = described_key("destination", &[&[0; 16][..], &salt.0[..]].concat());
+    let wanted = described_seal_by(&key, ArcId([0; 16]), "mark", 0, &bytes[..sealed], &plain);
+    assert_eq!(bytes[sealed..], wanted);
+}
+
+#[test]
 fn keys_are_derived_as_described() {
     let keys = keys();
     assert_eq!(keys.index_key().to_vec(), described_key("index", &[]));

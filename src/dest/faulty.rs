@@ -1,0 +1,121 @@
+//! Storage for tests: another one's, in which requests are counted, fail, lie, or take their time.
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::{Body, Compared, Lie, Object, Storage, pieces, trouble};
+use crate::error::{Result, Trouble};
+use crate::sync::lock;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    Put,
+    Stat,
+    Read,
+    List,
+    Remove,
+}
+
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// Before anything is done.
+    Fail(Trouble),
+    /// It is done, and then fails: the answer is lost.
+    FailAfter(Trouble),
+    /// A put stores, and a read gives, one wrong byte.
+    Flip,
+    /// A put stores only so many bytes, and says that all is well.
+    Shorten(u64),
+    Wait(Duration),
+}
+
+type Rule = Box<dyn Fn(Request, &str) -> Option<Fault> + Send + Sync>;
+
+pub struct Faulty<S> {
+    inner: S,
+    rule: Rule,
+    fired: AtomicUsize,
+    requests: Mutex<Vec<(Request, String)>>,
+}
+
+impl<S: Storage> Faulty<S> {
+    pub fn new(inner: S, rule: impl Fn(Request, &str) -> Option<Fault> + Send + Sync + 'static) -> Faulty<S> {
+        Faulty { inner, rule: Box::new(rule), fired: AtomicUsize::new(0), requests: Mutex::default() }
+    }
+
+    /// How often a fault was injected.
+    pub fn fired(&self) -> usize {
+        self.fired.load(Ordering::Relaxed)
+    }
+
+    pub fn requests(&self) -> Vec<(Request, String)> {
+        lock(&self.requests).clone()
+    }
+
+    fn meet<T>(&self, request: Request, object: &str, act: impl FnOnce(Option<&Fault>) -> Result<T>) -> Result<T> {
+        lock(&self.requests).push((request, object.to_string()));
+        let fault = (self.rule)(request, object);
+        self.fired.fetch_add(usize::from(fault.is_some()), Ordering::Relaxed);
+        match &fault {
+            Some(Fault::Fail(kind)) => return Err(trouble(self.name(), object, kind.clone())),
+            Some(Fault::Wait(time)) => std::thread::sleep(*time),
+            _ => {}
+        }
+        let done = act(fault.as_ref())?;
+        match fault {
+            Some(Fault::FailAfter(kind)) => Err(trouble(self.name(), object, kind)),
+            _ => Ok(done),
+        }
+    }
+}
+
+impl<S: Storage> Storage for Faulty<S> {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn put(&self, object: &str, body: &dyn Body) -> Result<Compared> {
+        self.meet(Request::Put, object, |fault| {
+            let mut bytes = Vec::new();
+            pieces(body, 1 << 20).try_for_each(|piece| piece.map(|(_, piece)| bytes.extend(piece)))?;
+            match fault {
+                Some(Fault::Flip) => bytes[0] ^= 1,
+                Some(Fault::Shorten(len)) => bytes.truncate(*len as usize),
+                _ => {}
+            }
+            self.inner.put(object, &bytes.as_slice())
+        })
+    }
+
+    fn stat(&self, object: &str) -> Result<Option<u64>> {
+        self.meet(Request::Stat, object, |_| self.inner.stat(object))
+    }
+
+    fn read(&self, object: &str, range: Range<u64>) -> Result<Vec<u8>> {
+        self.meet(Request::Read, object, |fault| {
+            let mut bytes = self.inner.read(object, range)?;
+            if matches!(fault, Some(Fault::Flip)) {
+                bytes[0] ^= 1;
+            }
+            Ok(bytes)
+        })
+    }
+
+    fn list(&self) -> Result<Vec<Object>> {
+        self.meet(Request::List, "", |_| self.inner.list())
+    }
+
+    fn lies(&self) -> &'static [Lie] {
+        self.inner.lies()
+    }
+
+    fn lie(&self, object: &str, bytes: &[u8], lie: Lie) -> Result<()> {
+        self.inner.lie(object, bytes, lie)
+    }
+
+    fn remove(&self, object: &str) -> Result<()> {
+        self.meet(Request::Remove, object, |_| self.inner.remove(object))
+    }
+}

@@ -1,0 +1,166 @@
+//! Secrets of destinations: where they are from, and nowhere else than in memory that is wiped.
+//!
+//! Invariants: a secret is in no message and no `Debug`; the library does not read the environment: who calls gives a
+//! function that does.
+
+use std::fmt;
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::settings::{S3, SecretFrom};
+use super::trouble;
+use crate::error::{Result, Trouble, io_text};
+use crate::os::file;
+use crate::text::shown;
+
+/// Longest answer of a file or command, bytes.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// A variable of the environment.
+pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// What an S3 service knows us by.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub access_key: String,
+    pub secret: Zeroizing<String>,
+    pub token: Option<Zeroizing<String>>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("access_key", &self.access_key).finish_non_exhaustive()
+    }
+}
+
+/// What AWS's `credential_process` prints.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Printed {
+    access_key_id: String,
+    secret_access_key: String,
+    session_token: Option<String>,
+}
+
+impl Credentials {
+    /// # Errors
+    /// `Denied`, with what could not be had and from where.
+    pub fn find(dest: &str, s3: &S3, variables: Variables<'_>) -> Result<Credentials> {
+        let denied = |what: String| trouble(dest, "", Trouble::Denied(what));
+        let variable = |name: &str| {
+            let value = variables(name).filter(|value| !value.is_empty());
+            value.ok_or_else(|| denied(format!("the variable {} is not set", shown(name))))
+        };
+        let text = match &s3.secret {
+            SecretFrom::Aws => {
+                let token = variables("AWS_SESSION_TOKEN").filter(|token| !token.is_empty()).map(Zeroizing::new);
+                let (access_key, secret) = (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?);
+                return Ok(Credentials { access_key, secret: Zeroizing::new(secret), token });
+            }
+            SecretFrom::Variable(name) => variable(name).map(Zeroizing::new)?,
+            SecretFrom::File(path) => {
+                let read = file::open_named(path).and_then(read_text);
+                read.map_err(|error| denied(format!("secret-key-file {}: {}", shown(path), io_text(&error))))?
+            }
+            SecretFrom::Command(command) => {
+                of_command(command).map_err(|what| denied(format!("credential-command: {what}")))?
+            }
+        };
+        let secret = text.trim();
+        if secret.starts_with('{') {
+            // The error's own text quotes what it met.
+            let printed: Printed = serde_json::from_str(secret)
+                .map_err(|_| denied("the credentials are no JSON of AWS's credential_process".into()))?;
+            return Ok(Credentials {
+                access_key: printed.access_key_id,
+                secret: Zeroizing::new(printed.secret_access_key),
+                token: printed.session_token.map(Zeroizing::new),
+            });
+        }
+        let Some(access_key) = s3.access_key.clone() else {
+            return Err(denied("there is a secret, and no access-key in dest.toml that it belongs to".into()));
+        };
+        if secret.is_empty() || secret.contains(char::is_whitespace) {
+            return Err(denied("the secret is empty, or more than one word".into()));
+        }
+        Ok(Credentials { access_key, secret: Zeroizing::new(secret.to_string()), token: None })
+    }
+}
+
+fn read_text(source: impl Read) -> std::io::Result<Zeroizing<String>> {
+    // Room for all of it: a buffer that grows leaves copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(MAX_BYTES as usize + 1));
+    source.take(MAX_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn of_command(command: &str) -> Result<Zeroizing<String>, String> {
+    let io = |error: std::io::Error| io_text(&error);
+    let mut child =
+        Command::new("sh").args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(io)?;
+    let text = child.stdout.take().map(read_text);
+    let status = child.wait().map_err(io)?;
+    match text {
+        _ if !status.success() => Err(format!("it ended with {status}")),
+        Some(text) => text.map_err(io),
+        None => Err("it has no output".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s3(access_key: Option<&str>, secret: SecretFrom) -> S3 {
+        S3 {
+            endpoint: None,
+            bucket: "bucket".into(),
+            prefix: String::new(),
+            region: "r".into(),
+            access_key: access_key.map(String::from),
+            secret,
+            class: None,
+        }
+    }
+
+    #[test]
+    fn secrets_come_from_where_dest_toml_says_and_appear_nowhere() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("key");
+        std::fs::write(&path, "hunter2\n").unwrap();
+        let variables = |name: &str| match name {
+            "KEY" | "AWS_SECRET_ACCESS_KEY" => Some("hunter2".to_string()),
+            "AWS_ACCESS_KEY_ID" => Some("id".to_string()),
+            _ => None,
+        };
+        let json = r#"echo '{"Version":1,"AccessKeyId":"id","SecretAccessKey":"hunter2","SessionToken":"t"}'"#;
+        for (access_key, from, token) in [
+            (Some("id"), SecretFrom::Variable("KEY".into()), None),
+            (Some("id"), SecretFrom::File(path.clone()), None),
+            (Some("id"), SecretFrom::Command("echo hunter2".into()), None),
+            (None, SecretFrom::Command(json.into()), Some("t")),
+            (None, SecretFrom::Aws, None),
+        ] {
+            let found = Credentials::find("d", &s3(access_key, from.clone()), &variables).unwrap();
+            let token = token.map(|token: &str| Zeroizing::new(token.to_string()));
+            assert_eq!(found, Credentials { access_key: "id".into(), secret: "hunter2".to_string().into(), token });
+            assert!(!format!("{found:?}").contains("hunter2"));
+        }
+        std::fs::write(&path, "hunter2 hunter2").unwrap();
+        for (access_key, from, word) in [
+            (Some("id"), SecretFrom::Variable("NONE".into()), "NONE is not set"),
+            (None, SecretFrom::Variable("KEY".into()), "no access-key"),
+            (Some("id"), SecretFrom::File("/nowhere".into()), "/nowhere"),
+            (Some("id"), SecretFrom::File(path), "more than one word"),
+            (Some("id"), SecretFrom::Command("echo hunter2; exit 3".into()), "3"),
+            (Some("id"), SecretFrom::Command("echo '{hunter2'".into()), "no JSON"),
+        ] {
+            let error = Credentials::find("d", &s3(access_key, from), &variables).unwrap_err();
+            let text = format!("{error} {error:?}");
+            assert!(error.code() == "DEST_DENIED" && text.contains(word) && !text.contains("hunter2"), "{text}");
+        }
+    }
+}
