@@ -87,8 +87,10 @@ fn what_is_wrong_is_said_in_one_line_and_changes_nothing() {
             && err.contains("dest.toml: line 6: a destination of type dir has no setting `speed`"),
         "{err}"
     );
-    // A backup does not read it.
-    lab.backup();
+    // The backup is made all the same, and says that no copies were.
+    let src = lab.src();
+    let backup = lab.assay("backup", [&src]).run().code(3);
+    assert!(backup.err().contains("assay: CONFIG: ") && backup.out().contains("Version"), "{}", backup.text());
     // Whoever is writing is not disturbed, nor is a measurement.
     fs::write(&path, text).expect("write");
     let lock = fs::File::open(lab.repo().join("lock")).expect("open");

@@ -9,6 +9,7 @@ mod atomicity;
 mod attributes;
 mod cli;
 mod concurrency;
+mod copies;
 mod coverage;
 mod damage;
 mod destinations;

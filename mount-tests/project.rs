@@ -24,6 +24,7 @@ const ORDER: &[&str] = &[
     "backupdir",
     "memory",
     "dest",
+    "copies",
     "store",
     "run",
     "tree",

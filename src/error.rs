@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::ids::{ArcName, BlockHash, BlockId, Dirno, FileHash, FrameNo, Logid, Version};
+use crate::ids::{ArcDigest, ArcName, BlockHash, BlockId, Dirno, FileHash, FrameNo, Logid, Version};
 use crate::text::{counted, shown};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -72,6 +72,8 @@ pub enum Damage {
     HashMismatch { expected: BlockHash, found: BlockHash },
     /// A catalog, footer or commit frame decrypts but does not parse.
     BadRecord(&'static str),
+    /// All of it has another SHA-256 than its commit has recorded: recorded, found.
+    WrongSum(Box<(ArcDigest, ArcDigest)>),
     /// The operating system could not read the bytes.
     Unreadable(i32),
 }
@@ -133,8 +135,14 @@ pub enum Trouble {
     TimedOut { what: &'static str, limit_s: u64 },
     /// Not the bytes that were asked for: fewer, more, or of another place.
     WrongRange { wanted: Box<str>, found: Box<str> },
+    /// The two sides have checksums that can't be compared.
+    Algorithm { source: Box<str>, found: Box<str> },
     /// What is stored there is not what was sent, by their SHA-256.
     Checksum { source: Box<str>, found: Box<str> },
+    /// Something else writes there with this backup's key: another history, of a copy of the backup dir.
+    Diverged(String),
+    /// Another process sends there.
+    InUse,
     /// Nobody has made it a place of a backup.
     Unmarked,
     /// It is a place of another backup, or its mark is damaged.
@@ -366,6 +374,7 @@ impl Error {
             | Error::PassphraseSource { .. } => Exit::WrongKey,
             Error::Interrupted => Exit::Interrupted,
             Error::Dest { trouble: Trouble::Checksum { .. }, .. } => Exit::Damage,
+            Error::Dest { trouble: Trouble::InUse, .. } => Exit::Locked,
             Error::NotKept { .. } | Error::TimedOut => Exit::FinishedWithErrors,
             Error::Io { .. }
             | Error::IndexIo { .. }
@@ -516,6 +525,7 @@ impl Damage {
             Damage::BadCompression => "BLOCK_COMPRESSION_BAD",
             Damage::HashMismatch { .. } => "BLOCK_HASH_MISMATCH",
             Damage::BadRecord(_) => "ARC_RECORD_BAD",
+            Damage::WrongSum(_) => "ARC_CHECKSUM",
             Damage::Unreadable(_) => "ARC_UNREADABLE",
         }
     }
@@ -534,7 +544,10 @@ impl Trouble {
             Trouble::Refused(_) => "DEST_REFUSED",
             Trouble::TimedOut { .. } => "DEST_TIMED_OUT",
             Trouble::WrongRange { .. } => "DEST_WRONG_RANGE",
+            Trouble::Algorithm { .. } => "DEST_ALGORITHM",
             Trouble::Checksum { .. } => "DEST_CHECKSUM",
+            Trouble::Diverged(_) => "DEST_DIVERGED",
+            Trouble::InUse => "DEST_IN_USE",
             Trouble::Unmarked => "DEST_UNMARKED",
             Trouble::NotOurs(_) => "DEST_NOT_OURS",
             Trouble::NotEmpty(_) => "DEST_NOT_EMPTY",
@@ -553,6 +566,13 @@ impl Trouble {
                 Some("the server, or something before it, changes what it sends: look there; nothing of it was used")
             }
             Trouble::Checksum { .. } => Some("send it again; if it stays so, don't trust this place"),
+            Trouble::Algorithm { .. } => {
+                Some("say verify = \"read\" for it in dest.toml: what is sent is read back then")
+            }
+            Trouble::Diverged(_) => {
+                Some("find out which of the backup dirs is the right one; give the other a place of its own")
+            }
+            Trouble::InUse => Some("wait until the other assay has sent what it has"),
             Trouble::Unmarked => Some("`assay dest setid NAME` makes a new, empty place one of this backup"),
             Trouble::NotOurs(_) => Some("name a place of its own in dest.toml; nothing there was changed"),
             Trouble::NotEmpty(_) => Some("name an empty place in dest.toml, a new directory or prefix"),
@@ -576,8 +596,13 @@ fn trouble_text(dest: &str, object: &str, trouble: &Trouble) -> String {
         Trouble::TimedOut { what, limit_s } => format!("{place}: {what} for {limit_s} s"),
         Trouble::WrongRange { wanted, found } => format!("{place}: asked for {wanted}, got {found}"),
         Trouble::Checksum { source, found } => {
-            format!("checksum mismatch for {} at {dest}: source={source}, destination={found} (sha256)", shown(object))
+            format!("checksum mismatch for {} at {dest}: source={source}, destination={found}", shown(object))
         }
+        Trouble::Algorithm { source, found } => {
+            format!("checksum algorithm mismatch for {} at {dest}: source={source}, destination={found}", shown(object))
+        }
+        Trouble::Diverged(what) => format!("another backup dir writes to {dest} too: {what}; nothing is sent there"),
+        Trouble::InUse => format!("another process sends to {dest}"),
         Trouble::Unmarked => format!("{dest} is no place of this backup yet: it has no DESTID"),
         Trouble::NotOurs(what) => format!("{dest} is no place of this backup: {what}"),
         Trouble::NotEmpty(what) => format!("{dest} is not empty: {what}"),
@@ -598,6 +623,9 @@ fn damage_text(place: &Place, damage: &Damage) -> String {
         Damage::BadCompression => "the block does not decompress to its recorded length".into(),
         Damage::HashMismatch { expected, found } => format!("block hash mismatch: expected {expected}, found {found}"),
         Damage::BadRecord(what) => format!("the record does not parse: {what}"),
+        Damage::WrongSum(sums) => {
+            format!("the arc has another checksum (sha256) than was recorded: recorded {}, found {}", sums.0, sums.1)
+        }
         Damage::Unreadable(errno) => format!("read error: {}", errno_text(*errno)),
     }
 }

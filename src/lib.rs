@@ -7,7 +7,7 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
-//! ledger, depot, fetch, live, backupdir, memory, dest, store, run, tree, backup, prune, recover, findings, reader, compare, mend, vfs,
+//! ledger, depot, fetch, live, backupdir, memory, dest, copies, store, run, tree, backup, prune, recover, findings, reader, compare, mend, vfs,
 //! restore, coverage, selftest, fuse, mount, cli, fuzz.
 //!
 //! What a program that uses the library needs is named below; all else is ours, so that the compiler tells what nobody uses.
@@ -18,6 +18,7 @@ mod backupdir;
 mod catalog;
 mod cli;
 mod compare;
+mod copies;
 mod coverage;
 mod crypto;
 mod depot;

@@ -1,6 +1,7 @@
 //! Where the library says what it is doing: the CLI shows it, tests record it. The library never prints.
 
 use crate::error::Error;
+use crate::ids::ArcName;
 
 /// Totals so far of a long run. All fields only grow, but the expected totals may be absent (0).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub enum Event<'a> {
 pub trait Monitor: Send + Sync {
     fn progress(&self, progress: Progress);
     fn event(&self, event: Event<'_>);
+    /// So many bytes of an arc were given to a destination.
+    fn sending(&self, _dest: &str, _arc: ArcName, _bytes: u64, _of_bytes: u64) {}
     /// True when somebody sees `Progress`, so that counting beforehand what there is to do is worth its cost.
     fn wants_totals(&self) -> bool {
         false

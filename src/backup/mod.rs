@@ -24,6 +24,7 @@ use crossbeam::channel::{Receiver, bounded};
 
 use crate::backupdir::BackupDir;
 use crate::catalog::VersionInfo;
+use crate::copies::Sending;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, Logid, Version};
 use crate::index::{ApplyReport, DedupTable, Index, Told, VersionRow};
@@ -107,6 +108,16 @@ pub const MAX_FIXED_BLOCK: u32 = 16 << 20;
 /// # Errors
 /// Whatever keeps the run from a commit. Files that can't be read don't: they are reported and counted.
 pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<Summary> {
+    run_sending(dir, options, None, monitor)
+}
+
+/// As `run`, and copies are made meanwhile.
+pub fn run_sending<'a>(
+    dir: &'a BackupDir,
+    options: &Options,
+    sending: Option<&'a Sending>,
+    monitor: &dyn Monitor,
+) -> Result<Summary> {
     let started = read::now();
     // A dry run only looks, so nobody has to wait for it, nor it for anybody.
     let lock = if options.dry_run { None } else { Some(dir.lock()?) };
@@ -114,6 +125,9 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let boundaries = Boundaries::new(dir.path(), if options.cross { Crossing::Cross } else { Crossing::Stay })?;
     let boundaries_seen = boundaries.clone();
     let begun = lock.as_ref().map(|lock| Run::begin(dir, lock, monitor)).transpose()?;
+    if let (Some(sending), Some(_)) = (sending, &begun) {
+        sending.begin();
+    }
     let index = match &begun {
         Some(run) => run.index().clone(),
         None => Arc::new(dir.open_index()?),
@@ -187,6 +201,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let reserved = begun.reserve()?;
     let run = reserved.number();
     let (committed, resumed) = reserved.write(Whole::Keep, |out| {
+        out.sending = sending;
         let dedup = DedupTable::new(index.clone(), DEDUP_BYTES)?.without(inventory.lost.clone());
         let spare = Spare::of(&index)?;
         let assembler = Assembler::new(out, &index, &dedup, spare, &budget, monitor, &expected, before_this);
@@ -231,6 +246,9 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let Applied { commit, report, appeared, left, not_removed } = committed.apply();
     if let Some(error) = not_removed {
         warn(format!("arcs that hold nothing that is used were not removed: {error}"));
+    }
+    if let (Some(sending), None | Some((LeftToDo::Checkpoint, _))) = (sending, &left) {
+        sending.committed(&commit);
     }
     if let Some((_, error)) = &left {
         monitor.event(Event::Failure { path: b"", error });

@@ -68,6 +68,7 @@ const EXCLUDE_TEXT: &str = "# Exclude patterns, one a line, as in .gitignore, ma
 pub type AskPassphrase<'a> = &'a dyn Fn(&Path) -> Option<Zeroizing<String>>;
 
 /// An open backup dir.
+#[derive(Clone)]
 pub struct BackupDir {
     own: Arc<OwnDir>,
     arcs: Arc<dyn Depot>,

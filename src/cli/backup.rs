@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::changes::Changes;
+use super::copies::{self, Sent};
 use super::json::with_names;
 use super::ui::{Listing, Ui};
 use super::{Context, print, print_json, report, say, show};
@@ -14,6 +15,7 @@ use crate::backup::{self, LeftToDo, MAX_FIXED_BLOCK, Options, Resumed, Summary};
 use crate::backupdir::BackupDir;
 use crate::catalog::VersionInfo;
 use crate::compare::versions::Versions;
+use crate::copies::Sending;
 use crate::error::{Error, Exit, Result};
 use crate::ids::Version;
 use crate::monitor::Monitor;
@@ -92,8 +94,15 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         _ => Listing::Nothing,
     };
     let ui = Ui::new(context, "Backing up").listing(listing);
-    let done = backup::run(&dir, &options, &ui);
+    let sending = (!args.dry_run).then(|| Sending::new(copies::around(context, &dir)));
+    let done = backup::run_sending(&dir, &options, sending.as_ref(), &ui);
     ui.finish();
+    let sent = sending.map_or_else(Sent::default, |sending| {
+        context.status.begin("Sent", "arcs");
+        let sent = Sent::told(sending.finish());
+        context.status.end();
+        sent
+    });
     let summary = match done {
         Err(Error::Interrupted) if !ui_was_interrupted(&ui) => {
             return Err(Error::SelfCheck { what: "the pipeline stopped without a reason".into() });
@@ -115,6 +124,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         _ if ui.met_damage() => Exit::Damage,
         _ => Exit::FinishedWithErrors,
     };
+    let exit = exit.max(sent.exit());
     let saved = summary.version.map(|version| format!("{version} ({}) is saved", summary.info.name));
     if let (Some(saved), Some(left)) = (&saved, summary.left_to_do) {
         say(&format!("assay: {saved}; {}", left.text()));
@@ -125,8 +135,8 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         list_changes(&dir, version, &summary.info.paths, &ui)?;
     }
     let printed = match (args.json, context.quiet) {
-        (true, _) => print_json(&as_json(&summary, ui.elapsed())),
-        (false, false) => print(&as_text(&summary, ui.elapsed())),
+        (true, _) => print_json(&sent.with(as_json(&summary, ui.elapsed()))),
+        (false, false) => print(&(as_text(&summary, ui.elapsed()) + &sent.text())),
         (false, true) => Ok(()),
     };
     match (printed, saved) {

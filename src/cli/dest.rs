@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::copies::{self, ClearArgs, StatusArgs, SyncArgs, VerifyArgs};
 use super::{Context, print, print_json, show};
 use crate::backupdir::BackupDir;
 use crate::catalog::Timespec;
@@ -15,7 +16,7 @@ use crate::text::{counted, shown};
 
 /// Look at destinations: places outside of the backup dir, as dest.toml names them
 ///
-/// Nothing is sent to them yet: they can be marked, tested and listed.
+/// Each `backup`, `rm`, `retain` and `pack` sends what is missing there.
 #[derive(Debug, Args)]
 pub struct DestArgs {
     #[command(subcommand)]
@@ -27,6 +28,10 @@ enum Act {
     Setid(SetidArgs),
     Test(TestArgs),
     Ls(LsArgs),
+    Status(StatusArgs),
+    Sync(SyncArgs),
+    Verify(VerifyArgs),
+    Clear(ClearArgs),
 }
 
 /// Make a new, empty place one of this backup, after a test as `dest test` does it
@@ -71,7 +76,7 @@ struct LsArgs {
 impl DestArgs {
     /// What changes something, or finds something out.
     pub fn is_logged(&self) -> bool {
-        !matches!(self.act, Act::Ls(_))
+        !matches!(self.act, Act::Ls(_) | Act::Status(_))
     }
 }
 
@@ -81,6 +86,10 @@ pub fn run(context: &Context, args: &DestArgs) -> Result<Exit> {
         Act::Test(args) => test(context, args),
         Act::Ls(LsArgs { name: None, json }) => ls_all(context, *json),
         Act::Ls(LsArgs { name: Some(name), json }) => ls(context, name, *json),
+        Act::Status(args) => copies::status(context, args),
+        Act::Sync(args) => copies::sync(context, args),
+        Act::Verify(args) => copies::verify(context, args),
+        Act::Clear(args) => copies::clear(context, args),
     }
 }
 

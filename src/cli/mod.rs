@@ -7,6 +7,7 @@ mod backup;
 mod changes;
 mod compare;
 mod completions;
+mod copies;
 mod coverage;
 mod damage;
 mod dest;

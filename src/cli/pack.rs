@@ -59,9 +59,7 @@ pub fn run(context: &Context, args: &PackArgs) -> Result<Exit> {
     let done = pack::run(&dir, &options, &ui);
     ui.finish();
     let packed = done?;
-    if !args.dry_run {
-        super::wrote(context, &dir)?;
-    }
+    let sent = super::rm::after(context, &dir, mode)?;
     super::log::outcome(&format!(
         "{} dropped, {} written anew, {} freed",
         counted(packed.dropped, "arc"),
@@ -69,7 +67,7 @@ pub fn run(context: &Context, args: &PackArgs) -> Result<Exit> {
         show::bytes(freed_bytes(&packed))
     ));
     if args.json {
-        print_json(&json!({
+        print_json(&sent.with(json!({
             "dry_run": args.dry_run,
             "dropped_arcs": packed.dropped,
             "rewritten_arcs": packed.rewritten,
@@ -80,14 +78,14 @@ pub fn run(context: &Context, args: &PackArgs) -> Result<Exit> {
             "freed_bytes": freed_bytes(&packed),
             "dead_bytes_left": packed.dead_bytes_left,
             "left_to_do": packed.left_to_do.map(left_text),
-        }))?;
+        })))?;
     } else if !context.quiet {
-        print(&as_text(&packed, args.dry_run))?;
+        print(&(as_text(&packed, args.dry_run) + &sent.text()))?;
     }
     if packed.damaged > 0 {
         say("help: put the arc back from a copy of the backup dir, or try `assay selftest -v3 --fix`; then pack again");
     }
-    Ok(exit(&ui, packed.left_to_do))
+    Ok(exit(&ui, packed.left_to_do).max(sent.exit()))
 }
 
 /// What an index that lacks something takes for dead would be gone for good: it is compared with the catalogs first.

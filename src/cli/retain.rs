@@ -59,9 +59,9 @@ pub fn run(context: &Context, args: &RetainArgs) -> Result<Exit> {
         on_protected: OnProtected::Keep,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Do },
     };
-    let (outcome, ui) = remove(context, "Retaining", &dir, &request)?;
+    let (outcome, ui, sent) = remove(context, "Retaining", &dir, &request)?;
     if args.json {
-        print_json(&as_json(&outcome, args.dry_run))?;
+        print_json(&sent.with(as_json(&outcome, args.dry_run)))?;
     } else if !context.quiet {
         let mut text = String::new();
         for verdict in &outcome.verdicts {
@@ -69,7 +69,7 @@ pub fn run(context: &Context, args: &RetainArgs) -> Result<Exit> {
             let word = if verdict.keep { "keep" } else { "drop" };
             text += &format!("{:<6} {}  {word}  {}\n", version.to_string(), show::time(info.started), verdict.why);
         }
-        print(&(text + &summary_text(&outcome, args.dry_run)))?;
+        print(&(text + &summary_text(&outcome, args.dry_run) + &sent.text()))?;
     }
-    Ok(exit(&ui, outcome.left_to_do))
+    Ok(exit(&ui, outcome.left_to_do).max(sent.exit()))
 }

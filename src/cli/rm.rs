@@ -7,6 +7,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 
+use super::copies::Sent;
 use super::json::with_names;
 use super::paths::{given, stored};
 use super::ui::Ui;
@@ -67,13 +68,13 @@ pub fn run(context: &Context, args: &RmArgs) -> Result<Exit> {
         on_protected: OnProtected::Refuse,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Do },
     };
-    let (outcome, ui) = remove(context, "Removing", &dir, &request)?;
+    let (outcome, ui, sent) = remove(context, "Removing", &dir, &request)?;
     match (args.json, context.quiet) {
-        (true, _) => print_json(&as_json(&outcome, args.dry_run))?,
-        (false, false) => print(&as_text(&outcome, args.dry_run))?,
+        (true, _) => print_json(&sent.with(as_json(&outcome, args.dry_run)))?,
+        (false, false) => print(&(as_text(&outcome, args.dry_run) + &sent.text()))?,
         (false, true) => {}
     }
-    Ok(exit(&ui, outcome.left_to_do))
+    Ok(exit(&ui, outcome.left_to_do).max(sent.exit()))
 }
 
 fn remove_paths(context: &Context, dir: &BackupDir, args: &RmArgs) -> Result<Exit> {
@@ -94,9 +95,7 @@ fn remove_paths(context: &Context, dir: &BackupDir, args: &RmArgs) -> Result<Exi
     let done = paths::remove(dir, &request, &ui);
     ui.finish();
     let outcome = done?;
-    if request.mode == Mode::Do {
-        super::wrote(context, dir)?;
-    }
+    let sent = after(context, dir, request.mode)?;
     super::log::outcome(&format!("{} removed", counted(going.len() as u64, "path")));
     if args.json {
         let versions: Vec<u32> = outcome.versions.iter().map(|version| version.0).collect();
@@ -109,11 +108,11 @@ fn remove_paths(context: &Context, dir: &BackupDir, args: &RmArgs) -> Result<Exi
             "free_bytes": outcome.free_bytes,
             "left_to_do": outcome.left_to_do.map(left_text),
         });
-        print_json(&with_names(value, "paths", &names))?;
+        print_json(&sent.with(with_names(value, "paths", &names)))?;
     } else if !context.quiet {
-        print(&paths_text(&going, &outcome, args.dry_run))?;
+        print(&(paths_text(&going, &outcome, args.dry_run) + &sent.text()))?;
     }
-    Ok(exit(&ui, outcome.left_to_do))
+    Ok(exit(&ui, outcome.left_to_do).max(sent.exit()))
 }
 
 fn paths_text(going: &[Vec<u8>], outcome: &paths::Outcome, dry_run: bool) -> String {
@@ -137,16 +136,23 @@ pub(super) fn remove(
     title: &'static str,
     dir: &BackupDir,
     request: &Request<'_>,
-) -> Result<(Outcome, Ui)> {
+) -> Result<(Outcome, Ui, Sent)> {
     let ui = Ui::counting(context, title, "versions");
     let done = versions::remove(dir, request, &ui);
     ui.finish();
     let outcome = done?;
-    if request.mode == Mode::Do {
-        super::wrote(context, dir)?;
-    }
+    let sent = after(context, dir, request.mode)?;
     super::log::outcome(&format!("{} removed", counted(outcome.going().count() as u64, "version")));
-    Ok((outcome, ui))
+    Ok((outcome, ui, sent))
+}
+
+/// What comes after something was removed.
+pub(super) fn after(context: &Context, dir: &BackupDir, mode: Mode) -> Result<Sent> {
+    if mode == Mode::DryRun {
+        return Ok(Sent::default());
+    }
+    super::wrote(context, dir)?;
+    Ok(super::copies::send(context, dir))
 }
 
 /// The versions that REVs name.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use super::copies::Sent;
 use super::json::with_name;
 use super::ui::{Listing, Ui};
 use super::{Context, paths, print, print_json, show};
@@ -92,13 +93,14 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
     if args.fix {
         super::check_writer(&dir)?;
     }
-    let exit = exit(&report);
+    let sent = if args.fix { super::copies::send(context, &dir) } else { Sent::default() };
+    let exit = exit(&report).max(sent.exit());
     let summary = summary_text(&report, level, ui.elapsed());
     super::log::outcome(summary.lines().last().unwrap_or_default().trim_start_matches("Result"));
     if args.json {
         report.findings.iter().try_for_each(|finding| print_json(&finding_json(finding)))?;
         report.uses.iter().try_for_each(|used| print_json(&use_json(used)))?;
-        print_json(&summary_json(&report, level, ui.elapsed(), exit))?;
+        print_json(&sent.with(summary_json(&report, level, ui.elapsed(), exit)))?;
         return Ok(exit);
     }
     for finding in &report.findings {
@@ -108,7 +110,7 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
         print(&use_text(used))?;
     }
     if !context.quiet {
-        print(&summary_text(&report, level, ui.elapsed()))?;
+        print(&(summary_text(&report, level, ui.elapsed()) + &sent.text()))?;
     }
     Ok(exit)
 }

@@ -3,6 +3,7 @@
 //! Invariants: SIGUSR1, SIGUSR2, SIGALRM and SIGVTALRM end no command from `harmless_signals` on; one thread shows
 //! everything, so that the run itself never waits for a terminal.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,7 @@ use serde_json::json;
 use signal_hook::consts::{SIGALRM, SIGUSR1, SIGUSR2, SIGVTALRM};
 
 use super::show;
+use crate::ids::ArcName;
 use crate::monitor::Progress;
 use crate::sync::lock;
 
@@ -43,8 +45,18 @@ pub struct Status {
     started: Instant,
     form: ProgressArg,
     task: Mutex<Option<Task>>,
+    /// What is being sent, by destination.
+    sending: Mutex<BTreeMap<String, Sending>>,
     bar: Option<ProgressBar>,
     ending: AtomicBool,
+}
+
+/// An arc on its way to a destination.
+#[derive(Debug, Clone, Copy)]
+struct Sending {
+    arc: ArcName,
+    bytes: u64,
+    of_bytes: u64,
 }
 
 /// What is counted.
@@ -75,8 +87,8 @@ impl Status {
             }
             bar
         });
-        let (task, ending) = (Mutex::new(None), AtomicBool::new(false));
-        Status { command: command.to_string(), started: Instant::now(), form, task, bar, ending }
+        let (task, sending, ending) = (Mutex::new(None), Mutex::default(), AtomicBool::new(false));
+        Status { command: command.to_string(), started: Instant::now(), form, task, sending, bar, ending }
     }
 
     /// A task begins.
@@ -89,6 +101,16 @@ impl Status {
     pub fn progress(&self, progress: Progress) {
         if let Some(task) = &mut *self.task() {
             task.progress = progress;
+        }
+    }
+
+    /// So much of an arc was given to a destination.
+    pub fn sending(&self, dest: &str, arc: ArcName, bytes: u64, of_bytes: u64) {
+        let mut sending = lock(&self.sending);
+        if bytes < of_bytes {
+            sending.insert(dest.to_string(), Sending { arc, bytes, of_bytes });
+        } else {
+            sending.remove(dest);
         }
     }
 
@@ -118,6 +140,14 @@ impl Status {
 
     /// The state as a line: what is counted, of how much, how fast, how long still.
     pub fn line(&self) -> String {
+        let mut text = self.task_line();
+        for (dest, Sending { arc, bytes, of_bytes }) in lock(&self.sending).iter() {
+            text += &format!("; {arc} to {dest}, {} of {}", show::bytes(*bytes), show::bytes(*of_bytes));
+        }
+        text
+    }
+
+    fn task_line(&self) -> String {
         match self.task_now() {
             Some(task) => task.line(),
             None => format!("{} runs for {}", self.command, show::duration(self.started.elapsed())),

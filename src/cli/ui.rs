@@ -10,6 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::Context;
 use super::status::Status;
 use crate::error::{Error, Result};
+use crate::ids::ArcName;
 use crate::monitor::{Event, Monitor, Progress};
 use crate::text::shown;
 
@@ -40,6 +41,12 @@ impl Ui {
 
     /// Counts something else than files.
     pub fn counting(context: &Context, what: &'static str, noun: &'static str) -> Ui {
+        context.status.begin(what, noun);
+        Ui::beside(context)
+    }
+
+    /// For what goes on beside another task.
+    pub fn beside(context: &Context) -> Ui {
         let interrupted = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             // A run under nohup(1) outlives its terminal.
@@ -50,7 +57,6 @@ impl Ui {
             let _ = signal_hook::flag::register_conditional_default(signal, interrupted.clone());
             let _ = signal_hook::flag::register(signal, interrupted.clone());
         }
-        context.status.begin(what, noun);
         Ui {
             status: context.status.clone(),
             started: Instant::now(),
@@ -134,6 +140,10 @@ impl Monitor for Ui {
                 self.line(&format!("assay: {}: {place}{error}", error.code()));
             }
         }
+    }
+
+    fn sending(&self, dest: &str, arc: ArcName, bytes: u64, of_bytes: u64) {
+        self.status.sending(dest, arc, bytes, of_bytes);
     }
 
     fn wants_totals(&self) -> bool {

@@ -29,6 +29,8 @@ pub enum Fault {
     /// A put stores only so many bytes, and says that all is well.
     Shorten(u64),
     Wait(Duration),
+    /// A listing, or a look by name, does not have what came last: it is stale.
+    Hide,
 }
 
 type Rule = Box<dyn Fn(Request, &str) -> Option<Fault> + Send + Sync>;
@@ -71,6 +73,40 @@ impl<S: Storage> Faulty<S> {
     }
 }
 
+impl Storage for Box<dyn Storage> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn put(&self, object: &str, body: &dyn Body) -> Result<Compared> {
+        (**self).put(object, body)
+    }
+
+    fn stat(&self, object: &str) -> Result<Option<u64>> {
+        (**self).stat(object)
+    }
+
+    fn read(&self, object: &str, range: Range<u64>) -> Result<Vec<u8>> {
+        (**self).read(object, range)
+    }
+
+    fn list(&self) -> Result<Vec<Object>> {
+        (**self).list()
+    }
+
+    fn remove(&self, object: &str) -> Result<()> {
+        (**self).remove(object)
+    }
+
+    fn lies(&self) -> &'static [Lie] {
+        (**self).lies()
+    }
+
+    fn lie(&self, object: &str, bytes: &[u8], lie: Lie) -> Result<()> {
+        (**self).lie(object, bytes, lie)
+    }
+}
+
 impl<S: Storage> Storage for Faulty<S> {
     fn name(&self) -> &str {
         self.inner.name()
@@ -104,7 +140,13 @@ impl<S: Storage> Storage for Faulty<S> {
     }
 
     fn list(&self) -> Result<Vec<Object>> {
-        self.meet(Request::List, "", |_| self.inner.list())
+        self.meet(Request::List, "", |fault| {
+            let mut objects = self.inner.list()?;
+            if matches!(fault, Some(Fault::Hide)) {
+                objects.retain(|object| object.name == "DESTID");
+            }
+            Ok(objects)
+        })
     }
 
     fn lies(&self) -> &'static [Lie] {

@@ -11,7 +11,7 @@ use super::mark::Mark;
 use super::{Exam, Lie};
 use crate::backupdir::BackupDir;
 use crate::error::{Error, Result};
-use crate::ids::CopyId;
+use crate::ids::{CopyId, DestId};
 
 const FILE: &str = "dest.known";
 const FILE_NEW: &str = "dest.known.new";
@@ -53,6 +53,19 @@ impl Place {
         let (refuses, accepts) = (Vec::new(), Vec::new());
         let name = name.to_string();
         Place { id, copy, name, marked: false, tested_s: None, refuses, accepts, deletes: false }
+    }
+
+    pub fn id(&self) -> Option<DestId> {
+        let mut bytes = [0; 16];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(self.id.get(2 * at..2 * at + 2)?, 16).ok()?;
+        }
+        Some(DestId(bytes))
+    }
+
+    /// It was found to refuse a wrong SHA-256.
+    pub fn is_honest(&self) -> bool {
+        self.refuses.contains(&Lie::Sha256)
     }
 
     pub fn tested_s(&self) -> Option<u64> {
@@ -103,6 +116,11 @@ impl Known {
 
     pub fn of_name(&self, name: &str) -> Option<&Place> {
         self.places.iter().rfind(|place| place.name == name && place.marked)
+    }
+
+    pub fn of_mark(&self, mark: &Mark) -> Option<&Place> {
+        let id = mark.id.to_string();
+        self.places.iter().find(|place| place.id == id)
     }
 
     pub fn next_copy(&self) -> Result<CopyId> {

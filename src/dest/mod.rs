@@ -8,7 +8,7 @@
 mod dir;
 mod exam;
 #[cfg(test)]
-mod faulty;
+pub(crate) mod faulty;
 mod http;
 mod known;
 pub mod mark;
@@ -30,10 +30,11 @@ use sha2::{Digest, Sha256};
 
 use crate::backupdir::BackupDir;
 use crate::error::{Error, Result, Trouble};
-use crate::text::shown;
+use crate::text::{hex, shown};
 
 pub use exam::{Exam, examine};
 pub use known::{Known, Place as KnownPlace};
+pub use proof::{Proof, prove, put_proven};
 pub use secret::Variables;
 pub use settings::Settings;
 
@@ -133,11 +134,27 @@ pub struct Object {
     pub len_bytes: u64,
 }
 
-/// What the service itself has compared of what it was sent, by its own word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A checksum, as one side has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checksum {
+    /// As both sides call it, `sha256`.
+    pub algorithm: String,
+    /// In hexadecimal digits.
+    pub value: String,
+}
+
+impl Checksum {
+    pub fn sha256(sum: &Sum) -> Checksum {
+        Checksum { algorithm: "sha256".into(), value: hex(sum) }
+    }
+}
+
+/// What the service itself says of what it has stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compared {
     Nothing,
-    Sha256,
+    /// It has computed this of what came.
+    Told(Checksum),
 }
 
 /// What a put says or asks that a careful service refuses.
@@ -161,6 +178,9 @@ pub trait Body {
 
     /// Fills all of `piece` with the bytes from `start` on.
     fn fill(&self, start: u64, piece: &mut [u8]) -> Result<()>;
+
+    /// SHA-256 of all of it, as it is recorded or, if it is not, as it is found by reading.
+    fn sum(&self) -> Result<Sum>;
 }
 
 impl Body for &[u8] {
@@ -173,6 +193,10 @@ impl Body for &[u8] {
         piece.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
         Ok(())
     }
+
+    fn sum(&self) -> Result<Sum> {
+        Ok(Sha256::digest(self).into())
+    }
 }
 
 /// The bytes of a body in order, each piece with its place.
@@ -183,12 +207,6 @@ fn pieces(body: &dyn Body, most: u64) -> impl Iterator<Item = Result<(u64, Vec<u
         body.fill(start, &mut piece)?;
         Ok((start, piece))
     })
-}
-
-fn sha256(body: &dyn Body) -> Result<Sum> {
-    let mut hasher = Sha256::new();
-    pieces(body, PIECE_BYTES).try_for_each(|piece| piece.map(|(_, bytes)| hasher.update(bytes)))?;
-    Ok(hasher.finalize().into())
 }
 
 /// An error of the destination `dest`, about an object or (empty) the place as a whole.

@@ -3,23 +3,26 @@
 //! Invariants: what is compared is the SHA-256 of what is there with that of what was to be sent; what a service says to
 //! have compared counts only where the lie test found that it does compare; what is read back comes from the medium.
 
+use std::time::Instant;
+
 use sha2::{Digest, Sha256};
 
 use super::settings::Verify;
-use super::{Body, Compared, MAX_READ_BYTES, Storage, Sum, sha256, trouble};
+use super::{Body, Checksum, Compared, MAX_READ_BYTES, Storage, Sum, trouble};
 use crate::error::{Result, Trouble};
 use crate::text::hex;
 
-/// Bytes that are read back at a time.
-const READ_BYTES: u64 = 4 << 20;
-const _: () = assert!(READ_BYTES <= MAX_READ_BYTES);
+/// Bytes that are read back at a time, at first and at most: as many as come in about a second.
+const READ_BYTES: u64 = 256 << 10;
+const MOST_BYTES: u64 = 4 << 20;
+const _: () = assert!(MOST_BYTES <= MAX_READ_BYTES);
 
 /// What was compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
     /// It was read, and has the right length and SHA-256.
     ReadBack,
-    /// The service has compared the SHA-256, and was found to refuse a wrong one.
+    /// The service's own SHA-256 is the right one, and it was found to refuse a wrong one.
     Server,
     /// Nothing.
     Unverified,
@@ -28,7 +31,7 @@ pub enum Proof {
 /// Stores an object and proves it. `is_honest`: the service was found to refuse a wrong SHA-256.
 ///
 /// # Errors
-/// Those of the storage; `Checksum`.
+/// Those of the storage; `Algorithm`, `Checksum`.
 pub fn put_proven(
     storage: &dyn Storage,
     object: &str,
@@ -36,12 +39,15 @@ pub fn put_proven(
     verify: Verify,
     is_honest: bool,
 ) -> Result<Proof> {
-    let compared = storage.put(object, body)?;
-    match (verify, compared) {
+    let told = storage.put(object, body)?;
+    match (verify, told) {
         (Verify::Trust, _) => Ok(Proof::Unverified),
-        (Verify::Server, Compared::Sha256) if is_honest => Ok(Proof::Server),
+        (Verify::Server, Compared::Told(told)) if is_honest => {
+            compare(storage.name(), object, &Checksum::sha256(&body.sum()?), &told)?;
+            Ok(Proof::Server)
+        }
         (Verify::Server | Verify::Read, _) => {
-            prove(storage, object, body.len_bytes(), &sha256(body)?)?;
+            prove(storage, object, body.len_bytes(), &body.sum()?)?;
             Ok(Proof::ReadBack)
         }
     }
@@ -52,23 +58,45 @@ pub fn put_proven(
 /// # Errors
 /// `Checksum` when it has other bytes or another length; those of the storage.
 pub fn prove(storage: &dyn Storage, object: &str, len_bytes: u64, source: &Sum) -> Result<()> {
-    let mismatch = |found: String| {
-        let (source, found) = (hex(source).into(), found.into());
-        trouble(storage.name(), object, Trouble::Checksum { source, found })
-    };
+    let source = Checksum::sha256(source);
+    let found = |value: String| Checksum { value, ..source.clone() };
     match storage.stat(object)? {
-        Some(found) if found == len_bytes => {}
-        Some(found) => return Err(mismatch(format!("none: {found} of {len_bytes} bytes are there"))),
+        Some(len) if len == len_bytes => {}
+        Some(len) => {
+            let what = format!("none: {len} of {len_bytes} bytes are there");
+            return compare(storage.name(), object, &source, &found(what));
+        }
         None => return Err(trouble(storage.name(), object, Trouble::NotFound)),
     }
     storage.forget(object)?;
     let mut hasher = Sha256::new();
-    let mut at = 0;
+    let (mut at, mut piece) = (0, READ_BYTES);
     while at < len_bytes {
-        let end = len_bytes.min(at + READ_BYTES);
+        let (end, begun) = (len_bytes.min(at + piece), Instant::now());
         hasher.update(storage.read(object, at..end)?);
         at = end;
+        piece = match begun.elapsed().as_millis() {
+            0..500 => MOST_BYTES.min(piece * 2),
+            500..2000 => piece,
+            _ => READ_BYTES.max(piece / 2),
+        };
     }
-    let found: Sum = hasher.finalize().into();
-    if found == *source { Ok(()) } else { Err(mismatch(hex(&found))) }
+    compare(storage.name(), object, &source, &found(hex(&hasher.finalize())))
+}
+
+/// Compares the algorithms of two sides, then the values.
+///
+/// # Errors
+/// `Algorithm`; `Checksum`.
+fn compare(dest: &str, object: &str, source: &Checksum, found: &Checksum) -> Result<()> {
+    let sides = |source: &str, found: &str| (source.into(), found.into());
+    if source.algorithm != found.algorithm {
+        let (source, found) = sides(&source.algorithm, &found.algorithm);
+        return Err(trouble(dest, object, Trouble::Algorithm { source, found }));
+    }
+    if source.value != found.value {
+        let (source, found) = sides(&source.value, &found.value);
+        return Err(trouble(dest, object, Trouble::Checksum { source, found }));
+    }
+    Ok(())
 }

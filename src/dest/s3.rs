@@ -19,7 +19,7 @@ use object_store::client::{
 use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig, StaticCredentialProvider};
-use reqwest::header::{HeaderName, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
@@ -28,9 +28,9 @@ use tokio::sync::mpsc;
 use super::http::{Answer, Http, trouble_of};
 use super::secret::Credentials;
 use super::{Body, Compared, Lie, Object, READ_LIMIT, STALL_LIMIT, Storage, Sum, check_range, runtime, settings};
-use super::{pieces, sha256, trouble, wrong_range};
+use super::{Checksum, pieces, trouble, wrong_range};
 use crate::error::{Error, Result, Trouble};
-use crate::text::one_line;
+use crate::text::{hex, one_line};
 
 /// Bytes that are given to the connection at a time, and how many such pieces may wait.
 const SEND_BYTES: u64 = 64 << 10;
@@ -148,7 +148,7 @@ impl S3 {
     }
 
     /// Sends an object that must not be there yet, with one more header.
-    fn send(&self, object: &str, body: &dyn Body, sum: &Sum, more: (&'static str, String)) -> Result<()> {
+    fn send(&self, object: &str, body: &dyn Body, sum: &Sum, more: (&'static str, String)) -> Result<HeaderMap> {
         let mut headers = vec![("content-length", body.len_bytes().to_string()), ("if-none-match", "*".into()), more];
         headers.extend(self.class.clone().map(|class| ("x-amz-storage-class", class)));
         let mut request = self.put_request(object, sum, &headers)?;
@@ -176,7 +176,7 @@ impl S3 {
         let answered = answered.map_err(|error| self.failed(object, &error))?;
         let (status, headers, text) = answered.map_err(|error| self.failed(object, &error))?;
         if status.is_success() {
-            return Ok(());
+            return Ok(headers);
         }
         Err(trouble(&self.name, object, Answer::new(status, &headers, &text).trouble()))
     }
@@ -206,9 +206,9 @@ impl Storage for S3 {
         if self.stat(object)?.is_some() {
             return Err(trouble(&self.name, object, Trouble::Exists));
         }
-        let sum = sha256(body)?;
-        self.send(object, body, &sum, ("x-amz-checksum-sha256", Base64::encode_string(&sum)))?;
-        Ok(Compared::Sha256)
+        let sum = body.sum()?;
+        let headers = self.send(object, body, &sum, ("x-amz-checksum-sha256", Base64::encode_string(&sum)))?;
+        Ok(Compared::Told(told(&headers).unwrap_or_else(|| Checksum::sha256(&sum))))
     }
 
     fn stat(&self, object: &str) -> Result<Option<u64>> {
@@ -291,8 +291,19 @@ impl Storage for S3 {
             Lie::Md5 => ("content-md5", of_others(16)),
             Lie::Replace => ("x-amz-checksum-sha256", Base64::encode_string(&sum)),
         };
-        self.send(object, &bytes, &sum, header)
+        self.send(object, &bytes, &sum, header).map(drop)
     }
+}
+
+/// The checksum that an answer names. One that names none has accepted the one that it was sent.
+fn told(headers: &HeaderMap) -> Option<Checksum> {
+    let mut named = headers.iter().filter_map(|(name, value)| {
+        let algorithm = name.as_str().strip_prefix("x-amz-checksum-").filter(|rest| *rest != "type")?;
+        let value = value.to_str().ok().and_then(|text| Base64::decode_vec(text).ok()).map(|bytes| hex(&bytes));
+        Some(Checksum { algorithm: algorithm.to_string(), value: value.unwrap_or_default() })
+    });
+    let (first, rest) = (named.next()?, named);
+    Some(std::iter::once(first.clone()).chain(rest).find(|sum| sum.algorithm == "sha256").unwrap_or(first))
 }
 
 fn last_cause(error: &(dyn std::error::Error + 'static)) -> String {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{file, table};
 use crate::error::{Damage, Error, Exit, Foreign, Place, Trouble};
-use crate::ids::{ArcName, BlockHash, Dirno, FileHash, Logid, Version};
+use crate::ids::{ArcDigest, ArcName, BlockHash, Dirno, FileHash, Logid, Version};
 
 fn all_damage() -> Vec<Damage> {
     let every = vec![
@@ -17,6 +17,7 @@ fn all_damage() -> Vec<Damage> {
         Damage::BadCompression,
         Damage::HashMismatch { expected: BlockHash([0; 20]), found: BlockHash([1; 20]) },
         Damage::BadRecord("what"),
+        Damage::WrongSum(Box::new((ArcDigest([0; 32]), ArcDigest([1; 32])))),
         Damage::Unreadable(libc::EIO),
     ];
     every
@@ -36,6 +37,9 @@ fn all_trouble() -> Vec<Trouble> {
         Trouble::TimedOut { what: "what", limit_s: 1 },
         Trouble::WrongRange { wanted: what().into(), found: what().into() },
         Trouble::Checksum { source: what().into(), found: what().into() },
+        Trouble::Algorithm { source: what().into(), found: what().into() },
+        Trouble::Diverged(what()),
+        Trouble::InUse,
         Trouble::Unmarked,
         Trouble::NotOurs(what()),
         Trouble::NotEmpty(what()),

@@ -65,7 +65,8 @@ impl Cause {
                 Damage::Missing | Damage::Truncated { .. } => Cause::Missing,
                 Damage::BadCompression | Damage::HashMismatch { .. } => Cause::Memory,
                 Damage::BadRecord(_) => Cause::Catalog,
-                Damage::BadHeader
+                Damage::WrongSum(_)
+                | Damage::BadHeader
                 | Damage::BadTrailer
                 | Damage::WrongFrame
                 | Damage::BadTag

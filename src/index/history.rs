@@ -30,6 +30,11 @@ impl Commits {
         self.0.get(run) == Some(digest)
     }
 
+    /// The digest of a run's record.
+    pub fn of(&self, run: Version) -> Option<[u8; 32]> {
+        self.0.get(&run).copied()
+    }
+
     pub fn newest(&self) -> Option<Head> {
         self.0.last_key_value().map(|(run, digest)| (*run, *digest))
     }

@@ -13,6 +13,7 @@ use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::{self, ArcFileWriter};
 use crate::catalog::codec::Records;
 use crate::catalog::{ArcEntry, ArcRole};
+use crate::copies::Sending;
 use crate::crypto::Keys;
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockHash, BlockId, FrameNo, FramePlace, Slot};
@@ -57,6 +58,8 @@ pub struct Output<'a> {
     catalog: Option<ArcFileWriter>,
     done: Vec<ArcEntry>,
     syncing: Vec<JoinHandle<Result<()>>>,
+    /// Told of closed arcs, so that they are sent while the run goes on.
+    pub sending: Option<&'a Sending>,
 }
 
 impl<'a> Output<'a> {
@@ -75,6 +78,7 @@ impl<'a> Output<'a> {
             catalog: None,
             done: Vec::new(),
             syncing: Vec::new(),
+            sending: None,
         })
     }
 
@@ -182,6 +186,9 @@ impl<'a> Output<'a> {
     fn close(&mut self, arc: ArcFileWriter, role: ArcRole) -> Result<()> {
         let (entry, file) = arcs::finish(self.dir, self.keys, arc, role, &mut self.packer)?;
         let path: PathBuf = arcs::write_path(self.dir, entry.name, role);
+        if let Some(sending) = self.sending {
+            sending.closed(&entry);
+        }
         self.done.push(entry);
         while self.syncing.len() >= MAX_SYNCING {
             join(self.syncing.remove(0))?;

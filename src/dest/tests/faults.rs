@@ -8,7 +8,7 @@ use super::servers::{self, Liar, Reply, SECRET, Server};
 use super::{code, credentials, open_s3, open_sftp};
 use crate::dest::faulty::{Fault, Faulty, Request};
 use crate::dest::settings::Verify;
-use crate::dest::{Compared, READ_LIMIT, STALL_LIMIT, Storage, dir, proof, s3, sftp};
+use crate::dest::{Body, Checksum, Compared, READ_LIMIT, STALL_LIMIT, Storage, dir, proof, s3, sftp};
 use crate::error::{Error, Trouble};
 use crate::os::process::geteuid;
 use crate::testing::Rng;
@@ -345,7 +345,10 @@ fn an_object_that_was_stored_wrong_is_never_proven() {
 fn a_servers_word_counts_only_where_it_was_found_to_compare() {
     let server = Server::moto().with_bucket();
     let storage = open_s3(&server);
-    assert_eq!(storage.put("arc.0.0", &&b"x"[..]).unwrap(), Compared::Sha256);
+    assert_eq!(
+        storage.put("arc.0.0", &&b"x"[..]).unwrap(),
+        Compared::Told(Checksum::sha256(&b"x".as_slice().sum().unwrap()))
+    );
     let stored = |name, verify, honest| proof::put_proven(&storage, name, &&b"bytes"[..], verify, honest).unwrap();
     assert_eq!(stored("arc.0.1", Verify::Server, true), proof::Proof::Server);
     assert_eq!(stored("arc.0.2", Verify::Server, false), proof::Proof::ReadBack);

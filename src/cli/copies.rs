@@ -1,0 +1,297 @@
+//! Copies at destinations: what commands that write say of them, and `assay dest status|sync|verify|clear`.
+
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::ui::Ui;
+use super::{Context, print, print_json, report, say, show};
+use crate::backupdir::BackupDir;
+use crate::catalog::Timespec;
+use crate::copies::{self, Around, Report, Standing, State};
+use crate::dest;
+use crate::error::{Error, Exit, Result, Trouble};
+use crate::text::counted;
+
+/// What copies are made with, as the library gets it.
+pub(super) fn around(context: &Context, dir: &BackupDir) -> Around {
+    let home = dir.clone();
+    let open = move |settings: &dest::Settings| dest::open(&home, settings, &|name| std::env::var(name).ok());
+    Around::new(dir, Arc::new(open), Arc::new(Ui::beside(context)))
+}
+
+/// Sends what a command has written, and what is still to be sent.
+pub(super) fn send(context: &Context, dir: &BackupDir) -> Sent {
+    context.status.begin("Sent", "arcs");
+    let sent = copies::send(&around(context, dir));
+    context.status.end();
+    Sent::told(sent)
+}
+
+/// What came of all destinations.
+#[derive(Default)]
+pub(super) struct Sent {
+    reports: Vec<Report>,
+    /// They could not even be begun with.
+    failed: bool,
+}
+
+impl Sent {
+    /// Says what went wrong, on standard error.
+    pub fn told(sent: Result<Vec<Report>>) -> Sent {
+        let reports = match sent {
+            Ok(reports) => reports,
+            Err(error) => {
+                report(&error);
+                return Sent { reports: Vec::new(), failed: true };
+            }
+        };
+        for one in reports.iter().filter(|one| !one.ignored) {
+            match &one.trouble {
+                Some(Error::Interrupted) | None => {}
+                Some(error) => report(error),
+            }
+        }
+        Sent { reports, failed: false }
+    }
+
+    pub fn exit(&self) -> Exit {
+        let failed = if self.failed { Exit::FinishedWithErrors } else { Exit::Ok };
+        self.reports.iter().map(Report::exit).max().unwrap_or(Exit::Ok).max(failed)
+    }
+
+    /// Lines of a summary.
+    pub fn text(&self) -> String {
+        self.reports.iter().map(|one| format!("{:<10}{}\n", "Copy", line(one))).collect()
+    }
+
+    /// Adds them to the summary of a command, where there are any.
+    pub fn with(&self, mut value: Value) -> Value {
+        if let (Some(fields), false) = (value.as_object_mut(), self.reports.is_empty()) {
+            fields.insert("destinations".into(), self.reports.iter().map(as_json).collect());
+        }
+        value
+    }
+}
+
+fn line(one: &Report) -> String {
+    let mut parts = vec![match one.sent {
+        0 => "nothing sent".to_string(),
+        _ => format!("{} sent, {}", show::counted(one.sent, "arc"), show::bytes(one.sent_bytes)),
+    }];
+    parts.extend((one.proven > 0).then(|| format!("{} proven", show::number(one.proven))));
+    parts.extend((one.unverified > 0).then(|| format!("{} unverified", show::number(one.unverified))));
+    parts.extend((one.removed > 0).then(|| format!("{} removed", show::number(one.removed))));
+    parts.push(match one.behind {
+        0 if one.trouble.is_none() => "complete".into(),
+        0 => "nothing noted as missing".into(),
+        behind => format!("behind: {}, {}", show::counted(behind, "arc"), show::bytes(one.behind_bytes)),
+    });
+    if let Some(error) = &one.trouble {
+        parts.push(format!("{}{}", error.code(), if one.ignored { ", ignored" } else { "" }));
+    }
+    format!("{}: {}", one.name, parts.join(", "))
+}
+
+fn as_json(one: &Report) -> Value {
+    json!({
+        "name": one.name,
+        "sent": one.sent,
+        "sent_bytes": one.sent_bytes,
+        "proven": one.proven,
+        "unverified": one.unverified,
+        "behind": one.behind,
+        "behind_bytes": one.behind_bytes,
+        "removed": one.removed,
+        "failed": one.failed,
+        "ignored": one.ignored,
+        "error": one.trouble.as_ref().map(Error::code),
+        "message": one.trouble.as_ref().map(ToString::to_string),
+    })
+}
+
+/// Show where each arc is: in the backup dir, and at which destinations
+///
+/// As noted when it was sent or verified; no destination is asked. `assay dest verify` asks.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The destination's name in dest.toml; all destinations if there is none
+    name: Option<String>,
+    /// Print a JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn status(context: &Context, args: &StatusArgs) -> Result<Exit> {
+    let dir = context.open()?;
+    let all = copies::status(&around(context, &dir), args.name.as_deref())?;
+    if args.json {
+        for standing in &all {
+            print_json(&standing_json(standing))?;
+        }
+        return Ok(Exit::Ok);
+    }
+    let mut text = String::new();
+    for standing in &all {
+        let here = if standing.here { "here" } else { "not here" };
+        let copies = standing.copies.iter().map(|copy| {
+            let at = show::time(Timespec { sec: copy.at_s as i64, nsec: 0 });
+            format!("{} ({} {at})", copy.dest, copy.state.text())
+        });
+        let places: Vec<String> = std::iter::once(here.to_string()).chain(copies).collect();
+        let bytes = standing.arc_bytes.map_or_else(String::new, show::bytes);
+        text += &format!("{:<14} {bytes:>10}  {}\n", standing.arc.to_string(), places.join(", "));
+    }
+    if !context.quiet {
+        let alone = all.iter().filter(|standing| !standing.copies.iter().any(|copy| copy.state > State::Sending));
+        let alone = alone.count() as u64;
+        text += &format!("{}, {} without a copy\n", show::counted(all.len() as u64, "arc"), show::number(alone));
+    }
+    print(&text)?;
+    Ok(Exit::Ok)
+}
+
+fn standing_json(standing: &Standing) -> Value {
+    let copies = standing.copies.iter();
+    let copies = copies.map(|copy| json!({ "name": copy.dest, "state": copy.state.text(), "at_s": copy.at_s }));
+    json!({
+        "arc": standing.arc.to_string(),
+        "arc_bytes": standing.arc_bytes,
+        "here": standing.here,
+        "copies": copies.collect::<Vec<_>>(),
+    })
+}
+
+/// Complete destinations: send what is missing there from any good copy, replace what is wrong
+///
+/// An arc is read from the backup dir or, where that lacks it or has other bytes, from another destination; only what has
+/// the recorded checksum is sent. Exit code 3: something is still missing; 4: damage was met.
+#[derive(Debug, Args)]
+pub struct SyncArgs {
+    /// The destination's name in dest.toml; all that are not off if there is none
+    name: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn sync(context: &Context, args: &SyncArgs) -> Result<Exit> {
+    let dir = context.open_to_save()?;
+    super::meet(context, &dir)?;
+    let around = around(context, &dir);
+    context.status.begin("Sent", "arcs");
+    let done = copies::sync(&around, args.name.as_deref());
+    context.status.end();
+    let sent = Sent::told(Ok(done?));
+    super::log::outcome(sent.text().trim_end());
+    if args.json {
+        print_json(&sent.with(json!({})))?;
+    } else if !context.quiet {
+        print(&sent.text())?;
+    }
+    Ok(sent.exit())
+}
+
+/// Read all that must be at a destination, and compare it with the recorded checksums
+///
+/// All of it is fetched, also what was not sent by this run or this machine. Exit code 3: something is missing; 4: something
+/// has other bytes. `assay dest sync` puts both right.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The destination's name in dest.toml
+    name: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn verify(context: &Context, args: &VerifyArgs) -> Result<Exit> {
+    let dir = context.open()?;
+    let around = around(context, &dir);
+    context.status.begin("Verified", "arcs");
+    let done = copies::verify(&around, &args.name);
+    context.status.end();
+    let found = done?;
+    let verdict = format!(
+        "{}: {} good, {}; {} missing, {} wrong, {} can't be told",
+        args.name,
+        show::counted(found.good, "arc"),
+        show::bytes(found.good_bytes),
+        show::number(found.missing),
+        show::number(found.wrong),
+        show::number(found.unknown)
+    );
+    super::log::outcome(&verdict);
+    if args.json {
+        print_json(&json!({
+            "name": args.name,
+            "good": found.good,
+            "good_bytes": found.good_bytes,
+            "missing": found.missing,
+            "wrong": found.wrong,
+            "unknown": found.unknown,
+        }))?;
+    } else if !context.quiet {
+        print(&format!("{verdict}\n"))?;
+    }
+    if found.missing + found.wrong > 0 {
+        say("help: `assay dest sync` sends what is missing, and replaces what is wrong");
+    }
+    Ok(match (found.wrong + found.unknown, found.missing) {
+        (0, 0) => Exit::Ok,
+        (0, _) => Exit::FinishedWithErrors,
+        _ => Exit::Damage,
+    })
+}
+
+/// Remove all copies of this backup from a destination
+///
+/// Refused where an arc has no other good copy: each is read here and compared or, if that is not right, looked for at the
+/// other destinations. DESTID stays: the next backup sends all anew, unless the destination is off or not in dest.toml.
+#[derive(Debug, Args)]
+pub struct ClearArgs {
+    /// The destination's name in dest.toml
+    name: String,
+    /// Don't ask
+    #[arg(long)]
+    yes: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn clear(context: &Context, args: &ClearArgs) -> Result<Exit> {
+    let dir = context.open_to_save()?;
+    super::meet(context, &dir)?;
+    let lock = dir.lock()?;
+    let ui = Ui::beside(context);
+    let confirm = |objects: usize| {
+        let objects = counted(objects as u64, "object");
+        if args.yes {
+            return Ok(true);
+        }
+        match ui.ask(&format!("Remove {objects} from {}? [y/N]", args.name)) {
+            Some(answer) => Ok(["y", "yes"].contains(&answer.to_lowercase().as_str())),
+            None => Err(Error::Usage(format!("{objects} would be removed from {}: say --yes", args.name))),
+        }
+    };
+    let Some(cleared) = copies::clear(&around(context, &dir), &args.name, &lock, &confirm)? else {
+        say("assay: nothing was removed");
+        return Ok(Exit::Failed);
+    };
+    let verdict = format!("{}: {} removed", args.name, counted(cleared.removed, "object"));
+    super::log::outcome(&verdict);
+    if args.json {
+        print_json(&json!({ "name": args.name, "removed": cleared.removed, "kept": cleared.kept }))?;
+    } else if !context.quiet {
+        print(&format!("{verdict}\n"))?;
+    }
+    if cleared.kept > 0 {
+        let what = format!("{} may not be deleted", counted(cleared.kept, "object"));
+        let trouble = Trouble::Denied(what);
+        report(&Error::Dest { dest: args.name.as_str().into(), object: "".into(), trouble });
+        return Ok(Exit::FinishedWithErrors);
+    }
+    Ok(Exit::Ok)
+}

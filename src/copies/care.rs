@@ -1,0 +1,297 @@
+//! Looking after copies: which there are, whether they are right, completing them, giving one up.
+
+use std::collections::VecDeque;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::notes::{Note, State};
+use super::pace::Pace;
+use super::place::{OnBad, Place, Sourced, facts};
+use super::plan::{Plan, Wanted, Whose};
+use super::sender::{Sender, Task};
+use super::{Around, Report};
+use crate::backupdir::Lock;
+use crate::depot::Via;
+use crate::dest::{self, Known, Settings, Sum};
+use crate::error::{Error, Result, Trouble};
+use crate::ids::ArcName;
+use crate::monitor::Event;
+use crate::sync::{into_inner, lock};
+
+/// Bytes of an arc that are read here at a time.
+const PIECE_BYTES: usize = 1 << 20;
+/// How much longer than its own limits a place may take to be reached.
+const LEEWAY: Duration = Duration::from_secs(5);
+
+/// Where an arc is, as far as is noted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub arc: ArcName,
+    /// None: of a commit nothing is recorded.
+    pub arc_bytes: Option<u64>,
+    /// It is in the backup dir, in its length.
+    pub here: bool,
+    pub copies: Vec<Copy>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copy {
+    pub dest: String,
+    pub state: State,
+    /// Seconds since 1970.
+    pub at_s: u64,
+}
+
+/// What is noted of each arc's copies; no destination is asked.
+pub fn status(around: &Around, only: Option<&str>) -> Result<Vec<Standing>> {
+    let mut places = dest::all(&around.dir)?;
+    if let Some(name) = only {
+        places = vec![dest::named(&around.dir, name)?];
+    }
+    let plan = around.plan()?;
+    let noted: Vec<_> = places.iter().map(|settings| (&settings.name, around.noted(&settings.name))).collect();
+    let standing = |wanted: &Wanted| {
+        let copy = |name: &str, note: &Note| Copy { dest: name.to_string(), state: note.state, at_s: note.at_s };
+        let found = around.dir.arcs().len_bytes(wanted.name).ok();
+        let arc_bytes = Some(wanted.arc_bytes()).filter(|_| !wanted.is_commit());
+        Standing {
+            arc: wanted.name,
+            arc_bytes,
+            here: found.is_some_and(|found| arc_bytes.is_none_or(|bytes| bytes == found)),
+            copies: noted
+                .iter()
+                .filter_map(|(name, notes)| notes.get(&wanted.name).map(|note| copy(name, note)))
+                .collect(),
+        }
+    };
+    Ok(plan.wanted.iter().map(standing).collect())
+}
+
+/// Reaches places, all at the same time; why not, for those that can't be.
+fn reach(around: &Around, places: &[Settings], known: &Known) -> Vec<(Settings, Result<Arc<Place>>)> {
+    let limits = super::Limits { retry: around.limits.idle.min(around.limits.retry), ..around.limits };
+    let begin = |settings: &Settings| {
+        let (tell, told) = mpsc::channel();
+        let (around, theirs, known) = (around.clone(), settings.clone(), known.clone());
+        let pace = Arc::new(Pace::new(limits, settings.rate, around.monitor.clone()));
+        // It may hang where nobody can end it.
+        let work = move || tell.send(Place::reach(&around, &theirs, &known, &pace).map(Arc::new));
+        let _ = std::thread::Builder::new().name(format!("reach {}", settings.name)).spawn(work);
+        (settings.clone(), told)
+    };
+    let begun: Vec<_> = places.iter().map(begin).collect();
+    let end = |(settings, told): (Settings, mpsc::Receiver<Result<Arc<Place>>>)| {
+        let limit = limits.idle + LEEWAY;
+        let reached = told.recv_timeout(limit).unwrap_or_else(|_| {
+            let trouble = Trouble::TimedOut { what: "no answer", limit_s: limit.as_secs() };
+            Err(Error::Dest { dest: settings.name.as_str().into(), object: "".into(), trouble })
+        });
+        (settings, reached)
+    };
+    begun.into_iter().map(end).collect()
+}
+
+/// Completes destinations from any good copy; what is proven to be wrong there is replaced.
+///
+/// # Errors
+/// What keeps dest.toml, dest.known or the index from being read.
+pub fn sync(around: &Around, only: Option<&str>) -> Result<Vec<Report>> {
+    let (mut places, known) = around.places()?;
+    if let Some(name) = only {
+        // One that is off may be named.
+        let named = dest::named(&around.dir, name)?;
+        if places.iter().all(|settings| settings.name != name) {
+            places.push(named);
+        }
+    }
+    let plan = around.plan()?;
+    let reached = reach(around, &places, &known);
+    let task = Task { on_bad: OnBad::Replace, drop: Arc::default(), leftovers: false };
+    let mut reports = Vec::new();
+    let is_meant = |settings: &&Settings| only.is_none_or(|name| settings.name == name);
+    for settings in places.iter().filter(is_meant) {
+        let sender = Sender::new(around, settings, &plan, task.clone());
+        sender.close();
+        let own = reached.iter().find(|(of, _)| of.name == settings.name).map(|(_, place)| place.clone());
+        let report = match own {
+            Some(Ok(place)) => {
+                let others = reached.iter().filter(|(of, _)| of.name != settings.name);
+                let others = others.filter_map(|(_, place)| place.as_ref().ok().cloned()).map(Sourced::Other);
+                let sources: Vec<Sourced> = std::iter::once(Sourced::Home).chain(others).collect();
+                sender.run(&known, Some(place), &sources);
+                sender.wait(std::time::Instant::now(), around.limits.idle)
+            }
+            Some(Err(error)) => Report { trouble: Some(error), ..sender.wait_for_nothing() },
+            None => continue,
+        };
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+/// What was compared at a destination.
+#[derive(Debug, Clone, Default)]
+pub struct Verified {
+    pub good: u64,
+    pub good_bytes: u64,
+    /// Not there.
+    pub missing: u64,
+    /// Other bytes, or another length.
+    pub wrong: u64,
+    /// What is right can't be told, for the backup dir itself lacks it.
+    pub unknown: u64,
+}
+
+/// Compares presence, length and checksum of all that must be at a destination. Each failure is told.
+///
+/// # Errors
+/// What keeps the destination from being asked.
+pub fn verify(around: &Around, name: &str) -> Result<Verified> {
+    let settings = dest::named(&around.dir, name)?;
+    let known = Known::read(&around.dir)?;
+    let plan = around.plan()?;
+    let pace = Arc::new(Pace::new(around.limits, None, around.monitor.clone()));
+    let place = Place::reach(around, &settings, &known, &pace)?;
+    place.check_foreign(&plan)?;
+    let queue: Mutex<VecDeque<&Wanted>> = Mutex::new(plan.wanted.iter().collect());
+    let (sum, stopped) = (Mutex::new(Verified::default()), Mutex::new(None));
+    let work = || {
+        while let Some(wanted) = { lock(&queue).pop_front() } {
+            let done = place
+                .facts(wanted)
+                .map_err(|error| (true, error))
+                .and_then(|facts| place.verify(&facts).map(|()| facts.len_bytes).map_err(|error| (false, error)));
+            let mut sum = lock(&sum);
+            let error = match done {
+                Ok(bytes) => {
+                    sum.good += 1;
+                    sum.good_bytes += bytes;
+                    continue;
+                }
+                Err((_, Error::Interrupted)) => Err(Error::Interrupted),
+                Err((true, error)) => {
+                    sum.unknown += 1;
+                    Ok(error)
+                }
+                Err((_, error @ Error::Dest { trouble: Trouble::NotFound, .. })) => {
+                    sum.missing += 1;
+                    Ok(error)
+                }
+                Err((_, error @ Error::Dest { trouble: Trouble::Checksum { .. }, .. })) => {
+                    sum.wrong += 1;
+                    Ok(error)
+                }
+                Err((_, error)) => Err(error),
+            };
+            drop(sum);
+            match error {
+                Ok(error) => around.monitor.event(Event::Failure { path: b"", error: &error }),
+                Err(error) => {
+                    lock(&stopped).get_or_insert(error);
+                    lock(&queue).clear();
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..settings.workers {
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    match into_inner(stopped) {
+        Some(error) => Err(error),
+        None => Ok(into_inner(sum)),
+    }
+}
+
+/// What `clear` did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cleared {
+    pub removed: u64,
+    /// The place does not let us delete these.
+    pub kept: u64,
+}
+
+/// Removes all arcs of this backup from a destination, after `confirm` was told how many, commits first. Its mark stays.
+///
+/// # Errors
+/// `PROTECTED` where an arc has no other good copy: nothing is removed then. None: it was not confirmed.
+pub fn clear(
+    around: &Around,
+    name: &str,
+    _: &Lock,
+    confirm: &dyn Fn(usize) -> Result<bool>,
+) -> Result<Option<Cleared>> {
+    let settings = dest::named(&around.dir, name)?;
+    let (places, known) = around.places()?;
+    let plan = around.plan()?;
+    let pace = Arc::new(Pace::new(around.limits, None, around.monitor.clone()));
+    let place = Place::reach(around, &settings, &known, &pace)?;
+    place.check_foreign(&plan)?;
+    let others: Vec<Settings> = places.into_iter().filter(|other| other.name != name).collect();
+    let mut reached: Option<Vec<Arc<Place>>> = None;
+    for wanted in plan.wanted.iter().filter(|wanted| place.there.contains_key(&wanted.name)) {
+        pace.check()?;
+        if is_good_here(around, wanted, &pace) {
+            continue;
+        }
+        let reached = reached.get_or_insert_with(|| {
+            reach(around, &others, &known).into_iter().filter_map(|(_, place)| place.ok()).collect()
+        });
+        let has_it = |other: &Arc<Place>| {
+            let Some(State::Proven) = other.is_stored(wanted) else { return false };
+            let len = other.ask(|storage| storage.stat(&wanted.name.to_string()));
+            matches!(len, Ok(Some(len)) if Some(&len) == other.there.get(&wanted.name))
+        };
+        if !reached.iter().any(has_it) {
+            let what = format!("{} has no other good copy than the one at {name}", wanted.name);
+            return Err(Error::Protected { what });
+        }
+    }
+    let mut going: Vec<ArcName> = ours(&plan, &place).collect();
+    // Without its commit an arc is a leftover; the other way round the commit would name what is not there.
+    going.sort_by_key(|arc| (arc.number != crate::backupdir::arcs::COMMIT_NUMBER, std::cmp::Reverse(*arc)));
+    if !confirm(going.len())? {
+        return Ok(None);
+    }
+    let mut cleared = Cleared::default();
+    for arc in going {
+        match place.ask(|storage| storage.remove(&arc.to_string())) {
+            Ok(()) => {
+                place.notes.forget(arc);
+                cleared.removed += 1;
+            }
+            Err(Error::Dest { trouble: Trouble::Denied(_), .. }) => cleared.kept += 1,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(cleared))
+}
+
+fn ours<'a>(plan: &'a Plan, place: &'a Place) -> impl Iterator<Item = ArcName> + 'a {
+    place.there.keys().copied().filter(|arc| plan.whose(*arc) != Whose::Foreign)
+}
+
+/// The backup dir has an arc with its recorded checksum.
+fn is_good_here(around: &Around, wanted: &Wanted, pace: &Pace) -> bool {
+    let read = || -> Result<bool> {
+        let facts = facts(around, wanted, pace)?;
+        let arc = around.dir.arcs().open(wanted.name)?;
+        let (mut hasher, mut piece, mut at) = (Sha256::new(), vec![0; PIECE_BYTES], 0);
+        loop {
+            pace.check()?;
+            match arc.read(at, &mut piece, Via::Medium)? {
+                0 => break,
+                count => hasher.update(piece.get(..count).unwrap_or_default()),
+            }
+            at += PIECE_BYTES as u64;
+        }
+        let found: Sum = hasher.finalize().into();
+        Ok(found == facts.sum)
+    };
+    read().unwrap_or(false)
+}

@@ -1,0 +1,249 @@
+//! Copies of arcs at destinations: what is missing there is sent, proven, noted, and removed when nobody needs it.
+//!
+//! ```text
+//! reach (DESTID, notes, one LIST) ─> is all of it ours? ─> remove ─> backlog, oldest run first ─> arcs as they are closed ─> commit
+//! ```
+//!
+//! Invariants: nothing unverified is sent (`body`); nothing counts as stored before its proof (`place`); a commit comes after
+//! all that it needs (`sender`); each destination goes its own way, and the backup dir is as good whatever becomes of them.
+
+mod body;
+mod care;
+mod notes;
+mod pace;
+mod place;
+mod plan;
+mod sender;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crate::backupdir::{BackupDir, arcs};
+use crate::catalog::{ArcEntry, Commit};
+use crate::crypto::sha256;
+use crate::dest::{self, Known, Settings, Storage};
+use crate::error::{Error, Exit, Result};
+use crate::ids::Version;
+use crate::monitor::{Event, Monitor};
+use crate::sync::lock;
+pub use care::{Standing, clear, status, sync, verify};
+use notes::Noted;
+pub use notes::State;
+pub use pace::Limits;
+use place::{Done, OnBad, Sourced};
+use plan::{Plan, Wanted, What};
+use sender::{Sender, Task};
+
+/// Opens a destination.
+pub type Opener = Arc<dyn Fn(&Settings) -> Result<Box<dyn Storage>> + Send + Sync>;
+
+/// What all that is done with copies needs.
+#[derive(Clone)]
+pub struct Around {
+    pub dir: BackupDir,
+    pub open: Opener,
+    pub limits: Limits,
+    pub monitor: Arc<dyn Monitor>,
+    told: Arc<Mutex<Vec<Error>>>,
+}
+
+impl Around {
+    pub fn new(dir: &BackupDir, open: Opener, monitor: Arc<dyn Monitor>) -> Around {
+        Around { dir: dir.clone(), open, limits: Limits::default(), monitor, told: Arc::default() }
+    }
+
+    /// A failure; one that several destinations meet is one.
+    fn tell_once(&self, error: &Error) {
+        let mut told = lock(&self.told);
+        if !told.contains(error) {
+            told.push(error.clone());
+            drop(told);
+            self.monitor.event(Event::Failure { path: b"", error });
+        }
+    }
+
+    /// What is noted of the place that was marked under this name; nothing where that can't be told.
+    fn noted(&self, name: &str) -> Noted {
+        let known = Known::read(&self.dir).unwrap_or_default();
+        let id = known.of_name(name).and_then(dest::KnownPlace::id);
+        id.and_then(|id| notes::noted(&self.dir, id).ok()).unwrap_or_default()
+    }
+
+    /// Destinations that are used, and what is known of them.
+    fn places(&self) -> Result<(Vec<Settings>, Known)> {
+        let all = dest::all(&self.dir)?.into_iter().filter(|settings| !settings.off).collect();
+        Ok((all, Known::read(&self.dir)?))
+    }
+
+    fn plan(&self) -> Result<Arc<Plan>> {
+        Plan::of(&self.dir.open_index()?).map(Arc::new)
+    }
+
+    /// All destinations have the last commit, as far as is noted: a commit comes last, so they have all.
+    fn is_everywhere(&self, plan: &Plan, places: &[Settings]) -> bool {
+        let Some(last) = plan.last_commit.map(arcs::commit_arc) else { return false };
+        let has =
+            |settings: &Settings| self.noted(&settings.name).get(&last).is_some_and(|note| note.state > State::Sending);
+        places.iter().all(has)
+    }
+}
+
+/// What came of one destination.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    pub name: String,
+    /// Its failures don't count.
+    pub ignored: bool,
+    /// Arcs that were sent, commits too, and their bytes.
+    pub sent: u64,
+    pub sent_bytes: u64,
+    /// Arcs that were proven.
+    pub proven: u64,
+    /// Arcs that are there, and of which nothing was compared.
+    pub unverified: u64,
+    /// Arcs that are not there, and their bytes.
+    pub behind: u64,
+    pub behind_bytes: u64,
+    /// Objects that nobody needs any more.
+    pub removed: u64,
+    pub failed: u64,
+    pub damaged: bool,
+    /// Why no more was done.
+    pub trouble: Option<Error>,
+}
+
+impl Report {
+    fn count(&mut self, done: Done) {
+        let state = match done {
+            Done::Was(state) => {
+                self.unverified += u64::from(state == State::Unverified);
+                return;
+            }
+            Done::Found(state) => state,
+            Done::Sent(state, bytes) => {
+                self.sent += 1;
+                self.sent_bytes += bytes;
+                state
+            }
+        };
+        self.proven += u64::from(state == State::Proven);
+        self.unverified += u64::from(state == State::Unverified);
+    }
+
+    pub fn exit(&self) -> Exit {
+        let trouble = self.trouble.as_ref().filter(|_| !self.ignored);
+        match trouble {
+            _ if self.damaged => Exit::Damage,
+            Some(Error::Interrupted) => Exit::Interrupted,
+            Some(error) if error.is_damage() => Exit::Damage,
+            Some(_) => Exit::FinishedWithErrors,
+            None if !self.ignored && (self.behind > 0 || self.failed > 0) => Exit::FinishedWithErrors,
+            None => Exit::Ok,
+        }
+    }
+}
+
+/// Copies being made while a run goes on.
+pub struct Sending {
+    around: Around,
+    senders: Mutex<Vec<Arc<Sender>>>,
+    trouble: Mutex<Option<Error>>,
+    run: Mutex<Option<Version>>,
+}
+
+impl Sending {
+    pub fn new(around: Around) -> Sending {
+        Sending { around, senders: Mutex::default(), trouble: Mutex::default(), run: Mutex::default() }
+    }
+
+    /// Begins with what earlier runs have left to send. Earlier runs are settled, and the caller holds the lock.
+    ///
+    /// What keeps it from beginning is told at its end.
+    pub fn begin(&self) {
+        if let Err(error) = self.start() {
+            lock(&self.trouble).get_or_insert(error);
+        }
+    }
+
+    fn start(&self) -> Result<()> {
+        let (places, known) = self.around.places()?;
+        if places.is_empty() {
+            return Ok(());
+        }
+        let plan = self.around.plan()?;
+        *lock(&self.senders) = start(&self.around, &places, known, &plan);
+        Ok(())
+    }
+
+    /// An arc of the run is closed.
+    pub fn closed(&self, arc: &ArcEntry) {
+        *lock(&self.run) = Some(arc.name.version);
+        let wanted = Wanted { name: arc.name, what: What::Arc(arc.clone()), needed: true };
+        lock(&self.senders).iter().for_each(|sender| sender.add(wanted.clone()));
+    }
+
+    /// The run is committed.
+    pub fn committed(&self, commit: &Commit) {
+        *lock(&self.run) = None;
+        let what = What::Commit(sha256(&commit.encode()));
+        let wanted = Wanted { name: arcs::commit_arc(commit.run), what, needed: true };
+        lock(&self.senders).iter().for_each(|sender| sender.add(wanted.clone()));
+    }
+
+    /// Waits until all is sent, as long as anything goes forward. What a run that was not committed has closed is not sent.
+    ///
+    /// # Errors
+    /// What keeps dest.toml, dest.known or the index from being read.
+    pub fn finish(self) -> Result<Vec<Report>> {
+        if let Some(error) = lock(&self.trouble).take() {
+            return Err(error);
+        }
+        let failed = lock(&self.run).take();
+        let senders = std::mem::take(&mut *lock(&self.senders));
+        if let Some(run) = failed {
+            senders.iter().for_each(|sender| sender.forget_run(run));
+        }
+        Ok(wait(&self.around, &senders))
+    }
+}
+
+/// Sends what is missing, where no run is under way in this process.
+///
+/// # Errors
+/// What keeps dest.toml, dest.known or the index from being read.
+pub fn send(around: &Around) -> Result<Vec<Report>> {
+    let (places, known) = around.places()?;
+    if places.is_empty() {
+        return Ok(Vec::new());
+    }
+    let plan = around.plan()?;
+    Ok(wait(around, &start(around, &places, known, &plan)))
+}
+
+fn start(around: &Around, places: &[Settings], known: Known, plan: &Arc<Plan>) -> Vec<Arc<Sender>> {
+    let known = Arc::new(known);
+    let everywhere = around.is_everywhere(plan, places);
+    let drop = if everywhere { plan.dropped.keys().copied().collect() } else { BTreeSet::new() };
+    let task = Task { on_bad: OnBad::Tell, drop: Arc::new(drop), leftovers: true };
+    let begin = |settings: &Settings| {
+        let sender = Sender::new(around, settings, plan, task.clone());
+        let (theirs, known) = (sender.clone(), known.clone());
+        let work = move || theirs.run(&known, None, &[Sourced::Home]);
+        // It outlives the run only where a place hangs: then the process ends it.
+        let name = format!("send {}", settings.name);
+        if std::thread::Builder::new().name(name).spawn(work).is_err() {
+            sender.run(&Known::default(), None, &[]);
+        }
+        sender
+    };
+    places.iter().map(begin).collect()
+}
+
+fn wait(around: &Around, senders: &[Arc<Sender>]) -> Vec<Report> {
+    senders.iter().for_each(|sender| sender.close());
+    let since = Instant::now();
+    senders.iter().map(|sender| sender.wait(since, around.limits.idle)).collect()
+}

@@ -1,0 +1,205 @@
+//! What is noted of the copies at one destination: `copies/ID` in the backup dir, a line a fact, the last one of an arc
+//! counts.
+//!
+//! Invariants: a note saves requests, and never makes anything true: what is noted as stored must be in the listing too, or
+//! be looked for by name. It may be lost: then what is there is proven again. Who sends holds `copies/ID.lock`.
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io::{Read, Write as _};
+use std::sync::Mutex;
+
+use crate::backupdir::BackupDir;
+use crate::crypto::sha256;
+use crate::error::{Error, Result, Trouble};
+use crate::ids::{ArcId, ArcName, DestId};
+use crate::ledger::now_s;
+use crate::os::dir::Write;
+use crate::own::OwnDir;
+use crate::sync::lock;
+use crate::text::hex;
+
+const DIR: &str = "copies";
+/// More lines than this are no notes of ours.
+const MAX_BYTES: u64 = 256 << 20;
+/// A file with so many more lines than arcs is written anew.
+const SLACK_LINES: usize = 1000;
+
+/// How far the copy of an arc has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// It was about to be sent: what has its name there may be half of it, and may be replaced.
+    Sending,
+    /// It was sent, and nothing was compared.
+    Unverified,
+    Proven,
+}
+
+impl State {
+    pub fn text(self) -> &'static str {
+        match self {
+            State::Sending => "sending",
+            State::Unverified => "unverified",
+            State::Proven => "proven",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Note {
+    /// Of the arc, not of its name alone.
+    pub id: ArcId,
+    pub state: State,
+    /// Seconds since 1970.
+    pub at_s: u64,
+}
+
+pub type Noted = BTreeMap<ArcName, Note>;
+
+/// The notes of one destination, held by who sends to it.
+pub struct Notes {
+    dest: DestId,
+    known: Mutex<(Noted, File)>,
+    /// Released when it is closed.
+    _held: File,
+}
+
+impl Notes {
+    /// # Errors
+    /// `DEST_IN_USE` while another process sends there; those of the files.
+    pub fn hold(dir: &BackupDir, dest: DestId, name: &str) -> Result<Notes> {
+        let own = dir.own().sub_made(DIR, 0o700)?;
+        let file = dest.to_string();
+        let held = own.write(format!("{file}.lock"), 0o600, Write::Over)?;
+        match held.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Dest { dest: name.into(), object: "".into(), trouble: Trouble::InUse });
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io("lock", own.path_of(&file), &error)),
+        }
+        let (noted, lines) = read(&own, dest)?;
+        if lines > noted.len() + SLACK_LINES {
+            let new = format!("{file}.new");
+            own.remove_if_there(&new)?;
+            let text: String = noted.iter().map(|(name, note)| line(dest, *name, Some(*note))).collect();
+            let mut out = own.create(&new, 0o600)?;
+            out.write_all(text.as_bytes()).map_err(|error| Error::io("write", own.path_of(&new), &error))?;
+            own.rename(&new, &file)?;
+        }
+        let out = own.write(&file, 0o600, Write::Append)?;
+        // A line that a kill has cut must not spoil the next one.
+        (&out).write_all(b"\n").map_err(|error| Error::io("write", own.path_of(&file), &error))?;
+        Ok(Notes { dest, known: Mutex::new((noted, out)), _held: held })
+    }
+
+    pub fn of(&self, name: ArcName) -> Option<Note> {
+        lock(&self.known).0.get(&name).copied()
+    }
+
+    /// A note that can't be written is only missing the next time.
+    pub fn put(&self, name: ArcName, id: ArcId, state: State) {
+        let note = Note { id, state, at_s: now_s() };
+        let mut known = lock(&self.known);
+        known.0.insert(name, note);
+        let _ = known.1.write_all(line(self.dest, name, Some(note)).as_bytes());
+    }
+
+    /// It is not there any more.
+    pub fn forget(&self, name: ArcName) {
+        let mut known = lock(&self.known);
+        known.0.remove(&name);
+        let _ = known.1.write_all(line(self.dest, name, None).as_bytes());
+    }
+}
+
+/// What is noted, for who only looks.
+///
+/// # Errors
+/// Those of reading the file.
+pub fn noted(dir: &BackupDir, dest: DestId) -> Result<Noted> {
+    match dir.own().sub(DIR)? {
+        Some(own) => Ok(read(&own, dest)?.0),
+        None => Ok(Noted::new()),
+    }
+}
+
+/// What can be read of the file, and its lines.
+fn read(own: &OwnDir, dest: DestId) -> Result<(Noted, usize)> {
+    let name = dest.to_string();
+    if own.stat(&name)?.is_none() {
+        return Ok((Noted::new(), 0));
+    }
+    let mut bytes = Vec::new();
+    let read = own.read(&name)?.take(MAX_BYTES).read_to_end(&mut bytes);
+    read.map_err(|error| Error::io("read", own.path_of(&name), &error))?;
+    let (mut noted, mut lines) = (Noted::new(), 0);
+    for text in bytes.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()) {
+        lines += 1;
+        match parse(dest, text) {
+            Some((name, Some(note))) => drop(noted.insert(name, note)),
+            Some((name, None)) => drop(noted.remove(&name)),
+            None => {}
+        }
+    }
+    Ok((noted, lines))
+}
+
+fn line(dest: DestId, name: ArcName, note: Option<Note>) -> String {
+    let text = match note {
+        Some(Note { id, state, at_s }) => format!("{name} {} {at_s} {id}", state.text()),
+        None => format!("{name} gone 0 -"),
+    };
+    format!("{text} {}\n", check(dest, &text))
+}
+
+/// What of a line was cut or damaged is no note.
+fn check(dest: DestId, text: &str) -> String {
+    let sum = sha256(&[&dest.0[..], text.as_bytes()].concat());
+    hex(sum.first_chunk::<4>().unwrap_or(&[0; 4]))
+}
+
+fn parse(dest: DestId, line: &str) -> Option<(ArcName, Option<Note>)> {
+    let (text, sum) = line.rsplit_once(' ')?;
+    if sum != check(dest, text) {
+        return None;
+    }
+    let mut words = text.split(' ');
+    let (name, state, at_s, id) = (words.next()?, words.next()?, words.next()?, words.next()?);
+    let name = ArcName::parse(name)?;
+    let state = match state {
+        "gone" => return Some((name, None)),
+        text => [State::Sending, State::Unverified, State::Proven].into_iter().find(|state| state.text() == text)?,
+    };
+    let mut bytes = [0; 16];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(id.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some((name, Some(Note { id: ArcId(bytes), state, at_s: at_s.parse().ok()? })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Version;
+
+    #[test]
+    fn a_note_is_read_as_it_was_written_or_not_at_all() {
+        let dest = DestId([3; 16]);
+        let name = ArcName { version: Version(3), number: 1 };
+        for state in [State::Sending, State::Unverified, State::Proven] {
+            let note = Note { id: ArcId([0xa5; 16]), state, at_s: 1_764_320_000 };
+            let text = line(dest, name, Some(note));
+            let text = text.trim_end();
+            assert_eq!(parse(dest, text), Some((name, Some(note))));
+            assert_eq!(parse(DestId([4; 16]), text), None);
+            for at in 0..text.len() {
+                assert_eq!(parse(dest, &text[..at]), None);
+                let mut bad = text.as_bytes().to_vec();
+                bad[at] ^= 1;
+                assert_eq!(std::str::from_utf8(&bad).ok().and_then(|bad| parse(dest, bad)), None, "byte {at}");
+            }
+        }
+        assert_eq!(parse(dest, line(dest, name, None).trim_end()), Some((name, None)));
+    }
+}

@@ -1,0 +1,454 @@
+//! A destination that was reached, and what is done there to one arc.
+//!
+//! Invariants: an arc counts as stored there when it was proven, or is noted and shown as unverified; only what this
+//! backup dir was sending may be replaced, or what is proven to be wrong while the right bytes are at hand; nothing is
+//! called missing before it was asked for by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::body::{ArcBody, Source};
+use super::notes::{Notes, State};
+use super::pace::Pace;
+use super::plan::{Plan, Wanted, What, Whose};
+use super::{Around, Opener};
+use crate::arc::{ARC_HEADER_LEN, ArcHeader};
+use crate::backupdir::arcs;
+use crate::dest::settings::Verify;
+use crate::dest::{Body, Compared, Known, Lie, Object, Proof, Settings, Storage, Sum, mark, prove, put_proven};
+use crate::error::{Error, Result, Trouble};
+use crate::fetch;
+use crate::ids::{ArcId, ArcName};
+use crate::monitor::Event;
+use crate::sync::lock;
+
+/// How often an arc that arrives with other bytes is sent.
+const MOST_SENDS: u32 = 3;
+/// Credentials are not asked for more often.
+const RENEW_EVERY: Duration = Duration::from_secs(60);
+
+/// What came of an arc.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// It was there, and noted.
+    Was(State),
+    /// It was there, and had to be proven.
+    Found(State),
+    Sent(State, u64),
+}
+
+/// What must be there under a name.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts {
+    pub name: ArcName,
+    pub id: ArcId,
+    pub len_bytes: u64,
+    pub sum: Sum,
+}
+
+/// What may be done to a copy that is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnBad {
+    Tell,
+    Replace,
+}
+
+pub struct Place {
+    around: Around,
+    settings: Settings,
+    storage: Mutex<(Arc<Paced>, Option<Instant>)>,
+    pace: Arc<Pace>,
+    pub notes: Notes,
+    is_honest: bool,
+    /// A source was damaged, and passed over.
+    pub met_damage: AtomicBool,
+    /// Arcs as the one listing had them, with their lengths.
+    pub there: BTreeMap<ArcName, u64>,
+}
+
+impl Place {
+    /// Opens it, reads its mark, takes its notes, and lists it.
+    pub fn reach(around: &Around, settings: &Settings, known: &Known, pace: &Arc<Pace>) -> Result<Place> {
+        let storage = pace.attempt(|| paced(&around.open, settings, pace))?;
+        let mark = pace.attempt(|| mark::read(storage.as_ref(), around.dir.keys(), known))?;
+        let notes = Notes::hold(&around.dir, mark.id, &settings.name)?;
+        let listed = pace.attempt(|| storage.list())?;
+        let arc = |object: Object| Some((ArcName::parse(&object.name)?, object.len_bytes));
+        Ok(Place {
+            around: around.clone(),
+            settings: settings.clone(),
+            storage: Mutex::new((storage, None)),
+            pace: pace.clone(),
+            notes,
+            is_honest: known.of_mark(&mark).is_some_and(|place| place.is_honest()),
+            met_damage: AtomicBool::new(false),
+            there: listed.into_iter().filter_map(arc).collect(),
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    fn storage(&self) -> Arc<Paced> {
+        lock(&self.storage).0.clone()
+    }
+
+    /// Asks for something, with patience, and with new credentials where the old ones are not taken any more.
+    pub fn ask<T>(&self, act: impl Fn(&dyn Storage) -> Result<T>) -> Result<T> {
+        self.pace.attempt(|| match act(self.storage().as_ref()) {
+            Err(Error::Dest { trouble: Trouble::Denied(_), .. }) if self.renew()? => act(self.storage().as_ref()),
+            done => done,
+        })
+    }
+
+    /// Opens it anew, if that was not done lately.
+    fn renew(&self) -> Result<bool> {
+        let mut storage = lock(&self.storage);
+        if storage.1.is_some_and(|last| last.elapsed() < RENEW_EVERY) {
+            return Ok(false);
+        }
+        *storage = (paced(&self.around.open, &self.settings, &self.pace)?, Some(Instant::now()));
+        Ok(true)
+    }
+
+    fn trouble(&self, object: &str, trouble: Trouble) -> Error {
+        Error::Dest { dest: self.name().into(), object: object.into(), trouble }
+    }
+
+    pub fn warn(&self, what: String) {
+        self.around.monitor.event(Event::Warning { path: b"", what });
+    }
+
+    /// Nobody else may write there with this key.
+    ///
+    /// # Errors
+    /// `DEST_DIVERGED`.
+    pub fn check_foreign(&self, plan: &Plan) -> Result<()> {
+        let dir = &self.around.dir;
+        for name in self.there.keys() {
+            if plan.whose(*name) == Whose::Foreign {
+                return Err(self.diverged(*name));
+            }
+            // What this backup dir has noted it has sent itself.
+            if self.notes.of(*name).is_none()
+                && let (Some(id), Some(found)) = (plan.id_of(dir, *name), self.id_there(*name)?)
+                && id != found
+            {
+                return Err(self.diverged(*name));
+            }
+        }
+        Ok(())
+    }
+
+    fn diverged(&self, name: ArcName) -> Error {
+        self.trouble("", Trouble::Diverged(format!("{name} there is not of this one's history")))
+    }
+
+    /// The id of an arc that is there, by its header.
+    fn id_there(&self, name: ArcName) -> Result<Option<ArcId>> {
+        let len = ARC_HEADER_LEN as u64;
+        if self.there.get(&name).is_some_and(|found| *found < len) {
+            return Ok(None);
+        }
+        let head = match self.ask(|storage| storage.read(&name.to_string(), 0..len)) {
+            Err(Error::Dest { trouble: Trouble::NotFound | Trouble::WrongRange { .. }, .. }) => return Ok(None),
+            head => head?,
+        };
+        Ok(ArcHeader::decode(&head, self.around.dir.keys()).ok().map(|header| header.id))
+    }
+
+    /// Removes what nobody needs any more: what was dropped, and what cut runs have left, where it is proven to be theirs.
+    /// Returns how much went, and how much the place does not let go.
+    pub fn clear_away(&self, plan: &Plan, dropped: &BTreeSet<ArcName>, leftovers: bool) -> Result<(u64, u64)> {
+        let (mut removed, mut kept) = (0, 0);
+        for name in self.there.keys().copied() {
+            let goes = match plan.whose(name) {
+                Whose::Dropped => dropped.contains(&name),
+                Whose::Leftover if leftovers => {
+                    let id = plan.id_of(&self.around.dir, name);
+                    self.notes.of(name).is_some() || (id.is_some() && self.id_there(name)? == id)
+                }
+                _ => false,
+            };
+            if !goes {
+                continue;
+            }
+            match self.ask(|storage| storage.remove(&name.to_string())) {
+                Ok(()) => {
+                    self.notes.forget(name);
+                    removed += 1;
+                }
+                Err(Error::Dest { trouble: Trouble::Denied(_), .. }) => kept += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((removed, kept))
+    }
+
+    /// It is there, as far as notes and listing tell; None: that is to be found out.
+    pub fn is_stored(&self, wanted: &Wanted) -> Option<State> {
+        let note = self.notes.of(wanted.name).filter(|note| note.state > State::Sending)?;
+        let len_bytes = match &wanted.what {
+            What::Arc(entry) if entry.id == note.id => entry.arc_bytes,
+            What::Arc(_) => return None,
+            What::Commit(_) => self.around.dir.arcs().len_bytes(wanted.name).ok()?,
+        };
+        (self.there.get(&wanted.name) == Some(&len_bytes)).then_some(note.state)
+    }
+
+    /// What must be there under the name. What is recorded nowhere, a commit's own checksum, is proven first.
+    pub fn facts(&self, wanted: &Wanted) -> Result<Facts> {
+        facts(&self.around, wanted, &self.pace)
+    }
+
+    /// Sees to it that an arc is there.
+    pub fn bring(&self, wanted: &Wanted, sources: &[Sourced], on_bad: OnBad) -> Result<Done> {
+        if let Some(state) = self.is_stored(wanted) {
+            return Ok(Done::Was(state));
+        }
+        let facts = self.facts(wanted)?;
+        let name = facts.name;
+        let note = self.notes.of(name).filter(|note| note.id == facts.id);
+        let mut may_replace = note.is_some_and(|note| note.state == State::Sending) || on_bad == OnBad::Replace;
+        if note.is_some() || self.there.contains_key(&name) {
+            match self.ask(|storage| storage.stat(&name.to_string()))? {
+                // A listing may be stale: its own word counts.
+                Some(len) if len == facts.len_bytes && note.is_some_and(|note| note.state > State::Sending) => {
+                    return Ok(Done::Was(note.map_or(State::Unverified, |note| note.state)));
+                }
+                Some(_) => {
+                    let settled = self.ask(|storage| self.settle(storage, &facts, may_replace));
+                    if matches!(settled, Err(Error::Dest { trouble: Trouble::Checksum { .. }, .. })) {
+                        self.notes.forget(name);
+                    }
+                    if let Some(state) = settled? {
+                        self.notes.put(name, facts.id, state);
+                        return Ok(Done::Found(state));
+                    }
+                }
+                None if note.is_some_and(|note| note.state > State::Sending) => {
+                    self.warn(format!("{name} was at {} and is gone: it is sent again", self.name()));
+                }
+                None => {}
+            }
+        }
+        let mut sends = 0;
+        loop {
+            match self.send(&facts, sources, &mut may_replace) {
+                Err(error @ Error::Dest { trouble: Trouble::Checksum { .. }, .. }) if sends + 1 < MOST_SENDS => {
+                    sends += 1;
+                    self.warn(format!("{error}: it is sent again"));
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn send(&self, facts: &Facts, sources: &[Sourced], may_replace: &mut bool) -> Result<Done> {
+        let mut last = Error::SelfCheck { what: format!("there is no source for {}", facts.name) };
+        for source in sources {
+            match self.send_from(facts, source, may_replace) {
+                Err(error) if source.is_at_fault(&error) => {
+                    if sources.len() > 1 {
+                        self.met_damage.fetch_or(error.is_damage(), Ordering::Relaxed);
+                        self.around.tell_once(&error);
+                    }
+                    last = error;
+                }
+                done => return done,
+            }
+        }
+        Err(last)
+    }
+
+    fn send_from(&self, facts: &Facts, source: &Sourced, may_replace: &mut bool) -> Result<Done> {
+        let name = facts.name;
+        self.notes.put(name, facts.id, State::Sending);
+        let furthest = Mutex::new(0);
+        let given = |bytes: u64| {
+            let mut furthest = lock(&furthest);
+            if bytes > *furthest {
+                *furthest = bytes;
+                self.pace.went_forward();
+                self.around.monitor.sending(self.name(), name, bytes, facts.len_bytes);
+            }
+        };
+        let replace = std::cell::Cell::new(*may_replace);
+        let is_again = std::cell::Cell::new(*may_replace);
+        let state = self.ask(|storage| {
+            if is_again.replace(true)
+                && let Some(state) = self.settle(storage, facts, replace.get())?
+            {
+                return Ok(state);
+            }
+            let opened = source.open(&self.around, name)?;
+            let body = ArcBody::new(name, opened, (facts.len_bytes, facts.sum), &self.pace, &given);
+            let object = name.to_string();
+            match put_proven(storage, &object, &body, self.settings.verify, self.is_honest) {
+                Ok(Proof::ReadBack | Proof::Server) => Ok(State::Proven),
+                Ok(Proof::Unverified) => Ok(State::Unverified),
+                Err(error @ Error::Dest { trouble: Trouble::Exists, .. }) => {
+                    self.settle(storage, facts, replace.get())?.ok_or(error)
+                }
+                Err(error) => {
+                    // What this put has left may be anything.
+                    replace.set(true);
+                    Err(error)
+                }
+            }
+        });
+        *may_replace = replace.get();
+        let state = state?;
+        self.notes.put(name, facts.id, state);
+        Ok(Done::Sent(state, facts.len_bytes))
+    }
+
+    /// What is under a name that may be half of something: it is right; or it is wrong, and was removed; or there is nothing.
+    ///
+    /// # Errors
+    /// `DEST_DIVERGED`; `DEST_CHECKSUM` where it may not be replaced.
+    fn settle(&self, storage: &dyn Storage, facts: &Facts, may_replace: bool) -> Result<Option<State>> {
+        let object = facts.name.to_string();
+        let Some(len_bytes) = storage.stat(&object)? else { return Ok(None) };
+        if self.settings.verify == Verify::Trust && len_bytes == facts.len_bytes {
+            return Ok(Some(State::Unverified));
+        }
+        match prove(storage, &object, facts.len_bytes, &facts.sum) {
+            Ok(()) => Ok(Some(State::Proven)),
+            Err(error @ Error::Dest { trouble: Trouble::Checksum { .. }, .. }) => {
+                let len = ARC_HEADER_LEN as u64;
+                if len_bytes >= len
+                    && let Ok(header) = ArcHeader::decode(&storage.read(&object, 0..len)?, self.around.dir.keys())
+                    && header.id != facts.id
+                {
+                    return Err(self.diverged(facts.name));
+                }
+                match may_replace.then(|| storage.remove(&object)) {
+                    Some(Ok(())) => Ok(None),
+                    Some(Err(Error::Dest { trouble: Trouble::Denied(_), .. })) | None => Err(error),
+                    Some(Err(other)) => Err(other),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads an arc there, all of it, and compares it.
+    pub fn verify(&self, facts: &Facts) -> Result<()> {
+        let object = facts.name.to_string();
+        let done = self.ask(|storage| prove(storage, &object, facts.len_bytes, &facts.sum));
+        match &done {
+            Ok(()) => self.notes.put(facts.name, facts.id, State::Proven),
+            Err(Error::Dest { trouble: Trouble::Checksum { .. } | Trouble::NotFound, .. }) => {
+                self.notes.forget(facts.name);
+            }
+            Err(_) => {}
+        }
+        done
+    }
+}
+
+/// What must be at every destination under a name.
+pub fn facts(around: &Around, wanted: &Wanted, pace: &Pace) -> Result<Facts> {
+    let (dir, name) = (&around.dir, wanted.name);
+    match &wanted.what {
+        What::Arc(entry) => Ok(Facts { name, id: entry.id, len_bytes: entry.arc_bytes, sum: entry.digest.0 }),
+        What::Commit(digest) => {
+            let proven = fetch::prove(dir.arcs(), name, dir.keys(), |_| pace.check().is_ok())?;
+            let (_, found) = arcs::read_commit(dir.arcs(), name.version, dir.keys())?;
+            if found != *digest {
+                let what = "it is not the one that the index knows".into();
+                return Err(Error::CommitDamaged { run: name.version, what });
+            }
+            Ok(Facts { name, id: proven.id, len_bytes: proven.arc_bytes, sum: proven.digest.0 })
+        }
+    }
+}
+
+/// Where arcs may be read from.
+#[derive(Clone)]
+pub enum Sourced {
+    Home,
+    Other(Arc<Place>),
+}
+
+impl Sourced {
+    fn open(&self, around: &Around, name: ArcName) -> Result<Source> {
+        match self {
+            Sourced::Home => around.dir.arcs().open(name).map(Source::Home),
+            Sourced::Other(place) => Ok(Source::Copy(place.storage())),
+        }
+    }
+
+    /// Another source may be good.
+    fn is_at_fault(&self, error: &Error) -> bool {
+        match (self, error) {
+            (Sourced::Home, Error::Arc { .. } | Error::Io { .. }) => true,
+            (Sourced::Other(place), Error::Dest { dest, .. }) => **dest == *place.name(),
+            _ => false,
+        }
+    }
+}
+
+fn paced(open: &Opener, settings: &Settings, pace: &Arc<Pace>) -> Result<Arc<Paced>> {
+    Ok(Arc::new(Paced { inner: open(settings)?, pace: pace.clone() }))
+}
+
+/// A storage of which each answer counts as going forward, and nothing more is asked once the run ends.
+pub struct Paced {
+    inner: Box<dyn Storage>,
+    pace: Arc<Pace>,
+}
+
+impl Paced {
+    fn answered<T>(&self, act: impl FnOnce(&dyn Storage) -> Result<T>) -> Result<T> {
+        self.pace.check()?;
+        let done = act(self.inner.as_ref())?;
+        self.pace.went_forward();
+        Ok(done)
+    }
+}
+
+impl Storage for Paced {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn put(&self, object: &str, body: &dyn Body) -> Result<Compared> {
+        self.pace.check()?;
+        self.inner.put(object, body)
+    }
+
+    fn stat(&self, object: &str) -> Result<Option<u64>> {
+        // What is only looked for goes nowhere.
+        self.pace.check()?;
+        self.inner.stat(object)
+    }
+
+    fn read(&self, object: &str, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
+        self.answered(|storage| storage.read(object, range))
+    }
+
+    fn list(&self) -> Result<Vec<Object>> {
+        self.answered(|storage| storage.list())
+    }
+
+    fn remove(&self, object: &str) -> Result<()> {
+        self.answered(|storage| storage.remove(object))
+    }
+
+    fn lies(&self) -> &'static [Lie] {
+        self.inner.lies()
+    }
+
+    fn lie(&self, object: &str, bytes: &[u8], lie: Lie) -> Result<()> {
+        self.inner.lie(object, bytes, lie)
+    }
+
+    fn forget(&self, object: &str) -> Result<()> {
+        self.inner.forget(object)
+    }
+}
