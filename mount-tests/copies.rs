@@ -229,6 +229,22 @@ fn what_nobody_needs_goes_one_run_later() {
     assert!(done["destinations"][0]["removed"].as_u64().is_some_and(|removed| removed >= 2), "{done}");
     is_whole(&lab, &lab.path("usb"));
     is_whole(&lab, &lab.path("nas"));
+
+    // What was packed away before a destination ever got it is not missed there.
+    fs::rename(lab.path("nas"), lab.path("away")).expect("rename");
+    add_noise(&lab, &mut rng, "short-lived", 2 << 20);
+    backup(&lab).code(3);
+    fs::remove_file(lab.src().join("short-lived")).expect("remove");
+    backup(&lab).code(3);
+    let newest = lab.versions().pop().expect("a version");
+    lab.assay("rm", ["-r", &format!("r{}", newest - 1), "--force"]).run().code(3);
+    lab.assay("pack", NONE).run().code(3);
+    fs::rename(lab.path("away"), lab.path("nas")).expect("rename");
+    backup(&lab).code(0);
+    backup(&lab).code(0);
+    is_whole(&lab, &lab.path("usb"));
+    is_whole(&lab, &lab.path("nas"));
+    lab.assay("dest", ["verify", "nas"]).ok();
 }
 
 #[test]
@@ -271,6 +287,37 @@ fn damage_here_is_not_copied_and_what_is_wrong_there_is_put_right() {
     assert_eq!(names_in(&lab.path("usb")), [b"DESTID".to_vec()]);
     backup(&lab).code(0);
     is_whole(&lab, &lab.path("usb"));
+}
+
+/// Killed at any moment, `sync` and `clear` leave what the next one completes; nothing is lost on the way.
+#[test]
+fn a_kill_of_sync_or_clear_costs_nothing() {
+    let mut rng = Rng::from_env("kill sync");
+    let lab = lab(&[("usb", "workers = 2"), ("nas", "off = true\nrate = \"8M\"")]);
+    setid(&lab, "usb");
+    setid(&lab, "nas");
+    add_noise(&lab, &mut rng, "one", 6 << 20);
+    backup(&lab).code(0);
+    let mut cut = 0;
+    for round in 0..8 {
+        let args: &[&str] = if round % 2 == 0 { &["sync", "nas"] } else { &["clear", "nas", "--yes"] };
+        let (mut command, _) = lab.assay("dest", args).into_parts();
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("spawn");
+        std::thread::sleep(Duration::from_millis(100 + rng.below(400)));
+        cut += u32::from(child.try_wait().expect("wait").is_none());
+        let _ = child.kill();
+        child.wait().expect("wait");
+        is_whole(&lab, &lab.path("usb"));
+        assert!(lab.path("nas/DESTID").exists());
+    }
+    println!("{cut} of 8 cut");
+    assert!(cut >= 2, "only {cut} kills hit");
+    lab.assay("dest", ["sync", "nas"]).ok();
+    is_whole(&lab, &lab.path("nas"));
+    lab.assay("dest", ["verify", "nas"]).ok();
+    lab.assay("dest", ["clear", "nas", "--yes"]).ok();
+    assert_eq!(names_in(&lab.path("nas")), [b"DESTID".to_vec()]);
+    lab.assay("selftest", ["-v3"]).ok();
 }
 
 /// While another process sends there, a destination is left behind, and the backup is made.

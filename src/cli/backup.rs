@@ -97,6 +97,8 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
     let sending = (!args.dry_run).then(|| Sending::new(copies::around(context, &dir)));
     let done = backup::run_sending(&dir, &options, sending.as_ref(), &ui);
     ui.finish();
+    // What is saved is remembered before a slow line may take its time.
+    let remembered = if done.is_ok() { super::wrote(context, &dir) } else { Ok(()) };
     let sent = sending.map_or_else(Sent::default, |sending| {
         context.status.begin("Sent", "arcs");
         let sent = Sent::told(sending.finish());
@@ -109,7 +111,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         }
         other => other?,
     };
-    super::wrote(context, &dir)?;
+    remembered?;
     let info = &summary.info;
     super::log::outcome(&format!(
         "{}, {} new, {} changed, {} removed, {}",

@@ -147,6 +147,17 @@ impl Status {
         text
     }
 
+    fn with_sending(&self, mut object: serde_json::Value) -> serde_json::Value {
+        let sending = lock(&self.sending);
+        let arcs = sending.iter().map(|(dest, Sending { arc, bytes, of_bytes })| {
+            json!({ "destination": dest, "arc": arc.to_string(), "bytes": bytes, "of_bytes": of_bytes })
+        });
+        if let (Some(fields), false) = (object.as_object_mut(), sending.is_empty()) {
+            fields.insert("sending".into(), arcs.collect());
+        }
+        object
+    }
+
     fn task_line(&self) -> String {
         match self.task_now() {
             Some(task) => task.line(),
@@ -156,7 +167,7 @@ impl Status {
 
     fn show(&self) {
         let text = match self.task_now() {
-            Some(task) if self.form == ProgressArg::Json => task.object().to_string(),
+            Some(task) if self.form == ProgressArg::Json => self.with_sending(task.object()).to_string(),
             _ => format!("assay: {}", self.line()),
         };
         // Where it goes may be full or gone: that must not change how a run ends.

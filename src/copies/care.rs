@@ -161,7 +161,7 @@ pub fn verify(around: &Around, name: &str) -> Result<Verified> {
     let work = || {
         while let Some(wanted) = { lock(&queue).pop_front() } {
             let done = place
-                .facts(wanted)
+                .facts_anywhere(wanted)
                 .map_err(|error| (true, error))
                 .and_then(|facts| place.verify(&facts).map(|()| facts.len_bytes).map_err(|error| (false, error)));
             let mut sum = lock(&sum);

@@ -9,6 +9,7 @@
 
 mod body;
 mod care;
+mod fetched;
 mod notes;
 mod pace;
 mod place;
@@ -65,11 +66,9 @@ impl Around {
         }
     }
 
-    /// What is noted of the place that was marked under this name; nothing where that can't be told.
+    /// What is noted of the place that had this name last.
     fn noted(&self, name: &str) -> Noted {
-        let known = Known::read(&self.dir).unwrap_or_default();
-        let id = known.of_name(name).and_then(dest::KnownPlace::id);
-        id.and_then(|id| notes::noted(&self.dir, id).ok()).unwrap_or_default()
+        notes::noted(&self.dir, name)
     }
 
     /// Destinations that are used, and what is known of them.

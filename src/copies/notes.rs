@@ -20,6 +20,8 @@ use crate::sync::lock;
 use crate::text::hex;
 
 const DIR: &str = "copies";
+const PLACE: &str = ".place";
+const ID_DIGITS: u64 = 32;
 /// More lines than this are no notes of ours.
 const MAX_BYTES: u64 = 256 << 20;
 /// A file with so many more lines than arcs is written anew.
@@ -78,6 +80,7 @@ impl Notes {
             }
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", own.path_of(&file), &error)),
         }
+        name_place(&own, name, dest)?;
         let (noted, lines) = read(&own, dest)?;
         if lines > noted.len() + SLACK_LINES {
             let new = format!("{file}.new");
@@ -113,15 +116,47 @@ impl Notes {
     }
 }
 
-/// What is noted, for who only looks.
-///
-/// # Errors
-/// Those of reading the file.
-pub fn noted(dir: &BackupDir, dest: DestId) -> Result<Noted> {
-    match dir.own().sub(DIR)? {
-        Some(own) => Ok(read(&own, dest)?.0),
-        None => Ok(Noted::new()),
+/// What is noted of the place that had this name last, for who only looks; nothing where that can't be told.
+pub fn noted(dir: &BackupDir, name: &str) -> Noted {
+    let read = || -> Result<Noted> {
+        let Some(own) = dir.own().sub(DIR)? else { return Ok(Noted::new()) };
+        match place_of(&own, name)? {
+            Some(dest) => Ok(read(&own, dest)?.0),
+            None => Ok(Noted::new()),
+        }
+    };
+    read().unwrap_or_default()
+}
+
+/// `copies/NAME.place` has the id of the place that dest.toml calls so.
+fn place_of(own: &OwnDir, name: &str) -> Result<Option<DestId>> {
+    let file = format!("{name}{PLACE}");
+    if own.stat(&file)?.is_none() {
+        return Ok(None);
     }
+    let mut text = String::new();
+    let read = own.read(&file)?.take(ID_DIGITS).read_to_string(&mut text);
+    read.map_err(|error| Error::io("read", own.path_of(&file), &error))?;
+    Ok(bytes_of(&text).map(DestId))
+}
+
+fn name_place(own: &OwnDir, name: &str, dest: DestId) -> Result<()> {
+    if place_of(own, name)? == Some(dest) {
+        return Ok(());
+    }
+    let (file, new) = (format!("{name}{PLACE}"), format!("{name}{PLACE}.new"));
+    own.remove_if_there(&new)?;
+    let mut out = own.create(&new, 0o600)?;
+    out.write_all(dest.to_string().as_bytes()).map_err(|error| Error::io("write", own.path_of(&new), &error))?;
+    own.rename(&new, &file)
+}
+
+fn bytes_of(digits: &str) -> Option<[u8; 16]> {
+    let mut bytes = [0; 16];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 /// What can be read of the file, and its lines.
@@ -171,11 +206,7 @@ fn parse(dest: DestId, line: &str) -> Option<(ArcName, Option<Note>)> {
         "gone" => return Some((name, None)),
         text => [State::Sending, State::Unverified, State::Proven].into_iter().find(|state| state.text() == text)?,
     };
-    let mut bytes = [0; 16];
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(id.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some((name, Some(Note { id: ArcId(bytes), state, at_s: at_s.parse().ok()? })))
+    Some((name, Some(Note { id: ArcId(bytes_of(id)?), state, at_s: at_s.parse().ok()? })))
 }
 
 #[cfg(test)]

@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::body::{ArcBody, Source};
+use super::fetched::Fetched;
 use super::notes::{Notes, State};
 use super::pace::Pace;
 use super::plan::{Plan, Wanted, What, Whose};
 use super::{Around, Opener};
 use crate::arc::{ARC_HEADER_LEN, ArcHeader};
 use crate::backupdir::arcs;
+use crate::depot::Depot;
 use crate::dest::settings::Verify;
 use crate::dest::{Body, Compared, Known, Lie, Object, Proof, Settings, Storage, Sum, mark, prove, put_proven};
 use crate::error::{Error, Result, Trouble};
@@ -194,14 +196,47 @@ impl Place {
         let len_bytes = match &wanted.what {
             What::Arc(entry) if entry.id == note.id => entry.arc_bytes,
             What::Arc(_) => return None,
-            What::Commit(_) => self.around.dir.arcs().len_bytes(wanted.name).ok()?,
+            // Where it is lost here its copy is none the worse.
+            What::Commit(_) => {
+                let here = self.around.dir.arcs().len_bytes(wanted.name);
+                here.ok().or(self.there.get(&wanted.name).copied())?
+            }
         };
         (self.there.get(&wanted.name) == Some(&len_bytes)).then_some(note.state)
     }
 
-    /// What must be there under the name. What is recorded nowhere, a commit's own checksum, is proven first.
-    pub fn facts(&self, wanted: &Wanted) -> Result<Facts> {
-        facts(&self.around, wanted, &self.pace)
+    /// What must be there under the name. What is recorded nowhere, a commit's own checksum, is proven first: here or, where
+    /// that can't be, by the copies.
+    pub fn facts(&self, wanted: &Wanted, sources: &[Sourced]) -> Result<Facts> {
+        let here = facts(&self.around, wanted, &self.pace);
+        let (Err(error), What::Commit(digest)) = (&here, &wanted.what) else { return here };
+        for source in sources {
+            if let Sourced::Other(place) = source
+                && let Ok(facts) = place.facts_there(wanted.name, digest)
+            {
+                self.met_damage.fetch_or(error.is_damage(), Ordering::Relaxed);
+                self.around.tell_once(error);
+                return Ok(facts);
+            }
+        }
+        here
+    }
+
+    /// As `facts`, perhaps by what is there.
+    pub fn facts_anywhere(&self, wanted: &Wanted) -> Result<Facts> {
+        let here = facts(&self.around, wanted, &self.pace);
+        match (&here, &wanted.what) {
+            (Err(_), What::Commit(digest)) => self.facts_there(wanted.name, digest).or(here),
+            _ => here,
+        }
+    }
+
+    /// As the copy there has it, if that is the commit that the index knows.
+    pub fn facts_there(&self, name: ArcName, digest: &[u8; 32]) -> Result<Facts> {
+        let object = name.to_string();
+        let len = self.ask(|storage| storage.stat(&object))?.unwrap_or(0);
+        let bytes = self.ask(|storage| storage.read(&object, 0..len))?;
+        facts_of_commit(&self.around, &Fetched { name, bytes }, name, digest, &self.pace)
     }
 
     /// Sees to it that an arc is there.
@@ -209,7 +244,7 @@ impl Place {
         if let Some(state) = self.is_stored(wanted) {
             return Ok(Done::Was(state));
         }
-        let facts = self.facts(wanted)?;
+        let facts = self.facts(wanted, sources)?;
         let name = facts.name;
         let note = self.notes.of(name).filter(|note| note.id == facts.id);
         let mut may_replace = note.is_some_and(|note| note.state == State::Sending) || on_bad == OnBad::Replace;
@@ -356,16 +391,20 @@ pub fn facts(around: &Around, wanted: &Wanted, pace: &Pace) -> Result<Facts> {
     let (dir, name) = (&around.dir, wanted.name);
     match &wanted.what {
         What::Arc(entry) => Ok(Facts { name, id: entry.id, len_bytes: entry.arc_bytes, sum: entry.digest.0 }),
-        What::Commit(digest) => {
-            let proven = fetch::prove(dir.arcs(), name, dir.keys(), |_| pace.check().is_ok())?;
-            let (_, found) = arcs::read_commit(dir.arcs(), name.version, dir.keys())?;
-            if found != *digest {
-                let what = "it is not the one that the index knows".into();
-                return Err(Error::CommitDamaged { run: name.version, what });
-            }
-            Ok(Facts { name, id: proven.id, len_bytes: proven.arc_bytes, sum: proven.digest.0 })
-        }
+        What::Commit(digest) => facts_of_commit(around, dir.arcs(), name, digest, pace),
     }
+}
+
+/// Every byte of a commit arc is proven, and its record is the one that the index knows.
+fn facts_of_commit(around: &Around, depot: &dyn Depot, name: ArcName, digest: &[u8; 32], pace: &Pace) -> Result<Facts> {
+    let keys = around.dir.keys();
+    let proven = fetch::prove(depot, name, keys, |_| pace.check().is_ok())?;
+    let (_, found) = arcs::read_commit(depot, name.version, keys)?;
+    if found != *digest {
+        let what = "it is not the one that the index knows".into();
+        return Err(Error::CommitDamaged { run: name.version, what });
+    }
+    Ok(Facts { name, id: proven.id, len_bytes: proven.arc_bytes, sum: proven.digest.0 })
 }
 
 /// Where arcs may be read from.

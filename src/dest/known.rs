@@ -11,7 +11,7 @@ use super::mark::Mark;
 use super::{Exam, Lie};
 use crate::backupdir::BackupDir;
 use crate::error::{Error, Result};
-use crate::ids::{CopyId, DestId};
+use crate::ids::CopyId;
 
 const FILE: &str = "dest.known";
 const FILE_NEW: &str = "dest.known.new";
@@ -53,14 +53,6 @@ impl Place {
         let (refuses, accepts) = (Vec::new(), Vec::new());
         let name = name.to_string();
         Place { id, copy, name, marked: false, tested_s: None, refuses, accepts, deletes: false }
-    }
-
-    pub fn id(&self) -> Option<DestId> {
-        let mut bytes = [0; 16];
-        for (at, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(self.id.get(2 * at..2 * at + 2)?, 16).ok()?;
-        }
-        Some(DestId(bytes))
     }
 
     /// It was found to refuse a wrong SHA-256.

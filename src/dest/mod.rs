@@ -20,7 +20,7 @@ pub mod settings;
 mod sftp;
 mod ssh;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::ops::Range;
 use std::time::Duration;

@@ -32,7 +32,7 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     report.notes.extend(plan.notes.iter().cloned());
     let copies: [&dyn Depot; 1] = [exam.dir.arcs()];
     if exam.options.level == Level::AllCopies {
-        report.notes.push("there are no destinations: -v4 did what -v3 does".into());
+        report.notes.push("no destinations were asked: -v4 did what -v3 does; `assay dest verify` reads one".into());
     }
     for copy in copies {
         let run = Run::new(exam, copy, &plan);

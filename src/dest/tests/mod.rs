@@ -1,7 +1,7 @@
 //! What every storage must do, asked of real servers; what each does where something is wrong.
 
 mod faults;
-mod servers;
+pub(crate) mod servers;
 mod whole;
 
 use std::cell::Cell;

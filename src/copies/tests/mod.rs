@@ -16,6 +16,12 @@ use crate::monitor::Progress;
 use crate::testing::Rng;
 use crate::testing::lab::{Source, scratch};
 
+mod lines;
+
+fn variables(name: &str) -> Option<String> {
+    (name == "SECRET").then(|| crate::dest::tests::servers::SECRET.to_string())
+}
+
 type Rule = Arc<dyn Fn(&str, Request, &str) -> Option<Fault> + Send + Sync>;
 
 #[derive(Default)]
@@ -48,19 +54,23 @@ impl World {
     }
 
     fn with(names: &[&str], more: &str) -> World {
+        World::of(&|temp| {
+            let table = |name: &&str| {
+                let path = temp.join(name);
+                fs::create_dir(&path).unwrap();
+                let path = path.to_str().unwrap();
+                format!("[[destination]]\nname = \"{name}\"\ntype = \"dir\"\npath = \"{path}\"\n{more}\n")
+            };
+            names.iter().map(table).collect()
+        })
+    }
+
+    /// With this dest.toml; all places are marked.
+    fn of(tables: &dyn Fn(&std::path::Path) -> String) -> World {
         let temp = scratch();
         let config = Config { arc_size_limit: 1 << 20, block_size: 16 << 10, ..Config::default() };
         BackupDir::init(&temp.path().join("b"), None, &config).unwrap();
-        let table = |name: &&str| {
-            let path = temp.path().join(name);
-            fs::create_dir(&path).unwrap();
-            format!(
-                "[[destination]]\nname = \"{name}\"\ntype = \"dir\"\npath = \"{}\"\n{more}\n",
-                path.to_str().unwrap()
-            )
-        };
-        let text: String = names.iter().map(table).collect();
-        fs::write(temp.path().join("b/dest.toml"), text).unwrap();
+        fs::write(temp.path().join("b/dest.toml"), tables(temp.path())).unwrap();
         let rng = Rng::from_env();
         println!("seed {}", rng.seed);
         let world = World {
@@ -73,7 +83,7 @@ impl World {
         };
         let dir = world.dir();
         for settings in dest::all(&dir).unwrap() {
-            let storage = dest::open(&dir, &settings, &|_| None).unwrap();
+            let storage = dest::open(&dir, &settings, &variables).unwrap();
             let mut known = Known::read(&dir).unwrap();
             let held = dir.lock().unwrap();
             mark::set(storage.as_ref(), &settings, mark::Before::Absent, &dir, &held, &mut known).unwrap();
@@ -111,7 +121,7 @@ impl World {
                     fired.fetch_add(1, Ordering::Relaxed);
                 })
             };
-            let storage = dest::open(&home, settings, &|_| None)?;
+            let storage = dest::open(&home, settings, &variables)?;
             Ok(Box::new(Faulty::new(storage, rule)) as Box<dyn Storage>)
         };
         let mut around = Around::new(dir, Arc::new(open), self.ears.clone());
@@ -359,6 +369,29 @@ fn damage_here_is_never_sent_and_sync_takes_another_copy() {
     assert_eq!((reports.len(), reports[0].exit(), reports[0].behind), (1, Exit::Damage, 0), "{reports:?}");
     assert!(fs::read(world.path("nas/arc.0.2")).unwrap() == good);
     assert!(world.path("nas/arc.1.0").exists() && world.path("nas/arc.0.0").exists());
+}
+
+#[test]
+fn a_commit_that_is_damaged_here_comes_from_a_copy_that_is_proven() {
+    let world = World::new(&["usb", "nas", "bad"]);
+    let refused = || Fault::Fail(Trouble::Refused("no".into()));
+    world.backup_with(always("nas", Request::Put, "arc.0.0", refused));
+    let good = fs::read(world.path("b/arc.0.0")).unwrap();
+    for copy in ["b", "bad"] {
+        let at = world.path(copy).join("arc.0.0");
+        let mut bytes = good.clone();
+        bytes[300] ^= 1;
+        fs::remove_file(&at).unwrap();
+        fs::write(&at, bytes).unwrap();
+    }
+    let around = world.around(&world.dir(), Arc::new(|_, _, _| None));
+    let reports = sync(&around, Some("nas")).unwrap();
+    assert_eq!((reports[0].exit(), reports[0].behind, reports[0].sent), (Exit::Damage, 0, 1), "{reports:?}");
+    assert!(fs::read(world.path("nas/arc.0.0")).unwrap() == good);
+    // A copy of a commit is proven by itself where there is nothing here to compare it with.
+    assert_eq!(verify(&around, "usb").unwrap().good, 5);
+    let found = verify(&around, "bad").unwrap();
+    assert_eq!((found.good, found.unknown), (4, 1));
 }
 
 #[test]
