@@ -99,12 +99,19 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
     ui.finish();
     // What is saved is remembered before a slow line may take its time.
     let remembered = if done.is_ok() { super::wrote(context, &dir) } else { Ok(()) };
-    let sent = sending.map_or_else(Sent::default, |sending| {
-        context.status.begin("Sent", "arcs");
-        let sent = Sent::told(sending.finish());
-        context.status.end();
-        sent
-    });
+    let sent = match sending {
+        None => Sent::default(),
+        Some(sending) if done.is_err() => {
+            sending.give_up();
+            Sent::default()
+        }
+        Some(sending) => {
+            context.status.begin("Sent", "arcs");
+            let sent = Sent::told(sending.finish());
+            context.status.end();
+            sent
+        }
+    };
     let summary = match done {
         Err(Error::Interrupted) if !ui_was_interrupted(&ui) => {
             return Err(Error::SelfCheck { what: "the pipeline stopped without a reason".into() });

@@ -27,7 +27,6 @@ use crate::catalog::{ArcEntry, Commit};
 use crate::crypto::sha256;
 use crate::dest::{self, Known, Settings, Storage};
 use crate::error::{Error, Exit, Result};
-use crate::ids::Version;
 use crate::monitor::{Event, Monitor};
 use crate::sync::lock;
 pub use care::{Standing, clear, status, sync, verify};
@@ -150,12 +149,11 @@ pub struct Sending {
     around: Around,
     senders: Mutex<Vec<Arc<Sender>>>,
     trouble: Mutex<Option<Error>>,
-    run: Mutex<Option<Version>>,
 }
 
 impl Sending {
     pub fn new(around: Around) -> Sending {
-        Sending { around, senders: Mutex::default(), trouble: Mutex::default(), run: Mutex::default() }
+        Sending { around, senders: Mutex::default(), trouble: Mutex::default() }
     }
 
     /// Begins with what earlier runs have left to send. Earlier runs are settled, and the caller holds the lock.
@@ -179,20 +177,25 @@ impl Sending {
 
     /// An arc of the run is closed.
     pub fn closed(&self, arc: &ArcEntry) {
-        *lock(&self.run) = Some(arc.name.version);
         let wanted = Wanted { name: arc.name, what: What::Arc(arc.clone()), needed: true };
         lock(&self.senders).iter().for_each(|sender| sender.add(wanted.clone()));
     }
 
     /// The run is committed.
     pub fn committed(&self, commit: &Commit) {
-        *lock(&self.run) = None;
         let what = What::Commit(sha256(&commit.encode()));
         let wanted = Wanted { name: arcs::commit_arc(commit.run), what, needed: true };
         lock(&self.senders).iter().for_each(|sender| sender.add(wanted.clone()));
     }
 
-    /// Waits until all is sent, as long as anything goes forward. What a run that was not committed has closed is not sent.
+    /// The run has failed: nothing more is sent, for whoever waits is to hear of it.
+    pub fn give_up(self) {
+        let senders = std::mem::take(&mut *lock(&self.senders));
+        senders.iter().for_each(|sender| sender.pace.end());
+        wait(&self.around, &senders);
+    }
+
+    /// Waits until all is sent, as long as anything goes forward.
     ///
     /// # Errors
     /// What keeps dest.toml, dest.known or the index from being read.
@@ -200,11 +203,7 @@ impl Sending {
         if let Some(error) = lock(&self.trouble).take() {
             return Err(error);
         }
-        let failed = lock(&self.run).take();
         let senders = std::mem::take(&mut *lock(&self.senders));
-        if let Some(run) = failed {
-            senders.iter().for_each(|sender| sender.forget_run(run));
-        }
         Ok(wait(&self.around, &senders))
     }
 }

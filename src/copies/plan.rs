@@ -37,6 +37,8 @@ pub struct Plan {
     /// Runs that were begun since the last commit.
     open: Vec<OpenRun>,
     runs: BTreeSet<Version>,
+    /// Of runs below that not all may be known.
+    settled_below: Version,
     /// Above every number that was ever given.
     pub next_run: Version,
     pub last_commit: Option<Version>,
@@ -51,6 +53,8 @@ pub enum Whose {
     Dropped,
     /// Of a run of ours that was not committed, if its id says so; it may go then.
     Leftover,
+    /// Perhaps of a run that a recovery could not read: nobody here knows what needs it.
+    Old,
     /// Of a run of which this backup dir knows nothing.
     Foreign,
 }
@@ -90,6 +94,7 @@ impl Plan {
             committed,
             open: index.open_runs()?,
             runs,
+            settled_below: state.settled_below,
             next_run: state.next_run,
             last_commit: state.last_commit.map(|(run, _)| run),
         })
@@ -100,6 +105,8 @@ impl Plan {
             Whose::Dropped
         } else if self.committed.contains_key(&name) {
             Whose::Wanted
+        } else if name.version < self.settled_below {
+            Whose::Old
         } else if name.version < self.next_run && name.number != arcs::COMMIT_NUMBER {
             Whose::Leftover
         } else {

@@ -17,7 +17,7 @@ use super::{Around, Report};
 use crate::dest::settings::OnFail;
 use crate::dest::{Known, Settings};
 use crate::error::{Error, Result, Trouble};
-use crate::ids::{ArcName, Version};
+use crate::ids::ArcName;
 use crate::sync::{lock, wait_timeout};
 
 /// How often whoever waits looks whether it is all over.
@@ -230,13 +230,6 @@ impl Sender {
     pub fn wait_for_nothing(&self) -> Report {
         self.over.store(true, Ordering::Release);
         self.wait(Instant::now(), Duration::ZERO)
-    }
-
-    /// Forgets what a run that failed would have sent.
-    pub fn forget_run(&self, run: Version) {
-        let mut work = lock(&self.work);
-        work.queue.retain(|wanted| wanted.name.version != run);
-        work.missing.retain(|wanted| wanted.name.version != run);
     }
 }
 

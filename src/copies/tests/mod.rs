@@ -448,6 +448,69 @@ fn another_history_is_found_out_before_anything_is_sent() {
     world.is_whole("usb");
 }
 
+/// An index that a recovery had to make without some runs takes what it does not know for nobody's leftovers.
+#[test]
+fn what_a_recovery_could_not_read_is_left_alone_there() {
+    let world = World::new(&["usb"]);
+    for _ in 0..3 {
+        world.backup();
+        world.change();
+    }
+    let before = world.arcs("usb");
+    fs::remove_file(world.path("b/arc.1.0")).unwrap();
+    crate::recover::run(&world.dir(), crate::recover::OnLoss::Accept, world.ears.as_ref()).unwrap();
+    for _ in 0..2 {
+        let reports = world.backup();
+        assert_eq!((reports[0].exit(), reports[0].behind, reports[0].removed), (Exit::Ok, 0, 0), "{reports:?}");
+        world.change();
+    }
+    let after = world.arcs("usb");
+    assert!(before.iter().all(|arc| after.contains(arc)) && after.len() > before.len(), "{after:?}");
+    let newest = world.dir().open_index().unwrap().state().unwrap().last_commit.unwrap().0;
+    assert!(after.contains(&arcs::commit_arc(newest).to_string()));
+}
+
+/// A run that failed, or was killed, and what it has sent: the next one takes it up, or takes it away.
+#[test]
+fn what_a_cut_run_has_sent_is_used_or_removed() {
+    let world = World::new(&["usb"]);
+    world.backup();
+    // Three whole arcs of blocks of a run that is cut: two are sent, and a catalog that nobody will ever name.
+    let dir = world.dir();
+    let held = dir.lock().unwrap();
+    let sending = Sending::new(world.around(&dir, Arc::new(|_, _, _| None)));
+    let reserved = crate::run::Run::begin(&dir, &held, &crate::monitor::Silent).unwrap().reserve().unwrap();
+    let cut = reserved.number();
+    sending.begin();
+    let noise = lock(&world.rng).noise(3 << 20);
+    reserved.cut(|out| {
+        out.sending = Some(&sending);
+        for block in noise.chunks(16 << 10) {
+            let hash = crate::arc::BlockInfo::of(dir.keys(), block).hash;
+            out.block(block.to_vec(), hash).unwrap();
+        }
+        out.flush().unwrap();
+    });
+    let reports = sending.finish().unwrap();
+    assert_eq!((reports[0].behind, reports[0].exit()), (0, Exit::Ok), "{reports:?}");
+    drop(held);
+    let of_cut =
+        |place: &str| world.arcs(place).iter().filter(|arc| arc.starts_with(&format!("arc.{}.", cut.0))).count();
+    let sent = of_cut("usb");
+    assert!(sent >= 2, "{sent}");
+    // One of them is lost here before the next run: there it is nobody's any more.
+    fs::remove_file(world.path(&format!("b/arc.{}.1", cut.0))).unwrap();
+    world.change();
+    let reports = world.backup();
+    assert_eq!((reports[0].exit(), reports[0].behind), (Exit::Ok, 0), "{reports:?}");
+    world.change();
+    let reports = world.backup();
+    assert_eq!(reports[0].exit(), Exit::Ok, "{reports:?}");
+    world.change();
+    world.backup();
+    world.is_whole("usb");
+}
+
 #[test]
 fn where_nothing_is_compared_it_is_said() {
     let world = World::with(&["usb"], "verify = \"trust\"\nworkers = 1");
