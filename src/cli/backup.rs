@@ -97,6 +97,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
     let sending = (!args.dry_run).then(|| Sending::new(copies::around(context, &dir)));
     let done = backup::run_sending(&dir, &options, sending.as_ref(), &ui);
     ui.finish();
+    let time = ui.elapsed();
     // What is saved is remembered before a slow line may take its time.
     let remembered = if done.is_ok() { super::wrote(context, &dir) } else { Ok(()) };
     let sent = match sending {
@@ -106,7 +107,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
             Sent::default()
         }
         Some(sending) => {
-            context.status.begin("Sent", "arcs");
+            context.status.begin_sending();
             let sent = Sent::told(sending.finish());
             context.status.end();
             sent
@@ -144,8 +145,8 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         list_changes(&dir, version, &summary.info.paths, &ui)?;
     }
     let printed = match (args.json, context.quiet) {
-        (true, _) => print_json(&sent.with(as_json(&summary, ui.elapsed()))),
-        (false, false) => print(&(as_text(&summary, ui.elapsed()) + &sent.text())),
+        (true, _) => print_json(&sent.with(as_json(&summary, time))),
+        (false, false) => print(&(as_text(&summary, time) + &sent.text())),
         (false, true) => Ok(()),
     };
     match (printed, saved) {

@@ -23,7 +23,7 @@ pub(super) fn around(context: &Context, dir: &BackupDir) -> Around {
 
 /// Sends what a command has written, and what is still to be sent.
 pub(super) fn send(context: &Context, dir: &BackupDir) -> Sent {
-    context.status.begin("Sent", "arcs");
+    context.status.begin_sending();
     let sent = copies::send(&around(context, dir));
     context.status.end();
     Sent::told(sent)
@@ -180,7 +180,7 @@ pub fn sync(context: &Context, args: &SyncArgs) -> Result<Exit> {
     let dir = context.open_to_save()?;
     super::meet(context, &dir)?;
     let around = around(context, &dir);
-    context.status.begin("Sent", "arcs");
+    context.status.begin_sending();
     let done = copies::sync(&around, args.name.as_deref());
     context.status.end();
     let sent = Sent::told(Ok(done?));

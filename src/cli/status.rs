@@ -23,6 +23,7 @@ use crate::sync::lock;
 
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 const OBJECT_EVERY: Duration = Duration::from_secs(1);
+const SENT: &str = "Sent";
 const LINE_EVERY: Duration = Duration::from_secs(60);
 
 /// How progress is shown, all of it on standard error.
@@ -47,6 +48,8 @@ pub struct Status {
     task: Mutex<Option<Task>>,
     /// What is being sent, by destination.
     sending: Mutex<BTreeMap<String, Sending>>,
+    /// Arcs that were sent, and their bytes.
+    sent: Mutex<(u64, u64)>,
     bar: Option<ProgressBar>,
     ending: AtomicBool,
 }
@@ -87,8 +90,13 @@ impl Status {
             }
             bar
         });
-        let (task, sending, ending) = (Mutex::new(None), Mutex::default(), AtomicBool::new(false));
-        Status { command: command.to_string(), started: Instant::now(), form, task, sending, bar, ending }
+        let (task, sending, sent, ending) = Default::default();
+        Status { command: command.to_string(), started: Instant::now(), form, task, sending, sent, bar, ending }
+    }
+
+    /// What is left to do is to wait until all is sent.
+    pub fn begin_sending(&self) {
+        self.begin(SENT, "arcs");
     }
 
     /// A task begins.
@@ -111,6 +119,8 @@ impl Status {
             sending.insert(dest.to_string(), Sending { arc, bytes, of_bytes });
         } else {
             sending.remove(dest);
+            let mut sent = lock(&self.sent);
+            *sent = (sent.0 + 1, sent.1 + of_bytes);
         }
     }
 
@@ -199,7 +209,11 @@ impl Status {
 
     /// A copy: nobody waits for the lock while something is shown.
     fn task_now(&self) -> Option<Task> {
-        *self.task()
+        let mut task = *self.task();
+        if let Some(task) = task.as_mut().filter(|task| task.what == SENT) {
+            (task.progress.files, task.progress.bytes) = *lock(&self.sent);
+        }
+        task
     }
 
     fn task(&self) -> MutexGuard<'_, Option<Task>> {

@@ -21,7 +21,8 @@ pub struct Limits {
     pub retry: Duration,
     /// The first pause, and the longest.
     pub pauses: (Duration, Duration),
-    /// For a destination where nothing goes forward, once nothing else is left to do.
+    /// For a destination where nothing goes forward, once nothing else is left to do; a fourth of it for one that never
+    /// answered.
     pub idle: Duration,
 }
 
@@ -50,12 +51,14 @@ struct Times {
     forward: Instant,
     /// From when on bytes may be sent, by the rate.
     free: Instant,
+    /// What has kept it from going forward since.
+    trouble: Option<Error>,
 }
 
 impl Pace {
     pub fn new(limits: Limits, rate: Option<u64>, monitor: Arc<dyn Monitor>) -> Pace {
         let now = Instant::now();
-        let times = Mutex::new(Times { forward: now, free: now });
+        let times = Mutex::new(Times { forward: now, free: now, trouble: None });
         Pace { limits, rate, monitor, ended: AtomicBool::new(false), times, changed: Condvar::new() }
     }
 
@@ -73,7 +76,14 @@ impl Pace {
     }
 
     pub fn went_forward(&self) {
-        lock(&self.times).forward = Instant::now();
+        let mut times = lock(&self.times);
+        times.forward = Instant::now();
+        times.trouble = None;
+    }
+
+    /// What keeps it from going forward, if anything was said.
+    pub fn trouble(&self) -> Option<Error> {
+        lock(&self.times).trouble.clone()
     }
 
     /// Since when nothing went forward.
@@ -126,6 +136,7 @@ impl Pace {
                 Err(error) => error,
             };
             let Some(asked) = may_pass(&error) else { return Err(error) };
+            lock(&self.times).trouble = Some(error.clone());
             let now = Instant::now();
             let since = (*failing_since.get_or_insert(now)).max(self.last_forward());
             let wait = pause.max(asked);

@@ -41,6 +41,8 @@ pub struct Sender {
     pub pace: Arc<Pace>,
     work: Mutex<Work>,
     changed: Condvar,
+    /// It was reached.
+    answered: AtomicBool,
     over: AtomicBool,
 }
 
@@ -72,6 +74,7 @@ impl Sender {
             pace,
             work: Mutex::new(work),
             changed: Condvar::new(),
+            answered: AtomicBool::new(false),
             over: AtomicBool::new(false),
         })
     }
@@ -90,6 +93,7 @@ impl Sender {
             Some(place) => place,
             None => Arc::new(Place::reach(&self.around, &self.settings, known, &self.pace)?),
         };
+        self.answered.store(true, Ordering::Relaxed);
         // Other runs may have come since this one began, and have sent: nobody does from here on.
         let now = self.around.plan()?;
         place.check_foreign(&now)?;
@@ -202,13 +206,16 @@ impl Sender {
             if self.over.load(Ordering::Acquire) {
                 break;
             }
-            let stands = self.pace.last_forward().max(since).elapsed() > idle;
+            let limit = if self.answered.load(Ordering::Relaxed) { idle } else { idle / 4 };
+            let stands = self.pace.last_forward().max(since).elapsed() > limit;
             if given_up.is_none() && (stands || self.pace.check().is_err()) {
                 given_up = Some(Instant::now());
                 self.pace.end();
                 if stands {
-                    let trouble = Trouble::TimedOut { what: "nothing went forward", limit_s: idle.as_secs() };
-                    let error = Error::Dest { dest: self.settings.name.as_str().into(), object: "".into(), trouble };
+                    let trouble = Trouble::TimedOut { what: "nothing went forward", limit_s: limit.as_secs() };
+                    let dest = self.settings.name.as_str().into();
+                    let said = self.pace.trouble();
+                    let error = said.unwrap_or(Error::Dest { dest, object: "".into(), trouble });
                     work.report.trouble.get_or_insert(error);
                 }
             }
