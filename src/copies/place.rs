@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::body::{ArcBody, Source};
 use super::fetched::Fetched;
-use super::notes::{Notes, State};
+use super::notes::{Note, Notes, State};
 use super::pace::Pace;
 use super::plan::{Plan, Wanted, What, Whose};
 use super::{Around, Opener};
@@ -134,8 +134,8 @@ impl Place {
             if plan.whose(*name) == Whose::Foreign {
                 return Err(self.diverged(*name));
             }
-            // What this backup dir has noted it has sent itself.
-            if self.notes.of(*name).is_none()
+            // What is noted as stored this backup dir has sent itself.
+            if self.stored(*name).is_none()
                 && let (Some(id), Some(found)) = (plan.id_of(dir, *name), self.id_there(*name)?)
                 && id != found
             {
@@ -143,6 +143,10 @@ impl Place {
             }
         }
         Ok(())
+    }
+
+    fn stored(&self, name: ArcName) -> Option<Note> {
+        self.notes.of(name).filter(|note| note.state > State::Sending)
     }
 
     fn diverged(&self, name: ArcName) -> Error {
@@ -170,8 +174,9 @@ impl Place {
             let goes = match plan.whose(name) {
                 Whose::Dropped => dropped.contains(&name),
                 Whose::Leftover if leftovers => {
-                    let id = plan.id_of(&self.around.dir, name);
-                    self.notes.of(name).is_some() || (id.is_some() && self.id_there(name)? == id)
+                    let noted = self.notes.of(name).map(|note| note.id);
+                    let id = plan.id_of(&self.around.dir, name).or(noted);
+                    self.stored(name).is_some() || (id.is_some() && self.id_there(name)? == id)
                 }
                 _ => false,
             };
@@ -192,7 +197,7 @@ impl Place {
 
     /// It is there, as far as notes and listing tell; None: that is to be found out.
     pub fn is_stored(&self, wanted: &Wanted) -> Option<State> {
-        let note = self.notes.of(wanted.name).filter(|note| note.state > State::Sending)?;
+        let note = self.stored(wanted.name)?;
         let len_bytes = match &wanted.what {
             What::Arc(entry) if entry.id == note.id => entry.arc_bytes,
             What::Arc(_) => return None,

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::{Body, Compared, Lie, Object, Storage, pieces, trouble};
+use super::{Body, Checksum, Compared, Lie, Object, Storage, pieces, trouble};
 use crate::error::{Result, Trouble};
 use crate::sync::lock;
 
@@ -31,6 +31,8 @@ pub enum Fault {
     Wait(Duration),
     /// A listing, or a look by name, does not have what came last: it is stale.
     Hide,
+    /// A put says to have computed this checksum.
+    Claim(Checksum),
 }
 
 type Rule = Box<dyn Fn(Request, &str) -> Option<Fault> + Send + Sync>;
@@ -121,7 +123,8 @@ impl<S: Storage> Storage for Faulty<S> {
                 Some(Fault::Shorten(len)) => bytes.truncate(*len as usize),
                 _ => {}
             }
-            self.inner.put(object, &bytes.as_slice())
+            let told = self.inner.put(object, &bytes.as_slice())?;
+            Ok(if let Some(Fault::Claim(claim)) = fault { Compared::Told(claim.clone()) } else { told })
         })
     }
 

@@ -501,14 +501,38 @@ fn what_a_cut_run_has_sent_is_used_or_removed() {
     // One of them is lost here before the next run: there it is nobody's any more.
     fs::remove_file(world.path(&format!("b/arc.{}.1", cut.0))).unwrap();
     world.change();
-    let reports = world.backup();
-    assert_eq!((reports[0].exit(), reports[0].behind), (Exit::Ok, 0), "{reports:?}");
+    // A place that does not let us delete keeps it, and that is no failure.
+    let reports =
+        world.backup_with(always("usb", Request::Remove, "arc.", || Fault::Fail(Trouble::Denied("403".into()))));
+    assert_eq!((reports[0].exit(), reports[0].behind, reports[0].removed), (Exit::Ok, 0, 0), "{reports:?}");
+    assert!(world.fired() > 0 && lock(&world.ears.0).0.iter().any(|what| what.contains("does not let us delete")));
+    assert!(world.arcs("usb").contains(&format!("arc.{}.1", cut.0)));
     world.change();
     let reports = world.backup();
     assert_eq!(reports[0].exit(), Exit::Ok, "{reports:?}");
     world.change();
     world.backup();
     world.is_whole("usb");
+}
+
+#[test]
+fn as_many_requests_are_in_flight_as_the_table_says() {
+    for workers in [1, 3] {
+        let world = World::with(&["usb"], &format!("workers = {workers}"));
+        (0..2).for_each(|_| world.change());
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (current, highest) = (now.clone(), most.clone());
+        let reports = world.backup_with(Arc::new(move |_, request, _| {
+            if request == Request::Put {
+                highest.fetch_max(current.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(400));
+                current.fetch_sub(1, Ordering::SeqCst);
+            }
+            None
+        }));
+        assert_eq!((reports[0].exit(), most.load(Ordering::SeqCst)), (Exit::Ok, workers), "{reports:?}");
+        assert_eq!(now.load(Ordering::SeqCst), 0);
+    }
 }
 
 #[test]

@@ -342,6 +342,33 @@ fn an_object_that_was_stored_wrong_is_never_proven() {
     assert_eq!(asked, [Request::Put, Request::Stat, Request::Read]);
 }
 
+/// Algorithm, then value; each error names both sides.
+#[test]
+fn what_a_server_says_it_computed_is_compared_with_what_is_recorded() {
+    let temp = tempfile::tempdir().unwrap();
+    let bytes = b"bytes".as_slice();
+    let sum = Checksum::sha256(&bytes.sum().unwrap());
+    let put = |object: &str, claim: Checksum, honest: bool| {
+        let storage = dir::Dir::open("usb", temp.path()).unwrap();
+        let storage =
+            Faulty::new(storage, move |request, _| (request == Request::Put).then(|| Fault::Claim(claim.clone())));
+        proof::put_proven(&storage, object, &bytes, Verify::Server, honest).map_err(|error| error.to_string())
+    };
+    let sha1 = Checksum { algorithm: "sha1".into(), value: sum.value.clone() };
+    let other = Checksum { algorithm: "sha256".into(), value: "00".repeat(32) };
+    assert_eq!(put("arc.3.1", sum.clone(), true), Ok(proof::Proof::Server));
+    let told = put("arc.3.2", sha1.clone(), true).unwrap_err();
+    assert_eq!(told, "checksum algorithm mismatch for arc.3.2 at usb: source=sha256, destination=sha1");
+    let told = put("arc.3.3", other.clone(), true).unwrap_err();
+    assert_eq!(
+        told,
+        format!("checksum mismatch for arc.3.3 at usb: source={}, destination={}", sum.value, other.value)
+    );
+    // The word of one that was not found to compare is not even looked at.
+    assert_eq!(put("arc.3.4", sha1, false), Ok(proof::Proof::ReadBack));
+    assert_eq!(put("arc.3.5", other, false), Ok(proof::Proof::ReadBack));
+}
+
 #[test]
 fn a_servers_word_counts_only_where_it_was_found_to_compare() {
     let server = Server::moto().with_bucket();
