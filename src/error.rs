@@ -565,7 +565,9 @@ impl Trouble {
             Trouble::WrongRange { .. } => {
                 Some("the server, or something before it, changes what it sends: look there; nothing of it was used")
             }
-            Trouble::Checksum { .. } => Some("send it again; if it stays so, don't trust this place"),
+            Trouble::Checksum { .. } => {
+                Some("`assay dest sync` sends it again; if it stays so, don't trust this place")
+            }
             Trouble::Algorithm { .. } => {
                 Some("say verify = \"read\" for it in dest.toml: what is sent is read back then")
             }

@@ -239,7 +239,9 @@ impl Place {
     /// As the copy there has it, if that is the commit that the index knows.
     pub fn facts_there(&self, name: ArcName, digest: &[u8; 32]) -> Result<Facts> {
         let object = name.to_string();
-        let len = self.ask(|storage| storage.stat(&object))?.unwrap_or(0);
+        let Some(len) = self.ask(|storage| storage.stat(&object))?.filter(|len| *len > 0) else {
+            return Err(self.trouble(&object, Trouble::NotFound));
+        };
         let bytes = self.ask(|storage| storage.read(&object, 0..len))?;
         facts_of_commit(&self.around, &Fetched { name, bytes }, name, digest, &self.pace)
     }
@@ -278,7 +280,9 @@ impl Place {
         let mut sends = 0;
         loop {
             match self.send(&facts, sources, &mut may_replace) {
-                Err(error @ Error::Dest { trouble: Trouble::Checksum { .. }, .. }) if sends + 1 < MOST_SENDS => {
+                Err(error @ Error::Dest { trouble: Trouble::Checksum { .. }, .. })
+                    if may_replace && sends + 1 < MOST_SENDS =>
+                {
                     sends += 1;
                     self.warn(format!("{error}: it is sent again"));
                 }
