@@ -14,6 +14,9 @@ use crate::sync::{lock, wait_timeout};
 /// How often somebody who waits looks whether the user wants to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// So often an act may fail that went forward before it did, as a long upload over a line that breaks.
+const ENOUGH_TRIES: u32 = 10;
+
 /// How long is waited.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -125,7 +128,7 @@ impl Pace {
     /// # Errors
     /// The last one.
     pub fn attempt<T>(&self, mut act: impl FnMut() -> Result<T>) -> Result<T> {
-        let (mut failing_since, mut pause) = (None, self.limits.pauses.0);
+        let (mut failing_since, mut tries, mut pause) = (None, 0, self.limits.pauses.0);
         loop {
             self.check()?;
             let error = match act() {
@@ -138,7 +141,10 @@ impl Pace {
             let Some(asked) = may_pass(&error) else { return Err(error) };
             lock(&self.times).trouble = Some(error.clone());
             let now = Instant::now();
-            let since = (*failing_since.get_or_insert(now)).max(self.last_forward());
+            let first = *failing_since.get_or_insert(now);
+            // What goes forward each time and never ends is not tried for ever.
+            tries += 1;
+            let since = if tries < ENOUGH_TRIES { first.max(self.last_forward()) } else { first };
             let wait = pause.max(asked);
             if now.saturating_duration_since(since) + wait > self.limits.retry {
                 return Err(error);
@@ -198,6 +204,20 @@ mod tests {
             Err(trouble(Trouble::Denied("no".into())))
         });
         assert!(done.is_err() && tries == 1);
+    }
+
+    #[test]
+    fn what_goes_forward_each_time_and_never_ends_is_given_up_too() {
+        let pace = pace(300, None);
+        let (begun, mut tries) = (Instant::now(), 0);
+        let done = pace.attempt(|| -> Result<()> {
+            tries += 1;
+            pace.went_forward();
+            assert!(tries < 100, "it is tried for ever");
+            Err(trouble(Trouble::Failed("Input/output error".into())))
+        });
+        assert!(done.is_err() && tries >= ENOUGH_TRIES, "{tries}");
+        assert!(begun.elapsed() < Duration::from_secs(5));
     }
 
     #[test]
