@@ -14,6 +14,7 @@ use super::pace::Pace;
 use super::place::{Done, OnBad, Place, Sourced};
 use super::plan::{Plan, Wanted, What};
 use super::{Around, Report};
+use crate::backupdir::arcs::commit_arc;
 use crate::dest::settings::OnFail;
 use crate::dest::{Known, Settings};
 use crate::error::{Error, Result, Trouble};
@@ -97,7 +98,11 @@ impl Sender {
         // Other runs may have come since this one began, and have sent: nobody does from here on.
         let now = self.around.plan()?;
         place.check_foreign(&now)?;
-        let (removed, kept) = place.clear_away(&now, &self.task.drop, self.task.leftovers)?;
+        // One that is older than its notes may still need what was dropped.
+        let has_last = self.plan.last_commit.is_some_and(|last| place.there.contains_key(&commit_arc(last)));
+        let none = BTreeSet::new();
+        let drop = if has_last { self.task.drop.as_ref() } else { &none };
+        let (removed, kept) = place.clear_away(&now, drop, self.task.leftovers)?;
         if kept > 0 {
             let objects = crate::text::counted(kept, "object");
             place.warn(format!("{} does not let us delete: {objects} that nobody needs stay there", place.name()));
@@ -120,7 +125,7 @@ impl Sender {
     fn arrange(&self, place: &Place) {
         let Some(last) = self.plan.last_commit else { return };
         let has = |name: &ArcName| place.there.contains_key(name);
-        let hole = |name: &ArcName| !has(name) && !has(&crate::backupdir::arcs::commit_arc(name.version));
+        let hole = |name: &ArcName| !has(name) && !has(&commit_arc(name.version));
         if !self.plan.dropped.keys().any(hole) {
             return;
         }
