@@ -1,28 +1,23 @@
 //! Looking after copies: which there are, whether they are right, completing them, giving one up.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-use sha2::{Digest, Sha256};
 
 use super::notes::{Note, State};
 use super::pace::Pace;
 use super::place::{OnBad, Place, Sourced, facts};
 use super::plan::{Plan, Wanted, Whose};
 use super::sender::{Sender, Task};
-use super::{Around, Report};
+use super::{Around, Limits, Report};
 use crate::backupdir::Lock;
-use crate::depot::Via;
-use crate::dest::{self, Known, Settings, Sum};
+use crate::dest::{self, Known, Settings};
 use crate::error::{Error, Result, Trouble};
 use crate::ids::ArcName;
 use crate::monitor::Event;
 use crate::sync::{into_inner, lock};
 
-/// Bytes of an arc that are read here at a time.
-const PIECE_BYTES: usize = 1 << 20;
 /// How much longer than its own limits a place may take to be reached.
 const LEEWAY: Duration = Duration::from_secs(5);
 
@@ -70,9 +65,14 @@ pub fn status(around: &Around, only: Option<&str>) -> Result<Vec<Standing>> {
     Ok(plan.wanted.iter().map(standing).collect())
 }
 
+/// Somebody waits for the answer: what fails is not tried for as long as a backup does it.
+fn waited_for(around: &Around) -> Limits {
+    Limits { retry: around.limits.idle.min(around.limits.retry), ..around.limits }
+}
+
 /// Reaches places, all at the same time; why not, for those that can't be.
 fn reach(around: &Around, places: &[Settings], known: &Known) -> Vec<(Settings, Result<Arc<Place>>)> {
-    let limits = super::Limits { retry: around.limits.idle.min(around.limits.retry), ..around.limits };
+    let limits = waited_for(around);
     let begin = |settings: &Settings| {
         let (tell, told) = mpsc::channel();
         let (around, theirs, known) = (around.clone(), settings.clone(), known.clone());
@@ -153,7 +153,7 @@ pub fn verify(around: &Around, name: &str) -> Result<Verified> {
     let settings = dest::named(&around.dir, name)?;
     let known = Known::read(&around.dir)?;
     let plan = around.plan()?;
-    let pace = Arc::new(Pace::new(around.limits, None, around.monitor.clone()));
+    let pace = Arc::new(Pace::new(waited_for(around), None, around.monitor.clone()));
     let place = Place::reach(around, &settings, &known, &pace)?;
     place.check_foreign(&plan)?;
     let queue: Mutex<VecDeque<&Wanted>> = Mutex::new(plan.wanted.iter().collect());
@@ -229,9 +229,19 @@ pub fn clear(
     let settings = dest::named(&around.dir, name)?;
     let (places, known) = around.places()?;
     let plan = around.plan()?;
-    let pace = Arc::new(Pace::new(around.limits, None, around.monitor.clone()));
+    let pace = Arc::new(Pace::new(waited_for(around), None, around.monitor.clone()));
     let place = Place::reach(around, &settings, &known, &pace)?;
     place.check_foreign(&plan)?;
+    let wanted: BTreeSet<ArcName> = plan.wanted.iter().map(|wanted| wanted.name).collect();
+    // A recovery went without these: what they hold nobody here knows.
+    let is_lost = |arc: &ArcName| match plan.whose(*arc) {
+        Whose::Wanted => !wanted.contains(arc),
+        whose => whose == Whose::Old,
+    };
+    if let Some(lost) = ours(&plan, &place).find(is_lost) {
+        let what = format!("{lost} at {name} is of what this backup dir has lost: it may be the only copy");
+        return Err(Error::Protected { what });
+    }
     let others: Vec<Settings> = places.into_iter().filter(|other| other.name != name).collect();
     let mut reached: Option<Vec<Arc<Place>>> = None;
     for wanted in plan.wanted.iter().filter(|wanted| place.there.contains_key(&wanted.name)) {
@@ -242,11 +252,8 @@ pub fn clear(
         let reached = reached.get_or_insert_with(|| {
             reach(around, &others, &known).into_iter().filter_map(|(_, place)| place.ok()).collect()
         });
-        let has_it = |other: &Arc<Place>| {
-            let Some(State::Proven) = other.is_stored(wanted) else { return false };
-            let len = other.ask(|storage| storage.stat(&wanted.name.to_string()));
-            matches!(len, Ok(Some(len)) if Some(&len) == other.there.get(&wanted.name))
-        };
+        // A note is as old as it is: what is to be the last copy is read now.
+        let has_it = |other: &Arc<Place>| other.facts_anywhere(wanted).is_ok_and(|facts| other.verify(&facts).is_ok());
         if !reached.iter().any(has_it) {
             let what = format!("{} has no other good copy than the one at {name}", wanted.name);
             return Err(Error::Protected { what });
@@ -278,20 +285,5 @@ fn ours<'a>(plan: &'a Plan, place: &'a Place) -> impl Iterator<Item = ArcName> +
 
 /// The backup dir has an arc with its recorded checksum.
 fn is_good_here(around: &Around, wanted: &Wanted, pace: &Pace) -> bool {
-    let read = || -> Result<bool> {
-        let facts = facts(around, wanted, pace)?;
-        let arc = around.dir.arcs().open(wanted.name)?;
-        let (mut hasher, mut piece, mut at) = (Sha256::new(), vec![0; PIECE_BYTES], 0);
-        loop {
-            pace.check()?;
-            match arc.read(at, &mut piece, Via::Medium)? {
-                0 => break,
-                count => hasher.update(piece.get(..count).unwrap_or_default()),
-            }
-            at += PIECE_BYTES as u64;
-        }
-        let found: Sum = hasher.finalize().into();
-        Ok(found == facts.sum)
-    };
-    read().unwrap_or(false)
+    facts(around, wanted, pace).is_ok_and(|facts| Sourced::Home.is_good(around, &facts, pace))
 }

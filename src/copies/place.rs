@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
+
 use super::body::{ArcBody, Source};
 use super::fetched::Fetched;
 use super::notes::{Note, Notes, State};
@@ -17,7 +19,7 @@ use super::plan::{Plan, Wanted, What, Whose};
 use super::{Around, Opener};
 use crate::arc::{ARC_HEADER_LEN, ArcHeader};
 use crate::backupdir::arcs;
-use crate::depot::Depot;
+use crate::depot::{Depot, Via};
 use crate::dest::settings::Verify;
 use crate::dest::{Body, Compared, Known, Lie, Object, Proof, Settings, Storage, Sum, mark, prove, put_proven};
 use crate::error::{Error, Result, Trouble};
@@ -26,6 +28,8 @@ use crate::ids::{ArcId, ArcName};
 use crate::monitor::Event;
 use crate::sync::lock;
 
+/// Bytes of an arc that are read here at a time.
+const PIECE_BYTES: usize = 1 << 20;
 /// How often an arc that arrives with other bytes is sent.
 const MOST_SENDS: u32 = 3;
 /// Credentials are not asked for more often.
@@ -262,7 +266,7 @@ impl Place {
                     return Ok(Done::Was(note.map_or(State::Unverified, |note| note.state)));
                 }
                 Some(_) => {
-                    let settled = self.ask(|storage| self.settle(storage, &facts, may_replace));
+                    let settled = self.ask(|storage| self.settle(storage, &facts, sources, may_replace));
                     if matches!(settled, Err(Error::Dest { trouble: Trouble::Checksum { .. }, .. })) {
                         self.notes.forget(name);
                     }
@@ -294,7 +298,7 @@ impl Place {
     fn send(&self, facts: &Facts, sources: &[Sourced], may_replace: &mut bool) -> Result<Done> {
         let mut last = Error::SelfCheck { what: format!("there is no source for {}", facts.name) };
         for source in sources {
-            match self.send_from(facts, source, may_replace) {
+            match self.send_from(facts, source, sources, may_replace) {
                 Err(error) if source.is_at_fault(&error) => {
                     if sources.len() > 1 {
                         self.met_damage.fetch_or(error.is_damage(), Ordering::Relaxed);
@@ -308,7 +312,7 @@ impl Place {
         Err(last)
     }
 
-    fn send_from(&self, facts: &Facts, source: &Sourced, may_replace: &mut bool) -> Result<Done> {
+    fn send_from(&self, facts: &Facts, source: &Sourced, sources: &[Sourced], may_replace: &mut bool) -> Result<Done> {
         let name = facts.name;
         self.notes.put(name, facts.id, State::Sending);
         let furthest = Mutex::new(0);
@@ -324,7 +328,7 @@ impl Place {
         let is_again = std::cell::Cell::new(*may_replace);
         let state = self.ask(|storage| {
             if is_again.replace(true)
-                && let Some(state) = self.settle(storage, facts, replace.get())?
+                && let Some(state) = self.settle(storage, facts, sources, replace.get())?
             {
                 return Ok(state);
             }
@@ -335,7 +339,7 @@ impl Place {
                 Ok(Proof::ReadBack | Proof::Server) => Ok(State::Proven),
                 Ok(Proof::Unverified) => Ok(State::Unverified),
                 Err(error @ Error::Dest { trouble: Trouble::Exists, .. }) => {
-                    self.settle(storage, facts, replace.get())?.ok_or(error)
+                    self.settle(storage, facts, sources, replace.get())?.ok_or(error)
                 }
                 Err(error) => {
                     // What this put has left may be anything.
@@ -353,11 +357,17 @@ impl Place {
     /// What is under a name that may be half of something: it is right; or it is wrong, and was removed; or there is nothing.
     ///
     /// # Errors
-    /// `DEST_DIVERGED`; `DEST_CHECKSUM` where it may not be replaced.
-    fn settle(&self, storage: &dyn Storage, facts: &Facts, may_replace: bool) -> Result<Option<State>> {
+    /// `DEST_DIVERGED`; `DEST_CHECKSUM` where it may not be replaced, or there is nothing better to put in its place.
+    fn settle(
+        &self,
+        storage: &dyn Storage,
+        facts: &Facts,
+        sources: &[Sourced],
+        may_replace: bool,
+    ) -> Result<Option<State>> {
         let object = facts.name.to_string();
         let Some(len_bytes) = storage.stat(&object)? else { return Ok(None) };
-        if self.settings.verify == Verify::Trust && len_bytes == facts.len_bytes {
+        if self.settings.verify == Verify::Trust && len_bytes == facts.len_bytes && !may_replace {
             return Ok(Some(State::Unverified));
         }
         match prove(storage, &object, facts.len_bytes, &facts.sum) {
@@ -370,7 +380,9 @@ impl Place {
                 {
                     return Err(self.diverged(facts.name));
                 }
-                match may_replace.then(|| storage.remove(&object)) {
+                // Most of what has one wrong byte is good: it stays until something better is proven.
+                let goes = may_replace && sources.iter().any(|source| source.is_good(&self.around, facts, &self.pace));
+                match goes.then(|| storage.remove(&object)) {
                     Some(Ok(())) => Ok(None),
                     Some(Err(Error::Dest { trouble: Trouble::Denied(_), .. })) | None => Err(error),
                     Some(Err(other)) => Err(other),
@@ -431,6 +443,14 @@ impl Sourced {
         }
     }
 
+    /// All of it was read just now, and is right.
+    pub fn is_good(&self, around: &Around, facts: &Facts, pace: &Pace) -> bool {
+        match self {
+            Sourced::Home => is_good_here(around, facts, pace).unwrap_or(false),
+            Sourced::Other(place) => place.verify(facts).is_ok(),
+        }
+    }
+
     /// Another source may be good.
     fn is_at_fault(&self, error: &Error) -> bool {
         match (self, error) {
@@ -439,6 +459,21 @@ impl Sourced {
             _ => false,
         }
     }
+}
+
+fn is_good_here(around: &Around, facts: &Facts, pace: &Pace) -> Result<bool> {
+    let arc = around.dir.arcs().open(facts.name)?;
+    let (mut hasher, mut piece, mut at) = (Sha256::new(), vec![0; PIECE_BYTES], 0);
+    loop {
+        pace.check()?;
+        match arc.read(at, &mut piece, Via::Medium)? {
+            0 => break,
+            count => hasher.update(piece.get(..count).unwrap_or_default()),
+        }
+        at += PIECE_BYTES as u64;
+    }
+    let found: Sum = hasher.finalize().into();
+    Ok(found == facts.sum)
 }
 
 fn paced(open: &Opener, settings: &Settings, pace: &Arc<Pace>) -> Result<Arc<Paced>> {

@@ -16,6 +16,7 @@ use crate::monitor::Progress;
 use crate::testing::Rng;
 use crate::testing::lab::{Source, scratch};
 
+mod keeping;
 mod lines;
 
 fn variables(name: &str) -> Option<String> {
