@@ -453,7 +453,7 @@ impl Error {
             }
             Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
             Error::Dest { trouble, .. } => trouble.help(),
-            Error::Protected { .. } => Some("leave it out, or add `--force` if it may go"),
+            Error::Protected { .. } => Some("look at what is named; `rm` takes it all the same with `--force`"),
             Error::OtherFormat { .. } => Some(
                 "read it with the release that made it; to go on, make a new backup dir (`assay init`) and back up into that",
             ),

@@ -159,9 +159,12 @@ impl Sftp {
 
     /// As `act`, for what takes a moment and can be done again.
     fn short<T>(&self, object: &str, act: impl AsyncFn(&Session) -> Result<T, Stop>) -> Result<T> {
-        self.act(object, true, async |session| {
-            runtime::within(READ_LIMIT, &self.name, object, "no answer", act(session)).await?
-        })
+        self.act(object, true, async |session| self.soon(object, act(session)).await?)
+    }
+
+    /// What a request gives, within the time that one may take.
+    async fn soon<T>(&self, object: &str, request: impl Future<Output = T>) -> Result<T> {
+        runtime::within(READ_LIMIT, &self.name, object, "no answer", request).await
     }
 
     async fn stat_in(&self, session: &Session, object: &str) -> Result<Option<u64>, Stop> {
@@ -180,14 +183,14 @@ impl Sftp {
 
     /// Writes all of it under another name, durably where the server can do that.
     async fn write_part(&self, session: &Session, object: &str, body: &dyn Body) -> Result<(), Stop> {
-        let (raw, name) = (&session.raw, &self.name);
+        let raw = &session.raw;
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::TRUNCATE;
         let private = FileAttributes { permissions: Some(0o600), ..FileAttributes::empty() };
         let opening = raw.open(self.path(object) + PART, flags, private);
-        let file = runtime::within(READ_LIMIT, name, object, "no answer", opening).await??.handle;
+        let file = self.soon(object, opening).await??.handle;
         let written = self.write_all(session, object, body, &file).await;
         // What is open takes room, also when it has no name any more.
-        let closed = runtime::within(READ_LIMIT, name, object, "no answer", raw.close(file)).await;
+        let closed = self.soon(object, raw.close(file)).await;
         written?;
         closed??;
         Ok(())
@@ -221,7 +224,7 @@ impl Sftp {
         let named = match written {
             Ok(()) => {
                 let renaming = session.raw.rename(part.clone(), self.path(object));
-                runtime::within(READ_LIMIT, &self.name, object, "no answer", renaming).await?.map(drop)
+                self.soon(object, renaming).await?.map(drop)
             }
             Err(Stop::Client(error)) => Err(error),
             Err(Stop::Ours(error)) => return Err(error.into()),
@@ -229,11 +232,11 @@ impl Sftp {
         let Err(error) = named else { return Ok(()) };
         // The protocol's "failure" has no reason; these are the two that matter.
         if matches!(&error, Client::Status(status) if status.status_code == StatusCode::Failure) {
-            let _ = runtime::within(READ_LIMIT, &self.name, object, "no answer", session.raw.remove(part)).await?;
-            if self.stat_in(session, object).await?.is_some() {
+            let _ = self.soon(object, session.raw.remove(part)).await?;
+            if self.soon(object, self.stat_in(session, object)).await??.is_some() {
                 return Err(trouble(&self.name, object, Trouble::Exists).into());
             }
-            let room = session.raw.statvfs(self.settings.path.clone()).await;
+            let room = self.soon(object, session.raw.statvfs(self.settings.path.clone())).await?;
             if room.is_ok_and(|room| room.blocks_avail.saturating_mul(room.fragment_size) < body.len_bytes()) {
                 return Err(trouble(&self.name, object, Trouble::Full("no space left on its disk".into())).into());
             }
@@ -281,18 +284,19 @@ impl Sftp {
     }
 
     async fn list_in(&self, session: &Session) -> Result<Vec<Object>, Stop> {
-        let dir = session.raw.opendir(self.settings.path.clone()).await;
-        let dir = match dir {
-            Err(Client::Status(status)) if status.status_code == StatusCode::NoSuchFile => {
-                self.check_root(session).await?;
-                return Err(Client::Status(status).into());
+        let opening = async {
+            match session.raw.opendir(self.settings.path.clone()).await {
+                Err(Client::Status(status)) if status.status_code == StatusCode::NoSuchFile => {
+                    self.check_root(session).await?;
+                    Err(Stop::from(Client::Status(status)))
+                }
+                other => Ok(other?.handle),
             }
-            other => other?.handle,
         };
+        let dir = self.soon("", opening).await??;
         let mut objects = Vec::new();
         loop {
-            let reading = session.raw.readdir(dir.clone());
-            let names = match runtime::within(READ_LIMIT, &self.name, "", "no answer", reading).await? {
+            let names = match self.soon("", session.raw.readdir(dir.clone())).await? {
                 Ok(names) => names.files,
                 Err(Client::Status(status)) if status.status_code == StatusCode::Eof => break,
                 Err(error) => return Err(error.into()),
@@ -305,7 +309,7 @@ impl Sftp {
                 }
             }
         }
-        session.raw.close(dir).await?;
+        self.soon("", session.raw.close(dir)).await??;
         objects.sort();
         Ok(objects)
     }

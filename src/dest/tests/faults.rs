@@ -105,6 +105,36 @@ fn an_sftp_place_without_its_directory_is_absent_also_later() {
     assert_eq!(storage.read("arc.0.1", 0..5).unwrap(), b"bytes");
 }
 
+/// As where the server's own disk hangs: the connection lives, and no answer comes.
+#[test]
+fn a_server_that_does_not_answer_is_not_waited_for_longer_than_a_request_may_take() {
+    let temp = tempfile::tempdir().unwrap();
+    let (script, pid) = (temp.path().join("ssh"), temp.path().join("pid"));
+    fs::create_dir(temp.path().join("data")).unwrap();
+    let text = format!("echo $$ >{}; exec /usr/lib/openssh/sftp-server\n", pid.to_str().unwrap());
+    fs::write(&script, text).unwrap();
+    let settings = crate::dest::settings::Sftp {
+        host: "h".into(),
+        user: None,
+        port: None,
+        path: temp.path().join("data").to_str().unwrap().into(),
+        ssh_command: vec!["sh".into(), script.to_str().unwrap().into()],
+    };
+    let storage = sftp::Sftp::open("home", &settings).unwrap();
+    storage.put("arc.0.1", &&b"bytes"[..]).unwrap();
+    let requests: [&dyn Fn() -> crate::error::Result<()>; 2] =
+        [&|| storage.list().map(drop), &|| storage.stat("arc.0.1").map(drop)];
+    for request in requests {
+        let pid = fs::read_to_string(&pid).unwrap();
+        assert!(Command::new("kill").args(["-STOP", pid.trim()]).status().unwrap().success());
+        let begun = std::time::Instant::now();
+        assert_eq!(code(request()), "DEST_TIMED_OUT");
+        assert!(begun.elapsed() < crate::dest::READ_LIMIT * 2);
+        // The next request has a connection, and a server, of its own.
+        assert_eq!(storage.list().unwrap().len(), 1);
+    }
+}
+
 #[test]
 fn a_lost_connection_is_made_anew() {
     let server = Server::sshd();
