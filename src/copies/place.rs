@@ -20,6 +20,7 @@ use super::{Around, Opener};
 use crate::arc::{ARC_HEADER_LEN, ArcHeader};
 use crate::backupdir::arcs;
 use crate::depot::{Depot, Via};
+use crate::dest::mark::DESTID;
 use crate::dest::settings::Verify;
 use crate::dest::{Body, Compared, Known, Lie, Object, Proof, Settings, Storage, Sum, mark, prove, put_proven};
 use crate::error::{Error, Result, Trouble};
@@ -27,6 +28,7 @@ use crate::fetch;
 use crate::ids::{ArcId, ArcName};
 use crate::monitor::Event;
 use crate::sync::lock;
+use crate::text::hex;
 
 /// Bytes of an arc that are read here at a time.
 const PIECE_BYTES: usize = 1 << 20;
@@ -163,11 +165,33 @@ impl Place {
         if self.there.get(&name).is_some_and(|found| *found < len) {
             return Ok(None);
         }
-        let head = match self.ask(|storage| storage.read(&name.to_string(), 0..len)) {
+        let read = |storage: &dyn Storage| storage.read(&name.to_string(), 0..len);
+        let head = match self.ask(read) {
             Err(Error::Dest { trouble: Trouble::NotFound | Trouble::WrongRange { .. }, .. }) => return Ok(None),
+            Err(error) if self.is_unreadable(&error, |storage| read(storage).map(drop)) => return Ok(None),
             head => head?,
         };
         Ok(ArcHeader::decode(&head, self.around.dir.keys()).ok().map(|header| header.id))
+    }
+
+    /// It fails again and again while the place answers: a medium has bad places, and what lies there is as wrong as other
+    /// bytes are.
+    fn is_unreadable(&self, error: &Error, act: impl Fn(&dyn Storage) -> Result<()>) -> bool {
+        let is_failed = |error: &Error| matches!(error, Error::Dest { trouble: Trouble::Failed(_), .. });
+        let mark = |storage: &dyn Storage| storage.forget(DESTID).and_then(|()| storage.read(DESTID, 0..1));
+        let answers = || self.ask(mark).is_ok();
+        is_failed(error) && answers() && act(self.storage().as_ref()).is_err_and(|error| is_failed(&error)) && answers()
+    }
+
+    /// What an arc there is found to be when it was read.
+    fn judged<T>(&self, facts: &Facts, read: Result<T>) -> Result<T> {
+        let Err(error @ Error::Dest { trouble: Trouble::Failed(what), .. }) = &read else { return read };
+        let object = facts.name.to_string();
+        if !self.is_unreadable(error, |storage| prove(storage, &object, facts.len_bytes, &facts.sum)) {
+            return read;
+        }
+        let (source, found) = (hex(&facts.sum).into(), format!("none: {what}").into());
+        Err(self.trouble(&object, Trouble::Checksum { source, found }))
     }
 
     /// Removes what nobody needs any more: what was dropped, and what cut runs have left, where it is proven to be theirs.
@@ -266,7 +290,15 @@ impl Place {
                     return Ok(Done::Was(note.map_or(State::Unverified, |note| note.state)));
                 }
                 Some(_) => {
-                    let settled = self.ask(|storage| self.settle(storage, &facts, sources, may_replace));
+                    let mut settled = self.ask(|storage| self.settle(storage, &facts, sources, may_replace));
+                    if matches!(settled, Err(Error::Dest { trouble: Trouble::Failed(_), .. }))
+                        && let Err(error) = self.judged(&facts, settled.clone())
+                    {
+                        let go = |storage: &dyn Storage| {
+                            self.put_away(storage, &facts, sources, may_replace, error.clone()).map(|()| None)
+                        };
+                        settled = self.ask(go);
+                    }
                     if matches!(settled, Err(Error::Dest { trouble: Trouble::Checksum { .. }, .. })) {
                         self.notes.forget(name);
                     }
@@ -373,22 +405,39 @@ impl Place {
         match prove(storage, &object, facts.len_bytes, &facts.sum) {
             Ok(()) => Ok(Some(State::Proven)),
             Err(error @ Error::Dest { trouble: Trouble::Checksum { .. }, .. }) => {
-                let len = ARC_HEADER_LEN as u64;
-                if len_bytes >= len
-                    && let Ok(header) = ArcHeader::decode(&storage.read(&object, 0..len)?, self.around.dir.keys())
-                    && header.id != facts.id
-                {
-                    return Err(self.diverged(facts.name));
-                }
-                // Most of what has one wrong byte is good: it stays until something better is proven.
-                let goes = may_replace && sources.iter().any(|source| source.is_good(&self.around, facts, &self.pace));
-                match goes.then(|| storage.remove(&object)) {
-                    Some(Ok(())) => Ok(None),
-                    Some(Err(Error::Dest { trouble: Trouble::Denied(_), .. })) | None => Err(error),
-                    Some(Err(other)) => Err(other),
-                }
+                self.put_away(storage, facts, sources, may_replace, error).map(|()| None)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Removes what is wrong, if it may go and something better is at hand.
+    ///
+    /// # Errors
+    /// `DEST_DIVERGED`; what is wrong with it where it stays.
+    fn put_away(
+        &self,
+        storage: &dyn Storage,
+        facts: &Facts,
+        sources: &[Sourced],
+        may_replace: bool,
+        wrong: Error,
+    ) -> Result<()> {
+        if !matches!(wrong, Error::Dest { trouble: Trouble::Checksum { .. }, .. }) {
+            return Err(wrong);
+        }
+        let object = facts.name.to_string();
+        let has_header = storage.stat(&object)?.is_some_and(|len| len >= ARC_HEADER_LEN as u64);
+        if has_header && self.id_there(facts.name)?.is_some_and(|id| id != facts.id) {
+            return Err(self.diverged(facts.name));
+        }
+        // Most of what has one wrong byte is good: it stays until something better is proven.
+        if !may_replace || !sources.iter().any(|source| source.is_good(&self.around, facts, &self.pace)) {
+            return Err(wrong);
+        }
+        match storage.remove(&object) {
+            Err(Error::Dest { trouble: Trouble::Denied(_), .. }) => Err(wrong),
+            done => done,
         }
     }
 
@@ -396,6 +445,7 @@ impl Place {
     pub fn verify(&self, facts: &Facts) -> Result<()> {
         let object = facts.name.to_string();
         let done = self.ask(|storage| prove(storage, &object, facts.len_bytes, &facts.sum));
+        let done = self.judged(facts, done);
         match &done {
             Ok(()) => self.notes.put(facts.name, facts.id, State::Proven),
             Err(Error::Dest { trouble: Trouble::Checksum { .. } | Trouble::NotFound, .. }) => {

@@ -125,3 +125,41 @@ fn what_was_dropped_stays_where_the_commit_that_dropped_it_is_gone() {
         assert!(world.path("usb").join(arc.unwrap().file_name()).exists());
     }
 }
+
+/// A bad place of a medium: it is found, told, and put right, and the rest is looked at all the same.
+#[test]
+fn what_a_medium_can_not_read_is_wrong_and_is_put_right() {
+    let world = World::new(&["usb"]);
+    world.backup();
+    // As long as the file is the old one.
+    let bad = world.path("usb/arc.0.1");
+    let inode = |at: &std::path::Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(at).unwrap());
+    let old = inode(&bad);
+    let kept = fs::File::open(&bad).unwrap();
+    let rule: Rule = Arc::new(move |_, request, object| {
+        let hits = request == Request::Read && object == "arc.0.1" && bad.exists() && inode(&bad) == old;
+        hits.then(|| Fault::Fail(Trouble::Failed("Input/output error".into())))
+    });
+    let around = world.around(&world.dir(), rule);
+    let found = verify(&around, "usb").unwrap();
+    assert_eq!((found.good, found.missing, found.wrong, found.unknown), (4, 0, 1, 0));
+    assert_eq!(world.failures().last(), Some(&"DEST_CHECKSUM"));
+    let reports = sync(&around, Some("usb")).unwrap();
+    assert_eq!((reports[0].exit(), reports[0].sent, reports[0].behind), (Exit::Ok, 1, 0), "{reports:?}");
+    world.is_whole("usb");
+    drop(kept);
+    // Where the place as a whole does not answer, nothing is called wrong.
+    let dead = Arc::new(AtomicUsize::new(0));
+    let asked = dead.clone();
+    let rule: Rule = Arc::new(move |_, request, object| {
+        let begun = object == "arc.0.1" || asked.load(Ordering::Relaxed) > 0;
+        (request == Request::Read && begun).then(|| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            Fault::Fail(Trouble::Failed("reset".into()))
+        })
+    });
+    let error = verify(&world.around(&world.dir(), rule), "usb").unwrap_err();
+    assert!(error.code() == "DEST_FAILED" && dead.load(Ordering::Relaxed) > 0, "{error}");
+    let all = status(&around, Some("usb")).unwrap();
+    assert!(all.iter().all(|one| one.copies.iter().any(|copy| copy.state == State::Proven)), "no note went");
+}
