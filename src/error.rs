@@ -574,7 +574,9 @@ impl Trouble {
             Trouble::Diverged(_) => {
                 Some("find out which of the backup dirs is the right one; give the other a place of its own")
             }
-            Trouble::InUse => Some("wait until the other assay has sent what it has"),
+            Trouble::InUse => {
+                Some("wait until the other assay has sent what it has; the same place may be named twice in dest.toml")
+            }
             Trouble::Unmarked => Some("`assay dest setid NAME` makes a new, empty place one of this backup"),
             Trouble::NotOurs(_) => Some("name a place of its own in dest.toml; nothing there was changed"),
             Trouble::NotEmpty(_) => Some("name an empty place in dest.toml, a new directory or prefix"),

@@ -10,7 +10,7 @@ use super::{Context, print, print_json, show};
 use crate::backupdir::BackupDir;
 use crate::catalog::Timespec;
 use crate::dest::settings::{OnFail, Verify};
-use crate::dest::{self, Exam, Known, Lie, Settings, Storage, mark};
+use crate::dest::{self, Exam, Lie, Settings, Storage, mark};
 use crate::error::{Error, Exit, Result, Trouble};
 use crate::text::{counted, shown};
 
@@ -102,7 +102,7 @@ fn setid(context: &Context, args: &SetidArgs) -> Result<Exit> {
     super::meet(context, &dir)?;
     let settings = dest::named(&dir, &args.name)?;
     let lock = dir.lock()?;
-    let mut known = Known::read(&dir)?;
+    let mut known = crate::copies::known(&dir)?;
     let storage = open(&dir, &settings)?;
     let before = if args.anew { mark::Before::Gone } else { mark::Before::Absent };
     let mark = mark::set(storage.as_ref(), &settings, before, &dir, &lock, &mut known)?;
@@ -127,7 +127,7 @@ fn test(context: &Context, args: &TestArgs) -> Result<Exit> {
     let dir = context.open_to_save()?;
     let settings = dest::named(&dir, &args.name)?;
     let _lock = dir.lock()?;
-    let mut known = Known::read(&dir)?;
+    let mut known = crate::copies::known(&dir)?;
     let storage = open(&dir, &settings)?;
     let mark = mark::read(storage.as_ref(), dir.keys(), &known)?;
     let exam = dest::examine(storage.as_ref())?;
@@ -149,7 +149,7 @@ fn exit(exam: &Exam) -> Exit {
 
 fn ls_all(context: &Context, as_json: bool) -> Result<Exit> {
     let dir = context.open()?;
-    let (all, known) = (dest::all(&dir)?, Known::read(&dir)?);
+    let (all, known) = (dest::all(&dir)?, crate::copies::known(&dir)?);
     let mut text = String::new();
     for settings in &all {
         let place = known.of_name(&settings.name);
@@ -191,7 +191,7 @@ fn ls_all(context: &Context, as_json: bool) -> Result<Exit> {
 fn ls(context: &Context, name: &str, as_json: bool) -> Result<Exit> {
     let dir = context.open()?;
     let settings = dest::named(&dir, name)?;
-    let known = Known::read(&dir)?;
+    let known = crate::copies::known(&dir)?;
     let storage = open(&dir, &settings)?;
     let mark = match mark::read(storage.as_ref(), dir.keys(), &known) {
         Ok(mark) => Some(mark),

@@ -151,7 +151,7 @@ pub struct Verified {
 /// What keeps the destination from being asked.
 pub fn verify(around: &Around, name: &str) -> Result<Verified> {
     let settings = dest::named(&around.dir, name)?;
-    let known = Known::read(&around.dir)?;
+    let known = super::known(&around.dir)?;
     let plan = around.plan()?;
     let pace = Arc::new(Pace::new(waited_for(around), None, around.monitor.clone()));
     let place = Place::reach(around, &settings, &known, &pace)?;

@@ -73,7 +73,7 @@ impl Around {
     /// Destinations that are used, and what is known of them.
     fn places(&self) -> Result<(Vec<Settings>, Known)> {
         let all = dest::all(&self.dir)?.into_iter().filter(|settings| !settings.off).collect();
-        Ok((all, Known::read(&self.dir)?))
+        Ok((all, known(&self.dir)?))
     }
 
     fn plan(&self) -> Result<Arc<Plan>> {
@@ -87,6 +87,20 @@ impl Around {
             |settings: &Settings| self.noted(&settings.name).get(&last).is_some_and(|note| note.state > State::Sending);
         places.iter().all(has)
     }
+}
+
+/// What is known of destinations: from dest.known, and by which of their names they were ever reached.
+///
+/// # Errors
+/// What keeps dest.toml, dest.known or the notes from being read.
+pub fn known(dir: &BackupDir) -> Result<Known> {
+    let mut known = Known::read(dir)?;
+    for settings in dest::all(dir)? {
+        if notes::was_reached(dir, &settings.name)? {
+            known.reached_as(&settings.name);
+        }
+    }
+    Ok(known)
 }
 
 /// What came of one destination.

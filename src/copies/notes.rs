@@ -128,6 +128,12 @@ pub fn noted(dir: &BackupDir, name: &str) -> Noted {
     read().unwrap_or_default()
 }
 
+/// A place was reached under this name.
+pub fn was_reached(dir: &BackupDir, name: &str) -> Result<bool> {
+    let Some(own) = dir.own().sub(DIR)? else { return Ok(false) };
+    Ok(place_of(&own, name)?.is_some())
+}
+
 /// `copies/NAME.place` has the id of the place that dest.toml calls so.
 fn place_of(own: &OwnDir, name: &str) -> Result<Option<DestId>> {
     let file = format!("{name}{PLACE}");

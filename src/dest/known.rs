@@ -3,6 +3,7 @@
 //! Invariants: a copy number that stands here is never given again, also of a place that is gone; what was found of a
 //! service is of the place with that id, not of a name; it is replaced by one rename.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ const HEAD: &str = "# What assay knows of destinations; written by `assay dest s
 pub struct Known {
     #[serde(default, rename = "place")]
     places: Vec<Place>,
+    /// More names under which marked places were reached: dest.toml may call one otherwise by now.
+    #[serde(skip)]
+    names: BTreeSet<String>,
 }
 
 /// One that was marked.
@@ -101,9 +105,14 @@ impl Known {
         dir.own().sync()
     }
 
-    /// A place was marked under this name.
+    /// A place of this backup was reached under this name.
+    pub fn reached_as(&mut self, name: &str) {
+        self.names.insert(name.to_string());
+    }
+
+    /// A place was marked, or reached, under this name.
     pub fn has_name(&self, name: &str) -> bool {
-        self.places.iter().any(|place| place.name == name && place.marked)
+        self.names.contains(name) || self.places.iter().any(|place| place.name == name && place.marked)
     }
 
     pub fn of_name(&self, name: &str) -> Option<&Place> {

@@ -163,3 +163,27 @@ fn what_a_medium_can_not_read_is_wrong_and_is_put_right() {
     let all = status(&around, Some("usb")).unwrap();
     assert!(all.iter().all(|one| one.copies.iter().any(|copy| copy.state == State::Proven)), "no note went");
 }
+
+/// A mount point without its disk is no new place either where dest.toml has called the disk otherwise since.
+#[test]
+fn a_place_with_a_new_name_is_absent_without_its_disk_and_not_unmarked() {
+    let world = World::new(&["usb"]);
+    world.backup();
+    let text = fs::read_to_string(world.path("b/dest.toml")).unwrap();
+    fs::write(world.path("b/dest.toml"), text.replace("\"usb\"\n", "\"stick\"\n")).unwrap();
+    world.change();
+    let reports = world.backup();
+    assert_eq!((reports[0].name.as_str(), reports[0].exit()), ("stick", Exit::Ok), "{reports:?}");
+    fs::rename(world.path("usb"), world.path("disk")).unwrap();
+    fs::create_dir(world.path("usb")).unwrap();
+    world.change();
+    let reports = world.backup();
+    assert_eq!(reports[0].trouble.as_ref().map(Error::code), Some("DEST_ABSENT"), "{reports:?}");
+    let dir = world.dir();
+    let (settings, mut known) = (dest::named(&dir, "stick").unwrap(), known(&dir).unwrap());
+    let storage = dest::open(&dir, &settings, &variables).unwrap();
+    let held = dir.lock().unwrap();
+    let set = mark::set(storage.as_ref(), &settings, mark::Before::Absent, &dir, &held, &mut known);
+    assert_eq!(set.unwrap_err().code(), "DEST_ABSENT");
+    assert_eq!(fs::read_dir(world.path("usb")).unwrap().count(), 0);
+}
