@@ -107,7 +107,9 @@ fn stalled_readers_hold_nobody_up(caching: Caching) {
         std::thread::sleep(Duration::from_secs(1));
         assert!(readers.iter().all(|reader| !reader.is_finished()), "the fault fired: all of them wait");
         let started = Instant::now();
-        let during = p99(&world.read_here(FILES / 3..FILES));
+        // Whoever is held up is so all the time, a busy machine only now and then.
+        let part = |n: usize| p99(&world.read_here(FILES * n / 6..FILES * (n + 1) / 6));
+        let during = (2..6).map(part).min().unwrap();
         assert!(started.elapsed() < STALL / 2, "{:?}: the readers may not be stalled any more", started.elapsed());
         // Tests run beside each other on few cores: what was slow before may be so now.
         assert!(during < Duration::from_millis(5).max(before * 4), "p99 {during:?}, before {before:?}");
