@@ -11,7 +11,7 @@ use crate::support::rng::Rng;
 use crate::support::{Lab, NONE, Out, is_root, names_in, tool};
 
 /// A backup dir with small arcs, and destinations in directories beside it, each with these lines more.
-fn lab(places: &[(&str, &str)]) -> Lab {
+pub fn lab(places: &[(&str, &str)]) -> Lab {
     let lab = Lab::new();
     lab.init();
     let path = lab.repo().join("config.toml");
@@ -28,7 +28,7 @@ fn lab(places: &[(&str, &str)]) -> Lab {
     lab
 }
 
-fn setid(lab: &Lab, name: &str) {
+pub fn setid(lab: &Lab, name: &str) {
     lab.assay("dest", ["setid", name]).ok();
 }
 
@@ -40,7 +40,7 @@ fn backup(lab: &Lab) -> Out {
     lab.assay("backup", NONE).arg(lab.src()).run()
 }
 
-fn arcs_at(dir: &Path) -> Vec<String> {
+pub fn arcs_at(dir: &Path) -> Vec<String> {
     let names = names_in(dir).into_iter().map(|name| String::from_utf8(name).expect("UTF-8"));
     names.filter(|name| name.starts_with("arc.")).collect()
 }

@@ -14,6 +14,7 @@ mod coverage;
 mod damage;
 mod destinations;
 mod differences;
+mod far;
 mod fidelity;
 mod fixtures;
 mod habits;

@@ -234,7 +234,6 @@ impl BackupDir {
     }
 
     /// The same backup dir, its arcs read through something else.
-    #[cfg(test)]
     pub fn seen_through(mut self, wrap: impl FnOnce(Arc<dyn Depot>) -> Arc<dyn Depot>) -> BackupDir {
         self.arcs = wrap(self.arcs);
         self

@@ -9,16 +9,33 @@ use super::ui::Ui;
 use super::{Context, print, print_json, report, say, show};
 use crate::backupdir::BackupDir;
 use crate::catalog::Timespec;
-use crate::copies::{self, Around, Report, Standing, State};
+use crate::copies::{self, Around, Remote, Report, Standing, State};
 use crate::dest;
 use crate::error::{Error, Exit, Result, Trouble};
+use crate::monitor::{Monitor, Silent};
 use crate::text::counted;
 
 /// What copies are made with, as the library gets it.
 pub(super) fn around(context: &Context, dir: &BackupDir) -> Around {
+    around_of(dir, Arc::new(Ui::beside(context)))
+}
+
+fn around_of(dir: &BackupDir, monitor: Arc<dyn Monitor>) -> Around {
     let home = dir.clone();
     let open = move |settings: &dest::Settings| dest::open(&home, settings, &|name| std::env::var(name).ok());
-    Around::new(dir, Arc::new(open), Arc::new(Ui::beside(context)))
+    Around::new(dir, Arc::new(open), monitor)
+}
+
+/// A destination, to read arcs from.
+pub(super) fn remote(dir: &BackupDir, name: &str) -> Result<Remote> {
+    Remote::open(&around_of(dir, Arc::new(Silent)), &dest::named(dir, name)?)
+}
+
+/// The backup dir, its arcs read from a destination if one is named.
+pub(super) fn seen_from(dir: BackupDir, from: Option<&str>) -> Result<BackupDir> {
+    let Some(name) = from else { return Ok(dir) };
+    let remote = remote(&dir, name)?;
+    Ok(dir.seen_through(|_| Arc::new(remote)))
 }
 
 /// Sends what a command has written, and what is still to be sent.

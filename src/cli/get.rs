@@ -1,6 +1,7 @@
 //! `assay get`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -58,15 +59,22 @@ pub struct GetArgs {
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
+    /// Read arcs from this destination instead of the backup dir, only those parts that are needed
+    #[arg(long, value_name = "DEST")]
+    from: Option<String>,
 }
 
+/// How long a restore waits for what is far.
+const FAR_DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// Verified blocks that are kept in memory, bytes.
 const CACHE_BYTES: u64 = 64 << 20;
 
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
     super::meet(context, &dir)?;
-    let store = StoreOptions { cache_bytes: CACHE_BYTES, words: Words::Reader, ..StoreOptions::default() };
+    let dir = super::copies::seen_from(dir, args.from.as_deref())?;
+    let deadline = if args.from.is_some() { FAR_DEADLINE } else { StoreOptions::default().deadline };
+    let store = StoreOptions { cache_bytes: CACHE_BYTES, words: Words::Reader, deadline, ..StoreOptions::default() };
     let reading = reader::Options { by: Some(By::Get), store, ..reader::Options::default() };
     let backup = Backup::of(&dir, open_index(&dir)?, reading);
     let tree = &backup.tree;

@@ -60,6 +60,9 @@ pub struct MountArgs {
     /// flipped bit right in memory; `off` shows the damage as it is. Nothing is repaired on the disk either way.
     #[arg(long, value_name = "WHEN", default_value = "on")]
     pub heal: HealArg,
+    /// Read arcs from this destination instead of the backup dir, only those parts that are needed
+    #[arg(long, value_name = "DEST")]
+    from: Option<String>,
     /// Memory for verified blocks.
     #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = parse_size)]
     pub cache_mem: u64,
@@ -179,6 +182,7 @@ fn serve(
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<Summary> {
     context.begin_log(backup.own());
+    let backup = &super::copies::seen_from(backup.clone(), args.from.as_deref())?;
     let index = open_index(backup)?;
     let show = |title: &str, summary: &Summary| {
         if args.json {

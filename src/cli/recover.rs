@@ -1,19 +1,25 @@
 //! `assay recover`.
 
+use std::sync::Arc;
+
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, print, print_json, show};
+use crate::backupdir::BackupDir;
+use crate::copies::{self, Brought, Remote, Traffic};
+use crate::depot::Depot;
 use crate::error::{Error, Exit, Result};
 use crate::memory::OnChange;
 use crate::recover::{self, OnLoss, Recovered};
 use crate::text::shown;
+use crate::tree::{Tree, View};
 
 /// Rebuild the index from the arcs and key.conf
 ///
-/// Needs nothing but the arc files and key.conf. An index that is there is kept beside the new one as
+/// Needs nothing but the arc files and key.conf, here or at a destination (`--from`). An index that is there is kept beside the new one as
 /// index.db.bad. Says which directories can't be shown when parts of the catalog are damaged.
 #[derive(Debug, Args)]
 pub struct RecoverArgs {
@@ -26,10 +32,26 @@ pub struct RecoverArgs {
     /// what can be put back before. Reading what is lost stays an error; `assay stats` lists what was accepted.
     #[arg(long)]
     accept_loss: bool,
+    /// Read the arcs at this destination of dest.toml: commits, catalogs and frame tables, no file data
+    ///
+    /// The backup dir needs nothing but key.conf and dest.toml. `mount`, `get` and others read there with `--from DEST` then.
+    #[arg(long, value_name = "DEST")]
+    from: Option<String>,
+    /// Fetch all arcs too, each proven by its recorded checksum; those that are here and right are not fetched again
+    #[arg(long, requires = "from")]
+    arcs: bool,
 }
 
 pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
-    let dir = context.open()?;
+    let home = context.open()?;
+    let remote = args.from.as_deref().map(|name| super::copies::remote(&home, name)).transpose()?;
+    let dir = match &remote {
+        Some(remote) => {
+            refuse_more(&home, remote)?;
+            home.clone().seen_through(|_| Arc::new(remote.clone()))
+        }
+        None => home.clone(),
+    };
     let ui = Ui::counting(context, "Recovering", "runs");
     let done = recover::run(&dir, if args.accept_loss { OnLoss::Accept } else { OnLoss::Report }, &ui);
     ui.finish();
@@ -42,13 +64,104 @@ pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
         }
         met => met.map(|()| false)?,
     };
+    let mut away = None;
+    if let Some(remote) = &remote {
+        let lock = home.lock()?;
+        remote.remember(&home, &lock)?;
+        let mut brought = None;
+        if args.arcs {
+            let ui = Ui::counting(context, "Fetching", "arcs");
+            let done = copies::bring_home(&home, &lock, &home.open_index()?, remote, &ui);
+            ui.finish();
+            brought = Some(done?);
+        }
+        away =
+            Some(Away { name: remote.name().to_string(), newest: newest(&dir)?, traffic: remote.traffic(), brought });
+    }
+    let all_came = away.as_ref().and_then(|away| away.brought.as_ref()).is_none_or(|brought| brought.failed.is_empty());
     super::log::outcome(as_text(&found).lines().next().unwrap_or_default());
     if args.json {
-        print_json(&as_json(&found))?;
+        print_json(&with_away(as_json(&found), away.as_ref()))?;
     } else {
-        print(&as_text(&found))?;
+        print(&(as_text(&found) + &away.as_ref().map_or_else(String::new, Away::text)))?;
     }
-    Ok(if found.open_losses == 0 && found.unproven.is_empty() && !other_history { Exit::Ok } else { Exit::Damage })
+    let is_whole = found.open_losses == 0 && found.unproven.is_empty() && !other_history && all_came;
+    Ok(if is_whole { Exit::Ok } else { Exit::Damage })
+}
+
+/// An index made from a destination knows nothing of arcs that only are here.
+fn refuse_more(home: &BackupDir, remote: &Remote) -> Result<()> {
+    let there = remote.list()?;
+    match home.arcs().list()?.iter().find(|name| there.binary_search(name).is_err()) {
+        Some(name) => Err(Error::Usage(format!(
+            "{name} is here and not at {}: recover without --from, or use an empty directory",
+            remote.name()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The newest version, as `assay versions --digest` prints it.
+fn newest(dir: &BackupDir) -> Result<Option<String>> {
+    let tree = Tree::of(dir, dir.open_index()?, View::Whole);
+    let Some(row) = tree.index().newest()? else { return Ok(None) };
+    Ok(match tree.root(row.version) {
+        Ok(root) => Some(format!("{} {} {root}", row.version, row.info.name)),
+        // It was told with what else is wrong.
+        Err(error) if error.is_damage() => None,
+        Err(error) => return Err(error),
+    })
+}
+
+/// What was read at a destination.
+struct Away {
+    name: String,
+    newest: Option<String>,
+    traffic: Traffic,
+    brought: Option<Brought>,
+}
+
+impl Away {
+    fn text(&self) -> String {
+        let Away { name, newest, traffic, brought } = self;
+        let requests = show::counted(traffic.requests, "request");
+        let mut text = format!("From {name}: {requests}, {} read.\n", show::bytes(traffic.bytes));
+        match brought {
+            Some(Brought { arcs, bytes, were_here, failed }) => {
+                text += &format!(
+                    "{} fetched ({}), {were_here} were here.\n",
+                    show::counted(*arcs, "arc"),
+                    show::bytes(*bytes)
+                );
+                if !failed.is_empty() {
+                    text += &format!("NOT fetched: {}.\n", show::counted(failed.len() as u64, "arc"));
+                }
+            }
+            None => {
+                text += &format!("The arcs stay there: read them with `--from {name}`, or fetch them with --arcs.\n")
+            }
+        }
+        if let Some(line) = newest {
+            text += &format!("Newest: {line}\nIf you have noted such lines: `assay versions --expect`.\n");
+        }
+        text
+    }
+}
+
+fn with_away(mut value: Value, away: Option<&Away>) -> Value {
+    if let (Some(fields), Some(Away { name, newest, traffic, brought })) = (value.as_object_mut(), away) {
+        fields.insert("from".into(), json!(name));
+        fields.insert("newest".into(), json!(newest));
+        fields.insert("requests".into(), json!(traffic.requests));
+        fields.insert("bytes".into(), json!(traffic.bytes));
+        if let Some(brought) = brought {
+            let failed = brought.failed.iter().map(|(arc, e)| json!({"arc": arc.to_string(), "error": e.to_string()}));
+            fields.insert("arcs_fetched".into(), json!(brought.arcs));
+            fields.insert("arcs_here".into(), json!(brought.were_here));
+            fields.insert("arcs_failed".into(), failed.collect());
+        }
+    }
+    value
 }
 
 fn as_text(found: &Recovered) -> String {

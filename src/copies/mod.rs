@@ -10,10 +10,12 @@
 mod body;
 mod care;
 mod fetched;
+mod home;
 mod notes;
 mod pace;
 mod place;
 mod plan;
+mod remote;
 mod sender;
 #[cfg(test)]
 mod tests;
@@ -30,11 +32,13 @@ use crate::error::{Error, Exit, Result};
 use crate::monitor::{Event, Monitor};
 use crate::sync::lock;
 pub use care::{Standing, clear, status, sync, verify};
+pub use home::{Brought, bring_home};
 use notes::Noted;
 pub use notes::State;
 pub use pace::Limits;
 use place::{Done, OnBad, Sourced};
 use plan::{Plan, Wanted, What};
+pub use remote::{Remote, Traffic};
 use sender::{Sender, Task};
 
 /// Opens a destination.

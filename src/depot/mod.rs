@@ -11,6 +11,7 @@ mod local;
 pub use local::{Local, list, sync};
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use crate::error::{Damage, Error, Place, Result};
@@ -50,6 +51,8 @@ pub trait Depot: Send + Sync {
     /// # Errors
     /// `Missing` and `Unreadable` are damage; anything else (a permission, a connection) keeps the arc from being read.
     fn open(&self, arc: ArcName) -> Result<Box<dyn StoredArc>>;
+    /// Says what will be read soon: where each read costs a way, it is fetched now, much of it at a time.
+    fn ahead(&self, _wanted: &[(ArcName, Range<u64>)]) {}
 }
 
 /// An arc of a depot, open for reading.

@@ -34,7 +34,7 @@ use crate::text::{hex, shown};
 
 pub use exam::{Exam, examine};
 pub use known::{Known, Place as KnownPlace};
-pub use proof::{Proof, prove, put_proven};
+pub use proof::{Proof, compare, prove, put_proven};
 pub use secret::Variables;
 pub use settings::Settings;
 

@@ -88,7 +88,7 @@ pub fn prove(storage: &dyn Storage, object: &str, len_bytes: u64, source: &Sum) 
 ///
 /// # Errors
 /// `Algorithm`; `Checksum`.
-fn compare(dest: &str, object: &str, source: &Checksum, found: &Checksum) -> Result<()> {
+pub fn compare(dest: &str, object: &str, source: &Checksum, found: &Checksum) -> Result<()> {
     let sides = |source: &str, found: &str| (source.into(), found.into());
     if source.algorithm != found.algorithm {
         let (source, found) = sides(&source.algorithm, &found.algorithm);

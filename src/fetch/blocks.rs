@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use super::places::Places;
-use super::{ArcFile, Bad, Fetched, Frame, Located, with_bytes};
+use super::{ArcFile, Bad, Fetched, Frame, Located, Way, with_bytes};
 use crate::arc::FrameKind;
 use crate::crypto::Keys;
 use crate::depot::{Depot, Reach, Via};
@@ -99,20 +99,40 @@ impl Fetch {
         Ok(info.len as usize == bytes.len() && info.hash == self.keys.block_hash(bytes))
     }
 
-    /// Is there a copy that `far` could ask?
+    /// Is there a copy that `far` could ask, or is all of it far?
     pub fn has_far(&self) -> bool {
-        self.heal == Heal::On && self.copies.iter().any(|copy| copy.reach() == Reach::Far)
+        self.is_far() || (self.heal == Heal::On && self.copies.iter().any(|copy| copy.reach() == Reach::Far))
     }
 
-    /// Fetches frames from what is near, on this thread: those of some blocks, no two of which share one. `each` learns by their numbers in `asked` what came of them, and
+    /// What is read first.
+    pub fn home(&self) -> CopyId {
+        self.home.id()
+    }
+
+    /// What is read first leaves the machine: `near` may take as long as that.
+    pub fn is_far(&self) -> bool {
+        self.home.reach() == Reach::Far
+    }
+
+    /// Fetches frames from what is near (and from what is read first, be it far), on this thread: those of some blocks, no two of which share one. `each` learns by their numbers in `asked` what came of them, and
     /// where they were looked for at last; those that were right at first come sooner than those that were not.
     pub fn near(&self, asked: &[Asked], each: Each<'_>) {
         let mut at = 0;
         while let Some(rest) = asked.get(at..).filter(|rest| !rest.is_empty()) {
             let count = stretch(rest);
             let stretch = rest.get(..count).unwrap_or_default();
-            self.stretch(stretch, &mut |number, asked, outcome| each(at + number, asked, outcome));
+            self.stretch(stretch, &mut |number, asked, outcome| {
+                each(at + number, asked, outcome.map(|fetched| self.of_home(fetched)));
+            });
             at += count;
+        }
+    }
+
+    /// What no other copy had is of the one that is read first.
+    fn of_home(&self, fetched: Fetched) -> Fetched {
+        match fetched.way {
+            Way::Copy => fetched,
+            Way::First | Way::Again { .. } | Way::Repaired(_) => Fetched { copy: self.home.id(), ..fetched },
         }
     }
 

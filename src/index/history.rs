@@ -35,6 +35,11 @@ impl Commits {
         self.0.get(&run).copied()
     }
 
+    /// Oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = Head> + '_ {
+        self.0.iter().map(|(run, digest)| (*run, *digest))
+    }
+
     pub fn newest(&self) -> Option<Head> {
         self.0.last_key_value().map(|(run, digest)| (*run, *digest))
     }

@@ -1,4 +1,4 @@
-//! Blocks from copies that leave the machine: threads that may be kept waiting, and the clock that lets nobody else be.
+//! Blocks from what leaves the machine, copies or all there is: threads that may be kept waiting, and the clock that lets nobody else be.
 //!
 //! Invariants: at most `MAX_TASKS` frames wait for their turn; one for which nobody waits any more is not asked for; a
 //! question whose deadline has come is answered by the clock's thread; once closed, each question is answered at once.
@@ -22,10 +22,15 @@ const MAX_TASKS: usize = 4096;
 
 struct Task {
     job: Arc<Job>,
-    slot: usize,
-    asked: Asked,
-    bad: Bad,
+    what: What,
     sent: Instant,
+}
+
+enum What {
+    /// All frames of the job: what is read first is far.
+    Job,
+    /// One that what is near does not have.
+    Frame { slot: usize, asked: Asked, bad: Bad },
 }
 
 #[derive(Default)]
@@ -66,21 +71,42 @@ pub(super) fn start(inner: &Arc<Inner>) {
 
 fn serve(inner: &Inner) {
     let Some(far) = &inner.far else { return };
-    while let Some(Task { job, slot, asked, bad, sent }) = far.next() {
-        let owed = Owed { inner, job: &job, slot };
+    while let Some(Task { job, what, sent }) = far.next() {
+        let owed = |slot| Owed { inner, job: &job, slot };
         // Who asked has been told that it took too long.
-        if sent.elapsed() > inner.deadline {
-            owed.pay(asked.at.frame(), Err(Error::TimedOut));
-            continue;
+        let too_late = sent.elapsed() > inner.deadline;
+        match what {
+            What::Job => {
+                let all: Vec<Owed<'_>> = (0..job.asked.len()).map(owed).collect();
+                if too_late {
+                    job.asked.iter().zip(&all).for_each(|(asked, one)| one.pay(asked.at.frame(), Err(Error::TimedOut)));
+                    continue;
+                }
+                inner.fetch.near(&job.asked, &mut |slot, asked, outcome| {
+                    let result = match outcome {
+                        Ok(fetched) => Ok(inner.notes.fetched(&inner.fetch, asked, job.file, fetched)),
+                        Err(bad) => inner.from_copies(&job, asked, bad),
+                    };
+                    all.get(slot).iter().for_each(|one| one.pay(asked.at.frame(), result.clone()));
+                });
+            }
+            What::Frame { slot, asked, bad } => {
+                let result = if too_late { Err(Error::TimedOut) } else { inner.from_copies(&job, &asked, bad) };
+                owed(slot).pay(asked.at.frame(), result);
+            }
         }
-        let result = match inner.fetch.far(&asked) {
+    }
+}
+
+impl Inner {
+    fn from_copies(&self, job: &Job, asked: &Asked, bad: Bad) -> Result<VerifiedFrame> {
+        match self.fetch.far(asked) {
             Some(mut fetched) => {
                 fetched.met = Some(bad.error);
-                Ok(inner.notes.fetched(&inner.fetch, &asked, job.file, fetched))
+                Ok(self.notes.fetched(&self.fetch, asked, job.file, fetched))
             }
-            None => Err(inner.notes.lost(&inner.fetch, &asked, job.file, bad, &mut None)),
-        };
-        owed.pay(asked.at.frame(), result);
+            None => Err(self.notes.lost(&self.fetch, asked, job.file, bad, &mut None)),
+        }
     }
 }
 
@@ -111,12 +137,24 @@ impl Far {
     /// # Errors
     /// `READ_TIMED_OUT` when so many wait already that its turn would not come.
     pub fn send(&self, job: &Arc<Job>, slot: usize, asked: Asked, bad: Bad) -> Result<()> {
+        self.put(job, What::Frame { slot, asked, bad })
+    }
+
+    /// As `send`, all frames of a job.
+    pub fn send_all(&self, job: &Arc<Job>) -> Result<()> {
+        self.put(job, What::Job)
+    }
+
+    fn put(&self, job: &Arc<Job>, what: What) -> Result<()> {
         let mut queue = lock(&self.queue);
         if queue.closed || queue.tasks.len() >= MAX_TASKS {
             return Err(Error::TimedOut);
         }
-        job.leave(slot);
-        queue.tasks.push_back(Task { job: job.clone(), slot, asked, bad, sent: Instant::now() });
+        match &what {
+            What::Job => (0..job.asked.len()).for_each(|slot| job.leave(slot)),
+            What::Frame { slot, .. } => job.leave(*slot),
+        }
+        queue.tasks.push_back(Task { job: job.clone(), what, sent: Instant::now() });
         self.more.notify_one();
         Ok(())
     }
@@ -179,8 +217,12 @@ impl Far {
             std::mem::take(&mut queue.tasks)
         };
         self.more.notify_all();
-        for Task { job, slot, asked, .. } in &tasks {
-            job.deliver(*slot, Outcome { frame: asked.at.frame(), result: Err(Error::TimedOut) });
+        let late = |asked: &Asked| Outcome { frame: asked.at.frame(), result: Err(Error::TimedOut) };
+        for Task { job, what, .. } in &tasks {
+            match what {
+                What::Job => job.asked.iter().enumerate().for_each(|(slot, asked)| job.deliver(slot, late(asked))),
+                What::Frame { slot, asked, .. } => job.deliver(*slot, late(asked)),
+            }
         }
         let pending = {
             let mut clock = lock(&self.clock);

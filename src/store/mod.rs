@@ -111,7 +111,7 @@ struct Inner {
     fetch: Fetch,
     shelf: Mutex<Shelf>,
     notes: Notes,
-    /// None where no copy is far.
+    /// None where nothing is far.
     far: Option<Far>,
     deadline: Duration,
     /// Plain bytes that were asked for ahead and have not arrived.
@@ -501,6 +501,13 @@ impl Inner {
     /// Fetches the frames of a job that the caller has claimed; what only a far copy can have is left to others.
     fn run(&self, job: &Arc<Job>) {
         let deliver = Deliver { inner: self, job };
+        if let Some(far) = self.far.as_ref().filter(|_| self.fetch.is_far()) {
+            if let Err(error) = far.send_all(job) {
+                let all = job.asked.iter().enumerate();
+                all.for_each(|(slot, asked)| deliver.result(slot, asked.at.frame(), Err(error.clone())));
+            }
+            return;
+        }
         let mut told = None;
         self.fetch.near(&job.asked, &mut |slot, asked, outcome| {
             let frame = asked.at.frame();
