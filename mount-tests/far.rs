@@ -25,7 +25,7 @@ fn world(lab: &Lab, rng: &mut Rng) -> String {
 }
 
 /// What a user brings to a new machine: the key, and where the copy is.
-fn new_machine(lab: &Lab, name: &str) -> PathBuf {
+pub fn new_machine(lab: &Lab, name: &str) -> PathBuf {
     let dir = lab.path(name);
     fs::create_dir(&dir).expect("mkdir");
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("chmod");

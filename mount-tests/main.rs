@@ -20,6 +20,7 @@ mod fixtures;
 mod habits;
 mod history;
 mod index_damage;
+mod kept;
 mod left_out;
 mod memory;
 mod mountpoint;

@@ -31,6 +31,7 @@ const ORDER: &[&str] = &[
     "backup",
     "prune",
     "recover",
+    "follow",
     "findings",
     "reader",
     "compare",

@@ -105,7 +105,7 @@ fn config(bytes: &[u8]) -> bool {
     let whole = |bytes: u64, unit: u64| bytes / unit * unit;
     let wanted = Config {
         arc_size_limit: whole(config.arc_size_limit, 1 << 20),
-        cache_size_limit: whole(config.cache_size_limit, 1 << 20),
+        cache_size_limit: config.cache_size_limit,
         ..config.clone()
     };
     assert!(Config::parse(&config.to_text()) == Ok(wanted), "accepted, and written as other settings");

@@ -7,7 +7,7 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
-//! ledger, depot, fetch, live, backupdir, memory, dest, copies, store, run, tree, backup, prune, recover, findings, reader, compare, mend, vfs,
+//! ledger, depot, fetch, live, backupdir, memory, dest, copies, store, run, tree, backup, prune, recover, follow, findings, reader, compare, mend, vfs,
 //! restore, coverage, selftest, fuse, mount, cli, fuzz.
 //!
 //! What a program that uses the library needs is named below; all else is ours, so that the compiler tells what nobody uses.
@@ -26,6 +26,7 @@ mod dest;
 mod error;
 mod fetch;
 mod findings;
+mod follow;
 mod fuse;
 #[doc(hidden)]
 pub mod fuzz;
@@ -61,7 +62,7 @@ mod testing;
 
 pub use backup::{Options as BackupOptions, Summary as BackupSummary, run as back_up};
 pub use backupdir::{BackupDir, Config};
-pub use cli::run as main;
+pub use cli::{end, run as main};
 pub use error::{Damage, Error, Exit, Place, Result, Trouble};
 pub use findings::{Cause, Finding, Level};
 pub use ids::{BlockId, Logid, Version};

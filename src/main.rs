@@ -1,7 +1,5 @@
 //! The `assay` program: everything is in the library.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    ExitCode::from(assay::main(std::env::args_os()) as u8)
+fn main() {
+    assay::end(assay::main(std::env::args_os()))
 }

@@ -57,7 +57,7 @@ pub struct LostDirs {
 }
 
 /// Runs whose commits, footers and catalogs are asked for together, where they are far.
-const RUNS_AHEAD: usize = 32;
+pub(crate) const RUNS_AHEAD: usize = 32;
 /// A catalog arc that is no longer is fetched as a whole.
 const WHOLE_CATALOG_BYTES: u64 = 4 << 20;
 /// Paths that are named for one lost frame.
@@ -209,7 +209,7 @@ impl<'a> Rebuild<'a> {
         for (done, run) in fresh.iter().enumerate() {
             if done % RUNS_AHEAD == 0 {
                 let next = fresh.get(done..).unwrap_or_default();
-                self.ahead(next.get(..RUNS_AHEAD).unwrap_or(next));
+                ahead(self.dir, next.get(..RUNS_AHEAD).unwrap_or(next));
             }
             monitor.progress(Progress {
                 files: done as u64,
@@ -252,27 +252,6 @@ impl<'a> Rebuild<'a> {
             self.apply(run, read, monitor)?;
         }
         Ok(())
-    }
-
-    /// What the next runs need, where it is far: their commits, then what these say of footers and catalogs.
-    fn ahead(&self, runs: &[&arcs::Run]) {
-        let depot = self.dir.arcs();
-        if depot.reach() == Reach::Near {
-            return;
-        }
-        let committed: Vec<Version> = runs.iter().filter(|run| run.committed).map(|run| run.version).collect();
-        let commits: Vec<_> = committed.iter().map(|run| (arcs::commit_arc(*run), 0..u64::MAX)).collect();
-        depot.ahead(&commits);
-        let mut wanted = Vec::new();
-        for run in committed {
-            // One that can't be read is told of in its turn.
-            let Ok((commit, _)) = arcs::read_commit(depot, run, self.dir.keys()) else { continue };
-            wanted.extend(commit.arcs.iter().filter(|arc| arc.name.version == run).map(|arc| match arc.role {
-                ArcRole::Catalog if arc.arc_bytes <= WHOLE_CATALOG_BYTES => (arc.name, 0..arc.arc_bytes),
-                _ => (arc.name, arc.footer_offset..arc.arc_bytes),
-            }));
-        }
-        depot.ahead(&wanted);
     }
 
     /// After a lost commit record only a base, which stands alone, tells the whole tree again.
@@ -357,6 +336,27 @@ impl<'a> Rebuild<'a> {
         recovered.accepted = accepted.texts();
         Ok(recovered)
     }
+}
+
+/// What the next runs need, where it is far: their commits, then what these say of footers and catalogs.
+pub(crate) fn ahead(dir: &BackupDir, runs: &[&arcs::Run]) {
+    let depot = dir.arcs();
+    if depot.reach() == Reach::Near {
+        return;
+    }
+    let committed: Vec<Version> = runs.iter().filter(|run| run.committed).map(|run| run.version).collect();
+    let commits: Vec<_> = committed.iter().map(|run| (arcs::commit_arc(*run), 0..u64::MAX)).collect();
+    depot.ahead(&commits);
+    let mut wanted = Vec::new();
+    for run in committed {
+        // One that can't be read is told of in its turn.
+        let Ok((commit, _)) = arcs::read_commit(depot, run, dir.keys()) else { continue };
+        wanted.extend(commit.arcs.iter().filter(|arc| arc.name.version == run).map(|arc| match arc.role {
+            ArcRole::Catalog if arc.arc_bytes <= WHOLE_CATALOG_BYTES => (arc.name, 0..arc.arc_bytes),
+            _ => (arc.name, arc.footer_offset..arc.arc_bytes),
+        }));
+    }
+    depot.ahead(&wanted);
 }
 
 fn unproven(dir: &BackupDir, index: &Arc<Index>, versions: &[Version]) -> Result<Vec<(Version, Error)>> {

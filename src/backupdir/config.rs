@@ -16,14 +16,14 @@ pub struct Config {
     pub block_size: u64,
     /// zstd level, 1 to 19.
     pub zstd_level: i32,
-    /// Bound of the cache of fetched frames, bytes.
-    #[serde(with = "size")]
-    pub cache_size_limit: u64,
+    /// Bytes of file data that stay here once destinations have it; None: all.
+    #[serde(with = "limit")]
+    pub cache_size_limit: Option<u64>,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { arc_size_limit: 64 << 20, block_size: 64 << 10, zstd_level: 3, cache_size_limit: 1 << 30 }
+        Config { arc_size_limit: 64 << 20, block_size: 64 << 10, zstd_level: 3, cache_size_limit: None }
     }
 }
 
@@ -51,11 +51,11 @@ impl Config {
     pub fn to_text(&self) -> String {
         format!(
             "# Settings of this backup dir; delete a line to get the default.\n\
-             arc-size-limit = \"{}MiB\"\nblock-size = \"{}KiB\"\nzstd-level = {}\ncache-size-limit = \"{}MiB\"\n",
+             arc-size-limit = \"{}MiB\"\nblock-size = \"{}KiB\"\nzstd-level = {}\ncache-size-limit = {}\n",
             self.arc_size_limit >> 20,
             self.block_size >> 10,
             self.zstd_level,
-            self.cache_size_limit >> 20
+            self.cache_size_limit.map_or("-1".to_string(), |bytes| bytes.to_string())
         )
     }
 }
@@ -118,6 +118,39 @@ mod size {
     }
 }
 
+/// A bound, or -1 for none.
+mod limit {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// What earlier releases wrote into each config.toml, when it bounded nothing.
+    const UNUSED: &str = "1024MiB";
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Limit {
+        Number(i64),
+        Text(String),
+    }
+
+    pub fn serialize<S: Serializer>(limit: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match limit {
+            Some(bytes) => serializer.serialize_u64(*bytes),
+            None => serializer.serialize_i64(-1),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        let wrong =
+            |text: &str| serde::de::Error::custom(format!("`{text}` is no size such as 10G, and not -1 for all"));
+        match Limit::deserialize(deserializer)? {
+            Limit::Number(-1) => Ok(None),
+            Limit::Number(number) => u64::try_from(number).map(Some).map_err(|_| wrong(&number.to_string())),
+            Limit::Text(text) if matches!(text.as_str(), "-1" | UNUSED) => Ok(None),
+            Limit::Text(text) => super::parse_size(&text).map(Some).map_err(serde::de::Error::custom),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,9 +164,20 @@ mod tests {
             ("block-size = 5000", "power of two"),
             ("arc-size = 1", "arc-size"),
             ("block-size = \"9 bananas\"", "bananas"),
+            ("cache-size-limit = -2", "-1 for all"),
+            ("cache-size-limit = \"much\"", "much"),
         ] {
             assert!(Config::parse(bad).unwrap_err().contains(word), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_here_is_bounded_only_where_somebody_said_so() {
+        let limit = |text: &str| Config::parse(&format!("cache-size-limit = {text}")).unwrap().cache_size_limit;
+        assert_eq!((limit("-1"), limit("\"-1\""), limit("\"1024MiB\"")), (None, None, None));
+        assert_eq!((limit("0"), limit("\"1GiB\""), limit("5")), (Some(0), Some(1 << 30), Some(5)));
+        let config = Config { cache_size_limit: Some(7), ..Config::default() };
+        assert_eq!(Config::parse(&config.to_text()), Ok(config));
     }
 
     #[test]

@@ -207,15 +207,22 @@ impl BackupDir {
     /// The same backup dir, its files under another path: a private directory of links that this process has made.
     pub fn elsewhere(&self, links: &Path) -> Result<BackupDir> {
         let own = Arc::new(OwnDir::of_links(links)?);
-        Ok(BackupDir {
-            arcs: Arc::new(Local::new(&own)),
-            own,
-            sharing: self.sharing,
-            keys: self.keys.clone(),
-            config: self.config.clone(),
-            lock_of_key: self.lock_of_key,
-            key_is_readable: None,
-        })
+        Ok(BackupDir { arcs: Arc::new(Local::new(&own)), own, key_is_readable: None, ..self.clone() })
+    }
+
+    /// The same backup, with the same arcs; index, notes and lock are in another directory of ours, made if need be.
+    ///
+    /// # Errors
+    /// `DIR_SHARED` where others can write; `IO`.
+    pub fn mirrored(&self, path: &Path) -> Result<BackupDir> {
+        let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
+        made.map_err(|e| Error::io("create directory", path, &e))?;
+        let path = fs::canonicalize(path).map_err(|e| Error::io("find", path, &e))?;
+        Ok(BackupDir { own: Arc::new(OwnDir::open(&path, self.sharing)?), key_is_readable: None, ..self.clone() })
+    }
+
+    pub fn has_index(&self) -> bool {
+        self.index_path().try_exists().unwrap_or(true)
     }
 
     /// The directory itself: everything in it is opened through this.

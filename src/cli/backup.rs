@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::changes::Changes;
-use super::copies::{self, Sent};
+use super::copies::{self, Back, Sent};
 use super::json::with_names;
 use super::ui::{Listing, Ui};
 use super::{Context, print, print_json, report, say, show};
@@ -108,7 +108,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Result<Exit> {
         }
         Some(sending) => {
             context.status.begin_sending();
-            let sent = Sent::told(sending.finish());
+            let sent = Sent::told(sending.finish()).keeping(context, &dir, Back::Stays);
             context.status.end();
             sent
         }

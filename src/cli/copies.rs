@@ -9,7 +9,7 @@ use super::ui::Ui;
 use super::{Context, print, print_json, report, say, show};
 use crate::backupdir::BackupDir;
 use crate::catalog::Timespec;
-use crate::copies::{self, Around, Remote, Report, Standing, State};
+use crate::copies::{self, Around, Kept, PartlyHere, Remote, Report, Standing, State};
 use crate::dest;
 use crate::error::{Error, Exit, Result, Trouble};
 use crate::monitor::{Monitor, Silent};
@@ -31,11 +31,14 @@ pub(super) fn remote(dir: &BackupDir, name: &str) -> Result<Remote> {
     Remote::open(&around_of(dir, Arc::new(Silent)), &dest::named(dir, name)?)
 }
 
-/// The backup dir, its arcs read from a destination if one is named.
-pub(super) fn seen_from(dir: BackupDir, from: Option<&str>) -> Result<BackupDir> {
-    let Some(name) = from else { return Ok(dir) };
-    let remote = remote(&dir, name)?;
-    Ok(dir.seen_through(|_| Arc::new(remote)))
+/// The backup dir, what is not kept in it read from destinations.
+pub(super) fn partly_here(dir: BackupDir) -> BackupDir {
+    let none = dest::all(&dir).is_ok_and(|all| all.is_empty()) && copies::away(&dir).is_ok_and(|away| away.is_empty());
+    if none {
+        return dir;
+    }
+    let around = around_of(&dir, Arc::new(Silent));
+    dir.seen_through(|local| Arc::new(PartlyHere::of(&around, local)))
 }
 
 /// Sends what a command has written, and what is still to be sent.
@@ -43,13 +46,21 @@ pub(super) fn send(context: &Context, dir: &BackupDir) -> Sent {
     context.status.begin_sending();
     let sent = copies::send(&around(context, dir));
     context.status.end();
-    Sent::told(sent)
+    Sent::told(sent).keeping(context, dir, Back::Stays)
+}
+
+/// What becomes of arcs that are away, though there is room for them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Back {
+    Stays,
+    Fetch,
 }
 
 /// What came of all destinations.
 #[derive(Default)]
 pub(super) struct Sent {
     reports: Vec<Report>,
+    kept: Option<Kept>,
     /// They could not even be begun with.
     failed: bool,
 }
@@ -61,7 +72,7 @@ impl Sent {
             Ok(reports) => reports,
             Err(error) => {
                 report(&error);
-                return Sent { reports: Vec::new(), failed: true };
+                return Sent { failed: true, ..Sent::default() };
             }
         };
         for one in reports.iter().filter(|one| !one.ignored) {
@@ -70,7 +81,31 @@ impl Sent {
                 Some(error) => report(error),
             }
         }
-        Sent { reports, failed: false }
+        Sent { reports, ..Sent::default() }
+    }
+
+    /// Removes here what destinations have, as far as `cache-size-limit` says; `back` fetches what is to be here again.
+    pub fn keeping(self, context: &Context, dir: &BackupDir, back: Back) -> Sent {
+        let limit_bytes = dir.config().cache_size_limit;
+        let is_away = || copies::away(dir).is_ok_and(|away| !away.is_empty());
+        if self.reports.is_empty() || (limit_bytes.is_none() && !(back == Back::Fetch && is_away())) {
+            return self;
+        }
+        let around = around(context, dir);
+        let kept = match (dir.lock(), limit_bytes) {
+            (Ok(lock), Some(limit_bytes)) => copies::keep_within(&around, &lock, limit_bytes),
+            (Ok(lock), None) => copies::bring_back(&around, &lock),
+            // Who writes now does it.
+            (Err(Error::Locked { .. }), _) => return self,
+            (Err(error), _) => Err(error),
+        };
+        match kept {
+            Ok(kept) => Sent { kept: Some(kept), ..self },
+            Err(error) => {
+                report(&error);
+                Sent { failed: true, ..self }
+            }
+        }
     }
 
     pub fn exit(&self) -> Exit {
@@ -80,13 +115,24 @@ impl Sent {
 
     /// Lines of a summary.
     pub fn text(&self) -> String {
-        self.reports.iter().map(|one| format!("{:<10}{}\n", "Copy", line(one))).collect()
+        let copies = self.reports.iter().map(|one| format!("{:<10}{}\n", "Copy", line(one)));
+        let kept = self.kept.iter().map(|kept| {
+            let (here, away) = (show::counted(kept.arcs, "arc"), show::counted(kept.away, "arc"));
+            let (bytes, away_bytes) = (show::bytes(kept.bytes), show::bytes(kept.away_bytes));
+            format!("{:<10}{here}, {bytes} of file data; at destinations only: {away}, {away_bytes}\n", "Here")
+        });
+        copies.chain(kept).collect()
     }
 
     /// Adds them to the summary of a command, where there are any.
     pub fn with(&self, mut value: Value) -> Value {
         if let (Some(fields), false) = (value.as_object_mut(), self.reports.is_empty()) {
             fields.insert("destinations".into(), self.reports.iter().map(as_json).collect());
+            if let Some(kept) = &self.kept {
+                let Kept { arcs, bytes, away, away_bytes, gone } = kept;
+                let kept = json!({ "arcs": arcs, "bytes": bytes, "away_arcs": away, "away_bytes": away_bytes, "gone_arcs": gone });
+                fields.insert("kept".into(), kept);
+            }
         }
         value
     }
@@ -200,7 +246,7 @@ pub fn sync(context: &Context, args: &SyncArgs) -> Result<Exit> {
     context.status.begin_sending();
     let done = copies::sync(&around, args.name.as_deref());
     context.status.end();
-    let sent = Sent::told(Ok(done?));
+    let sent = Sent::told(Ok(done?)).keeping(context, &dir, Back::Fetch);
     super::log::outcome(sent.text().trim_end());
     if args.json {
         print_json(&sent.with(json!({})))?;

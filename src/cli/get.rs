@@ -6,12 +6,15 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use super::far::{self, FromArgs};
 use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, open_index, paths, print, print_json, show};
+use crate::depot::Reach;
 use crate::error::{Error, Exit, Result};
 use crate::ledger::By;
 use crate::live;
+use crate::monitor::Monitor as _;
 use crate::reader::{self, Backup};
 use crate::restore::{self, Decision, Extra, Lack, Options, Question, Report, Source, Spare, Target, VersionSource};
 use crate::store::{Met, StoreOptions, Summary, Words};
@@ -59,9 +62,11 @@ pub struct GetArgs {
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
-    /// Read arcs from this destination instead of the backup dir, only those parts that are needed
-    #[arg(long, value_name = "DEST")]
-    from: Option<String>,
+    #[command(flatten)]
+    from: FromArgs,
+    /// Restore nothing: say what would be fetched from destinations, requests and bytes
+    #[arg(long, conflicts_with_all = ["to", "orig", "delete"])]
+    plan: bool,
 }
 
 /// How long a restore waits for what is far.
@@ -72,8 +77,9 @@ const CACHE_BYTES: u64 = 64 << 20;
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
     super::meet(context, &dir)?;
-    let dir = super::copies::seen_from(dir, args.from.as_deref())?;
-    let deadline = if args.from.is_some() { FAR_DEADLINE } else { StoreOptions::default().deadline };
+    let seen = args.from.open(context, dir)?;
+    let dir = seen.dir;
+    let deadline = if dir.arcs().reach() == Reach::Far { FAR_DEADLINE } else { StoreOptions::default().deadline };
     let store = StoreOptions { cache_bytes: CACHE_BYTES, words: Words::Reader, deadline, ..StoreOptions::default() };
     let reading = reader::Options { by: Some(By::Get), store, ..reader::Options::default() };
     let backup = Backup::of(&dir, open_index(&dir)?, reading);
@@ -82,6 +88,14 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let given = args.paths.iter().map(|path| paths::given(path.as_os_str(), dir.path())).collect::<Result<Vec<_>>>()?;
     let row = tree.version(paths::version_of(args.rev.as_deref(), &given)?)?;
     let source = VersionSource::new(&backup, row.version);
+    let stored = |given: &paths::Given| paths::stored(&given.path, |reading| source.find(reading).map(drop));
+    let paths = given.iter().map(|given| Ok(stored(given)?.0)).collect::<Result<Vec<_>>>()?;
+    if args.plan {
+        let ui = Ui::counting(context, "Planning", "files");
+        let plan = reader::plan::plan(&backup, row.version, &paths, &|| ui.interrupted());
+        ui.finish();
+        return far::tell_plan(&plan?, args.json).map(|()| Exit::Ok);
+    }
     let target = match (&args.to, args.orig) {
         (_, true) => Target::Original,
         (Some(to), _) => Target::Below(to.clone()),
@@ -92,8 +106,6 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
         }
         (None, false) => Target::Below(".".into()),
     };
-    let stored = |given: &paths::Given| paths::stored(&given.path, |reading| source.find(reading).map(drop));
-    let paths = given.iter().map(|given| Ok(stored(given)?.0)).collect::<Result<Vec<_>>>()?;
     if args.delete && !args.ignore_errors {
         for path in &paths {
             restore::refuse_delete(&versions, row.version, path)?;

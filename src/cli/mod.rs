@@ -12,6 +12,7 @@ mod coverage;
 mod damage;
 mod dest;
 mod diff;
+mod far;
 mod first_steps;
 mod get;
 mod guesses;
@@ -253,6 +254,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     exit
 }
 
+/// Ends the program as its exit code says.
+pub fn end(exit: Exit) -> ! {
+    crate::os::process::end(exit as u8)
+}
+
 /// What this machine remembers, if anything.
 fn memory(asked: Option<OsString>) -> Option<Memory> {
     let dir = match asked {
@@ -368,7 +374,7 @@ impl Context {
             let path = dir.key_path();
             ::log::warn!("{} has a bare key: the passphrase was not needed. Is this your backup dir?", shown(&path));
         }
-        Ok(dir)
+        Ok(copies::partly_here(dir))
     }
 
     fn begin_log(&self, dir: &OwnDir) {

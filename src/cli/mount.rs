@@ -5,10 +5,13 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::show;
+use super::far::{self, FromArgs};
+use super::ui::Ui;
+use super::{paths, show};
 use serde_json::Value;
 
 use super::json::with_name;
@@ -16,9 +19,11 @@ use super::{Context, open_index};
 use crate::backupdir::{BackupDir, config::parse_size};
 use crate::error::{Error, Exit, Result};
 use crate::fuse::{Access, Caching};
+use crate::monitor::Monitor as _;
 use crate::mount::{self, Hiding, MountOptions, Ownership, Point};
 use crate::os::process::{Inherited, Side, Started, Starter, daemonize};
 use crate::own::OwnDir;
+use crate::reader::{self, Backup};
 use crate::store::{Heal, Summary};
 use crate::text::shown;
 use crate::tree::View;
@@ -36,8 +41,8 @@ use crate::vfs::{Hashing, VirtualXattrs};
 #[derive(Debug, Clone, Args)]
 pub struct MountArgs {
     /// An existing empty directory outside of the backup dir.
-    #[arg(value_name = "MNT")]
-    pub point: PathBuf,
+    #[arg(value_name = "MNT", required_unless_present = "plan")]
+    pub point: Option<PathBuf>,
     /// Let other users in too, each as far as the saved permissions go.
     ///
     /// Unless root mounts, /etc/fuse.conf must say `user_allow_other`.
@@ -60,9 +65,14 @@ pub struct MountArgs {
     /// flipped bit right in memory; `off` shows the damage as it is. Nothing is repaired on the disk either way.
     #[arg(long, value_name = "WHEN", default_value = "on")]
     pub heal: HealArg,
-    /// Read arcs from this destination instead of the backup dir, only those parts that are needed
-    #[arg(long, value_name = "DEST")]
-    from: Option<String>,
+    #[command(flatten)]
+    pub from: FromArgs,
+    /// Mount nothing: say what reading all of PATH would fetch from destinations, requests and bytes.
+    #[arg(long, value_name = "PATH", conflicts_with = "point")]
+    pub plan: Option<PathBuf>,
+    /// With --from: seconds after which new versions are looked for at the destination.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..), requires = "from")]
+    pub follow: u64,
     /// Memory for verified blocks.
     #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = parse_size)]
     pub cache_mem: u64,
@@ -120,15 +130,16 @@ impl MountArgs {
 
 /// Runs until the mount ends (or, with `--background`, until it is ready).
 pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
+    let Some(point) = args.point.as_deref() else { return plan(context, args) };
     // Before anything is opened.
     let inherited = if args.background { Inherited::now().ok() } else { None };
-    if args.unless_mounted && mount::is_mounted(&context.dir, &args.point) {
+    if args.unless_mounted && mount::is_mounted(&context.dir, point) {
         return Ok(Exit::Ok);
     }
     let backup = context.open()?;
     super::meet(context, &backup)?;
     let hiding = if args.nonempty { Hiding::Allowed } else { Hiding::Refused };
-    let point = Point::check(backup.path(), &args.point, hiding)?;
+    let point = Point::check(backup.path(), point, hiding)?;
     if !args.background {
         let summary = serve(context, &backup, &point, args, || {
             if !context.quiet {
@@ -174,6 +185,21 @@ pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
     }
 }
 
+fn plan(context: &Context, args: &MountArgs) -> Result<Exit> {
+    let dir = context.open()?;
+    super::meet(context, &dir)?;
+    let seen = args.from.open(context, dir)?;
+    let backup = Backup::of(&seen.dir, open_index(&seen.dir)?, reader::Options::default());
+    let row = backup.tree.version(args.rev.as_deref().unwrap_or("latest"))?;
+    let given = args.plan.iter().map(|path| paths::given(path.as_os_str(), seen.dir.path()));
+    let found = |path: &[u8]| backup.tree.find(row.version, path).map(drop);
+    let stored = given.map(|given| Ok(paths::stored(&given?.path, found)?.0)).collect::<Result<Vec<_>>>()?;
+    let ui = Ui::counting(context, "Planning", "files");
+    let planned = reader::plan::plan(&backup, row.version, &stored, &|| ui.interrupted());
+    ui.finish();
+    far::tell_plan(&planned?, args.json).map(|()| Exit::Ok)
+}
+
 fn serve(
     context: &Context,
     backup: &BackupDir,
@@ -182,7 +208,8 @@ fn serve(
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<Summary> {
     context.begin_log(backup.own());
-    let backup = &super::copies::seen_from(backup.clone(), args.from.as_deref())?;
+    let seen = args.from.open(context, backup.clone())?;
+    let backup = &seen.dir;
     let index = open_index(backup)?;
     let show = |title: &str, summary: &Summary| {
         if args.json {
@@ -192,6 +219,7 @@ fn serve(
             summary_text(title, summary).lines().for_each(super::say);
         }
     };
+    let _following = seen.keep_following(Duration::from_secs(args.follow));
     let summary = mount::serve(backup, index, point, &args.options(), ready, |summary| {
         show(&format!("{} so far", shown(point.path())), summary);
     })?;

@@ -71,7 +71,7 @@ pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
         let mut brought = None;
         if args.arcs {
             let ui = Ui::counting(context, "Fetching", "arcs");
-            let done = copies::bring_home(&home, &lock, &home.open_index()?, remote, &ui);
+            let done = copies::bring_home(&home, &lock, &home.open_index()?, remote, &|_| true, &ui);
             ui.finish();
             brought = Some(done?);
         }

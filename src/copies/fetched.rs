@@ -45,6 +45,10 @@ impl StoredArc for Fetched {
         self.name
     }
 
+    fn copy(&self) -> CopyId {
+        CopyId::LOCAL
+    }
+
     fn source(&self) -> String {
         self.name.to_string()
     }

@@ -55,20 +55,30 @@ impl Wanted {
     }
 }
 
-/// Fetches all arcs that the index knows and that are not here.
+/// Fetches arcs that the index knows and that are not here.
 ///
 /// # Errors
 /// Those of the index and of this machine; `INTERRUPTED`. What the destination has not, or has wrong, is in the answer.
-pub fn bring_home(dir: &BackupDir, _: &Lock, index: &Index, remote: &Remote, monitor: &dyn Monitor) -> Result<Brought> {
+pub fn bring_home(
+    dir: &BackupDir,
+    _: &Lock,
+    index: &Index,
+    remote: &Remote,
+    only: &dyn Fn(ArcName) -> bool,
+    monitor: &dyn Monitor,
+) -> Result<Brought> {
     let rows = index.arcs()?;
     let arc = |entry: &crate::catalog::ArcEntry| Wanted::Arc {
         name: entry.name,
         digest: entry.digest,
         arc_bytes: entry.arc_bytes,
     };
+    let rows: Vec<_> = rows.iter().filter(|row| only(row.entry.name)).collect();
     let mut wanted: Vec<Wanted> = rows.iter().map(|row| arc(&row.entry)).collect();
     let expected_bytes = rows.iter().map(|row| row.entry.arc_bytes).sum();
-    wanted.extend(index.commits()?.iter().map(|(run, digest)| Wanted::Commit { run, digest }));
+    let commits = index.commits()?;
+    let commits = commits.iter().map(|(run, digest)| Wanted::Commit { run, digest });
+    wanted.extend(commits.filter(|commit| only(commit.name())));
     let (expected_files, bytes) = (wanted.len() as u64, AtomicU64::new(0));
     let (queue, done) = (Mutex::new(wanted.iter()), Mutex::new((Brought::default(), None)));
     let home = Home { dir, local: Local::new(dir.own()), remote };

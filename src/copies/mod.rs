@@ -7,10 +7,13 @@
 //! Invariants: nothing unverified is sent (`body`); nothing counts as stored before its proof (`place`); a commit comes after
 //! all that it needs (`sender`); each destination goes its own way, and the backup dir is as good whatever becomes of them.
 
+mod away;
 mod body;
 mod care;
+mod estimate;
 mod fetched;
 mod home;
+mod keep;
 mod notes;
 mod pace;
 mod place;
@@ -22,7 +25,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backupdir::{BackupDir, arcs};
 use crate::catalog::{ArcEntry, Commit};
@@ -31,8 +34,11 @@ use crate::dest::{self, Known, Settings, Storage};
 use crate::error::{Error, Exit, Result};
 use crate::monitor::{Event, Monitor};
 use crate::sync::lock;
+pub use away::{PartlyHere, read as away};
 pub use care::{Standing, clear, status, sync, verify};
+pub use estimate::Estimate;
 pub use home::{Brought, bring_home};
+pub use keep::{Kept, bring_back, keep_within};
 use notes::Noted;
 pub use notes::State;
 pub use pace::Limits;
@@ -43,6 +49,9 @@ use sender::{Sender, Task};
 
 /// Opens a destination.
 pub type Opener = Arc<dyn Fn(&Settings) -> Result<Box<dyn Storage>> + Send + Sync>;
+
+/// How long a destination may fail where there is another way.
+const IMPATIENCE: Duration = Duration::from_secs(5);
 
 /// What all that is done with copies needs.
 #[derive(Clone)]
@@ -57,6 +66,12 @@ pub struct Around {
 impl Around {
     pub fn new(dir: &BackupDir, open: Opener, monitor: Arc<dyn Monitor>) -> Around {
         Around { dir: dir.clone(), open, limits: Limits::default(), monitor, told: Arc::default() }
+    }
+
+    /// For a destination of which there is another one, or without which nothing is lost.
+    fn impatient(&self) -> Around {
+        let retry = IMPATIENCE.min(self.limits.retry);
+        Around { limits: Limits { retry, ..self.limits }, ..self.clone() }
     }
 
     /// A failure; one that several destinations meet is one.

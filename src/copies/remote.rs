@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use super::pace::{Limits, Pace};
+use super::pace::{self, Limits, Pace};
 use super::{Around, Opener};
 use crate::backupdir::{BackupDir, Lock};
 use crate::depot::{Depot, Reach, StoredArc, Via};
@@ -26,9 +26,9 @@ use crate::ids::{ArcName, CopyId};
 use crate::sync::{lock, wait};
 
 /// What is asked for at once, at least.
-const PIECE_BYTES: u64 = 256 << 10;
+pub(super) const PIECE_BYTES: u64 = 256 << 10;
 /// Pieces in a row that are asked for at once, at most.
-const RUN_PIECES: u64 = 4;
+pub(super) const RUN_PIECES: u64 = 4;
 /// Pieces that are held: 64 MiB.
 const MAX_PIECES: usize = 256;
 /// Pieces that are asked for ahead by one call, at most: what is asked for must still be there when it is read.
@@ -39,6 +39,9 @@ const IN_FLIGHT: usize = 16;
 const LISTING_LASTS: Duration = Duration::from_secs(60);
 /// How long a reader has patience with a destination.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// After so many failures in a row it counts as down, so long at first and at most.
+const FAILURES: u32 = 3;
+const DOWN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// A piece of an arc, by its number.
 type Key = (ArcName, u64);
@@ -73,6 +76,36 @@ struct Inner {
     arrived: Condvar,
     requests: AtomicU64,
     bytes: AtomicU64,
+    breaker: Mutex<Breaker>,
+}
+
+/// Whether it may be worth asking.
+#[derive(Default)]
+struct Breaker {
+    failures: u32,
+    down_until: Option<Instant>,
+}
+
+impl Breaker {
+    fn note<T>(&mut self, done: &Result<T>) {
+        // What it says of an object it has said.
+        match done {
+            Err(error) if pace::may_pass(error).is_some() || is_absent(error) => self.failures += 1,
+            _ => *self = Breaker::default(),
+        }
+        if let Some(more) = self.failures.checked_sub(FAILURES) {
+            let pause = DOWN.0.saturating_mul(1 << more.min(16)).min(DOWN.1);
+            self.down_until = Some(Instant::now() + pause);
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.down_until.is_some_and(|until| until > Instant::now())
+    }
+}
+
+fn is_absent(error: &Error) -> bool {
+    matches!(error, Error::Dest { trouble: Trouble::Absent(_), .. })
 }
 
 impl Remote {
@@ -99,6 +132,7 @@ impl Remote {
             arrived: Condvar::new(),
             requests: AtomicU64::new(2),
             bytes: AtomicU64::new(0),
+            breaker: Mutex::default(),
         })))
     }
 
@@ -107,6 +141,16 @@ impl Remote {
         let mut known = Known::read(dir)?;
         known.seen(&self.0.mark, &self.0.settings.name);
         known.write(dir)
+    }
+
+    /// It has failed several times in a row: others are asked first for a while.
+    pub fn is_down(&self) -> bool {
+        lock(&self.0.breaker).is_open()
+    }
+
+    /// The next listing is a new one.
+    pub fn look_again(&self) {
+        *lock(&self.0.listed) = None;
     }
 
     /// What was asked so far.
@@ -119,7 +163,9 @@ impl Inner {
     fn ask<T>(&self, act: impl Fn(&dyn Storage) -> Result<T>) -> Result<T> {
         let count = |storage: &dyn Storage| {
             self.requests.fetch_add(1, Ordering::Relaxed);
-            act(storage)
+            let done = act(storage);
+            lock(&self.breaker).note(&done);
+            done
         };
         self.pace.attempt(|| {
             let storage = lock(&self.storage).clone();
@@ -175,7 +221,10 @@ impl Inner {
                 None => break,
             }
         }
-        let most = end.min(number + RUN_PIECES);
+        // Who reads on will need what comes next.
+        let reads_on = number > 0 && pieces.contains(&(arc, number - 1));
+        let wanted = if reads_on { len.div_ceil(PIECE_BYTES) } else { end };
+        let most = wanted.min(number + RUN_PIECES);
         let run =
             number..(number + 1..most).find(|next| pieces.contains(&(arc, *next))).unwrap_or(most).max(number + 1);
         run.clone().for_each(|number| drop(pieces.put((arc, number), Piece::Coming)));
@@ -316,6 +365,10 @@ struct RemoteArc {
 impl StoredArc for RemoteArc {
     fn name(&self) -> ArcName {
         self.name
+    }
+
+    fn copy(&self) -> CopyId {
+        self.remote.id()
     }
 
     fn source(&self) -> String {

@@ -93,18 +93,22 @@ impl Depot for Faulty {
     fn open(&self, arc: ArcName) -> Result<Box<dyn StoredArc>> {
         self.missing(arc)?;
         lock(&self.shared.opened).push(arc);
-        Ok(Box::new(FaultyArc { inner: self.inner.open(arc)?, shared: self.shared.clone() }))
+        Ok(Box::new(FaultyArc { inner: self.inner.open(arc)?, copy: self.id, shared: self.shared.clone() }))
     }
 }
 
 struct FaultyArc {
     inner: Box<dyn StoredArc>,
+    copy: CopyId,
     shared: Arc<Shared>,
 }
 
 impl StoredArc for FaultyArc {
     fn name(&self) -> ArcName {
         self.inner.name()
+    }
+    fn copy(&self) -> CopyId {
+        self.copy
     }
     fn source(&self) -> String {
         self.inner.source()

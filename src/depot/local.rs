@@ -78,6 +78,10 @@ impl StoredArc for LocalArc {
         self.name
     }
 
+    fn copy(&self) -> CopyId {
+        CopyId::LOCAL
+    }
+
     fn source(&self) -> String {
         shown(&self.path).to_string()
     }

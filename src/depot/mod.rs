@@ -40,7 +40,12 @@ pub trait Depot: Send + Sync {
     fn id(&self) -> CopyId;
     /// For messages; empty for the backup dir itself.
     fn name(&self) -> &str;
+    /// Of all of it: near only if each arc is.
     fn reach(&self) -> Reach;
+    /// Of one arc.
+    fn reach_of(&self, _arc: ArcName) -> Reach {
+        self.reach()
+    }
     /// Names of all arcs that are there, sorted.
     fn list(&self) -> Result<Vec<ArcName>>;
     /// The length of an arc, without opening it.
@@ -58,6 +63,8 @@ pub trait Depot: Send + Sync {
 /// An arc of a depot, open for reading.
 pub trait StoredArc: Send + Sync {
     fn name(&self) -> ArcName;
+    /// Whose it is.
+    fn copy(&self) -> CopyId;
     /// Where it is, in words.
     fn source(&self) -> String;
     fn len_bytes(&self) -> u64;

@@ -4,6 +4,7 @@
 //! back is noticed within a second, or at once after a bad read; what leaves the machine is asked only by `far`.
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use crate::arc::FrameKind;
 use crate::crypto::Keys;
 use crate::depot::{Depot, Reach, Via};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockId, CopyId};
+use crate::ids::{ArcName, ArcSerial, BlockId, CopyId};
 use crate::index::Index;
 use crate::os::process::open_file_limit;
 use crate::sync::lock;
@@ -101,17 +102,35 @@ impl Fetch {
 
     /// Is there a copy that `far` could ask, or is all of it far?
     pub fn has_far(&self) -> bool {
-        self.is_far() || (self.heal == Heal::On && self.copies.iter().any(|copy| copy.reach() == Reach::Far))
+        self.has_far_home() || (self.heal == Heal::On && self.copies.iter().any(|copy| copy.reach() == Reach::Far))
     }
 
-    /// What is read first.
-    pub fn home(&self) -> CopyId {
-        self.home.id()
-    }
-
-    /// What is read first leaves the machine: `near` may take as long as that.
-    pub fn is_far(&self) -> bool {
+    /// May what is read first leave the machine?
+    pub fn has_far_home(&self) -> bool {
         self.home.reach() == Reach::Far
+    }
+
+    /// What is read first for any of these leaves the machine: `near` may take as long as that.
+    pub fn is_far(&self, asked: &[Asked]) -> bool {
+        self.has_far_home() && asked.iter().any(|asked| self.reach(asked.at.serial) == Reach::Far)
+    }
+
+    fn reach(&self, serial: ArcSerial) -> Reach {
+        let opened = lock(&self.open).peek(&serial).map(|opened| opened.arc.stored().name());
+        let name = opened.or_else(|| Some(self.index.arc(serial).ok()?.entry.name));
+        name.map_or(Reach::Near, |name| self.home.reach_of(name))
+    }
+
+    /// The arc of a frame, its length, and where in it the frame is.
+    pub fn range(&self, asked: &Asked) -> Result<(ArcName, u64, Range<u64>)> {
+        let entry = self.index.arc(asked.at.serial)?.entry;
+        Ok((entry.name, entry.arc_bytes, asked.at.offset..asked.at.offset + asked.at.info.frame_len()))
+    }
+
+    /// The copy that an arc is read from first.
+    pub fn copy(&self, serial: ArcSerial) -> CopyId {
+        let opened = lock(&self.open).peek(&serial).map(|opened| opened.arc.stored().copy());
+        opened.unwrap_or_else(|| self.home.id())
     }
 
     /// Fetches frames from what is near (and from what is read first, be it far), on this thread: those of some blocks, no two of which share one. `each` learns by their numbers in `asked` what came of them, and
@@ -122,17 +141,18 @@ impl Fetch {
             let count = stretch(rest);
             let stretch = rest.get(..count).unwrap_or_default();
             self.stretch(stretch, &mut |number, asked, outcome| {
-                each(at + number, asked, outcome.map(|fetched| self.of_home(fetched)));
+                let of_home = |fetched| self.of_home(asked.at.serial, fetched);
+                each(at + number, asked, outcome.map(of_home));
             });
             at += count;
         }
     }
 
     /// What no other copy had is of the one that is read first.
-    fn of_home(&self, fetched: Fetched) -> Fetched {
+    fn of_home(&self, serial: ArcSerial, fetched: Fetched) -> Fetched {
         match fetched.way {
             Way::Copy => fetched,
-            Way::First | Way::Again { .. } | Way::Repaired(_) => Fetched { copy: self.home.id(), ..fetched },
+            Way::First | Way::Again { .. } | Way::Repaired(_) => Fetched { copy: self.copy(serial), ..fetched },
         }
     }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use super::{Mode, begin, gaps, told};
 use crate::backupdir::{BackupDir, Lock, Survey, What};
 use crate::catalog::Record;
+use crate::depot::{Depot, Reach};
 use crate::error::{Error, Result};
 use crate::fetch::{Asked, Fetch, Fetched, Heal};
 use crate::ids::{ArcSerial, BlockHash, BlockId};
@@ -54,7 +55,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     let mut packed = Packed::default();
     if options.mode == Mode::DryRun {
         let index = dir.open_index()?;
-        let (_, uses) = used(&index, &Survey::take(dir, &index)?, monitor)?;
+        let (_, uses) = used(dir.arcs(), &index, &Survey::take(dir, &index)?, monitor)?;
         let plan = Plan::of(&uses, options);
         packed.dropped = plan.dead.len() as u64;
         packed.rewritten = plan.sparse.len() as u64;
@@ -65,7 +66,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     }
     let lock = dir.lock()?;
     let run = begin(dir, &lock, monitor)?;
-    let (live, uses) = used(run.index(), &run.settled().survey, monitor)?;
+    let (live, uses) = used(dir.arcs(), run.index(), &run.settled().survey, monitor)?;
     let plan = Plan::of(&uses, options);
     packed.dead_bytes_left = plan.dead_bytes_left;
     let expected_bytes = plan.sparse.iter().map(|arc| arc.live_bytes).sum();
@@ -130,7 +131,7 @@ fn batches_of(arcs: &[ArcUse], arc_size_limit: u64) -> Vec<Vec<&ArcUse>> {
 }
 
 /// What is needed, and how full the arcs are of it. Blocks that a cut run has stored wait for the next backup.
-fn used(index: &Index, survey: &Survey, monitor: &dyn Monitor) -> Result<(Live, Vec<ArcUse>)> {
+fn used(depot: &dyn Depot, index: &Index, survey: &Survey, monitor: &dyn Monitor) -> Result<(Live, Vec<ArcUse>)> {
     let gaps = gaps(index)?;
     if gaps == crate::index::Gaps::Refuse
         && let Some(found) = survey
@@ -148,6 +149,8 @@ fn used(index: &Index, survey: &Survey, monitor: &dyn Monitor) -> Result<(Live, 
     let live = index.live(&index.needed()?, &Subtrees::default(), gaps, &|| monitor.interrupted())?;
     let spare = index.spare_arcs()?;
     let mut uses = index.arc_uses(&live)?;
+    // What is not kept here is not fetched to be packed.
+    uses.retain(|arc| arc.live_bytes == 0 || depot.reach_of(arc.entry.name) == Reach::Near);
     uses.retain(|arc| !spare.iter().any(|range| range.contains(&arc.entry.serial.0)));
     Ok((live, uses))
 }

@@ -4,6 +4,7 @@
 //! memory is bounded whatever is read.
 
 pub mod file;
+pub mod plan;
 mod range;
 #[cfg(test)]
 mod tests;

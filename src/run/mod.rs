@@ -35,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::ids::{TreeDigest, Version};
 use crate::index::{ApplyReport, Index, IndexWriter, Name, OpenRun, State};
 use crate::monitor::Monitor;
+pub use apply::apply;
 pub use leftovers::Whole;
 pub use output::{Durable, Output};
 pub use settle::Settled;

@@ -35,6 +35,7 @@ pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
         report.notes.push("no destinations were asked: -v4 did what -v3 does; `assay dest verify` reads one".into());
     }
     for copy in copies {
+        let plan = plan.near(copy, report);
         let run = Run::new(exam, copy, &plan);
         medium::verify_all(exam.dir.keys(), run.jobs(), &run)?;
         run.end(report);

@@ -226,7 +226,7 @@ mod tests {
     use super::*;
     use crate::arc::{BlockInfo, FrameKind, Packer, frame};
     use crate::depot;
-    use crate::ids::{ArcId, ArcSalt, BackupId, Version};
+    use crate::ids::{ArcId, ArcSalt, BackupId, CopyId, Version};
     use std::io;
     use std::path::Path;
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -244,6 +244,9 @@ mod tests {
     impl StoredArc for Faulty {
         fn name(&self) -> ArcName {
             ArcName { version: Version(0), number: 1 }
+        }
+        fn copy(&self) -> CopyId {
+            CopyId::LOCAL
         }
         fn source(&self) -> String {
             "memory".into()

@@ -4,15 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BlockRef, Exam, Scope};
+use super::{BlockRef, Exam, Report, Scope};
 use crate::backupdir::arcs::{self, COMMIT_NUMBER};
 use crate::catalog::ArcEntry;
+use crate::depot::{Depot, Reach};
 use crate::error::{Error, Result};
 use crate::ids::{ArcName, ArcSerial, Version};
 use crate::text::counted;
 
 /// What is to be read.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Plan {
     /// In the order of the medium, as far as names tell: by serial.
     pub arcs: Vec<ArcEntry>,
@@ -48,6 +49,17 @@ impl Plan {
             }
         }
         Ok(plan)
+    }
+
+    /// What of it is at hand: arcs that are not kept here are proven where they are.
+    pub fn near(&self, copy: &dyn Depot, report: &mut Report) -> Plan {
+        let is_here = |entry: &&ArcEntry| copy.reach_of(entry.name) == Reach::Near;
+        let (here, away): (Vec<&ArcEntry>, Vec<&ArcEntry>) = self.arcs.iter().partition(is_here);
+        if !away.is_empty() {
+            let arcs = counted(away.len() as u64, "arc");
+            report.notes.push(format!("not read: {arcs} that only destinations keep; -v4 proves them there"));
+        }
+        Plan { arcs: here.into_iter().cloned().collect(), ..self.clone() }
     }
 
     fn keep_only(&mut self, wanted: impl Fn(ArcName, Option<ArcSerial>) -> bool) {

@@ -16,6 +16,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -29,7 +30,7 @@ use crate::depot::Depot;
 use crate::error::{Error, Result};
 pub use crate::fetch::Heal;
 use crate::fetch::{Asked, Fetch};
-use crate::ids::{BlockId, FramePlace, Logid, Version};
+use crate::ids::{ArcName, BlockId, FramePlace, Logid, Version};
 use crate::index::Index;
 use crate::ledger::LedgerWriter;
 use crate::sync::lock;
@@ -311,9 +312,20 @@ impl Store {
         self.inner.fetch.is_block(block, bytes)
     }
 
+    /// Where a block would be fetched from, if that is far: the arc, its length, and the range of it. Nothing is read.
+    pub fn far_range(&self, block: BlockId) -> Result<Option<(ArcName, u64, Range<u64>)>> {
+        let (fetch, asked) = (&self.inner.fetch, [self.inner.fetch.locate(block)?]);
+        let [one] = &asked;
+        if fetch.is_far(&asked) { fetch.range(one).map(Some) } else { Ok(None) }
+    }
+
     /// Starts decoding blocks that will probably be wanted soon; does nothing when too much is under way already.
     pub fn prefetch(&self, wanted: impl IntoIterator<Item = Wanted>, file: Option<Logid>) {
-        let Some(Queues { ahead, .. }) = self.pool() else { return };
+        let pool = self.pool();
+        // What is far is asked for whoever decodes it.
+        if pool.is_none() && !self.inner.fetch.has_far_home() {
+            return;
+        }
         let jobs = {
             let mut missing: Vec<Asked> = Vec::new();
             let mut room = self.inner.max_ahead_bytes.saturating_sub(self.inner.ahead_bytes.load(Ordering::Relaxed));
@@ -321,7 +333,9 @@ impl Store {
                 // One that can't be found is told of when it is needed.
                 let Ok(asked) = self.inner.fetch.locate(want.block) else { continue };
                 let frame = asked.at.frame();
-                if missing.iter().any(|known| known.at.frame() == frame) || lock(&self.inner.shelf).knows(frame) {
+                let is_known =
+                    missing.iter().any(|known| known.at.frame() == frame) || lock(&self.inner.shelf).knows(frame);
+                if is_known || (pool.is_none() && !self.inner.fetch.is_far(std::slice::from_ref(&asked))) {
                     continue;
                 }
                 let Some(left) = room.checked_sub(u64::from(asked.at.info.plain_len())) else { break };
@@ -338,7 +352,10 @@ impl Store {
             jobs
         };
         for job in jobs {
-            let _ = ahead.send(job);
+            match pool {
+                Some(Queues { ahead, .. }) => drop(ahead.send(job)),
+                None => self.inner.take_ahead(&job),
+            }
         }
     }
 
@@ -404,12 +421,7 @@ fn serve(inner: &Inner, now: &Receiver<Arc<Job>>, ahead: &Receiver<Arc<Job>>) {
                 Err(_) => return,
             },
             recv(ahead) -> job => match job {
-                Ok(job) => {
-                    inner.ahead_bytes.fetch_sub(job_bytes(&job), Ordering::Relaxed);
-                    if job.claim() {
-                        inner.run(&job);
-                    }
-                }
+                Ok(job) => inner.take_ahead(&job),
                 Err(_) => return,
             },
         }
@@ -446,6 +458,13 @@ impl Inner {
     fn locate(&self, want: &Wanted, file: Option<Logid>) -> Result<Asked> {
         let located = self.fetch.locate(want.block);
         located.inspect_err(|error| self.notes.unlocated(want.block, file, error))
+    }
+
+    fn take_ahead(&self, job: &Arc<Job>) {
+        self.ahead_bytes.fetch_sub(job_bytes(job), Ordering::Relaxed);
+        if job.claim() {
+            self.run(job);
+        }
     }
 
     fn deliver(&self, job: &Arc<Job>, slot: usize, outcome: Outcome) {
@@ -501,7 +520,7 @@ impl Inner {
     /// Fetches the frames of a job that the caller has claimed; what only a far copy can have is left to others.
     fn run(&self, job: &Arc<Job>) {
         let deliver = Deliver { inner: self, job };
-        if let Some(far) = self.far.as_ref().filter(|_| self.fetch.is_far()) {
+        if let Some(far) = self.far.as_ref().filter(|_| self.fetch.is_far(&job.asked)) {
             if let Err(error) = far.send_all(job) {
                 let all = job.asked.iter().enumerate();
                 all.for_each(|(slot, asked)| deliver.result(slot, asked.at.frame(), Err(error.clone())));

@@ -72,7 +72,9 @@ impl Notes {
             self.met(fetch, asked, file, &bad.error, End::Lost);
         } else if told.replace(asked.at.serial) != Some(asked.at.serial) {
             let key = BlockId::first(asked.at.serial, FrameNo(0)).0;
-            self.note(key, Some((asked.at.serial, fetch.home())), &bad.error, "", End::Lost, || self.path_of(file));
+            self.note(key, Some((asked.at.serial, fetch.copy(asked.at.serial))), &bad.error, "", End::Lost, || {
+                self.path_of(file)
+            });
         }
         bad.error
     }
@@ -112,7 +114,7 @@ impl Notes {
         if let Some(how) = end.how() {
             more += &format!("; {how}");
         }
-        let arc = Some((asked.at.serial, fetch.home()));
+        let arc = Some((asked.at.serial, fetch.copy(asked.at.serial)));
         self.note(asked.at.frame().slot(Slot(0)).0, arc, error, &more, end, || self.path_of(file))
     }
 

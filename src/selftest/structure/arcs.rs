@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::{Cause, Check, Report, Subject};
 use crate::arc::{ARC_HEADER_LEN, BlockInfo, FrameInfo, FrameKind};
 use crate::catalog::{ArcEntry, ArcRole};
+use crate::depot::Reach;
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
 use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, FramePlace, Version};
@@ -92,8 +93,9 @@ pub fn check<'i>(
 
 /// The frame table in the arc, and the rows that must be its copy.
 fn file_and_footer(check: &Check<'_>, entry: &ArcEntry, frames: &mut FrameRows<'_, '_, '_>) {
-    let table = match footer(check, entry) {
-        Ok(table) => Some(table),
+    let is_away = check.exam.dir.arcs().reach_of(entry.name) == Reach::Far;
+    let table = match if is_away { Ok(None) } else { footer(check, entry).map(Some) } {
+        Ok(table) => table,
         Err(_) if check.arcs_are_read_later() => {
             check.fold(Subject::ArcFile(entry.name));
             None
@@ -136,7 +138,7 @@ fn file_and_footer(check: &Check<'_>, entry: &ArcEntry, frames: &mut FrameRows<'
     }
     match wrong {
         // A recovery lists what it can of an arc whose footer is damaged.
-        Some(_) if table.is_none() => check.fold(Subject::Arc(entry.serial)),
+        Some(_) if table.is_none() && !is_away => check.fold(Subject::Arc(entry.serial)),
         Some(what) if !check.blind(ScanTable::Frames) => check.index_wrong(Subject::Arc(entry.serial), what),
         _ => {}
     }

@@ -1,0 +1,212 @@
+//! File data that only destinations keep (`cache-size-limit`): what is read from there is compared with the source tree.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::copies::{arcs_at, lab, setid};
+use crate::far::new_machine;
+use crate::support::arcfile::{arc_names, data_arcs, rewrite};
+use crate::support::mount::Mount;
+use crate::support::rng::Rng;
+use crate::support::{Lab, NONE, names_in, oracle};
+
+fn limit(lab: &Lab, text: &str) {
+    let path = lab.repo().join("config.toml");
+    let kept: String = fs::read_to_string(&path)
+        .expect("read")
+        .lines()
+        .filter(|line| !line.starts_with("cache-size-limit"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(&path, format!("{kept}cache-size-limit = {text}\n")).expect("write");
+}
+
+fn noise(lab: &Lab, rng: &mut Rng, name: &str) {
+    lab.write(name, &rng.bytes(2_300_000));
+}
+
+fn read_all_of(lab: &Lab, repo: &Path) {
+    let mount = Mount::start(lab, repo, NONE);
+    oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+    mount.end().ok();
+}
+
+#[test]
+fn what_every_destination_has_need_not_stay_here() {
+    let mut rng = Rng::from_env("kept");
+    let lab = lab(&[("usb", ""), ("nas", "")]);
+    setid(&lab, "usb");
+    setid(&lab, "nas");
+    limit(&lab, "0");
+    noise(&lab, &mut rng, "one");
+    // While one of them is not there, everything stays.
+    fs::rename(lab.path("nas"), lab.path("unplugged")).expect("rename");
+    let absent = lab.assay("backup", NONE).arg(lab.src()).run().code(3);
+    assert!(absent.out().contains("Here      3 arcs"), "{}", absent.out());
+    assert_eq!(data_arcs(&lab.repo()).len(), 3);
+    fs::rename(lab.path("unplugged"), lab.path("nas")).expect("rename");
+    let done = lab.assay("backup", ["--json"]).arg(lab.src()).ok().json();
+    assert_eq!((&done["kept"]["arcs"], &done["kept"]["away_arcs"]), (&0.into(), &3.into()), "{done}");
+    let data = |names: &[Vec<u8>]| names.iter().filter(|name| name.starts_with(b"arc.0.")).count();
+    assert_eq!(data(&names_in(&lab.repo())), 2, "a commit and a catalog");
+
+    // Everything goes on as before.
+    read_all_of(&lab, &lab.repo());
+    for level in ["-v2", "-v3"] {
+        let tested = lab.assay("selftest", [level]).ok();
+        assert!(level != "-v3" || tested.out().contains("not read: 3 arcs"), "{}", tested.out());
+    }
+    lab.assay("selftest", ["-v5"]).ok();
+    let status = lab.assay("dest", ["status"]).ok();
+    assert_eq!(status.out().matches("not here").count(), 3, "{}", status.out());
+    fs::copy(lab.src().join("one"), lab.src().join("again")).expect("copy");
+    let again = lab.assay("backup", ["--json"]).arg(lab.src()).ok().json();
+    assert_eq!(again["blocks_new"], 0, "{again}");
+    lab.assay("get", ["--to"]).arg(lab.path("got")).arg(lab.src()).ok();
+    oracle::rsync_clean(&lab.src(), &crate::atomicity::restored(&lab.path("got"), &lab.src()));
+
+    // One copy is wrong, one destination is away: the other one serves.
+    let lost = arcs_at(&lab.path("usb")).into_iter().find(|name| name == "arc.0.1").expect("an arc");
+    fs::remove_file(lab.path("usb").join(&lost)).expect("remove");
+    read_all_of(&lab, &lab.repo());
+    fs::rename(lab.path("usb"), lab.path("unplugged")).expect("rename");
+    read_all_of(&lab, &lab.repo());
+    // With none of them nothing is damaged: it can't be read, and is told so.
+    fs::rename(lab.path("nas"), lab.path("unplugged-nas")).expect("rename");
+    let none = lab.assay("get", ["--to"]).arg(lab.path("nothing")).arg(lab.src().join("one")).run().code(1);
+    assert!(none.err().contains("DEST_ABSENT") && !none.err().contains("ARC_MISSING"), "{}", none.err());
+    lab.assay("selftest", ["-v3"]).ok();
+    fs::rename(lab.path("unplugged-nas"), lab.path("nas")).expect("rename");
+    fs::rename(lab.path("unplugged"), lab.path("usb")).expect("rename");
+
+    // A copy is completed from the other one, though nothing is here.
+    lab.assay("dest", ["sync"]).ok();
+    assert!(lab.path("usb").join(&lost).exists());
+    lab.assay("dest", ["verify", "usb"]).ok();
+    // What nobody noted as kept elsewhere is missing.
+    let here =
+        arc_names(&lab.repo()).into_iter().find(|name| name == "arc.2.1" || name == "arc.1.1").expect("a catalog");
+    let aside = lab.path("aside");
+    fs::rename(lab.repo().join(&here), &aside).expect("rename");
+    let missing = lab.assay("selftest", ["-v2"]).run().code(4);
+    assert!(missing.text().contains(&here), "{}", missing.text());
+    fs::rename(&aside, lab.repo().join(&here)).expect("rename");
+
+    // All of it comes back, each proven, when it is to stay here.
+    limit(&lab, "-1");
+    lab.assay("dest", ["sync"]).ok();
+    assert_eq!(data_arcs(&lab.repo()).len(), 3);
+    fs::rename(lab.path("usb"), lab.path("unplugged")).expect("rename");
+    fs::rename(lab.path("nas"), lab.path("unplugged-nas")).expect("rename");
+    let tested = lab.assay("selftest", ["-v3"]).ok();
+    assert!(!tested.out().contains("not read"), "{}", tested.out());
+    read_all_of(&lab, &lab.repo());
+}
+
+/// The newest stay, as far as there is room, and what a mount has open turns into what destinations have.
+#[test]
+fn a_running_mount_does_not_notice_that_arcs_go() {
+    let mut rng = Rng::from_env("going");
+    let lab = lab(&[("usb", "")]);
+    setid(&lab, "usb");
+    for name in ["one", "two"] {
+        noise(&lab, &mut rng, name);
+        lab.assay("backup", NONE).arg(lab.src()).ok();
+    }
+    let mount = Mount::start(&lab, &lab.repo(), ["--direct"]);
+    let shown = mount.latest(&lab.src());
+    oracle::rsync_clean(&lab.src(), &shown);
+    limit(&lab, "\"2310k\"");
+    noise(&lab, &mut rng, "three");
+    let done = lab.assay("backup", ["--json"]).arg(lab.src()).ok().json();
+    assert!(done["kept"]["gone_arcs"].as_u64().is_some_and(|gone| gone >= 4), "{done}");
+    let stayed = data_arcs(&lab.repo());
+    assert!(stayed.iter().all(|path| path.to_string_lossy().contains("arc.2.")), "{stayed:?}");
+    std::thread::sleep(Duration::from_millis(1100));
+    for name in ["one", "two"] {
+        assert_eq!(fs::read(shown.join(name)).expect("read"), fs::read(lab.src().join(name)).expect("read"));
+    }
+    // Removing and packing take no arc for lost that is away.
+    fs::remove_file(lab.src().join("one")).expect("remove");
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    lab.assay("rm", ["--force", "-r", "0", "-r", "1", "-r", "2"]).run();
+    lab.assay("pack", NONE).ok();
+    oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+    mount.end().ok();
+    lab.assay("selftest", ["-v5"]).ok();
+}
+
+/// A copy that is damaged at the only destination is damage, with its place.
+#[test]
+fn damage_of_what_only_a_destination_has_is_told_as_such() {
+    let mut rng = Rng::from_env("damaged far");
+    let lab = lab(&[("usb", "")]);
+    setid(&lab, "usb");
+    limit(&lab, "0");
+    noise(&lab, &mut rng, "one");
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    let at = lab.path("usb").join("arc.0.2");
+    let place = 100_000 + rng.below(600_000) as usize;
+    println!("arc.0.2 at {place}");
+    rewrite(&at, |bytes| bytes[place..place + 40].iter_mut().for_each(|byte| *byte ^= 0x5a));
+    let got = lab.assay("get", ["--to"]).arg(lab.path("got")).arg(lab.src()).run().code(4);
+    assert!(got.text().contains("arc.0.2"), "{}", got.text());
+    let damaged = fs::read(lab.path("got").join("src").join("one.damaged")).expect("read");
+    let original = fs::read(lab.src().join("one")).expect("read");
+    assert_eq!(damaged.len(), original.len());
+    let differing = damaged.iter().zip(&original).filter(|(a, b)| a != b);
+    assert!(
+        differing.clone().count() > 0 && differing.clone().all(|(found, _)| *found == 0),
+        "no wrong byte is given out"
+    );
+}
+
+#[test]
+fn a_machine_with_nothing_but_the_key_mounts_a_destination_and_follows_it() {
+    let mut rng = Rng::from_env("follow");
+    let lab = lab(&[("usb", "")]);
+    setid(&lab, "usb");
+    noise(&lab, &mut rng, "one");
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    let (new, cache) = (new_machine(&lab, "new"), lab.path("cache"));
+    let from = ["--from", "usb", "--cache-dir", cache.to_str().expect("UTF-8"), "--follow", "1"];
+    let planned = lab.assay_on(&new, "mount", &from[..4]).args(["--json", "--plan"]).arg(lab.src()).ok().json();
+    assert_eq!((&planned["files"], &planned["far_arcs"]), (&1.into(), &3.into()), "{planned}");
+    assert!(planned["bytes"].as_u64().is_some_and(|bytes| (2_300_000..2_500_000).contains(&bytes)), "{planned}");
+    let left = |names: Vec<Vec<u8>>| names.into_iter().filter(|name| name != b"logs").count();
+    assert_eq!(left(names_in(&new)), 2, "nothing is made where the key is: {:?}", names_in(&new));
+
+    let mount = Mount::start(&lab, &new, from);
+    oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+    // The other machine goes on.
+    lab.write("two", b"of another machine");
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    let until = Instant::now() + Duration::from_secs(30);
+    let two = || mount.latest(&lab.src()).join("two");
+    while !two().exists() {
+        assert!(Instant::now() < until, "the new version does not appear: {}", mount.err());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(fs::read(two()).expect("read"), b"of another machine");
+    let folder = mount.folder(0);
+    lab.assay("rm", ["-r", "0"]).ok();
+    lab.assay("pack", NONE).ok();
+    while names_in(&lab.mnt()).iter().any(|name| name == folder.as_bytes()) {
+        assert!(Instant::now() < until, "the removed version stays: {}", mount.err());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+    mount.end().ok();
+
+    // The index is there, and no more is read of it; one that is of no use is made anew.
+    let again = lab.assay_on(&new, "get", &from[..4]).arg("--to").arg(lab.path("got")).arg(lab.src()).ok();
+    assert!(!again.err().contains("requests"), "{}", again.err());
+    oracle::rsync_clean(&lab.src(), &crate::atomicity::restored(&lab.path("got"), &lab.src()));
+    let mirror = fs::read_dir(&cache).expect("list").next().expect("a mirror").expect("list").path();
+    rewrite(&mirror.join("index.db"), |bytes| bytes.iter_mut().take(9000).for_each(|byte| *byte ^= 0x55));
+    let mount = Mount::start(&lab, &new, &from[..4]);
+    oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+    mount.end().ok();
+    assert_eq!(left(names_in(&new)), 2, "nothing is made where the key is: {:?}", names_in(&new));
+}

@@ -1,0 +1,158 @@
+//! `--from DEST`: arcs read at a destination, and the index that they are read by.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::ui::Ui;
+use super::{Context, print, print_json, say, show};
+use crate::backupdir::BackupDir;
+use crate::copies::Remote;
+use crate::depot::Depot;
+use crate::error::{Error, Result};
+use crate::follow::{Followed, follow};
+use crate::monitor::Silent;
+use crate::reader::plan::Plan;
+use crate::text::{counted, hex};
+
+/// How often somebody who waits for another process looks.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+#[derive(Debug, Clone, Args)]
+pub struct FromArgs {
+    /// Read arcs from this destination of dest.toml instead of the backup dir, only those parts that are needed
+    ///
+    /// The backup dir needs nothing but key.conf and dest.toml. If it has no index, one is made from what the destination
+    /// has, in --cache-dir, and kept for the next time.
+    #[arg(long, value_name = "DEST")]
+    pub from: Option<String>,
+    /// Where indexes made by --from are kept (default: $XDG_CACHE_HOME/assay or ~/.cache/assay)
+    #[arg(long, value_name = "DIR", requires = "from")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// A backup dir as a command reads it.
+pub struct Seen {
+    pub dir: BackupDir,
+    /// Where its arcs are, if they are read from a destination.
+    pub remote: Option<Remote>,
+    /// Its index is one that follows the destination.
+    follows: bool,
+}
+
+impl FromArgs {
+    /// The backup dir, its arcs read from the destination that was named; its index is up to what that has.
+    ///
+    /// # Errors
+    /// `USAGE` for an unknown destination; `DEST_…`; those of `follow`; `HISTORY_CHANGED`.
+    pub fn open(&self, context: &Context, dir: BackupDir) -> Result<Seen> {
+        let Some(name) = self.from.as_deref() else { return Ok(Seen { dir, remote: None, follows: false }) };
+        let remote = super::copies::remote(&dir, name)?;
+        let depot: Arc<dyn Depot> = Arc::new(remote.clone());
+        if dir.has_index() {
+            return Ok(Seen { dir: dir.seen_through(|_| depot), remote: Some(remote), follows: false });
+        }
+        let mirror = self.cache_dir()?.join(hex(&dir.keys().backup_id().0));
+        let dir = dir.mirrored(&mirror)?.seen_through(|_| depot);
+        bring_up(context, &dir, &remote)?;
+        super::meet(context, &dir)?;
+        Ok(Seen { dir, remote: Some(remote), follows: true })
+    }
+
+    fn cache_dir(&self) -> Result<PathBuf> {
+        if let Some(dir) = &self.cache_dir {
+            return std::path::absolute(dir).map_err(|e| Error::io("find", dir, &e));
+        }
+        let of = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        match (of("XDG_CACHE_HOME"), of("HOME")) {
+            (Some(xdg), _) => Ok(xdg.join("assay")),
+            (None, Some(home)) => Ok(home.join(".cache/assay")),
+            (None, None) => Err(Error::Usage("there is no HOME to keep an index in: say --cache-dir".into())),
+        }
+    }
+}
+
+/// The index as the destination tells it now.
+fn bring_up(context: &Context, dir: &BackupDir, remote: &Remote) -> Result<()> {
+    loop {
+        let ui = Ui::counting(context, "Reading catalogs", "runs");
+        let done = follow(dir, &ui);
+        ui.finish();
+        match done? {
+            Followed::Busy if !dir.has_index() => std::thread::sleep(LOOK_EVERY),
+            Followed::Made(made) => {
+                if made.open_losses > 0 || !made.unproven.is_empty() {
+                    let name = remote.name();
+                    say(&format!(
+                        "assay: not all of {name} could be read: `assay recover --from {name}` says what is missing"
+                    ));
+                }
+                if !context.quiet {
+                    let (traffic, versions) = (remote.traffic(), counted(made.versions.len() as u64, "version"));
+                    let requests = counted(traffic.requests, "request");
+                    say(&format!("{}: {versions}, {requests}, {} read", remote.name(), show::bytes(traffic.bytes)));
+                }
+                return Ok(());
+            }
+            Followed::Busy | Followed::Current | Followed::Added => return Ok(()),
+        }
+    }
+}
+
+impl Seen {
+    /// Keeps the index up to the destination, by a thread, until what is returned is dropped.
+    pub fn keep_following(&self, every: Duration) -> Option<Sender<()>> {
+        let remote = self.remote.clone().filter(|_| self.follows)?;
+        let (dir, (held, ended)) = (self.dir.clone(), channel::<()>());
+        let work = move || {
+            let mut told = None;
+            while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                remote.look_again();
+                // Nobody waits for it: it may be kept by a server that is.
+                match follow(&dir, &Silent) {
+                    Ok(_) => told = None,
+                    Err(error) => {
+                        if told.replace(error.code()) != Some(error.code()) {
+                            ::log::warn!("new versions can't be looked for: {}: {error}", error.code());
+                        }
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new().name("follow".into()).spawn(work).ok()?;
+        Some(held)
+    }
+}
+
+/// What a read would fetch, in words or as JSON.
+pub fn tell_plan(plan: &Plan, is_json: bool) -> Result<()> {
+    let Plan { files, file_bytes, unknown, far_arcs, traffic } = plan;
+    if is_json {
+        return print_json(&json!({
+            "files": files,
+            "file_bytes": file_bytes,
+            "unknown": unknown,
+            "far_arcs": far_arcs,
+            "requests": traffic.requests,
+            "bytes": traffic.bytes,
+        }));
+    }
+    let mut text = format!("{}, {}\n", show::counted(*files, "file"), show::bytes(*file_bytes));
+    text += &match far_arcs {
+        0 => "Nothing of it is to be fetched: all of it is here.\n".to_string(),
+        _ => format!(
+            "To fetch: about {}, {} of {}\n",
+            show::counted(traffic.requests, "request"),
+            show::bytes(traffic.bytes),
+            show::counted(*far_arcs, "arc")
+        ),
+    };
+    if *unknown > 0 {
+        text += &format!("Not known: {}\n", show::counted(*unknown, "entry"));
+    }
+    print(&text)
+}

@@ -1,0 +1,204 @@
+//! Arcs that are not kept in the backup dir, because destinations have them: which, and how they are read all the same.
+//!
+//! Invariants: an arc is noted in `copies/away`, durably, before its file here goes; so one that is missing here and is not
+//! noted is lost, and is told as such. What is here is read here. Only arcs of file data go: commits and catalogs stay.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write as _};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::Around;
+use super::remote::Remote;
+use crate::backupdir::BackupDir;
+use crate::crypto::sha256;
+use crate::depot::{Depot, Reach, StoredArc};
+use crate::dest::{self, Settings};
+use crate::error::{Damage, Error, Place, Result};
+use crate::ids::{ArcName, CopyId};
+use crate::own::OwnDir;
+use crate::sync::lock;
+use crate::text::hex;
+
+const DIR: &str = "copies";
+const FILE: &str = "away";
+const FILE_NEW: &str = "away.new";
+/// More than this is no file of ours.
+const MAX_BYTES: u64 = 256 << 20;
+/// How long what was read of the file is taken for what it says.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Arcs that are not here, and their lengths.
+pub type Away = BTreeMap<ArcName, u64>;
+
+/// What is noted as kept elsewhere.
+///
+/// # Errors
+/// What keeps the file from being read; a line that is damaged notes nothing.
+pub fn read(dir: &BackupDir) -> Result<Away> {
+    let Some(own) = dir.own().sub(DIR)? else { return Ok(Away::new()) };
+    read_in(&own)
+}
+
+fn read_in(own: &OwnDir) -> Result<Away> {
+    if own.stat(FILE)?.is_none() {
+        return Ok(Away::new());
+    }
+    let mut bytes = Vec::new();
+    let read = own.read(FILE)?.take(MAX_BYTES).read_to_end(&mut bytes);
+    read.map_err(|error| Error::io("read", own.path_of(FILE), &error))?;
+    Ok(bytes.split(|byte| *byte == b'\n').filter_map(|line| parse(std::str::from_utf8(line).ok()?)).collect())
+}
+
+/// Durably, in one step.
+pub fn write(dir: &BackupDir, away: &Away) -> Result<()> {
+    let own = dir.own().sub_made(DIR, 0o700)?;
+    own.remove_if_there(FILE_NEW)?;
+    let mut out = own.create(FILE_NEW, 0o600)?;
+    let text: String = away.iter().map(|(name, len_bytes)| line(*name, *len_bytes)).collect();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.sync_all());
+    written.map_err(|error| Error::io("write", own.path_of(FILE_NEW), &error))?;
+    own.rename(FILE_NEW, FILE)?;
+    own.sync()
+}
+
+fn line(name: ArcName, len_bytes: u64) -> String {
+    let text = format!("{name} {len_bytes}");
+    format!("{text} {}\n", check(&text))
+}
+
+fn parse(line: &str) -> Option<(ArcName, u64)> {
+    let (text, sum) = line.rsplit_once(' ')?;
+    let (name, len_bytes) = text.split_once(' ').filter(|_| sum == check(text))?;
+    Some((ArcName::parse(name)?, len_bytes.parse().ok()?))
+}
+
+fn check(text: &str) -> String {
+    hex(sha256(text.as_bytes()).first_chunk::<4>().unwrap_or(&[0; 4]))
+}
+
+/// The arcs of a backup dir: those that are here, and those that are away, from the first destination that has them.
+pub struct PartlyHere {
+    local: Arc<dyn Depot>,
+    around: Around,
+    /// What there is, or why dest.toml can't be read.
+    far: Result<Vec<Far>>,
+    away: Mutex<(Away, Option<Instant>)>,
+}
+
+/// A destination that is asked when it is needed.
+struct Far {
+    settings: Settings,
+    remote: Mutex<Option<Remote>>,
+}
+
+impl PartlyHere {
+    pub fn of(around: &Around, local: Arc<dyn Depot>) -> PartlyHere {
+        let far = dest::all(&around.dir).map(|all| {
+            let used = all.into_iter().filter(|settings| !settings.off);
+            used.map(|settings| Far { settings, remote: Mutex::default() }).collect()
+        });
+        PartlyHere { local, around: around.clone(), far, away: Mutex::default() }
+    }
+
+    /// The noted length of an arc that is away.
+    fn away(&self, arc: ArcName, anew: bool) -> Option<u64> {
+        let mut away = lock(&self.away);
+        if anew || away.1.is_none_or(|at| at.elapsed() > LOOK_EVERY) {
+            // What can't be read notes nothing: the arc is told as missing.
+            *away = (read(&self.around.dir).unwrap_or_default(), Some(Instant::now()));
+        }
+        away.0.get(&arc).copied()
+    }
+
+    fn far(&self, arc: ArcName, arc_bytes: u64) -> Result<Box<dyn StoredArc>> {
+        let all = self.far.as_ref().map_err(Error::clone)?;
+        // One that fails is asked last.
+        let (up, down): (Vec<_>, Vec<_>) = all.iter().partition(|far| !far.is_down());
+        let mut failed: Option<Error> = None;
+        for far in up.into_iter().chain(down) {
+            let error = match far.remote(&self.around, all.len() > 1).and_then(|remote| remote.open(arc)) {
+                Ok(found) if found.len_bytes() >= arc_bytes => return Ok(found),
+                Ok(found) => truncated(arc, arc_bytes, found.len_bytes()),
+                Err(error) => error,
+            };
+            // What was not asked may have it.
+            if failed.as_ref().is_none_or(|before| before.is_damage() && !error.is_damage()) {
+                failed = Some(error);
+            }
+        }
+        Err(failed.unwrap_or_else(|| missing(arc)))
+    }
+}
+
+impl Far {
+    fn is_down(&self) -> bool {
+        lock(&self.remote).as_ref().is_some_and(Remote::is_down)
+    }
+
+    fn remote(&self, around: &Around, has_others: bool) -> Result<Remote> {
+        let mut known = lock(&self.remote);
+        match &*known {
+            Some(remote) => Ok(remote.clone()),
+            None => {
+                let around = if has_others { around.impatient() } else { around.clone() };
+                Ok(known.insert(Remote::open(&around, &self.settings)?).clone())
+            }
+        }
+    }
+}
+
+impl Depot for PartlyHere {
+    fn id(&self) -> CopyId {
+        self.local.id()
+    }
+
+    fn name(&self) -> &str {
+        self.local.name()
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Far
+    }
+
+    fn reach_of(&self, arc: ArcName) -> Reach {
+        match self.away(arc, false) {
+            Some(_) if self.local.len_bytes(arc).is_err() => Reach::Far,
+            _ => Reach::Near,
+        }
+    }
+
+    fn list(&self) -> Result<Vec<ArcName>> {
+        self.local.list()
+    }
+
+    fn len_bytes(&self, arc: ArcName) -> Result<u64> {
+        match self.local.len_bytes(arc) {
+            Err(error) if is_missing(&error) => self.away(arc, true).ok_or(error),
+            found => found,
+        }
+    }
+
+    fn open(&self, arc: ArcName) -> Result<Box<dyn StoredArc>> {
+        match self.local.open(arc) {
+            Err(error) if is_missing(&error) => match self.away(arc, true) {
+                Some(arc_bytes) => self.far(arc, arc_bytes),
+                None => Err(error),
+            },
+            opened => opened,
+        }
+    }
+}
+
+fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::Arc { damage: Damage::Missing, .. })
+}
+
+fn missing(arc: ArcName) -> Error {
+    Error::Arc { place: Place { arc, frame: None, block: None, offset: 0 }, damage: Damage::Missing }
+}
+
+fn truncated(arc: ArcName, wanted_bytes: u64, found_bytes: u64) -> Error {
+    let place = Place { arc, frame: None, block: None, offset: found_bytes };
+    Error::Arc { place, damage: Damage::Truncated { wanted_bytes, found_bytes } }
+}
