@@ -104,6 +104,43 @@ fn what_every_destination_has_need_not_stay_here() {
     read_all_of(&lab, &lab.repo());
 }
 
+/// A copy of which nothing is here is no source of its own: the last one can't be cleared, nor be replaced by itself.
+#[test]
+fn the_last_copy_is_not_taken_for_one_that_is_here() {
+    let mut rng = Rng::from_env("last copy");
+    let lab = lab(&[("usb", ""), ("nas", "off = true")]);
+    setid(&lab, "usb");
+    setid(&lab, "nas");
+    limit(&lab, "0");
+    noise(&lab, &mut rng, "one");
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    let before = arcs_at(&lab.path("usb"));
+    let refused = lab.assay("dest", ["clear", "usb", "--yes"]).run();
+    assert!(refused.err().contains("PROTECTED") && refused.err().contains("arc.0.1"), "{}", refused.err());
+    assert_eq!(arcs_at(&lab.path("usb")), before);
+    // A new destination gets from here what is here, and is told how to get the rest.
+    let path = lab.repo().join("dest.toml");
+    fs::write(&path, fs::read_to_string(&path).expect("read").replace("off = true", "")).expect("write");
+    let behind = lab.assay("backup", NONE).arg(lab.src()).run().code(3);
+    assert!(behind.err().contains("ARC_AWAY") && behind.err().contains("dest sync"), "{}", behind.err());
+    assert!(!behind.err().contains("ARC_MISSING"), "{}", behind.err());
+    lab.assay("dest", ["sync"]).ok();
+    lab.assay("dest", ["verify", "nas"]).ok();
+    // One that is wrong is replaced by the other one, and stays as it is where that is wrong too.
+    let spoil = |name: &str| rewrite(&lab.path(name).join("arc.0.1"), |bytes| bytes[70_000] ^= 1);
+    spoil("usb");
+    lab.assay("dest", ["verify", "usb"]).run().code(4);
+    lab.assay("dest", ["sync"]).run();
+    lab.assay("dest", ["verify", "usb"]).ok();
+    spoil("usb");
+    spoil("nas");
+    lab.assay("dest", ["verify", "usb"]).run().code(4);
+    lab.assay("dest", ["sync"]).run().code(4);
+    assert!(lab.path("usb").join("arc.0.1").exists(), "most of it is good");
+    let cleared = lab.assay("dest", ["clear", "nas", "--yes"]).run();
+    assert!(cleared.err().contains("PROTECTED"), "{}", cleared.err());
+}
+
 /// The newest stay, as far as there is room, and what a mount has open turns into what destinations have.
 #[test]
 fn a_running_mount_does_not_notice_that_arcs_go() {

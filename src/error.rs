@@ -242,6 +242,8 @@ pub enum Error {
     Mount { path: PathBuf, what: String },
     #[error("{}", trouble_text(dest, object, trouble))]
     Dest { dest: Box<str>, object: Box<str>, trouble: Trouble },
+    #[error("{arc} is kept by other destinations only")]
+    ArcAway { arc: ArcName },
     #[error("the bytes did not come in time")]
     TimedOut,
     #[error("interrupted")]
@@ -298,6 +300,7 @@ impl Error {
             Error::NotKept { .. } => "ATTRIBUTE_NOT_KEPT",
             Error::Mount { .. } => "MOUNT",
             Error::Dest { trouble, .. } => trouble.code(),
+            Error::ArcAway { .. } => "ARC_AWAY",
             Error::TimedOut => "READ_TIMED_OUT",
             Error::Interrupted => "INTERRUPTED",
         }
@@ -347,6 +350,7 @@ impl Error {
             | Error::Unsupported { .. }
             | Error::NotKept { .. }
             | Error::Dest { .. }
+            | Error::ArcAway { .. }
             | Error::Mount { .. } => libc::EIO,
         }
     }
@@ -375,7 +379,7 @@ impl Error {
             Error::Interrupted => Exit::Interrupted,
             Error::Dest { trouble: Trouble::Checksum { .. }, .. } => Exit::Damage,
             Error::Dest { trouble: Trouble::InUse, .. } => Exit::Locked,
-            Error::NotKept { .. } | Error::TimedOut => Exit::FinishedWithErrors,
+            Error::NotKept { .. } | Error::TimedOut | Error::ArcAway { .. } => Exit::FinishedWithErrors,
             Error::Io { .. }
             | Error::IndexIo { .. }
             | Error::OtherFormat { .. }
@@ -451,6 +455,7 @@ impl Error {
             Error::HistoryChanged { .. } => {
                 Some("look whether an older copy was put in its place; if it is right so, say --accept-history")
             }
+            Error::ArcAway { .. } => Some("`assay dest sync` brings it from there"),
             Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
             Error::Dest { trouble, .. } => trouble.help(),
             Error::Protected { .. } => Some("look at what is named; `rm` takes it all the same with `--force`"),

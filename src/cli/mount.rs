@@ -39,6 +39,7 @@ use crate::vfs::{Hashing, VirtualXattrs};
 /// The mount ends with Ctrl-C, `fusermount3 -u MNT` or `umount MNT`, and then says what was read and verified.
 /// SIGUSR1 makes it say so at once. Exit code 4 means that damage was met.
 #[derive(Debug, Clone, Args)]
+#[command(override_usage = "assay mount [OPTIONS] <MNT>\n       assay mount [OPTIONS] --plan <PATH>")]
 pub struct MountArgs {
     /// An existing empty directory outside of the backup dir.
     #[arg(value_name = "MNT", required_unless_present = "plan")]

@@ -12,7 +12,7 @@ use super::plan::{Plan, Wanted, Whose};
 use super::sender::{Sender, Task};
 use super::{Around, Limits, Report};
 use crate::backupdir::Lock;
-use crate::depot::Reach;
+use crate::depot::Depot;
 use crate::dest::{self, Known, Settings};
 use crate::error::{Error, Result, Trouble};
 use crate::ids::ArcName;
@@ -51,8 +51,7 @@ pub fn status(around: &Around, only: Option<&str>) -> Result<Vec<Standing>> {
     let noted: Vec<_> = places.iter().map(|settings| (&settings.name, around.noted(&settings.name))).collect();
     let standing = |wanted: &Wanted| {
         let copy = |name: &str, note: &Note| Copy { dest: name.to_string(), state: note.state, at_s: note.at_s };
-        let is_here = around.dir.arcs().reach_of(wanted.name) == Reach::Near;
-        let found = around.dir.arcs().len_bytes(wanted.name).ok().filter(|_| is_here);
+        let found = around.here().len_bytes(wanted.name).ok();
         let arc_bytes = Some(wanted.arc_bytes()).filter(|_| !wanted.is_commit());
         Standing {
             arc: wanted.name,

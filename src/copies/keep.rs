@@ -11,7 +11,7 @@ use super::remote::Remote;
 use super::{Around, bring_home};
 use crate::backupdir::Lock;
 use crate::catalog::{ArcEntry, ArcRole};
-use crate::depot::{Depot, Local};
+use crate::depot::Depot;
 use crate::error::Result;
 use crate::ids::ArcName;
 
@@ -33,7 +33,7 @@ pub struct Kept {
 /// # Errors
 /// Those of the index, and of this machine. A destination that can't be asked keeps everything here.
 pub fn keep_within(around: &Around, _: &Lock, limit_bytes: u64) -> Result<Kept> {
-    let (index, local) = (around.dir.open_index()?, Local::new(around.dir.own()));
+    let (index, local) = (around.dir.open_index()?, around.here());
     let known = away::read(&around.dir)?;
     let (mut here, mut far) = (Vec::new(), Away::new());
     for entry in index.arcs()?.into_iter().map(|row| row.entry).filter(|entry| entry.role == ArcRole::Data) {
@@ -78,7 +78,7 @@ pub fn keep_within(around: &Around, _: &Lock, limit_bytes: u64) -> Result<Kept> 
 /// # Errors
 /// Those of the index, and of this machine. What can't be fetched stays away.
 pub fn bring_back(around: &Around, lock: &Lock) -> Result<Kept> {
-    let local = Local::new(around.dir.own());
+    let local = around.here();
     let away = away::read(&around.dir)?;
     let is_away = |name: ArcName| away.contains_key(&name) && local.len_bytes(name).is_err();
     let (places, _) = around.places()?;

@@ -7,6 +7,7 @@
 //! Invariants: nothing unverified is sent (`body`); nothing counts as stored before its proof (`place`); a commit comes after
 //! all that it needs (`sender`); each destination goes its own way, and the backup dir is as good whatever becomes of them.
 
+mod ahead;
 mod away;
 mod body;
 mod care;
@@ -30,8 +31,10 @@ use std::time::{Duration, Instant};
 use crate::backupdir::{BackupDir, arcs};
 use crate::catalog::{ArcEntry, Commit};
 use crate::crypto::sha256;
+use crate::depot::Local;
 use crate::dest::{self, Known, Settings, Storage};
 use crate::error::{Error, Exit, Result};
+use crate::ids::ArcName;
 use crate::monitor::{Event, Monitor};
 use crate::sync::lock;
 pub use away::{PartlyHere, read as away};
@@ -66,6 +69,16 @@ pub struct Around {
 impl Around {
     pub fn new(dir: &BackupDir, open: Opener, monitor: Arc<dyn Monitor>) -> Around {
         Around { dir: dir.clone(), open, limits: Limits::default(), monitor, told: Arc::default() }
+    }
+
+    /// The arcs that are in the backup dir itself: a copy at a destination is no source of its own.
+    fn here(&self) -> Local {
+        Local::new(self.dir.own())
+    }
+
+    /// Only destinations keep it.
+    fn is_away(&self, arc: ArcName) -> bool {
+        away::read(&self.dir).is_ok_and(|away| away.contains_key(&arc))
     }
 
     /// For a destination of which there is another one, or without which nothing is lost.

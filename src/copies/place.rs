@@ -231,7 +231,7 @@ impl Place {
             What::Arc(_) => return None,
             // Where it is lost here its copy is none the worse.
             What::Commit(_) => {
-                let here = self.around.dir.arcs().len_bytes(wanted.name);
+                let here = self.around.here().len_bytes(wanted.name);
                 here.ok().or(self.there.get(&wanted.name).copied())?
             }
         };
@@ -332,7 +332,7 @@ impl Place {
         for source in sources {
             match self.send_from(facts, source, sources, may_replace) {
                 Err(error) if source.is_at_fault(&error) => {
-                    if sources.len() > 1 {
+                    if sources.len() > 1 && !matches!(error, Error::ArcAway { .. }) {
                         self.met_damage.fetch_or(error.is_damage(), Ordering::Relaxed);
                         self.around.tell_once(&error);
                     }
@@ -459,10 +459,10 @@ impl Place {
 
 /// What must be at every destination under a name.
 pub fn facts(around: &Around, wanted: &Wanted, pace: &Pace) -> Result<Facts> {
-    let (dir, name) = (&around.dir, wanted.name);
+    let name = wanted.name;
     match &wanted.what {
         What::Arc(entry) => Ok(Facts { name, id: entry.id, len_bytes: entry.arc_bytes, sum: entry.digest.0 }),
-        What::Commit(digest) => facts_of_commit(around, dir.arcs(), name, digest, pace),
+        What::Commit(digest) => facts_of_commit(around, &around.here(), name, digest, pace),
     }
 }
 
@@ -488,7 +488,10 @@ pub enum Sourced {
 impl Sourced {
     fn open(&self, around: &Around, name: ArcName) -> Result<Source> {
         match self {
-            Sourced::Home => around.dir.arcs().open(name).map(Source::Home),
+            Sourced::Home => match around.here().open(name) {
+                Err(error) if around.is_away(name) && error.is_damage() => Err(Error::ArcAway { arc: name }),
+                opened => opened.map(Source::Home),
+            },
             Sourced::Other(place) => Ok(Source::Copy(place.storage())),
         }
     }
@@ -504,7 +507,7 @@ impl Sourced {
     /// Another source may be good.
     fn is_at_fault(&self, error: &Error) -> bool {
         match (self, error) {
-            (Sourced::Home, Error::Arc { .. } | Error::Io { .. }) => true,
+            (Sourced::Home, Error::Arc { .. } | Error::ArcAway { .. } | Error::Io { .. }) => true,
             (Sourced::Other(place), Error::Dest { dest, .. }) => **dest == *place.name(),
             _ => false,
         }
@@ -512,7 +515,7 @@ impl Sourced {
 }
 
 fn is_good_here(around: &Around, facts: &Facts, pace: &Pace) -> Result<bool> {
-    let arc = around.dir.arcs().open(facts.name)?;
+    let arc = around.here().open(facts.name)?;
     let (mut hasher, mut piece, mut at) = (Sha256::new(), vec![0; PIECE_BYTES], 0);
     loop {
         pace.check()?;

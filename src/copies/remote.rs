@@ -10,11 +10,13 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::{Sender, bounded};
 use lru::LruCache;
 
+use super::ahead::Ahead;
 use super::pace::{self, Limits, Pace};
 use super::{Around, Opener};
 use crate::backupdir::{BackupDir, Lock};
@@ -35,6 +37,9 @@ const MAX_PIECES: usize = 256;
 const MAX_AHEAD: usize = MAX_PIECES / 2;
 /// Requests in flight while much is asked for ahead.
 const IN_FLIGHT: usize = 16;
+/// Threads that ask ahead of readers in order, and what may wait for them.
+const AHEAD_THREADS: usize = 8;
+const MAX_TASKS: usize = 32;
 /// How long a listing is taken for what is there.
 const LISTING_LASTS: Duration = Duration::from_secs(60);
 /// How long a reader has patience with a destination.
@@ -45,6 +50,9 @@ const DOWN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(
 
 /// A piece of an arc, by its number.
 type Key = (ArcName, u64);
+
+/// Pieces of an arc from one on up to another, and the arc's length.
+type Task = (Key, u64, u64);
 
 #[derive(Clone)]
 enum Piece {
@@ -74,6 +82,9 @@ struct Inner {
     listed: Mutex<Option<Instant>>,
     pieces: Mutex<LruCache<Key, Piece>>,
     arrived: Condvar,
+    streams: Ahead,
+    /// To the threads that ask ahead, once there is a reader in order.
+    tasks: OnceLock<Sender<Task>>,
     requests: AtomicU64,
     bytes: AtomicU64,
     breaker: Mutex<Breaker>,
@@ -130,6 +141,8 @@ impl Remote {
             listed: Mutex::default(),
             pieces: Mutex::new(LruCache::new(held)),
             arrived: Condvar::new(),
+            streams: Ahead::new(),
+            tasks: OnceLock::new(),
             requests: AtomicU64::new(2),
             bytes: AtomicU64::new(0),
             breaker: Mutex::default(),
@@ -244,12 +257,24 @@ impl Inner {
         Ok(first)
     }
 
-    fn read(&self, arc: ArcName, len: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+    /// Has others fetch what a reader in order will need.
+    fn ask_ahead(self: &Arc<Inner>, arc: ArcName, number: u64, len: u64) {
+        let Some(range) = self.streams.note(arc, number) else { return };
+        let tasks = self.tasks.get_or_init(|| ahead_threads(self));
+        let end = range.end.min(len.div_ceil(PIECE_BYTES));
+        for start in (range.start..end).step_by(RUN_PIECES as usize) {
+            // Where all are busy, it is fetched when it is needed.
+            let _ = tasks.try_send(((arc, start), end.min(start + RUN_PIECES), len));
+        }
+    }
+
+    fn read(self: &Arc<Inner>, arc: ArcName, len: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let end = len.min(offset.saturating_add(buffer.len() as u64));
         let (mut at, last) = (offset, end.div_ceil(PIECE_BYTES));
         let mut rest = buffer;
         while at < end {
             let number = at / PIECE_BYTES;
+            self.ask_ahead(arc, number, len);
             let piece = self.piece((arc, number), last, len)?;
             let part = piece.get((at - number * PIECE_BYTES) as usize..).unwrap_or_default();
             let part = part.get(..((end - at) as usize).min(part.len())).unwrap_or_default();
@@ -292,6 +317,25 @@ impl Inner {
         let rows = numbers.chunk_by(in_a_row).flat_map(|row| row.chunks(RUN_PIECES as usize));
         rows.filter_map(|run| run.first().map(|(key, len)| (*key, key.1 + run.len() as u64, *len))).collect()
     }
+}
+
+/// Threads that ask for what is needed next; they end when nobody reads any more.
+fn ahead_threads(inner: &Arc<Inner>) -> Sender<Task> {
+    let (tasks, queue) = bounded::<Task>(MAX_TASKS);
+    for number in 0..AHEAD_THREADS {
+        let (queue, inner) = (queue.clone(), Arc::downgrade(inner));
+        let work = move || {
+            while let Ok((key, end, len)) = queue.recv() {
+                let Some(inner) = inner.upgrade() else { return };
+                // An error is met again by whoever reads it.
+                if !lock(&inner.pieces).contains(&key) {
+                    let _ = inner.piece(key, end, len);
+                }
+            }
+        };
+        let _ = std::thread::Builder::new().name(format!("ahead-{number}")).spawn(work);
+    }
+    tasks
 }
 
 /// Pieces that are on their way: when they don't come, whoever waits asks again.

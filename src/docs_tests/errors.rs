@@ -90,6 +90,7 @@ fn all_errors() -> Vec<Error> {
         Error::Unsupported { path: path(), what: what.clone() },
         Error::NotKept { path: path(), what: what.clone() },
         Error::Mount { path: path(), what },
+        Error::ArcAway { arc: ArcName { version, number: 1 } },
         Error::TimedOut,
         Error::Interrupted,
     ];

@@ -18,6 +18,7 @@ use crate::testing::lab::{Source, scratch};
 
 mod keeping;
 mod lines;
+mod reading;
 
 fn variables(name: &str) -> Option<String> {
     (name == "SECRET").then(|| crate::dest::tests::servers::SECRET.to_string())
