@@ -149,6 +149,8 @@ pub enum Trouble {
     NotOurs(String),
     /// Something is in it that was to be empty.
     NotEmpty(String),
+    /// It lacks what was never sent there.
+    Behind(String),
 }
 
 /// Every way in which the library fails.
@@ -246,6 +248,8 @@ pub enum Error {
     ArcAway { arc: ArcName },
     #[error("the bytes did not come in time")]
     TimedOut,
+    #[error("no more than {limit_bytes} bytes may be fetched: the rest was left out")]
+    DownloadLimit { limit_bytes: u64 },
     #[error("interrupted")]
     Interrupted,
 }
@@ -302,6 +306,7 @@ impl Error {
             Error::Dest { trouble, .. } => trouble.code(),
             Error::ArcAway { .. } => "ARC_AWAY",
             Error::TimedOut => "READ_TIMED_OUT",
+            Error::DownloadLimit { .. } => "DOWNLOAD_LIMIT",
             Error::Interrupted => "INTERRUPTED",
         }
     }
@@ -351,6 +356,7 @@ impl Error {
             | Error::NotKept { .. }
             | Error::Dest { .. }
             | Error::ArcAway { .. }
+            | Error::DownloadLimit { .. }
             | Error::Mount { .. } => libc::EIO,
         }
     }
@@ -379,7 +385,10 @@ impl Error {
             Error::Interrupted => Exit::Interrupted,
             Error::Dest { trouble: Trouble::Checksum { .. }, .. } => Exit::Damage,
             Error::Dest { trouble: Trouble::InUse, .. } => Exit::Locked,
-            Error::NotKept { .. } | Error::TimedOut | Error::ArcAway { .. } => Exit::FinishedWithErrors,
+            Error::Dest { trouble: Trouble::Behind(_), .. } => Exit::FinishedWithErrors,
+            Error::NotKept { .. } | Error::TimedOut | Error::DownloadLimit { .. } | Error::ArcAway { .. } => {
+                Exit::FinishedWithErrors
+            }
             Error::Io { .. }
             | Error::IndexIo { .. }
             | Error::OtherFormat { .. }
@@ -458,6 +467,7 @@ impl Error {
             Error::ArcAway { .. } => Some("`assay dest sync` brings it from there"),
             Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
             Error::Dest { trouble, .. } => trouble.help(),
+            Error::DownloadLimit { .. } => Some("what was proven is noted: with --inc the next run goes on from there"),
             Error::Protected { .. } => Some("look at what is named; `rm` takes it all the same with `--force`"),
             Error::OtherFormat { .. } => Some(
                 "read it with the release that made it; to go on, make a new backup dir (`assay init`) and back up into that",
@@ -556,6 +566,7 @@ impl Trouble {
             Trouble::Unmarked => "DEST_UNMARKED",
             Trouble::NotOurs(_) => "DEST_NOT_OURS",
             Trouble::NotEmpty(_) => "DEST_NOT_EMPTY",
+            Trouble::Behind(_) => "DEST_BEHIND",
         }
     }
 
@@ -585,6 +596,7 @@ impl Trouble {
             Trouble::Unmarked => Some("`assay dest setid NAME` makes a new, empty place one of this backup"),
             Trouble::NotOurs(_) => Some("name a place of its own in dest.toml; nothing there was changed"),
             Trouble::NotEmpty(_) => Some("name an empty place in dest.toml, a new directory or prefix"),
+            Trouble::Behind(_) => Some("the next backup sends it, or `assay dest sync`"),
             Trouble::NotFound | Trouble::Exists | Trouble::Refused(_) => None,
         }
     }
@@ -615,6 +627,7 @@ fn trouble_text(dest: &str, object: &str, trouble: &Trouble) -> String {
         Trouble::Unmarked => format!("{dest} is no place of this backup yet: it has no DESTID"),
         Trouble::NotOurs(what) => format!("{dest} is no place of this backup: {what}"),
         Trouble::NotEmpty(what) => format!("{dest} is not empty: {what}"),
+        Trouble::Behind(what) => format!("{dest} is behind: {what} not sent there yet"),
     }
 }
 

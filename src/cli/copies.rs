@@ -20,7 +20,8 @@ pub(super) fn around(context: &Context, dir: &BackupDir) -> Around {
     around_of(dir, Arc::new(Ui::beside(context)))
 }
 
-fn around_of(dir: &BackupDir, monitor: Arc<dyn Monitor>) -> Around {
+/// As `around`, with what is told going elsewhere.
+pub(super) fn around_of(dir: &BackupDir, monitor: Arc<dyn Monitor>) -> Around {
     let home = dir.clone();
     let open = move |settings: &dest::Settings| dest::open(&home, settings, &|name| std::env::var(name).ok());
     Around::new(dir, Arc::new(open), monitor)

@@ -90,8 +90,7 @@ pub fn run(context: &Context, args: &PackArgs) -> Result<Exit> {
 
 /// What an index that lacks something takes for dead would be gone for good: it is compared with the catalogs first.
 fn check_index(context: &Context, dir: &BackupDir) -> Result<()> {
-    let (level, scope, fix) = (Level::Structure, selftest::Scope::Everything, selftest::Fix::Report);
-    let options = selftest::Options { level, scope, rev: None, sample: None, inc: None, fix };
+    let options = selftest::Options::of(Level::Structure);
     let ui = Ui::counting(context, "Checking the index", "steps");
     prune::settle(dir, &ui)?;
     let report = selftest::run(dir, &options, &ui);

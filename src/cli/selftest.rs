@@ -1,6 +1,7 @@
 //! `assay selftest`.
 
 use std::ffi::OsString;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,7 +15,8 @@ use crate::backupdir::BackupDir;
 use crate::error::{Error, Exit, Result};
 use crate::ids::ArcName;
 use crate::selftest::{
-    self, BlockRef, BlockUse, Drilled, Finding, Fix, Hit, Level, NotChecked, Options, Part, Report, Schedule, Scope,
+    self, BlockRef, BlockUse, CopyReport, Drilled, Finding, Fix, Hit, Level, NotChecked, Options, Part, Report,
+    Schedule, Scope,
 };
 use crate::text::shown;
 use crate::tree::{Tree, View};
@@ -23,11 +25,12 @@ use crate::tree::{Tree, View};
 ///
 /// -v0: the index opens with this key and can be read. -v1: and its pages are authentic, its B-trees sound. -v2: and all
 /// structures agree: entries, versions, extents, blocks, arcs, catalogs; no data is read. -v3: and each block of the
-/// arcs is right, read from the medium, not from the page cache. -v4: the same of every copy at every destination.
-/// -v5: as -v2, and every file of every version is rebuilt and its SHA-1 compared.
+/// arcs is right, read from the medium, not from the page cache. -v4: the same of every copy at every destination that is
+/// not off, each arc read once and compared with its recorded SHA-256. -v5: as -v2, and every file of every version is rebuilt and its SHA-1 compared.
 ///
 /// Nothing in the backup dir changes (but the ledger, which remembers what was proven) unless --fix is given. Exit
-/// code 0: nothing is wrong, 4: damage was found, 3: something could not be checked, 12: the key is wrong.
+/// code 0: nothing is wrong, 4: damage was found, 3: something could not be checked (a destination that is absent or
+/// behind, or the download limit), 12: the key is wrong.
 #[derive(Debug, Args)]
 pub struct SelftestArgs {
     /// Only these: arcs (arc.3.1) or blocks (b12.34.0, or a block hash) with -v2 to -v4; files or directories, as
@@ -40,18 +43,22 @@ pub struct SelftestArgs {
     /// Only this version, with -v2 or -v5: r3, 3, latest or a folder name of the mount
     #[arg(short, long, value_name = "REV")]
     rev: Option<String>,
-    /// Test only N random blocks of each arc, with -v3 or -v4; from 2 on the last one always
+    /// Test only N random blocks of each arc and copy, with -v3 or -v4; from 2 on the last one always
     #[arg(long, value_name = "N")]
     sample: Option<u32>,
     /// Prove, in each run, what is due, so that everything is proven once a period: 1d/30d (runs come daily, all in 30
-    /// days) or 1d/30d,500MB (and no run reads more). With -v3 to -v5
+    /// days) or 1d/30d,500MB (and no run reads more). With -v3 to -v5; each copy has its own turn
     #[arg(long, value_name = "SPEC")]
     inc: Option<Schedule>,
+    /// Fetch at most so many bytes from destinations in this run (500M, 2GiB), with -v4. Exit code 3 if that leaves
+    /// something out; what was proven counts, so with --inc the next run goes on
+    #[arg(long, value_name = "SIZE", value_parser = crate::backupdir::config::parse_size)]
+    download_limit: Option<u64>,
     /// Damage N random things in copies, never in the real files, and show that each is found and put right
-    #[arg(long, value_name = "N", conflicts_with_all = ["level", "rev", "sample", "inc", "fix", "targets"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["level", "rev", "sample", "inc", "download_limit", "fix", "targets"])]
     drill: Option<u32>,
-    /// Repeat the damage of an earlier drill
-    #[arg(long, value_name = "SEED", requires = "drill")]
+    /// Repeat the damage of an earlier drill, or the choice of an earlier sample
+    #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
     /// Print each arc, or logid and path of each file, as it is verified
     #[arg(long)]
@@ -78,7 +85,9 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
         scope: scope(&dir, args)?,
         rev: args.rev.clone(),
         sample: args.sample,
+        seed: args.seed,
         inc: args.inc,
+        download_limit: args.download_limit,
         fix: if args.fix { Fix::Correct } else { Fix::Report },
     };
     let noun = match level {
@@ -87,7 +96,13 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
         Level::Opens | Level::Pages | Level::Structure => "steps",
     };
     let ui = Ui::counting(context, "Testing", noun).listing(if args.debug { Listing::All } else { Listing::Nothing });
-    let done = selftest::run(&dir, &options, &ui);
+    let ui = Arc::new(ui);
+    let done = match level {
+        Level::AllCopies => {
+            selftest::run_everywhere(&super::copies::around_of(&dir, ui.clone()), &options, ui.as_ref())
+        }
+        _ => selftest::run(&dir, &options, ui.as_ref()),
+    };
     ui.finish();
     let report = done?;
     if args.fix {
@@ -248,14 +263,19 @@ fn extent_text(finding: &Finding) -> String {
 }
 
 fn finding_text(finding: &Finding) -> String {
-    let mut text = format!("{}: {}{}\n", finding.error.code(), finding.error, extent_text(finding));
+    // An error of a destination names it.
+    let at = match (&finding.at, &finding.error) {
+        (None, _) | (_, Error::Dest { .. }) => String::new(),
+        (Some(dest), _) => format!("at {}: ", shown(dest.as_bytes())),
+    };
+    let mut text = format!("{}: {at}{}{}\n", finding.error.code(), finding.error, extent_text(finding));
     text += &format!("  why: {}\n", finding.cause.text());
     text += &hits_text(&finding.hits, finding.hits_total);
     if let Some(fixed) = &finding.fixed {
         text += &format!("  {}: {fixed}\n", if fixed.is_done() { "fixed" } else { "not fixed" });
     }
     if !finding.is_fixed() {
-        text += &format!("  do: {}\n", finding.advice.text());
+        text += &format!("  do: {}\n", finding.remedy());
     }
     text
 }
@@ -289,6 +309,7 @@ fn summary_text(report: &Report, level: Level, elapsed: Duration) -> String {
     for note in &report.notes {
         text += &format!("Note      {note}\n");
     }
+    text += &report.seed.map_or_else(String::new, |seed| format!("Sample    --seed {seed} chooses the same blocks\n"));
     text += &format!("Level     {}\n", level_text(level));
     let counted = |counts: [(u64, &str); 3]| -> Vec<String> {
         let some = counts.into_iter().filter(|(count, _)| *count > 0);
@@ -299,15 +320,16 @@ fn summary_text(report: &Report, level: Level, elapsed: Duration) -> String {
         checked.push(show::bytes(report.bytes));
     }
     if !checked.is_empty() {
-        text += &format!("Checked   {}\n", checked.join(", "));
+        text += &format!("Checked   {}{}\n", checked.join(", "), if report.copies.is_empty() { "" } else { ", here" });
     }
     let NotChecked { arcs, files } = report.not_checked;
     let not_checked = counted([(arcs, "arc"), (0, "block"), (files, "file")]);
     if !not_checked.is_empty() {
         text += &format!("Not read  {}\n", not_checked.join(", "));
     }
+    report.copies.iter().for_each(|copy| text += &format!("Copy      {}\n", copy_text(copy)));
     let mut time = show::duration(elapsed);
-    if report.bytes > 0 {
+    if report.bytes > 0 && report.copies.is_empty() {
         time += &format!(", {}/s", show::bytes((report.bytes as f64 / elapsed.as_secs_f64().max(0.001)) as u64));
     }
     text += &format!("Time      {time}\n");
@@ -329,6 +351,38 @@ fn summary_text(report: &Report, level: Level, elapsed: Duration) -> String {
     text + &format!("Result    {verdict}\n")
 }
 
+fn copy_text(copy: &CopyReport) -> String {
+    let mut parts = vec![format!(
+        "{} proven, {}, {}",
+        show::counted(copy.arcs, "arc"),
+        show::counted(copy.blocks, "block"),
+        show::bytes(copy.bytes)
+    )];
+    let more = [(copy.damaged, "damaged"), (copy.missing, "missing"), (copy.unproven, "not proven")];
+    parts.extend(more.iter().filter(|(count, _)| *count > 0).map(|(n, word)| format!("{} {word}", show::number(*n))));
+    parts.push(format!("{}, {} fetched", show::counted(copy.requests, "request"), show::bytes(copy.fetched_bytes)));
+    let ignored = if copy.ignored { ", ignored" } else { "" };
+    parts.extend(copy.trouble.as_ref().map(|error| format!("{}{ignored}", error.code())));
+    format!("{}: {}", copy.name, parts.join("; "))
+}
+
+fn copy_json(copy: &CopyReport) -> serde_json::Value {
+    json!({
+        "name": copy.name,
+        "arcs": copy.arcs,
+        "blocks": copy.blocks,
+        "bytes": copy.bytes,
+        "damaged": copy.damaged,
+        "missing": copy.missing,
+        "unproven": copy.unproven,
+        "requests": copy.requests,
+        "fetched_bytes": copy.fetched_bytes,
+        "ignored": copy.ignored,
+        "error": copy.trouble.as_ref().map(Error::code),
+        "message": copy.trouble.as_ref().map(ToString::to_string),
+    })
+}
+
 fn finding_json(finding: &Finding) -> serde_json::Value {
     let place = finding.place.as_ref();
     let (part, frames) = match finding.spot.map(|spot| spot.part) {
@@ -346,6 +400,7 @@ fn finding_json(finding: &Finding) -> serde_json::Value {
         "cause": finding.cause.word(),
         "what": finding.error.to_string(),
         "copy": finding.spot.map(|spot| spot.copy.0),
+        "destination": finding.at,
         "arc": place.map(|place| place.arc.to_string()),
         "part": part,
         "frame": place.and_then(|place| place.frame).map(|no| no.0),
@@ -354,7 +409,7 @@ fn finding_json(finding: &Finding) -> serde_json::Value {
         "offset": place.map(|place| place.offset),
         "hits": hits_json(&finding.hits),
         "hits_total": finding.hits_total,
-        "remedy": finding.advice.text(),
+        "remedy": finding.remedy(),
         "fixed": finding.fixed.as_ref().filter(|fixed| fixed.is_done()).map(ToString::to_string),
         "not_fixed": finding.fixed.as_ref().filter(|fixed| !fixed.is_done()).map(ToString::to_string),
     })
@@ -399,6 +454,8 @@ fn summary_json(report: &Report, level: Level, elapsed: Duration, exit: Exit) ->
         "unlisted": report.unlisted,
         "fixed": report.findings.iter().filter(|finding| finding.is_fixed()).count(),
         "notes": report.notes,
+        "copies": report.copies.iter().map(copy_json).collect::<Vec<_>>(),
+        "seed": report.seed,
         "not_checked": { "arcs": report.not_checked.arcs, "files": report.not_checked.files },
         "interrupted": report.interrupted,
         "exit": exit as u8,

@@ -9,6 +9,7 @@ use super::{Context, open_index, print, print_json, show};
 use crate::arc::ARC_HEADER_LEN;
 use crate::backupdir::Accepted;
 use crate::catalog::{ArcRole, Timespec};
+use crate::dest::Known;
 use crate::error::{Error, Exit, Result};
 use crate::index::{Index, Subtrees};
 use crate::ledger::{Damage, Ledger, Run};
@@ -67,7 +68,9 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     // What was in an arc that is packed away is no damage any more.
     let there = |found: &&Damage| !matches!(index.arc(found.arc), Err(Error::ArcDropped { .. }));
     let open: Vec<&Damage> = ledger.open_damage().iter().filter(there).collect();
-    let damage: Vec<Value> = open.iter().take(MAX_LISTED).map(|found| damage(&index, found)).collect();
+    // Only names: what can't be read of them is told by whoever needs more.
+    let known = Known::read(&dir).unwrap_or_default();
+    let damage: Vec<Value> = open.iter().take(MAX_LISTED).map(|found| damage(&index, &known, found)).collect();
     if args.json {
         print_json(&json!({
             "versions": versions.len(),
@@ -134,11 +137,11 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
-fn damage(index: &Index, found: &Damage) -> Value {
+fn damage(index: &Index, known: &Known, found: &Damage) -> Value {
     let arc =
         index.arc(found.arc).map_or_else(|_| format!("arc number {}", found.arc.0), |row| row.entry.name.to_string());
     json!({ "code": found.code, "arc": arc, "frame": found.frame.map(|no| no.0), "frames": found.count,
-            "copy": found.copy.0, "when_s": found.when_ms / 1000 })
+            "copy": found.copy.0, "destination": known.name_of(found.copy), "when_s": found.when_ms / 1000 })
 }
 
 fn health_text(selftests: &BTreeMap<u8, &Run>, open: usize, damage: &[Value], memory_suspected: bool) -> String {
@@ -170,7 +173,8 @@ fn health_text(selftests: &BTreeMap<u8, &Run>, open: usize, damage: &[Value], me
             (None, _) => String::new(),
         };
         let when_s = place.get("when_s").and_then(Value::as_u64).unwrap_or_default();
-        line("", format!("{} {}{frame}, {}", text("code"), text("arc"), time(when_s)));
+        let at = place.get("destination").and_then(Value::as_str).map(|name| format!(" at {}", shown(name.as_bytes())));
+        line("", format!("{} {}{frame}{}, {}", text("code"), text("arc"), at.unwrap_or_default(), time(when_s)));
     }
     if damage.len() < open {
         line("", format!("… and {} more", open - damage.len()));

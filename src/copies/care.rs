@@ -5,9 +5,10 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::facts::facts;
 use super::notes::{Note, State};
 use super::pace::Pace;
-use super::place::{OnBad, Place, Sourced, facts};
+use super::place::{OnBad, Place, Sourced};
 use super::plan::{Plan, Wanted, Whose};
 use super::sender::{Sender, Task};
 use super::{Around, Limits, Report};
@@ -71,28 +72,29 @@ fn waited_for(around: &Around) -> Limits {
     Limits { retry: around.limits.idle.min(around.limits.retry), ..around.limits }
 }
 
+/// Begins to reach a place; what is returned waits for it.
+pub fn reaching(around: &Around, settings: &Settings, known: &Known) -> impl FnOnce() -> Result<Arc<Place>> + use<> {
+    let limits = waited_for(around);
+    let (tell, told) = mpsc::channel();
+    let (around, theirs, known) = (around.clone(), settings.clone(), known.clone());
+    let pace = Arc::new(Pace::new(limits, settings.rate, around.monitor.clone()));
+    let name = settings.name.clone();
+    // It may hang where nobody can end it.
+    let work = move || tell.send(Place::reach(&around, &theirs, &known, &pace).map(Arc::new));
+    let _ = std::thread::Builder::new().name(format!("reach {name}")).spawn(work);
+    move || {
+        let limit = limits.idle + LEEWAY;
+        told.recv_timeout(limit).unwrap_or_else(|_| {
+            let trouble = Trouble::TimedOut { what: "no answer", limit_s: limit.as_secs() };
+            Err(Error::Dest { dest: name.as_str().into(), object: "".into(), trouble })
+        })
+    }
+}
+
 /// Reaches places, all at the same time; why not, for those that can't be.
 fn reach(around: &Around, places: &[Settings], known: &Known) -> Vec<(Settings, Result<Arc<Place>>)> {
-    let limits = waited_for(around);
-    let begin = |settings: &Settings| {
-        let (tell, told) = mpsc::channel();
-        let (around, theirs, known) = (around.clone(), settings.clone(), known.clone());
-        let pace = Arc::new(Pace::new(limits, settings.rate, around.monitor.clone()));
-        // It may hang where nobody can end it.
-        let work = move || tell.send(Place::reach(&around, &theirs, &known, &pace).map(Arc::new));
-        let _ = std::thread::Builder::new().name(format!("reach {}", settings.name)).spawn(work);
-        (settings.clone(), told)
-    };
-    let begun: Vec<_> = places.iter().map(begin).collect();
-    let end = |(settings, told): (Settings, mpsc::Receiver<Result<Arc<Place>>>)| {
-        let limit = limits.idle + LEEWAY;
-        let reached = told.recv_timeout(limit).unwrap_or_else(|_| {
-            let trouble = Trouble::TimedOut { what: "no answer", limit_s: limit.as_secs() };
-            Err(Error::Dest { dest: settings.name.as_str().into(), object: "".into(), trouble })
-        });
-        (settings, reached)
-    };
-    begun.into_iter().map(end).collect()
+    let begun: Vec<_> = places.iter().map(|settings| (settings.clone(), reaching(around, settings, known))).collect();
+    begun.into_iter().map(|(settings, reached)| (settings, reached())).collect()
 }
 
 /// Completes destinations from any good copy; what is proven to be wrong there is replaced.

@@ -12,13 +12,16 @@ mod away;
 mod body;
 mod care;
 mod estimate;
+mod facts;
 mod fetched;
 mod home;
 mod keep;
+mod meter;
 mod notes;
 mod pace;
 mod place;
 mod plan;
+mod proving;
 mod remote;
 mod sender;
 #[cfg(test)]
@@ -42,11 +45,14 @@ pub use care::{Standing, clear, status, sync, verify};
 pub use estimate::Estimate;
 pub use home::{Brought, bring_home};
 pub use keep::{Kept, bring_back, keep_within};
+use meter::Metered;
+pub use meter::{Budget, Meter};
 use notes::Noted;
 pub use notes::State;
 pub use pace::Limits;
 use place::{Done, OnBad, Sourced};
 use plan::{Plan, Wanted, What};
+pub use proving::Proving;
 pub use remote::{Remote, Traffic};
 use sender::{Sender, Task};
 
@@ -85,6 +91,16 @@ impl Around {
     fn impatient(&self) -> Around {
         let retry = IMPATIENCE.min(self.limits.retry);
         Around { limits: Limits { retry, ..self.limits }, ..self.clone() }
+    }
+
+    /// The same, with what is asked of destinations counted.
+    fn metered(&self, meter: &Arc<Meter>) -> Around {
+        let (open, meter) = (self.open.clone(), meter.clone());
+        let open = move |settings: &Settings| {
+            let inner = open(settings)?;
+            Ok(Box::new(Metered { inner, meter: meter.clone() }) as Box<dyn Storage>)
+        };
+        Around { open: Arc::new(open), ..self.clone() }
     }
 
     /// A failure; one that several destinations meet is one.

@@ -12,20 +12,19 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use super::body::{ArcBody, Source};
+use super::facts::{Facts, facts, facts_of_commit};
 use super::fetched::Fetched;
 use super::notes::{Note, Notes, State};
 use super::pace::Pace;
 use super::plan::{Plan, Wanted, What, Whose};
 use super::{Around, Opener};
 use crate::arc::{ARC_HEADER_LEN, ArcHeader};
-use crate::backupdir::arcs;
 use crate::depot::{Depot, Via};
 use crate::dest::mark::DESTID;
 use crate::dest::settings::Verify;
 use crate::dest::{Body, Compared, Known, Lie, Object, Proof, Settings, Storage, Sum, mark, prove, put_proven};
 use crate::error::{Error, Result, Trouble};
-use crate::fetch;
-use crate::ids::{ArcId, ArcName};
+use crate::ids::{ArcId, ArcName, CopyId};
 use crate::monitor::Event;
 use crate::sync::lock;
 use crate::text::hex;
@@ -47,15 +46,6 @@ pub enum Done {
     Sent(State, u64),
 }
 
-/// What must be there under a name.
-#[derive(Debug, Clone, Copy)]
-pub struct Facts {
-    pub name: ArcName,
-    pub id: ArcId,
-    pub len_bytes: u64,
-    pub sum: Sum,
-}
-
 /// What may be done to a copy that is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBad {
@@ -67,7 +57,8 @@ pub struct Place {
     around: Around,
     settings: Settings,
     storage: Mutex<(Arc<Paced>, Option<Instant>)>,
-    pace: Arc<Pace>,
+    pub pace: Arc<Pace>,
+    pub copy: CopyId,
     pub notes: Notes,
     is_honest: bool,
     /// A source was damaged, and passed over.
@@ -89,6 +80,7 @@ impl Place {
             settings: settings.clone(),
             storage: Mutex::new((storage, None)),
             pace: pace.clone(),
+            copy: mark.copy,
             notes,
             is_honest: known.of_mark(&mark).is_some_and(|place| place.is_honest()),
             met_damage: AtomicBool::new(false),
@@ -100,7 +92,7 @@ impl Place {
         &self.settings.name
     }
 
-    fn storage(&self) -> Arc<Paced> {
+    pub fn storage(&self) -> Arc<Paced> {
         lock(&self.storage).0.clone()
     }
 
@@ -171,12 +163,14 @@ impl Place {
             Err(error) if self.is_unreadable(&error, |storage| read(storage).map(drop)) => return Ok(None),
             head => head?,
         };
-        Ok(ArcHeader::decode(&head, self.around.dir.keys()).ok().map(|header| header.id))
+        // One with another's name is out of its place, and no other history's.
+        let header = ArcHeader::decode(&head, self.around.dir.keys()).ok().filter(|header| header.name == name);
+        Ok(header.map(|header| header.id))
     }
 
     /// It fails again and again while the place answers: a medium has bad places, and what lies there is as wrong as other
     /// bytes are.
-    fn is_unreadable(&self, error: &Error, act: impl Fn(&dyn Storage) -> Result<()>) -> bool {
+    pub fn is_unreadable(&self, error: &Error, act: impl Fn(&dyn Storage) -> Result<()>) -> bool {
         let is_failed = |error: &Error| matches!(error, Error::Dest { trouble: Trouble::Failed(_), .. });
         let mark = |storage: &dyn Storage| storage.forget(DESTID).and_then(|()| storage.read(DESTID, 0..1));
         let answers = || self.ask(mark).is_ok();
@@ -446,36 +440,20 @@ impl Place {
         let object = facts.name.to_string();
         let done = self.ask(|storage| prove(storage, &object, facts.len_bytes, &facts.sum));
         let done = self.judged(facts, done);
-        match &done {
+        self.noted(facts, &done);
+        done
+    }
+
+    /// Notes what was found of an arc when all of it was compared.
+    pub fn noted(&self, facts: &Facts, found: &Result<()>) {
+        match found {
             Ok(()) => self.notes.put(facts.name, facts.id, State::Proven),
             Err(Error::Dest { trouble: Trouble::Checksum { .. } | Trouble::NotFound, .. }) => {
                 self.notes.forget(facts.name);
             }
             Err(_) => {}
         }
-        done
     }
-}
-
-/// What must be at every destination under a name.
-pub fn facts(around: &Around, wanted: &Wanted, pace: &Pace) -> Result<Facts> {
-    let name = wanted.name;
-    match &wanted.what {
-        What::Arc(entry) => Ok(Facts { name, id: entry.id, len_bytes: entry.arc_bytes, sum: entry.digest.0 }),
-        What::Commit(digest) => facts_of_commit(around, &around.here(), name, digest, pace),
-    }
-}
-
-/// Every byte of a commit arc is proven, and its record is the one that the index knows.
-fn facts_of_commit(around: &Around, depot: &dyn Depot, name: ArcName, digest: &[u8; 32], pace: &Pace) -> Result<Facts> {
-    let keys = around.dir.keys();
-    let proven = fetch::prove(depot, name, keys, |_| pace.check().is_ok())?;
-    let (_, found) = arcs::read_commit(depot, name.version, keys)?;
-    if found != *digest {
-        let what = "it is not the one that the index knows".into();
-        return Err(Error::CommitDamaged { run: name.version, what });
-    }
-    Ok(Facts { name, id: proven.id, len_bytes: proven.arc_bytes, sum: proven.digest.0 })
 }
 
 /// Where arcs may be read from.

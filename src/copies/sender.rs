@@ -260,9 +260,9 @@ impl Wanted {
 }
 
 /// What is about the place, and not about one arc.
-fn ends(error: &Error, name: &str) -> bool {
+pub fn ends(error: &Error, name: &str) -> bool {
     match error {
-        Error::Interrupted => true,
+        Error::Interrupted | Error::DownloadLimit { .. } => true,
         Error::Dest { dest, trouble, .. } if **dest == *name => !matches!(
             trouble,
             Trouble::Checksum { .. }

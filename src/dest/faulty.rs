@@ -1,8 +1,8 @@
 //! Storage for tests: another one's, in which requests are counted, fail, lie, or take their time.
 
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::{Body, Checksum, Compared, Lie, Object, Storage, pieces, trouble};
@@ -42,11 +42,23 @@ pub struct Faulty<S> {
     rule: Rule,
     fired: AtomicUsize,
     requests: Mutex<Vec<(Request, String)>>,
+    given: Arc<AtomicU64>,
 }
 
 impl<S: Storage> Faulty<S> {
     pub fn new(inner: S, rule: impl Fn(Request, &str) -> Option<Fault> + Send + Sync + 'static) -> Faulty<S> {
-        Faulty { inner, rule: Box::new(rule), fired: AtomicUsize::new(0), requests: Mutex::default() }
+        Faulty {
+            inner,
+            rule: Box::new(rule),
+            fired: AtomicUsize::new(0),
+            requests: Mutex::default(),
+            given: Arc::default(),
+        }
+    }
+
+    /// Adds up the bytes that reads have given.
+    pub fn counting(self, given: Arc<AtomicU64>) -> Faulty<S> {
+        Faulty { given, ..self }
     }
 
     /// How often a fault was injected.
@@ -135,6 +147,7 @@ impl<S: Storage> Storage for Faulty<S> {
     fn read(&self, object: &str, range: Range<u64>) -> Result<Vec<u8>> {
         self.meet(Request::Read, object, |fault| {
             let mut bytes = self.inner.read(object, range)?;
+            self.given.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             if matches!(fault, Some(Fault::Flip)) {
                 bytes[0] ^= 1;
             }

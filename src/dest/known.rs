@@ -124,6 +124,11 @@ impl Known {
         self.places.iter().find(|place| place.id == id)
     }
 
+    /// What the place with this copy was called last.
+    pub fn name_of(&self, copy: CopyId) -> Option<&str> {
+        self.places.iter().find(|place| place.copy == copy.0).map(|place| place.name.as_str())
+    }
+
     pub fn next_copy(&self) -> Result<CopyId> {
         let last = self.places.iter().map(|place| place.copy).max().unwrap_or(CopyId::LOCAL.0);
         last.checked_add(1).map(CopyId).ok_or_else(|| Error::Usage("there are no more numbers for copies".into()))

@@ -42,6 +42,7 @@ fn all_trouble() -> Vec<Trouble> {
         Trouble::InUse,
         Trouble::Unmarked,
         Trouble::NotOurs(what()),
+        Trouble::Behind(String::new()),
         Trouble::NotEmpty(what()),
     ]
 }
@@ -92,6 +93,7 @@ fn all_errors() -> Vec<Error> {
         Error::Mount { path: path(), what },
         Error::ArcAway { arc: ArcName { version, number: 1 } },
         Error::TimedOut,
+        Error::DownloadLimit { limit_bytes: 1 },
         Error::Interrupted,
     ];
     let of_usb = |trouble| Error::Dest { dest: "usb".into(), object: "".into(), trouble };

@@ -11,7 +11,7 @@ use crate::depot::faulty::Faulty;
 use crate::ids::ArcName;
 use crate::monitor::Silent;
 use crate::recover::OnLoss;
-use crate::selftest::{self, Fix, Level, Options, Scope};
+use crate::selftest::{self, Level, Options};
 
 /// The backup dir, and what will be read of its arcs.
 fn recorded(copy: &Copy) -> (BackupDir, Faulty) {
@@ -29,8 +29,7 @@ fn v3_reads_each_frame_once() {
     let copy = Copy::of(&lab().files);
     let index = copy.open().open_index().unwrap();
     let (dir, depot) = recorded(&copy);
-    let (level, scope, fix) = (Level::LocalBlocks, Scope::Everything, Fix::Report);
-    let options = Options { level, scope, rev: None, sample: None, inc: None, fix };
+    let options = Options::of(Level::LocalBlocks);
     let report = selftest::run(&dir, &options, &Silent).unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
     let mut reads: BTreeMap<ArcName, Vec<(u64, u64)>> = BTreeMap::new();

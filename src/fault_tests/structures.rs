@@ -13,10 +13,10 @@ use crate::backup::Options as BackupOptions;
 use crate::catalog::{ArcRole, Record};
 use crate::ids::Version;
 use crate::monitor::{Event, Monitor, Progress, Silent};
-use crate::selftest::{self, Cause, Finding, Fix, Level, Options, Scope};
+use crate::selftest::{self, Cause, Finding, Level, Options};
 
 pub fn options(level: Level) -> Options {
-    Options { level, scope: Scope::Everything, rev: None, sample: None, inc: None, fix: Fix::Report }
+    Options::of(level)
 }
 
 pub fn found(copy: &Copy, options: &Options) -> Vec<Finding> {

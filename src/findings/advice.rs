@@ -27,6 +27,12 @@ pub enum Advice {
     AddedNext,
     /// The error says what to do.
     AsItSays,
+    /// A copy at the destination NAME is wrong, or gone.
+    SyncCopy,
+    /// It could not be asked.
+    ReachCopy,
+    /// It was right when it came again.
+    LookAtLine,
 }
 
 impl Advice {
@@ -56,6 +62,11 @@ impl Advice {
             }
             Advice::AddedNext => "the next backup adds it to the index; so does `assay selftest -v2 --fix`",
             Advice::AsItSays => "do as the line says: nothing of this backup is damaged by it",
+            Advice::SyncCopy => {
+                "`assay dest sync NAME` sends it again from a good copy, here or at another destination"
+            }
+            Advice::ReachCopy => "nothing there is known to be wrong: see that NAME can be reached, then run it again",
+            Advice::LookAtLine => "nothing is lost; look at the line to NAME, and test the memory of this machine",
         }
     }
 
@@ -71,6 +82,16 @@ impl Advice {
             Cause::Key => Advice::PutFileBack,
             Cause::Stray => Advice::MoveOut,
             Cause::Unchecked => Advice::MakeReadable,
+        }
+    }
+
+    /// Of a copy at a destination.
+    pub fn of_copy(cause: Cause) -> Advice {
+        match cause {
+            Cause::Unchecked => Advice::ReachCopy,
+            Cause::Transient => Advice::LookAtLine,
+            Cause::Index => Advice::MakeIndex,
+            _ => Advice::SyncCopy,
         }
     }
 

@@ -19,11 +19,11 @@ pub struct Wrong {
     pub frames: Option<(ArcSerial, u32, u32)>,
 }
 
-/// Finds out which files are hit, and hands over what was found.
+/// Finds out which files are hit, and hands over what was found: in the copy that is here, or `at` a destination.
 pub fn tell(
     findings: &Findings,
     index: &Index,
-    level: Level,
+    (level, at): (Level, Option<&str>),
     wrong: Vec<Wrong>,
     notes: &mut Vec<String>,
     stop: &dyn Fn() -> bool,
@@ -56,7 +56,8 @@ pub fn tell(
             left_out += 1;
             continue;
         }
-        findings.add(Finding { spot: Some(spot), hits, hits_total, ..Finding::new(level, cause, error) });
+        let place = Finding::new(level, cause, error).at(at);
+        findings.add(Finding { spot: Some(spot), hits, hits_total, ..place });
     }
     if left_out > 0 {
         let places = counted(left_out, "damaged place");

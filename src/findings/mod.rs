@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::backupdir::Accepted;
 use crate::backupdir::arcs::COMMIT_NUMBER;
-use crate::error::{Damage, Error, Exit, Place, Result};
+use crate::error::{Damage, Error, Exit, Place, Result, Trouble};
 use crate::ids::{ArcName, ArcSerial, BlockId, CopyId, FrameNo, Logid, Version};
 use crate::index::Index;
 use crate::sync::lock;
@@ -86,6 +86,8 @@ pub struct Finding {
     /// Where in an arc, if it is there; of neighbouring frames the first one.
     pub place: Option<Place>,
     pub spot: Option<Spot>,
+    /// The destination where it is so; None: here.
+    pub at: Option<Box<str>>,
     /// At most `MAX_HITS`.
     pub hits: Vec<Hit>,
     pub hits_total: u64,
@@ -100,10 +102,30 @@ impl Finding {
     pub fn new(level: Level, cause: Cause, error: Error) -> Finding {
         let place = match &error {
             Error::Arc { place, .. } => Some(place.clone()),
+            Error::Dest { object, trouble: Trouble::Checksum { .. }, .. } => {
+                ArcName::parse(object).map(|arc| Place { arc, frame: None, block: None, offset: 0 })
+            }
             _ => None,
         };
         let advice = Advice::usual(cause);
-        Finding { level, error, cause, place, spot: None, hits: Vec::new(), hits_total: 0, advice, fixed: None }
+        let (spot, at, hits) = (None, None, Vec::new());
+        Finding { level, error, cause, place, spot, at, hits, hits_total: 0, advice, fixed: None }
+    }
+
+    /// The same at a destination, if one is named.
+    pub fn at(self, dest: Option<&str>) -> Finding {
+        match dest {
+            Some(dest) => Finding { at: Some(dest.into()), advice: Advice::of_copy(self.cause), ..self },
+            None => self,
+        }
+    }
+
+    /// What the user can do.
+    pub fn remedy(&self) -> String {
+        match &self.at {
+            Some(dest) => self.advice.text().replace("NAME", dest),
+            None => self.advice.text().into(),
+        }
     }
 
     /// As `new`, where nothing but the error is known.
@@ -134,16 +156,17 @@ impl Finding {
     /// What two findings about the same part of an arc have in common.
     fn subject(&self) -> Option<Subject> {
         if let Error::CommitDamaged { run, .. } = self.error {
-            return Some((self.error.code(), ArcName { version: run, number: COMMIT_NUMBER }, None));
+            let name = ArcName { version: run, number: COMMIT_NUMBER };
+            return Some((self.error.code(), self.at.clone(), name, None));
         }
         let place = self.place.as_ref()?;
         // An arc ends in one place only, whoever meets its end.
         let cut = matches!(self.error, Error::Arc { damage: Damage::Truncated { .. }, .. });
-        Some((self.error.code(), place.arc, place.frame.filter(|_| !cut)))
+        Some((self.error.code(), self.at.clone(), place.arc, place.frame.filter(|_| !cut)))
     }
 }
 
-type Subject = (&'static str, ArcName, Option<FrameNo>);
+type Subject = (&'static str, Option<Box<str>>, ArcName, Option<FrameNo>);
 
 /// Findings that are listed; more are counted.
 pub const MAX_LISTED: usize = 10_000;
@@ -200,7 +223,7 @@ impl Findings {
         let mut all = lock(&self.all);
         let all = &mut *all;
         let subject = finding.subject();
-        let same = subject.and_then(|subject| all.known.get(&subject).copied());
+        let same = subject.as_ref().and_then(|subject| all.known.get(subject).copied());
         if let Some(known) = same.and_then(|at| all.listed.get_mut(at)) {
             // Of two the one that says more: which frames, which files.
             let more = (finding.hits_total, finding.spot.is_some()) > (known.hits_total, known.spot.is_some());

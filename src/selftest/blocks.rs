@@ -1,8 +1,8 @@
-//! v3 and v4: each block of the arcs, in the order of the medium.
+//! v3 and v4: each block of the arcs of one copy, in the order of the medium.
 //!
 //! Every byte of an arc is authenticated in its place: header, all frames, footer, trailer, and the length. So an arc
-//! without a finding is, byte for byte, the one whose SHA-256 is recorded; it is not hashed once more
-//! (docs/decisions.md).
+//! without a finding is, byte for byte, the one whose SHA-256 is recorded; here it is not hashed once more
+//! (docs/decisions.md), at a destination it is.
 //! Invariants: neighbouring frames with the same damage are one finding, and so is an arc that is missing, cut, or
 //! another one; damage, and what reads right again, is noted in the ledger.
 
@@ -10,13 +10,18 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::copies;
+use super::drill::Random;
+use super::in_order::InOrder;
+use super::inc::Due;
 use super::medium::{self, Bad, Job, Placed, Watch};
 use super::plan::{Plan, commit_arc};
 use super::shell::{BadPart, Shell};
 use super::{Exam, Level, Report};
-use crate::arc::{ARC_HEADER_LEN, FrameInfo};
+use crate::arc::{ARC_HEADER_LEN, ArcHeader, FrameInfo};
 use crate::backupdir::arcs;
 use crate::catalog::ArcEntry;
+use crate::copies::Proving;
 use crate::depot::{Depot, StoredArc};
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
@@ -30,68 +35,98 @@ use crate::sync::{into_inner, lock};
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let plan = Plan::make(exam)?;
     report.notes.extend(plan.notes.iter().cloned());
-    let copies: [&dyn Depot; 1] = [exam.dir.arcs()];
-    if exam.options.level == Level::AllCopies {
-        report.notes.push("no destinations were asked: -v4 did what -v3 does; `assay dest verify` reads one".into());
+    let near = plan.near(exam.dir.arcs(), report);
+    let run = Run::new(exam, exam.dir.arcs(), &near, exam.due.as_ref());
+    exam.show_expected(near.arcs.len() as u64, run.expected_bytes());
+    medium::verify_all(exam.dir.keys(), run.jobs(), 1, &run)?;
+    run.end(report);
+    match exam.options.level {
+        Level::AllCopies if !exam.monitor.interrupted() => copies::check(exam, &plan, report),
+        _ => Ok(()),
     }
-    for copy in copies {
-        let plan = plan.near(copy, report);
-        let run = Run::new(exam, copy, &plan);
-        medium::verify_all(exam.dir.keys(), run.jobs(), &run)?;
-        run.end(report);
-    }
-    Ok(())
 }
 
 /// One copy being checked.
-struct Run<'a> {
-    exam: &'a Exam<'a>,
+pub(super) struct Run<'a> {
+    pub exam: &'a Exam<'a>,
+    level: Level,
     copy: &'a dyn Depot,
+    /// The same, if it is at a destination.
+    far: Option<&'a Proving>,
     plan: &'a Plan,
+    due: Option<&'a Due>,
     /// Arcs that were known to be damaged apart from their frames.
     known: HashMap<ArcSerial, ledger::Damage>,
     wrong: Mutex<Vec<Wrong>>,
     unlisted: AtomicU64,
     /// Arcs that were not, or not wholly, read, for reasons that say nothing of their bytes.
-    unread: Mutex<BTreeSet<ArcName>>,
-    /// Arcs that were verified to their end.
+    pub unread: Mutex<BTreeSet<ArcName>>,
+    /// Arcs that are not there, and those of which something is wrong.
+    missing: Mutex<BTreeSet<ArcName>>,
+    damaged: Mutex<BTreeSet<ArcName>>,
+    /// Arcs that were verified to their end, and those of them, at a destination, in which nothing is wrong.
     arcs: AtomicU64,
+    pub right: AtomicU64,
     /// Arcs of which nothing is to be read: not due, missing, not to be opened.
     without_job: AtomicU64,
     blocks: AtomicU64,
     plain_bytes: AtomicU64,
     read_bytes: AtomicU64,
-    expected_bytes: u64,
+}
+
+/// What came of one copy.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Those in which nothing is wrong.
+    pub arcs: u64,
+    pub blocks: u64,
+    pub plain_bytes: u64,
+    pub damaged: u64,
+    pub missing: u64,
 }
 
 impl<'a> Run<'a> {
-    fn new(exam: &'a Exam<'a>, copy: &'a dyn Depot, plan: &'a Plan) -> Run<'a> {
+    /// Of a copy that is at hand.
+    fn new(exam: &'a Exam<'a>, copy: &'a dyn Depot, plan: &'a Plan, due: Option<&'a Due>) -> Run<'a> {
         let of_arc = |damage: &&ledger::Damage| damage.copy == copy.id() && damage.frame.is_none();
         let known = exam.known.open_damage().iter().filter(of_arc).map(|damage| (damage.arc, damage.clone())).collect();
-        let expected_bytes = match (exam.options.sample, &exam.due) {
-            (None, None) => plan.arcs.iter().map(|entry| entry.arc_bytes).sum(),
-            (None, Some(due)) => due.bytes,
-            (Some(_), _) => 0,
-        };
         Run {
             exam,
+            level: Level::LocalBlocks,
             copy,
+            far: None,
             plan,
+            due,
             known,
             wrong: Mutex::default(),
             unlisted: AtomicU64::new(0),
             unread: Mutex::default(),
+            missing: Mutex::default(),
+            damaged: Mutex::default(),
             arcs: AtomicU64::new(0),
+            right: AtomicU64::new(0),
             without_job: AtomicU64::new(0),
             blocks: AtomicU64::new(0),
             plain_bytes: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),
-            expected_bytes,
+        }
+    }
+
+    /// Of a copy at a destination.
+    pub fn far(exam: &'a Exam<'a>, far: &'a Proving, plan: &'a Plan, due: Option<&'a Due>) -> Run<'a> {
+        Run { level: Level::AllCopies, far: Some(far), ..Run::new(exam, far, plan, due) }
+    }
+
+    fn expected_bytes(&self) -> u64 {
+        match (self.exam.options.sample, self.due) {
+            (None, None) => self.plan.arcs.iter().map(|entry| entry.arc_bytes).sum(),
+            (None, Some(due)) => due.bytes,
+            (Some(_), _) => 0,
         }
     }
 
     /// All arcs, each opened when its turn comes.
-    fn jobs(&self) -> impl Iterator<Item = Job> {
+    pub fn jobs(&self) -> impl Iterator<Item = Job> + Send {
         let go_on = |_: &&ArcEntry| !self.stop();
         let arcs = self.plan.arcs.iter().take_while(go_on).map(|entry| self.arc(entry));
         let commits = self.plan.commits.iter().take_while(|_| !self.stop()).map(|run| self.commit(*run));
@@ -104,28 +139,42 @@ impl<'a> Run<'a> {
 
     /// An arc that a commit record describes.
     fn arc(&self, entry: &ArcEntry) -> Option<Job> {
-        let due = self.exam.due.as_ref().map(|due| due.frames(entry.serial));
+        let due = self.due.map(|due| due.frames(entry.serial));
         if due.is_some_and(<[_]>::is_empty) {
             return None;
         }
         let bytes = match self.copy.open(entry.name) {
             Ok(bytes) => bytes,
             Err(error) => {
-                self.whole(entry.name, Some(entry), error);
+                if !self.stop() || error.is_damage() {
+                    self.whole(entry.name, Some(entry), error);
+                }
                 return None;
             }
         };
         let keys = self.exam.dir.keys();
-        let all_due = due.is_none_or(|due| matches!(due, [all] if all.start == 0 && all.end >= entry.frames));
-        let whole = self.exam.options.sample.is_none() && all_due;
+        let whole = self.is_asked(entry);
         let cut = bytes.len_bytes() < entry.arc_bytes;
+        if cut && self.is_another(bytes.as_ref(), entry) {
+            let bad_part = BadPart::new(entry.name, Part::Whole, 0, Damage::WrongFrame, Cause::Missing);
+            self.bad_part(entry.name, Some(entry), &bad_part);
+            return None;
+        }
         let shell = match whole && !cut {
             true => Shell::read(bytes.as_ref(), Some(entry), keys),
             false => Shell::default(),
         };
+        if self.stop() {
+            return None;
+        }
+        let is_hashed = self.far.is_some() && whole && bytes.len_bytes() == entry.arc_bytes;
+        let head = is_hashed.then(|| bytes.exactly(0, ARC_HEADER_LEN).ok()).flatten();
         let Some(mut frames) = self.frames(entry, &shell) else {
             let error = self.index_error(format!("the frame table of {} is lost, in the arc too", entry.name));
-            if self.exam.findings.accept(&error, None, last_block(entry)) {
+            if self.far.is_some() {
+                // The copy here has told it.
+                lock(&self.unread).insert(entry.name);
+            } else if self.exam.findings.accept(&error, None, last_block(entry)) {
                 self.exam.findings.pass_over();
             } else {
                 self.note(Finding::new(Level::LocalBlocks, Cause::Unchecked, error));
@@ -137,11 +186,13 @@ impl<'a> Run<'a> {
         if cut {
             self.cut(entry, bytes.len_bytes(), &mut frames);
         }
-        if let Some(due) = due.filter(|_| !all_due) {
+        if let Some(due) = due {
             frames.retain(|(no, ..)| due.iter().any(|range| range.contains(&no.0)));
         }
         if let Some(count) = self.exam.options.sample {
-            frames = sample(frames, count);
+            // The same seed chooses the same blocks, whatever else is tested.
+            let random = Random(self.exam.seed ^ u64::from(entry.serial.0) << 16 ^ u64::from(self.copy.id().0));
+            frames = sample(frames, count, random);
         }
         Some(Job {
             name: entry.name,
@@ -150,11 +201,25 @@ impl<'a> Run<'a> {
             bytes,
             frames,
             whole: whole && !cut,
+            sum: head.map(|head| Mutex::new(InOrder::after(&head))),
             bad_parts: shell.bad_parts,
             foreign: shell.foreign,
             other: shell.other,
             bad: Mutex::default(),
         })
+    }
+
+    /// All of it is to be read.
+    pub fn is_asked(&self, entry: &ArcEntry) -> bool {
+        let is_all = |due: &Due| matches!(due.frames(entry.serial), [all] if all.start == 0 && all.end >= entry.frames);
+        self.exam.options.sample.is_none() && self.due.is_none_or(is_all)
+    }
+
+    /// A shorter arc stands in its place.
+    fn is_another(&self, bytes: &dyn StoredArc, entry: &ArcEntry) -> bool {
+        let head = bytes.exactly(0, ARC_HEADER_LEN).ok();
+        let header = head.and_then(|head| ArcHeader::decode(&head, self.exam.dir.keys()).ok());
+        header.is_some_and(|header| header.id != entry.id)
     }
 
     /// The frames as the index has them; when it does not, as the arc itself does.
@@ -163,7 +228,7 @@ impl<'a> Run<'a> {
             match self.indexed_frames(entry) {
                 Ok(frames) => return Some(frames),
                 // The checks of the index have told it already.
-                Err(_) if self.exam.findings.any(Cause::Index) => {}
+                Err(_) if self.far.is_some() || self.exam.findings.any(Cause::Index) => {}
                 Err(error) if self.exam.findings.accept(&error, None, last_block(entry)) => {}
                 Err(error) => {
                     self.note(Finding::of(Level::LocalBlocks, error));
@@ -171,7 +236,7 @@ impl<'a> Run<'a> {
             }
         }
         let table = shell.table.clone().or_else(|| {
-            let arc = ArcFile::open_known(self.exam.dir.arcs(), entry, self.exam.dir.keys()).ok()?;
+            let arc = ArcFile::open_known(self.copy, entry, self.exam.dir.keys()).ok()?;
             arc.frame_table(self.exam.dir.keys()).ok()
         })?;
         Some(placed(table))
@@ -212,7 +277,7 @@ impl<'a> Run<'a> {
     /// A commit arc: both copies of the record, and what surrounds them.
     fn commit(&self, run: Version) -> Option<Job> {
         let name = commit_arc(run);
-        let (dir, keys) = (self.exam.dir.arcs(), self.exam.dir.keys());
+        let keys = self.exam.dir.keys();
         let spot = Spot { copy: self.copy.id(), serial: None, part: Part::Whole };
         let damaged = |cause, error: Error| {
             let place = Some(Place { arc: name, frame: None, block: None, offset: 0 });
@@ -230,7 +295,7 @@ impl<'a> Run<'a> {
                 return None;
             }
         };
-        if let Err(error) = arcs::read_commit(dir, run, keys) {
+        if let Err(error) = arcs::read_commit(self.copy, run, keys) {
             damaged(if error.is_damage() { Cause::Catalog } else { Cause::Unchecked }, error);
             return None;
         }
@@ -252,7 +317,7 @@ impl<'a> Run<'a> {
     fn unlisted_arc(&self, name: ArcName, bytes: Box<dyn StoredArc>) -> Option<Job> {
         let keys = self.exam.dir.keys();
         let shell = Shell::read(bytes.as_ref(), None, keys);
-        let walked = || ArcFile::open(self.exam.dir.arcs(), name, keys).ok()?.frame_table(keys).ok();
+        let walked = || ArcFile::open(self.copy, name, keys).ok()?.frame_table(keys).ok();
         let table = shell.table.clone().or_else(walked);
         let (Some((id, salt, _)), Some(table)) = (shell.identity, table) else {
             let cause = if shell.foreign { Cause::Key } else { Cause::Medium };
@@ -270,6 +335,7 @@ impl<'a> Run<'a> {
             bytes,
             frames: placed(table),
             whole: true,
+            sum: None,
             bad_parts: shell.bad_parts,
             foreign: shell.foreign,
             other: shell.other,
@@ -283,7 +349,7 @@ impl<'a> Run<'a> {
         self.bad_part(name, entry, &BadPart { part: Part::Whole, offset: 0, error, cause });
     }
 
-    fn bad_part(&self, name: ArcName, entry: Option<&ArcEntry>, bad_part: &BadPart) {
+    pub fn bad_part(&self, name: ArcName, entry: Option<&ArcEntry>, bad_part: &BadPart) {
         let serial = entry.map(|entry| entry.serial);
         let frames = match (bad_part.part, entry) {
             (Part::Whole, Some(entry)) => Some((0, entry.frames)),
@@ -311,8 +377,14 @@ impl<'a> Run<'a> {
             let noted = frames.filter(|_| *damage != Damage::Missing);
             self.damage(serial, noted, error.code(), bad_part.cause == Cause::Transient);
         }
-        if bad_part.cause == Cause::Unchecked {
-            lock(&self.unread).insert(name);
+        match (bad_part.cause, &error) {
+            (Cause::Unchecked, _) => drop(lock(&self.unread).insert(name)),
+            (Cause::Transient | Cause::Index, _) => {}
+            (_, Error::Arc { damage: Damage::Missing, .. }) => drop(lock(&self.missing).insert(name)),
+            _ => drop(lock(&self.damaged).insert(name)),
+        }
+        if let (Some(far), true) = (self.far, self.is_wrong(name)) {
+            far.found_wrong(name);
         }
         let spot = Spot { copy: self.copy.id(), serial, part: bad_part.part };
         let frames = serial.zip(frames).map(|(serial, (first, count))| (serial, first, first + count));
@@ -345,29 +417,49 @@ impl<'a> Run<'a> {
         Error::IndexRow { path: self.exam.index.path().to_path_buf(), what }
     }
 
+    /// Something lasting was found.
+    pub fn is_wrong(&self, name: ArcName) -> bool {
+        lock(&self.missing).contains(&name) || lock(&self.damaged).contains(&name)
+    }
+
     fn show_progress(&self) {
         let found = self.exam.findings.count() + lock(&self.wrong).len() as u64 + self.unlisted.load(Relaxed);
+        let before = *lock(&self.exam.shown);
         self.exam.monitor.progress(Progress {
-            files: self.arcs.load(Relaxed),
-            bytes: self.read_bytes.load(Relaxed),
-            expected_files: self.plan.arcs.len() as u64,
-            expected_bytes: self.expected_bytes,
+            files: before.files + self.arcs.load(Relaxed),
+            bytes: before.bytes + self.read_bytes.load(Relaxed),
             errors: found,
+            ..before
         });
     }
 
-    /// Finds out which files are hit, and hands over what was found.
+    /// Hands over what was found, with the files that it hits.
+    pub fn tell(&self, notes: &mut Vec<String>) -> Outcome {
+        let wrong = std::mem::take(&mut *lock(&self.wrong));
+        self.exam.tell(self.level, wrong, notes, self.far.map(Depot::name));
+        self.exam.findings.add_unlisted(self.unlisted.swap(0, Relaxed));
+        let mut shown = lock(&self.exam.shown);
+        shown.files += self.arcs.load(Relaxed);
+        shown.bytes += self.read_bytes.load(Relaxed);
+        Outcome {
+            arcs: self.right.load(Relaxed),
+            blocks: self.blocks.load(Relaxed),
+            plain_bytes: self.plain_bytes.load(Relaxed),
+            damaged: lock(&self.damaged).len() as u64,
+            missing: lock(&self.missing).len() as u64,
+        }
+    }
+
+    /// Of the copy that is here.
     fn end(self, report: &mut Report) {
+        let outcome = self.tell(&mut report.notes);
         report.arcs += self.arcs.load(Relaxed);
-        report.blocks += self.blocks.load(Relaxed);
-        report.bytes += self.plain_bytes.load(Relaxed);
+        report.blocks += outcome.blocks;
+        report.bytes += outcome.plain_bytes;
         // Those that could not be read, and those whose turn did not come.
         report.not_checked.arcs += lock(&self.unread).len() as u64;
         let planned = (self.plan.arcs.len() + self.plan.commits.len() + self.plan.orphans.len()) as u64;
         report.not_checked.arcs += planned.saturating_sub(self.arcs.load(Relaxed) + self.without_job.load(Relaxed));
-        let wrong = std::mem::take(&mut *lock(&self.wrong));
-        self.exam.tell(Level::LocalBlocks, wrong, &mut report.notes);
-        self.exam.findings.add_unlisted(self.unlisted.into_inner());
     }
 }
 
@@ -386,14 +478,25 @@ impl Watch for Run<'_> {
     }
 
     fn stop(&self) -> bool {
-        self.exam.monitor.interrupted()
+        self.exam.monitor.interrupted() || self.far.is_some_and(|far| far.lost().is_some())
     }
 
     fn close(&self, job: Job) {
-        if self.stop() {
+        if self.exam.monitor.interrupted() {
             // Not all of it was judged.
             return;
         }
+        if let Some(far) = self.far {
+            return self.close_far(job, far);
+        }
+        self.closed(&job);
+        self.judge(job);
+    }
+}
+
+impl Run<'_> {
+    /// An arc was verified to its end.
+    pub fn closed(&self, job: &Job) {
         self.arcs.fetch_add(1, Relaxed);
         // A run that is killed has not proven all for nothing. An error here comes again at the end.
         let _ = self.exam.ledger.flush_if_due();
@@ -402,6 +505,15 @@ impl Watch for Run<'_> {
             copy => format!("{copy}: {}", job.name),
         };
         self.exam.monitor.event(Event::Path(shown.as_bytes()));
+    }
+
+    pub fn entry(&self, serial: Option<ArcSerial>) -> Option<&ArcEntry> {
+        let at = self.plan.arcs.binary_search_by_key(&serial?, |entry| entry.serial).ok()?;
+        self.plan.arcs.get(at)
+    }
+
+    /// Tells what is wrong with an arc.
+    pub fn judge(&self, job: Job) {
         let Job { name, serial, frames, whole, bad_parts, foreign, other, bad, .. } = job;
         let mut bad = into_inner(bad);
         bad.sort_by_key(|bad| bad.no);
@@ -458,14 +570,13 @@ fn placed(table: Vec<FrameInfo>) -> Vec<Placed> {
 }
 
 /// `count` frames at random; from two on the last one always, so that a cut arc shows.
-fn sample(mut frames: Vec<Placed>, count: u32) -> Vec<Placed> {
+fn sample(mut frames: Vec<Placed>, count: u32, mut random: Random) -> Vec<Placed> {
     let mut chosen = Vec::new();
     if count >= 2 {
         chosen.extend(frames.pop());
     }
     while chosen.len() < count as usize && !frames.is_empty() {
-        let random = u64::from_le_bytes(crate::crypto::random().unwrap_or_default());
-        chosen.push(frames.swap_remove((random % frames.len() as u64) as usize));
+        chosen.push(frames.swap_remove(random.below(frames.len() as u64) as usize));
     }
     chosen.sort_by_key(|(no, ..)| *no);
     chosen

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Exam, Fix, Level, Options, Report, Scope, blocks, pages};
+use super::{Exam, Level, Options, Report, Scope, blocks, pages};
 use crate::arc::{FRAME_HEADER_LEN, FrameInfo, FrameKind};
 use crate::backupdir::BackupDir;
 use crate::catalog::ArcEntry;
@@ -56,10 +56,10 @@ impl DrillReport {
 }
 
 /// Numbers from a seed (SplitMix64, Steele et al. 2014).
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -67,7 +67,7 @@ impl Random {
     }
 
     /// Below `bound`; 0 for 0.
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 }
@@ -247,8 +247,7 @@ impl Overlay {
             Target::Frames { arc, .. } => Scope::Arcs(vec![arc.name]),
             Target::Page(_) => Scope::Everything,
         };
-        let options =
-            Options { level: Level::LocalBlocks, scope, rev: None, sample: None, inc: None, fix: Fix::Report };
+        let options = Options { scope, ..Options::of(Level::LocalBlocks) };
         let index = match self.dir.open_index() {
             Ok(index) => Arc::new(index),
             // The first pages of an index are needed to open it.
@@ -265,6 +264,9 @@ impl Overlay {
             known: Ledger::default(),
             findings: Findings::default(),
             due: None,
+            around: None,
+            seed: 0,
+            shown: Default::default(),
         };
         let mut report = Report::default();
         match target {

@@ -414,7 +414,7 @@ impl Reading<'_> {
     /// Hands over what was found: each damaged place once, each trouble once, with the files that they hit.
     fn tell(&self, report: &mut Report) {
         let Wrongs { frames, troubles, unlisted } = std::mem::take(&mut *lock(&self.wrongs));
-        self.exam.tell(Level::Files, self.folded(frames), &mut report.notes);
+        self.exam.tell(Level::Files, self.folded(frames), &mut report.notes, None);
         let logids: HashSet<Logid> = troubles.values().flat_map(|trouble| &trouble.hits).map(|hit| hit.logid).collect();
         let stop = || self.exam.monitor.interrupted();
         let names = match logids.is_empty() {

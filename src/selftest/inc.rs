@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::schedule::{Plan, Schedule, Unit, plan};
 use super::{Exam, Level};
+use crate::arc::ARC_HEADER_LEN;
 use crate::catalog::{ArcEntry, Child, Kind};
 use crate::error::Result;
 use crate::ids::{ArcSerial, CopyId, FrameNo, Logid, Version};
@@ -16,6 +17,8 @@ use crate::ledger::{self, Extent, How};
 
 /// Frames are taken in pieces of about this many stored bytes.
 const UNIT_BYTES: u64 = 4 << 20;
+/// All of an arc as one piece.
+const WHOLE_ARC: u64 = u64::MAX;
 /// Files are taken in runs of at most so many, and of about `UNIT_BYTES`.
 const UNIT_FILES: u64 = 256;
 
@@ -43,21 +46,21 @@ impl Due {
         after.checked_sub(1).and_then(|at| self.files.get(at)).is_some_and(|range| range.contains(&logid.0))
     }
 
-    /// What an operator should know beside the counts.
-    pub fn notes(&self) -> Vec<String> {
-        let share = |part: u64| share(part, self.total_bytes);
+    /// What an operator should know beside the counts, of a copy that is called `what`.
+    pub fn notes(&self, what: &str) -> Vec<String> {
+        let share = |part: u64| format!("{} of {what}", share(part, self.total_bytes));
         let mut notes = vec![match (self.bytes, self.total_bytes) {
-            (_, 0) => "there is nothing to prove yet".into(),
-            (0, _) => "nothing was due".into(),
-            (bytes, _) => format!("{} of the backup was due", share(bytes)),
+            (_, 0) => format!("there is nothing of {what} to prove yet"),
+            (0, _) => format!("nothing of {what} was due"),
+            (bytes, _) => format!("{} was due", share(bytes)),
         }];
         if let Some(longer_s) = self.longer_s {
             let days = crate::text::counted(longer_s.div_ceil(86_400), "day");
-            notes.push(format!("with this limit everything is proven once in {days}, not in the period given"));
+            notes.push(format!("with this limit all of {what} is proven once in {days}, not in the period given"));
         }
         if self.late_bytes > 0 {
-            let what = "is older than the period, and waits for the next runs: earlier ones were missed";
-            notes.push(format!("{} of the backup {what}, or the limit is too low", share(self.late_bytes)));
+            let why = "is older than the period, and waits for the next runs: earlier ones were missed";
+            notes.push(format!("{} {why}, or the limit is too low", share(self.late_bytes)));
         }
         notes
     }
@@ -125,34 +128,63 @@ impl Written {
     }
 }
 
-/// Chooses what this run proves.
+/// Chooses what this run proves of the copy that is here.
 ///
 /// # Errors
 /// Those of the index.
 pub(super) fn due(exam: &Exam<'_>, schedule: &Schedule) -> Result<Due> {
-    let level = exam.options.level as u8;
-    let runs = exam.known.runs().iter().rev();
-    let last_run_s = runs.filter(|run| run.level == level && run.inc.is_some()).map(|run| run.when_s).next();
-    let written = Written::read(exam)?;
-    let now_s = ledger::now_s();
-    let mut found = Due::default();
     if exam.options.level == Level::Files {
-        let chosen = plan(file_units(exam, &written)?, schedule, now_s, last_run_s);
+        let written = Written::read(exam)?;
+        let chosen = plan(file_units(exam, &written)?, schedule, ledger::now_s(), last_run_s(exam));
+        let mut found = Due::default();
         found.take(&chosen);
         found.files = chosen.chosen;
         found.files.sort_by_key(|range| range.start);
+        Ok(found)
     } else {
-        let mut units = Vec::new();
-        for row in exam.index.arcs()? {
-            frame_units(exam, &row.entry, written.by(row.run), &mut units)?;
-        }
-        let chosen = plan(units, schedule, now_s, last_run_s);
-        found.take(&chosen);
-        for (arc, frames) in chosen.chosen {
-            found.frames.entry(arc).or_default().push(frames);
-        }
-        found.frames.values_mut().for_each(joined);
+        let arcs = exam.index.arcs()?.into_iter().map(|row| row.entry);
+        frames_due(exam, schedule, CopyId::LOCAL, arcs, UNIT_BYTES)
     }
+}
+
+/// Chooses what this run proves of a copy at a destination, of the arcs that are there: whole ones as far as the limit goes
+/// for one, so that they can be compared as wholes.
+///
+/// # Errors
+/// Those of the index.
+pub(super) fn due_there(exam: &Exam<'_>, schedule: &Schedule, copy: CopyId, arcs: &[ArcEntry]) -> Result<Due> {
+    let longest = arcs.iter().map(|entry| entry.arc_bytes).max().unwrap_or_default();
+    let fits = schedule.limit_bytes.is_none_or(|limit| longest <= limit);
+    let unit_bytes = if fits { WHOLE_ARC } else { UNIT_BYTES };
+    frames_due(exam, schedule, copy, arcs.iter().cloned(), unit_bytes)
+}
+
+/// The start of the last run of this level that had a schedule.
+fn last_run_s(exam: &Exam<'_>) -> Option<u64> {
+    let level = exam.options.level as u8;
+    let mut runs = exam.known.runs().iter().rev();
+    runs.find(|run| run.level == level && run.inc.is_some()).map(|run| run.when_s)
+}
+
+fn frames_due(
+    exam: &Exam<'_>,
+    schedule: &Schedule,
+    copy: CopyId,
+    arcs: impl Iterator<Item = ArcEntry>,
+    unit_bytes: u64,
+) -> Result<Due> {
+    let (written, mut units) = (Written::read(exam)?, Vec::new());
+    for entry in arcs {
+        let written_s = written.by(entry.name.version);
+        frame_units(exam, (copy, &entry, written_s), unit_bytes, &mut units)?;
+    }
+    let chosen = plan(units, schedule, ledger::now_s(), last_run_s(exam));
+    let mut found = Due::default();
+    found.take(&chosen);
+    for (arc, frames) in chosen.chosen {
+        found.frames.entry(arc).or_default().push(frames);
+    }
+    found.frames.values_mut().for_each(joined);
     Ok(found)
 }
 
@@ -178,20 +210,27 @@ fn joined(ranges: &mut Vec<Range<u32>>) {
 
 type FrameUnit = Unit<(ArcSerial, Range<u32>)>;
 
-fn frame_units(exam: &Exam<'_>, entry: &ArcEntry, written_s: u64, units: &mut Vec<FrameUnit>) -> Result<()> {
-    let (mut first, mut bytes, mut since_s) = (0, 0, u64::MAX);
+fn frame_units(
+    exam: &Exam<'_>,
+    (copy, entry, written_s): (CopyId, &ArcEntry, u64),
+    unit_bytes: u64,
+    units: &mut Vec<FrameUnit>,
+) -> Result<()> {
+    // What surrounds the frames is read with all of them.
+    let around_bytes = entry.arc_bytes.saturating_sub(entry.footer_offset) + ARC_HEADER_LEN as u64;
+    let (mut first, mut bytes, mut since_s) = (0, if unit_bytes == WHOLE_ARC { around_bytes } else { 0 }, u64::MAX);
     let mut no = 0;
     while no < entry.frames {
         let chunk = exam.index.frame_chunk(entry.serial, FrameNo(no))?;
         for info in &chunk.frames {
             let frame = FrameNo(no);
-            let proof = exam.known.frame(entry.serial, CopyId::LOCAL, frame, How::Medium);
+            let proof = exam.known.frame(entry.serial, copy, frame, How::Medium);
             // What is known to be damaged is told again by each run.
-            let bad = exam.known.is_damaged(entry.serial, CopyId::LOCAL, frame);
+            let bad = exam.known.is_damaged(entry.serial, copy, frame);
             since_s = since_s.min(if bad { 0 } else { proof.map_or(written_s, |proof| proof.when_s) });
             bytes += info.frame_len();
             no += 1;
-            if bytes >= UNIT_BYTES || no == entry.frames {
+            if bytes >= unit_bytes || no == entry.frames {
                 units.push(Unit { key: (entry.serial, first..no), bytes, since_s });
                 (first, bytes, since_s) = (no, 0, u64::MAX);
             }

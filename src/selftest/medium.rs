@@ -1,4 +1,5 @@
-//! Frames on their way from the medium to all cores: one thread reads in the order of the medium, all others verify.
+//! Frames on their way from the medium to all cores: one thread reads in the order of the medium, several where each read
+//! costs a way, all others verify.
 //!
 //! Invariants: at most `IN_FLIGHT_BYTES` of sealed bytes are in memory (or one frame, if it is larger); a frame counts
 //! as good only when `Frame::judge` accepted it; a frame that fails is read once more, by itself and past the page
@@ -7,8 +8,9 @@
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex};
 
-use crossbeam::channel::{Receiver, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded};
 
+use super::in_order::{Done, InOrder};
 use super::shell::BadPart;
 use crate::arc::FrameInfo;
 use crate::crypto::{ArcCipher, Keys};
@@ -39,6 +41,8 @@ pub(super) struct Job {
     pub frames: Vec<Placed>,
     /// All frames of the arc are in `frames`, and what surrounds them was checked.
     pub whole: bool,
+    /// Where all of it is hashed.
+    pub sum: Option<Mutex<InOrder>>,
     /// What is wrong around the frames.
     pub bad_parts: Vec<BadPart>,
     pub foreign: bool,
@@ -50,6 +54,14 @@ impl Job {
     fn frame<'a>(&'a self, keys: &'a Keys, (no, offset, info): &'a Placed) -> Frame<'a> {
         let block = self.serial.map(|serial| BlockId::first(serial, *no));
         Frame { keys, cipher: &self.cipher, arc: self.name, no: *no, block, offset: *offset, info }
+    }
+
+    /// A piece was judged; gives back what nobody needs any more.
+    fn hashed(&self, start: u64, len: u64, bytes: Option<Vec<u8>>) -> Vec<Done> {
+        match &self.sum {
+            Some(sum) => lock(sum).add(start, len, bytes),
+            None => vec![(len, bytes)],
+        }
     }
 }
 
@@ -82,14 +94,20 @@ struct Piece {
     bytes: Option<Vec<u8>>,
 }
 
-/// Verifies all frames of all jobs.
+/// Verifies all frames of all jobs, with so many reads at a time.
 ///
 /// # Errors
 /// When no thread can be started for it.
-pub(super) fn verify_all(keys: &Keys, jobs: impl Iterator<Item = Job>, watch: &dyn Watch) -> Result<()> {
+pub(super) fn verify_all(
+    keys: &Keys,
+    jobs: impl Iterator<Item = Job> + Send,
+    reads: usize,
+    watch: &dyn Watch,
+) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_THREADS);
     let flow = Flow::default();
     let (pieces, queue) = bounded::<Piece>(2 * threads);
+    let feed = Mutex::new(Feed { jobs, current: None });
     std::thread::scope(|scope| {
         for number in 0..threads {
             let (queue, flow) = (queue.clone(), &flow);
@@ -99,26 +117,54 @@ pub(super) fn verify_all(keys: &Keys, jobs: impl Iterator<Item = Job>, watch: &d
             }
         }
         drop(queue);
-        for job in jobs {
-            job.bytes.forget();
-            let job = Arc::new(job);
-            let mut next = 0;
-            while let Some((frames, start, len)) = stretch(&job.frames, next) {
-                if watch.stop() {
-                    break;
-                }
-                next = frames.end;
-                flow.enter(len);
-                let bytes = flow.read(job.bytes.as_ref(), start, len);
+        let (feed, flow) = (&feed, &flow);
+        let read = |pieces: Sender<Piece>| {
+            loop {
+                let next = lock(feed).next(flow, watch);
+                let Some(mut piece) = next else { return };
+                piece.bytes = flow.read(piece.job.bytes.as_ref(), piece.start, piece.len);
                 // Dropped again at once: a selftest must not take the page cache from those who need it.
-                job.bytes.release(start, len);
-                let _ = pieces.send(Piece { job: job.clone(), frames, start, len, bytes });
+                piece.job.bytes.release(piece.start, piece.len);
+                let _ = pieces.send(piece);
             }
-            finish(job, watch);
+        };
+        for _ in 1..reads {
+            let pieces = pieces.clone();
+            // With fewer threads it only takes longer.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, move || read(pieces));
         }
-        drop(pieces);
+        read(pieces);
         Ok(())
     })
+}
+
+/// What is to be read, in its order.
+struct Feed<I> {
+    jobs: I,
+    /// An arc, and its first frame that is not on its way.
+    current: Option<(Arc<Job>, usize)>,
+}
+
+impl<I: Iterator<Item = Job>> Feed<I> {
+    /// A piece that is to be read; its bytes count as on their way.
+    fn next(&mut self, flow: &Flow, watch: &dyn Watch) -> Option<Piece> {
+        loop {
+            if let Some((job, next)) = &mut self.current
+                && !watch.stop()
+                && let Some((frames, start, len)) = stretch(&job.frames, *next)
+            {
+                *next = frames.end;
+                flow.enter(len);
+                return Some(Piece { job: job.clone(), frames, start, len, bytes: None });
+            }
+            if let Some((job, _)) = self.current.take() {
+                finish(job, watch);
+            }
+            let job = self.jobs.next()?;
+            job.bytes.forget();
+            self.current = Some((Arc::new(job), 0));
+        }
+    }
 }
 
 /// The next frames that lie together, with the range that they take.
@@ -181,7 +227,9 @@ fn serve(keys: &Keys, queue: &Receiver<Piece>, flow: &Flow, watch: &dyn Watch) {
             }
         }
         watch.advanced(piece.len);
-        flow.leave(piece.len, piece.bytes);
+        for (len, bytes) in job.hashed(piece.start, piece.len, piece.bytes) {
+            flow.leave(len, bytes);
+        }
         finish(piece.job, watch);
     }
 }
@@ -323,12 +371,28 @@ mod tests {
         let bytes = Box::new(Faulty { bytes, at, times, errno, forgotten: AtomicU64::new(0) });
         let name = ArcName { version: Version(0), number: 1 };
         let (bad, bad_parts) = (Mutex::default(), Vec::new());
-        Job { name, serial: None, cipher, bytes, frames, whole: true, bad_parts, foreign: false, other: false, bad }
+        Job {
+            name,
+            serial: None,
+            cipher,
+            bytes,
+            frames,
+            whole: true,
+            sum: None,
+            bad_parts,
+            foreign: false,
+            other: false,
+            bad,
+        }
     }
 
     fn verify(jobs: Vec<Job>) -> (Vec<u32>, Vec<(u32, &'static str, Cause)>) {
+        verify_by(jobs, 1)
+    }
+
+    fn verify_by(jobs: Vec<Job>, reads: usize) -> (Vec<u32>, Vec<(u32, &'static str, Cause)>) {
         let (ears, count) = (Ears::default(), jobs.len() as u64);
-        verify_all(&keys(), jobs.into_iter(), &ears).unwrap();
+        verify_all(&keys(), jobs.into_iter(), reads, &ears).unwrap();
         assert_eq!(ears.closed.into_inner(), count, "each arc is closed once");
         let mut good = ears.good.into_inner().unwrap();
         good.sort_unstable();
@@ -371,7 +435,10 @@ mod tests {
     #[test]
     fn large_frames_and_many_arcs_pass_through_bounded_memory() {
         let large = 3 * PIECE_BYTES as usize;
-        let jobs: Vec<Job> = (0..40).map(|n| job(&[large, 10, 200_000 + n, 0], 0, 0, None)).collect();
+        let jobs = || (0..40).map(|n| job(&[large, 10, 200_000 + n, 0], 0, 0, None)).collect::<Vec<Job>>();
+        let by_many = verify_by(jobs(), 5);
+        assert_eq!((by_many.0.len(), by_many.1.len()), (160, 0));
+        let jobs = jobs();
         let pieces: Vec<_> =
             std::iter::successors(stretch(&jobs[0].frames, 0), |(frames, ..)| stretch(&jobs[0].frames, frames.end))
                 .collect();

@@ -5,8 +5,10 @@
 //! could not be made is a finding too, never silence. Levels are cumulative but for v5, which reads what files need.
 
 mod blocks;
+mod copies;
 pub mod drill;
 mod files;
+mod in_order;
 mod inc;
 mod medium;
 mod options;
@@ -16,10 +18,11 @@ mod schedule;
 mod shell;
 mod structure;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::backupdir::{Accepted, BackupDir};
+use crate::copies::Around;
 use crate::error::{Error, Exit, Result};
 pub use crate::findings::hits::BlockUse;
 use crate::findings::hits::{self, Wrong};
@@ -28,9 +31,11 @@ use crate::ids::{ArcName, BlockHash, BlockId};
 use crate::index::{Commits, Index};
 use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
 use crate::mend::{self, Mending};
-use crate::monitor::{Event, Monitor, Silent};
+use crate::monitor::{Event, Monitor, Progress, Silent};
+use crate::sync::lock;
 use crate::text::counted;
 
+pub use copies::CopyReport;
 pub use drill::Drilled;
 pub use inc::Due;
 pub use schedule::Schedule;
@@ -74,10 +79,14 @@ pub struct Options {
     pub scope: Scope,
     /// Only this version (v2 and v5): `r3`, `3`, `latest` or a folder name.
     pub rev: Option<String>,
-    /// So many random blocks of each arc (v3, v4).
+    /// So many random blocks of each arc and copy (v3, v4).
     pub sample: Option<u32>,
+    /// Chooses the blocks of a sample again.
+    pub seed: Option<u64>,
     /// Only what is due (v3 to v5).
     pub inc: Option<Schedule>,
+    /// Bytes that may be fetched from destinations (v4).
+    pub download_limit: Option<u64>,
     pub fix: Fix,
 }
 
@@ -98,6 +107,10 @@ pub struct Report {
     /// Who uses the blocks that were named.
     pub uses: Vec<BlockUse>,
     pub not_checked: NotChecked,
+    /// Of v4, a destination each.
+    pub copies: Vec<CopyReport>,
+    /// What chose the blocks of a sample.
+    pub seed: Option<u64>,
     pub interrupted: bool,
 }
 
@@ -126,8 +139,13 @@ pub(crate) struct Exam<'a> {
     /// What earlier runs have proven.
     pub known: Ledger,
     pub findings: Findings,
-    /// What an incremental run is limited to.
+    /// What an incremental run is limited to, of the copy that is here.
     pub due: Option<Due>,
+    /// How destinations are reached, where they are to be.
+    pub around: Option<&'a Around>,
+    pub seed: u64,
+    /// Totals of the copies that are done, and what is expected.
+    pub shown: Mutex<Progress>,
 }
 
 /// Runs a selftest.
@@ -136,10 +154,24 @@ pub(crate) struct Exam<'a> {
 /// Only what keeps it from starting: a combination of options, or a version, path, arc or block, that makes no sense.
 /// Whatever is wrong with the backup is a finding, also an index that does not open.
 pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<Report> {
+    run_with(dir, None, options, monitor)
+}
+
+/// As `run`, with the copies at destinations.
+pub fn run_everywhere(around: &Around, options: &Options, monitor: &dyn Monitor) -> Result<Report> {
+    run_with(&around.dir, Some(around), options, monitor)
+}
+
+fn run_with(dir: &BackupDir, around: Option<&Around>, options: &Options, monitor: &dyn Monitor) -> Result<Report> {
     options.check()?;
+    let random = |error: std::io::Error| Error::io("get random bytes for", dir.path(), &error);
+    let seed = match options.seed {
+        Some(seed) => seed,
+        None => u64::from_le_bytes(crate::crypto::random().map_err(random)?),
+    };
     let started = Instant::now();
     let findings = Findings::default();
-    let mut report = Report::default();
+    let mut report = Report { seed: options.sample.map(|_| seed), ..Report::default() };
     let (index, opens) = match dir.open_index() {
         Ok(index) => (index, true),
         Err(error) => {
@@ -180,12 +212,13 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
         Ok(accepted) if opens && !accepted.is_empty() => Findings::but_for(accepted, index.clone()),
         _ => findings,
     };
-    let mut exam = Exam { dir, index, options, monitor, ledger, known, findings, due: None };
+    let shown = Mutex::default();
+    let mut exam = Exam { dir, index, options, monitor, ledger, known, findings, due: None, around, seed, shown };
     exam.known_names(opens)?;
     if let Some(schedule) = options.inc.as_ref().filter(|_| opens) {
         match inc::due(&exam, schedule) {
             Ok(due) => {
-                report.notes.extend(due.notes());
+                report.notes.extend(due.notes("the backup"));
                 exam.due = Some(due);
             }
             Err(error) => exam.findings.add(Finding::new(options.level, Cause::Unchecked, error)),
@@ -221,8 +254,8 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
             level: options.level as u8,
             inc: options.inc.map(|schedule| schedule.to_string()),
             scope: options.scope_text(),
-            blocks: report.blocks,
-            bytes: report.bytes,
+            blocks: report.blocks + report.copies.iter().map(|copy| copy.blocks).sum::<u64>(),
+            bytes: report.bytes + report.copies.iter().map(|copy| copy.bytes).sum::<u64>(),
             findings: report.found(),
             fixed: report.findings.iter().filter(|finding| finding.is_fixed()).count() as u64,
         }));
@@ -242,9 +275,16 @@ pub fn written_wrong(dir: &BackupDir) -> Result<Vec<Finding>> {
 }
 
 impl Exam<'_> {
-    /// Hands over what is wrong with arcs, with the files that it hits.
-    fn tell(&self, level: Level, wrong: Vec<Wrong>, notes: &mut Vec<String>) {
-        hits::tell(&self.findings, &self.index, level, wrong, notes, &|| self.monitor.interrupted());
+    /// Hands over what is wrong with arcs, here or at a destination, with the files that it hits.
+    fn tell(&self, level: Level, wrong: Vec<Wrong>, notes: &mut Vec<String>, at: Option<&str>) {
+        hits::tell(&self.findings, &self.index, (level, at), wrong, notes, &|| self.monitor.interrupted());
+    }
+
+    /// More is to be read.
+    fn show_expected(&self, arcs: u64, bytes: u64) {
+        let mut shown = lock(&self.shown);
+        shown.expected_files += arcs;
+        shown.expected_bytes += bytes;
     }
 
     /// v0: the index answers.

@@ -44,6 +44,12 @@ impl FromStr for BlockRef {
 }
 
 impl Options {
+    /// All that a level tests, with nothing done about it.
+    pub fn of(level: Level) -> Options {
+        let (scope, fix) = (Scope::Everything, Fix::Report);
+        Options { level, scope, rev: None, sample: None, seed: None, inc: None, download_limit: None, fix }
+    }
+
     /// # Errors
     /// `USAGE` for combinations that make no sense, one line each.
     pub(super) fn check(&self) -> Result<()> {
@@ -68,6 +74,13 @@ impl Options {
             (Scope::Blocks(_), _, Some(_)) => {
                 Some("a block that is named is tested as it is: leave --sample out".into())
             }
+            _ if self.seed.is_some() && self.sample.is_none() => {
+                Some("--seed repeats a sample or a drill: it goes with --sample or --drill".into())
+            }
+            _ if self.download_limit.is_some() && level != Level::AllCopies => {
+                Some(format!("--download-limit goes with -v4, not with -v{number}"))
+            }
+            _ if self.download_limit == Some(0) => Some("--download-limit 0 would fetch nothing".into()),
             _ if self.inc.is_some() && level < Level::LocalBlocks => {
                 Some(format!("--inc goes with -v3, -v4 and -v5, not with -v{number}"))
             }
@@ -112,7 +125,7 @@ mod tests {
     fn accepted(level: u8, scope: &Scope, rev: bool, sample: Option<u32>, fix: Fix) -> bool {
         let level = Level::from_number(level).unwrap();
         let rev = rev.then(|| "r1".to_string());
-        let checked = Options { level, scope: scope.clone(), rev, sample, inc: None, fix }.check();
+        let checked = Options { scope: scope.clone(), rev, sample, fix, ..Options::of(level) }.check();
         assert!(checked.as_ref().err().is_none_or(|e| e.code() == "USAGE" && !e.to_string().contains('\n')));
         checked.is_ok()
     }

@@ -81,6 +81,19 @@ pub struct Unit<K> {
     pub since_s: u64,
 }
 
+impl Schedule {
+    /// The same with a limit of no more than this.
+    pub fn within(self, limit_bytes: Option<u64>) -> Schedule {
+        let limit_bytes = self.limit_bytes.into_iter().chain(limit_bytes).min();
+        Schedule { limit_bytes, ..self }
+    }
+
+    /// What was proven then would be older than the period when the next run comes.
+    pub fn is_due(&self, since_s: u64, now_s: u64) -> bool {
+        since_s <= (now_s + self.every_s).saturating_sub(self.period_s)
+    }
+}
+
 /// What one run does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan<K> {
@@ -103,9 +116,7 @@ pub fn plan<K>(mut units: Vec<Unit<K>>, schedule: &Schedule, now_s: u64, last_ru
     let elapsed_s = last_run_s.map_or(schedule.every_s, |last| now_s.saturating_sub(last)).min(2 * schedule.every_s);
     let share = portion(total_bytes, elapsed_s, schedule.period_s);
     let twice = portion(total_bytes, 2 * schedule.every_s, schedule.period_s);
-    // What would be older than the period when the next run comes.
-    let due_before_s = (now_s + schedule.every_s).saturating_sub(schedule.period_s);
-    let due = units.iter().filter(|unit| unit.since_s <= due_before_s).map(|unit| unit.bytes).sum::<u64>();
+    let due = units.iter().filter(|unit| schedule.is_due(unit.since_s, now_s)).map(|unit| unit.bytes).sum::<u64>();
     let wanted = share.max(due.min(twice));
     let limit = schedule.limit_bytes.unwrap_or(u64::MAX);
     let late_before_s = now_s.saturating_sub(schedule.period_s);
@@ -122,7 +133,7 @@ pub fn plan<K>(mut units: Vec<Unit<K>>, schedule: &Schedule, now_s: u64, last_ru
     }
     let runs = schedule.period_s / schedule.every_s;
     if limit.saturating_mul(runs) < total_bytes {
-        plan.longer_s = Some(total_bytes.div_ceil(limit).saturating_mul(schedule.every_s));
+        plan.longer_s = Some(total_bytes.div_ceil(limit.max(1)).saturating_mul(schedule.every_s));
     }
     plan
 }

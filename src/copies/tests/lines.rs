@@ -158,6 +158,13 @@ fn real_servers_get_whole_copies() {
     let around = world.around(&world.dir(), Arc::new(|_, _, _| None));
     let found = verify(&around, "moto").unwrap();
     assert_eq!((found.good, found.missing + found.wrong + found.unknown), (10, 0));
+    let v4 = crate::selftest::Options::of(crate::findings::Level::AllCopies);
+    let report = crate::selftest::run_everywhere(&around, &v4, world.ears.as_ref()).unwrap();
+    assert!(report.findings.is_empty() && report.copies.len() == 3, "{:?}", report.findings);
+    for copy in &report.copies {
+        assert_eq!((copy.arcs, copy.unproven), (10, 0), "{copy:?}");
+        println!("{}: {} requests, {} bytes", copy.name, copy.requests, copy.fetched_bytes);
+    }
 }
 
 #[test]

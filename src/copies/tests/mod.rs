@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -17,7 +17,9 @@ use crate::testing::Rng;
 use crate::testing::lab::{Source, scratch};
 
 mod keeping;
+mod liars;
 mod lines;
+mod proving;
 mod reading;
 
 fn variables(name: &str) -> Option<String> {
@@ -48,6 +50,8 @@ struct World {
     ears: Arc<Ears>,
     fired: Arc<AtomicUsize>,
     requests: Arc<Mutex<Vec<(String, Request, String)>>>,
+    /// Bytes that destinations have given.
+    given: Arc<AtomicU64>,
 }
 
 impl World {
@@ -82,6 +86,7 @@ impl World {
             ears: Arc::default(),
             fired: Arc::default(),
             requests: Arc::default(),
+            given: Arc::default(),
         };
         let dir = world.dir();
         for settings in dest::all(&dir).unwrap() {
@@ -115,6 +120,7 @@ impl World {
 
     fn around(&self, dir: &BackupDir, rule: Rule) -> Around {
         let (home, fired, requests) = (dir.clone(), self.fired.clone(), self.requests.clone());
+        let given = self.given.clone();
         let open = move |settings: &Settings| {
             let (rule, fired, requests, name) = (rule.clone(), fired.clone(), requests.clone(), settings.name.clone());
             let rule = move |request, object: &str| {
@@ -124,7 +130,7 @@ impl World {
                 })
             };
             let storage = dest::open(&home, settings, &variables)?;
-            Ok(Box::new(Faulty::new(storage, rule)) as Box<dyn Storage>)
+            Ok(Box::new(Faulty::new(storage, rule).counting(given.clone())) as Box<dyn Storage>)
         };
         let mut around = Around::new(dir, Arc::new(open), self.ears.clone());
         let ms = Duration::from_millis;

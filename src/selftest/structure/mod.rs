@@ -24,7 +24,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Advice, BlockRef, Cause, Exam, Finding, Findings, Fix, Hit, Level, Options, Report, Scope};
+use super::{Advice, BlockRef, Cause, Exam, Finding, Findings, Hit, Level, Options, Report, Scope};
 use crate::backupdir::BackupDir;
 use crate::error::{Error, Result};
 use crate::findings::MAX_HITS;
@@ -122,20 +122,15 @@ pub(crate) fn agrees(dir: &BackupDir) -> Result<bool> {
 }
 
 fn again<T>(dir: &BackupDir, monitor: &dyn Monitor, look: impl FnOnce(&Exam<'_>) -> Result<T>) -> Result<T> {
-    let options = Options {
-        level: Level::Structure,
-        scope: Scope::Everything,
-        rev: None,
-        inc: None,
-        sample: None,
-        fix: Fix::Report,
-    };
+    let options = Options::of(Level::Structure);
     let hushed = Hushed(monitor);
     let (known, findings) = (Ledger::default(), Findings::default());
     let index = Arc::new(dir.open_index()?);
     // Nothing is noted on this level.
     let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Selftest, &index));
-    look(&Exam { dir, index, options: &options, monitor: &hushed, ledger, known, findings, due: None })
+    let (shown, options) = (Default::default(), &options);
+    let monitor = &hushed;
+    look(&Exam { dir, index, options, monitor, ledger, known, findings, due: None, around: None, seed: 0, shown })
 }
 
 fn only_arcs(exam: &Exam<'_>) -> Result<Option<HashSet<ArcSerial>>> {
