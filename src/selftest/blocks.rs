@@ -191,7 +191,7 @@ impl<'a> Run<'a> {
         }
         if let Some(count) = self.exam.options.sample {
             // The same seed chooses the same blocks, whatever else is tested.
-            let random = Random(self.exam.seed ^ u64::from(entry.serial.0) << 16 ^ u64::from(self.copy.id().0));
+            let random = Random(self.exam.seed ^ entry.serial.0 << 16 ^ u64::from(self.copy.id().0));
             frames = sample(frames, count, random);
         }
         Some(Job {
