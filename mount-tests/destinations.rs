@@ -153,54 +153,108 @@ fn a_cut_setid_leaves_nothing_that_stands_in_the_way() {
 
 const SECRET: &str = "the-secret-of-the-bucket";
 
-/// moto with a certificate of its own, and one bucket; ends with the test.
-struct Moto {
+/// A server of another program; ends with the test.
+struct Server {
     child: Child,
     port: u16,
 }
 
-impl Drop for Moto {
+impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-impl Moto {
-    fn start(lab: &Lab) -> Moto {
+impl Server {
+    /// `program`: below the directory of the servers for tests; `command` adds what it needs to listen at a port.
+    fn start(lab: &Lab, program: &str, command: impl FnOnce(&mut Command, u16)) -> Server {
+        let port = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
+        let usual = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-servers");
+        let servers = std::env::var_os("ASSAY_TEST_SERVERS").map_or_else(usual, PathBuf::from);
+        let log = fs::File::create(lab.path("server.log")).expect("create");
+        let mut started = Command::new(servers.join(program));
+        command(&mut started, port);
+        let child = started.stdout(log.try_clone().expect("clone")).stderr(log).spawn();
+        let child = child.unwrap_or_else(|error| panic!("{program}: {error}: run contrib/test-servers"));
+        let server = Server { child, port };
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(90), "{program} does not start");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        server
+    }
+
+    /// moto with a certificate of its own, and one bucket.
+    fn moto(lab: &Lab) -> Server {
         let (key, cert) = (lab.path("tls.key"), lab.path("tls.pem"));
         let make = tool("openssl").args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
         let make = make.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]);
         make.arg("-keyout").arg(&key).arg("-out").arg(&cert).ok();
-        let port = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
-        let usual = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-servers");
-        let servers = std::env::var_os("ASSAY_TEST_SERVERS").map_or_else(usual, PathBuf::from);
-        let log = fs::File::create(lab.path("moto.log")).expect("create");
-        let mut command = Command::new(servers.join("venv/bin/moto_server"));
-        command.args(["-H", "127.0.0.1", "-s", "-p", &port.to_string(), "-c"]).arg(&cert).arg("-k").arg(&key);
-        let child = command.stdout(log.try_clone().expect("clone")).stderr(log).spawn();
-        let child = child.unwrap_or_else(|error| panic!("moto: {error}: run contrib/test-servers"));
-        let moto = Moto { child, port };
-        let begun = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(begun.elapsed() < Duration::from_secs(90), "moto does not start");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        let server = Server::start(lab, "venv/bin/moto_server", |command, port| {
+            command.args(["-H", "127.0.0.1", "-s", "-p", &port.to_string(), "-c"]).arg(&cert).arg("-k").arg(&key);
+        });
         let script = "import sys, ssl, urllib.request as r\n\
                       auth = 'AWS4-HMAC-SHA256 Credential=id/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0'\n\
                       q = r.Request(sys.argv[1], method='PUT', headers={'Authorization': auth})\n\
                       r.urlopen(q, context=ssl._create_unverified_context())";
-        let url = format!("https://localhost:{port}/bucket");
+        let url = format!("https://localhost:{}/bucket", server.port);
         tool("/usr/bin/python3").args(["-c", script, &url]).unset("SSL_CERT_FILE").ok();
-        moto
+        server
     }
+}
+
+/// As docs/destinations.md has it for what only rclone reaches.
+#[test]
+fn what_rclone_serves_has_a_whole_copy_and_it_comes_back() {
+    let lab = Lab::with_files(&[("a", b"some bytes")]);
+    fs::write(lab.path("loopback"), format!("{SECRET}\n")).expect("write");
+    fs::create_dir(lab.path("served")).expect("mkdir");
+    let there = lab.path("served/laptop");
+    let server = Server::start(&lab, "rclone", |command, port| {
+        let address = format!("127.0.0.1:{port}");
+        command.args(["serve", "webdav"]).arg(lab.path("served")).args(["--addr", &address]);
+        command.args(["--user", "ann", "--pass", SECRET, "--vfs-cache-mode", "off", "--dir-cache-time", "0"]);
+        command.args(["--config", "/dev/null"]);
+    });
+    let text = format!(
+        "[[destination]]\nname = \"drive\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:{}/laptop\"\nuser = \"ann\"\n\
+         password-file = \"{}\"\n",
+        server.port,
+        lab.path("loopback").display()
+    );
+    fs::write(lab.repo().join("dest.toml"), &text).expect("write");
+    let absent = dest(&lab, &["setid", "drive"]).run().code(1);
+    assert!(absent.err().contains("DEST_ABSENT") && !there.exists(), "{}", absent.err());
+    fs::create_dir_all(&there).expect("mkdir");
+    let set = dest(&lab, &["setid", "drive"]).ok().out();
+    for words in ["copy 1", "Refuses   to replace an object", "what is sent is read back", "allowed"] {
+        assert!(set.contains(words), "no {words}: {set}");
+    }
+    lab.assay("backup", crate::support::NONE).arg(lab.src()).ok();
+    assert!(dest(&lab, &["verify", "drive"]).ok().out().contains("drive"));
+    let arcs: Vec<_> = names_in(&there).into_iter().filter(|name| name.starts_with(b"arc.")).collect();
+    assert_eq!(arcs.len(), names_in(&there).len() - 1, "DESTID, and nothing but arcs: {:?}", names_in(&there));
+    for arc in arcs {
+        let arc = String::from_utf8(arc).expect("UTF-8");
+        tool("cmp").arg(lab.repo().join(&arc)).arg(there.join(&arc)).ok();
+    }
+    // Nothing is left but the key and the table.
+    let other = lab.path("anew");
+    fs::create_dir(&other).expect("mkdir");
+    tool("chmod").arg("700").arg(&other).ok();
+    fs::write(other.join("dest.toml"), &text).expect("write");
+    fs::copy(lab.repo().join("key.conf"), other.join("key.conf")).expect("copy");
+    lab.assay_on(&other, "recover", ["--from", "drive", "--arcs"]).ok();
+    lab.assay_on(&other, "selftest", ["-v", "4"]).ok();
 }
 
 /// An encrypted connection, credentials from where dest.toml says, and no secret in anything that stays.
 #[test]
 fn a_bucket_is_reached_by_tls_with_credentials_of_the_environment() {
     let lab = Lab::with_files(&[("a", b"some bytes")]);
-    let moto = Moto::start(&lab);
+    let moto = Server::moto(&lab);
     let table = |name: &str, secret: &str| {
         format!(
             "[[destination]]\nname = \"{name}\"\ntype = \"s3\"\nendpoint = \"https://localhost:{}\"\nbucket = \"bucket\"\n\

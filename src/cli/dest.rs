@@ -250,10 +250,11 @@ fn exam_text(settings: &Settings, exam: &Exam) -> String {
     if !exam.accepts.is_empty() {
         line("Accepts", format!("{}: its word does not count", list(&exam.accepts)));
     }
-    let proof = match settings.verify {
-        Verify::Trust => "none: verify = \"trust\"",
-        Verify::Server if exam.refuses.contains(&Lie::Sha256) => "the server compares the sha256",
-        Verify::Server | Verify::Read => "what is sent is read back",
+    let proof = match (settings.verify, settings.checksum().filter(|sum| exam.refuses.contains(sum))) {
+        (Verify::Trust, _) => "none: verify = \"trust\"",
+        (Verify::Server, Some(Lie::Md5)) => "the server compares the md5",
+        (Verify::Server, Some(_)) => "the server compares the sha256",
+        (Verify::Server | Verify::Read, _) => "what is sent is read back",
     };
     line("Proof", proof.into());
     let left = || format!("not allowed: {} stay there, named test.…", counted(exam.left, "object"));

@@ -82,7 +82,9 @@ impl Place {
             pace: pace.clone(),
             copy: mark.copy,
             notes,
-            is_honest: known.of_mark(&mark).is_some_and(|place| place.is_honest()),
+            is_honest: settings
+                .checksum()
+                .is_some_and(|sum| known.of_mark(&mark).is_some_and(|place| place.refuses(sum))),
             met_damage: AtomicBool::new(false),
             there: listed.into_iter().filter_map(arc).collect(),
         })

@@ -136,7 +136,8 @@ impl<S: Storage> Storage for Faulty<S> {
                 _ => {}
             }
             let told = self.inner.put(object, &bytes.as_slice())?;
-            Ok(if let Some(Fault::Claim(claim)) = fault { Compared::Told(claim.clone()) } else { told })
+            let Some(Fault::Claim(found)) = fault else { return Ok(told) };
+            Ok(Compared::Told { source: Checksum::sha256(&body.sum()?), found: found.clone() })
         })
     }
 

@@ -9,19 +9,24 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpService,
 };
-use reqwest::header::{CONTENT_RANGE, HeaderMap, RANGE, RETRY_AFTER};
-use reqwest::{Client, StatusCode};
+use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, RANGE, RETRY_AFTER};
+use reqwest::{Client, Method, StatusCode, Url};
 
+use super::cloud::{Asked, Header};
 use crate::error::Trouble;
 use crate::text::one_line;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-/// Longest explanation that is read.
-const MAX_ANSWER_BYTES: usize = 64 << 10;
+/// Longest explanation of an error that is read.
+const MAX_ERROR_BYTES: usize = 64 << 10;
+/// Longest answer that is held in memory as a whole: a page of a listing.
+pub const MAX_ANSWER_BYTES: usize = if cfg!(test) { 2 << 20 } else { 64 << 20 };
 const MAX_TEXT_CHARS: usize = 200;
 
 /// A client as object_store wants it.
@@ -30,9 +35,15 @@ pub struct Http(pub Client);
 
 impl Http {
     pub fn new() -> reqwest::Result<Http> {
+        Http::with_headers(HeaderMap::new())
+    }
+
+    /// With these in each request.
+    pub fn with_headers(headers: HeaderMap) -> reqwest::Result<Http> {
         let client = Client::builder()
             .user_agent(concat!("assay/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_LIMIT)
+            .default_headers(headers)
             .redirect(reqwest::redirect::Policy::none())
             .http1_only()
             .build()?;
@@ -47,15 +58,98 @@ impl Http {
             // Some servers forget to say that it is a part.
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
-        if status.is_success() {
-            return Ok(response);
-        }
         let (parts, body) = response.into_parts();
-        let text = body.bytes().await.unwrap_or_default();
-        let answer = Answer::new(status, &parts.headers, &text);
-        Err(HttpError::new(HttpErrorKind::Unknown, answer))
+        if !status.is_success() {
+            let text = start_of(body.bytes_stream()).await;
+            let answer = Answer::new(status, &parts.headers, &text);
+            return Err(HttpError::new(HttpErrorKind::Unknown, answer));
+        }
+        // What is read by ranges is counted by who reads it.
+        let body = if is_range { body } else { all_of(body.bytes_stream()).await?.into() };
+        Ok(HttpResponse::from_parts(parts, body))
+    }
+
+    /// What a request of our own is answered.
+    pub async fn ask(&self, request: reqwest::Request) -> Asked<(HeaderMap, Bytes)> {
+        let lost = |error: reqwest::Error| failed(error.without_url());
+        let response = self.0.execute(request).await.map_err(lost)?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.bytes_stream().map(|piece| piece.map_err(reqwest::Error::without_url));
+        if !status.is_success() {
+            return Err(failed(Answer::new(status, &headers, &start_of(body).await)));
+        }
+        Ok((headers, all_of(body).await.map_err(failed)?))
     }
 }
+
+/// As much of a body as explains an error.
+async fn start_of<E>(body: impl Stream<Item = Result<Bytes, E>>) -> Vec<u8> {
+    let (mut body, mut text) = (std::pin::pin!(body), Vec::new());
+    while let Some(Ok(piece)) = body.next().await {
+        text.extend_from_slice(&piece);
+        if text.len() >= MAX_ERROR_BYTES {
+            break;
+        }
+    }
+    text.truncate(MAX_ERROR_BYTES);
+    text
+}
+
+/// A whole body, if it is not too long.
+async fn all_of<E: StdError + Send + Sync + 'static>(
+    body: impl Stream<Item = Result<Bytes, E>>,
+) -> Result<Bytes, HttpError> {
+    let (mut body, mut all) = (std::pin::pin!(body), Vec::new());
+    while let Some(piece) = body.next().await {
+        let piece = piece.map_err(|error| HttpError::new(HttpErrorKind::Unknown, error))?;
+        if all.len() + piece.len() > MAX_ANSWER_BYTES {
+            return Err(HttpError::new(HttpErrorKind::Unknown, too_long()));
+        }
+        all.extend_from_slice(&piece);
+    }
+    Ok(all.into())
+}
+
+fn too_long() -> Met {
+    Met(Trouble::Refused(format!("its answer has more than {} MiB", MAX_ANSWER_BYTES >> 20)))
+}
+
+/// What a client's error is made of.
+pub fn failed(source: impl Into<Box<dyn StdError + Send + Sync>>) -> object_store::Error {
+    object_store::Error::Generic { store: "service", source: source.into() }
+}
+
+/// A request without a body, for a signature.
+pub fn signable(method: Method, url: &str, headers: Vec<Header>) -> Asked<HttpRequest> {
+    let mut request = HttpRequest::new(HttpRequestBody::empty());
+    *request.method_mut() = method;
+    *request.uri_mut() = url.parse().map_err(failed)?;
+    for (name, value) in headers {
+        let value = HeaderValue::from_str(&value).map_err(failed)?;
+        request.headers_mut().insert(HeaderName::from_static(name), value);
+    }
+    Ok(request)
+}
+
+/// The same for the connection.
+pub fn signed(mut request: HttpRequest) -> Asked<reqwest::Request> {
+    let url = Url::parse(&request.uri().to_string()).map_err(failed)?;
+    let mut signed = reqwest::Request::new(request.method().clone(), url);
+    *signed.headers_mut() = std::mem::take(request.headers_mut());
+    Ok(signed)
+}
+
+/// An error whose meaning is known where it is met.
+#[derive(Debug)]
+pub struct Met(pub Trouble);
+
+impl fmt::Display for Met {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.code())
+    }
+}
+
+impl StdError for Met {}
 
 impl HttpService for Http {
     fn call<'a, 'b>(
@@ -88,13 +182,15 @@ pub struct Answer {
 
 impl Answer {
     pub fn new(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
-        let body = std::str::from_utf8(body.get(..MAX_ANSWER_BYTES).unwrap_or(body)).unwrap_or_default();
+        let body = std::str::from_utf8(body).unwrap_or_default();
         let element = |name: &str| {
             let (_, rest) = body.split_once(&format!("<{name}>"))?;
             rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
         };
         let clean = |text: &str| one_line(text).chars().take(MAX_TEXT_CHARS).collect::<String>();
-        let code = clean(element("Code").unwrap_or_default());
+        // An answer to HEAD has no body.
+        let named = headers.get("x-ms-error-code").and_then(|value| value.to_str().ok());
+        let code = clean(element("Code").or(named).unwrap_or_default());
         let text = clean(element("Message").unwrap_or_default());
         Answer { status: status.as_u16(), retry_after_s: retry_after_s(headers), code, text }
     }
@@ -103,7 +199,7 @@ impl Answer {
         let what = self.to_string();
         let is = |codes: &[&str]| codes.contains(&self.code.as_str());
         match self.status {
-            _ if is(&["NoSuchBucket"]) => Trouble::Absent(what),
+            _ if is(&["NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"]) => Trouble::Absent(what),
             _ if is(&["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"]) => Trouble::Full(what),
             _ if self.is_expired() => Trouble::Denied(what),
             _ if is(&["SlowDown", "RequestLimitExceeded", "Throttling", "TooManyRequests", "ServiceUnavailable"]) => {
@@ -156,6 +252,9 @@ pub fn trouble_of(error: &(dyn StdError + 'static)) -> Option<Trouble> {
         if let Some(answer) = cause.downcast_ref::<Answer>() {
             return Some(answer.trouble());
         }
+        if let Some(Met(trouble)) = cause.downcast_ref() {
+            return Some(trouble.clone());
+        }
         is_connection |= cause.is::<HttpError>() || cause.is::<reqwest::Error>();
         last = cause.to_string();
     }
@@ -174,6 +273,8 @@ mod tests {
         for (status, body, code) in [
             (404, "", "DEST_NOT_FOUND"),
             (404, "<Error><Code>NoSuchBucket</Code></Error>", "DEST_ABSENT"),
+            (404, "<Error><Code>ContainerNotFound</Code></Error>", "DEST_ABSENT"),
+            (409, "<Error><Code>BlobAlreadyExists</Code></Error>", "DEST_EXISTS"),
             (403, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>", "DEST_DENIED"),
             (400, "<Error><Code>ExpiredToken</Code></Error>", "DEST_DENIED"),
             (400, "<Error><Code>BadDigest</Code></Error>", "DEST_REFUSED"),

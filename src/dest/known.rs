@@ -59,9 +59,9 @@ impl Place {
         Place { id, copy, name, marked: false, tested_s: None, refuses, accepts, deletes: false }
     }
 
-    /// It was found to refuse a wrong SHA-256.
-    pub fn is_honest(&self) -> bool {
-        self.refuses.contains(&Lie::Sha256)
+    /// It was found to refuse this.
+    pub fn refuses(&self, lie: Lie) -> bool {
+        self.refuses.contains(&lie)
     }
 
     pub fn tested_s(&self) -> Option<u64> {

@@ -5,10 +5,12 @@
 //! an error; a listing is whole or an error; a place that is not there is `Absent`, never empty. Nothing here judges the
 //! bytes of an arc: they prove themselves.
 
+mod cloud;
 mod dir;
 mod exam;
 #[cfg(test)]
 pub(crate) mod faulty;
+mod fields;
 mod http;
 mod known;
 pub mod mark;
@@ -18,9 +20,11 @@ mod s3;
 mod secret;
 pub mod settings;
 mod sftp;
+mod sign;
 mod ssh;
 #[cfg(test)]
 pub(crate) mod tests;
+mod webdav;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -46,6 +50,8 @@ const READ_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 30 
 const STALL_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 30 });
 /// Longest range that is read at once.
 const MAX_READ_BYTES: u64 = 64 << 20;
+/// Most objects that a listing may have.
+const MAX_OBJECTS: usize = if cfg!(test) { 20_000 } else { 10_000_000 };
 
 /// All destinations of a backup dir, in the order of dest.toml.
 ///
@@ -85,6 +91,10 @@ pub fn open(dir: &BackupDir, settings: &Settings, variables: Variables<'_>) -> R
         settings::Place::S3(s3) => {
             let credentials = secret::Credentials::find(&settings.name, s3, variables)?;
             Box::new(s3::S3::open(&settings.name, s3, &credentials)?)
+        }
+        settings::Place::WebDav(webdav) => {
+            let password = secret::of_webdav(&settings.name, webdav, variables)?;
+            Box::new(webdav::WebDav::open(&settings.name, webdav, password.as_ref())?)
         }
     })
 }
@@ -153,8 +163,11 @@ impl Checksum {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compared {
     Nothing,
-    /// It has computed this of what came.
-    Told(Checksum),
+    /// It has computed `found` of what came, where `source` was sent.
+    Told {
+        source: Checksum,
+        found: Checksum,
+    },
 }
 
 /// What a put says or asks that a careful service refuses.
@@ -212,6 +225,10 @@ fn pieces(body: &dyn Body, most: u64) -> impl Iterator<Item = Result<(u64, Vec<u
 /// An error of the destination `dest`, about an object or (empty) the place as a whole.
 fn trouble(dest: &str, object: &str, trouble: Trouble) -> Error {
     Error::Dest { dest: dest.into(), object: object.into(), trouble }
+}
+
+fn too_many() -> Trouble {
+    Trouble::Refused(format!("its listing has more than {MAX_OBJECTS} objects"))
 }
 
 /// What came instead of a range.

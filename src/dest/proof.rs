@@ -1,7 +1,8 @@
 //! Proof that an object is stored: nothing counts as stored before it.
 //!
-//! Invariants: what is compared is the SHA-256 of what is there with that of what was to be sent; what a service says to
-//! have compared counts only where the lie test found that it does compare; what is read back comes from the medium.
+//! Invariants: what is compared is a checksum of what is there with that of what was sent, by SHA-256 where it is read
+//! back; what a service says to have compared counts only where the lie test found that it does compare; what is read back
+//! comes from the medium.
 
 use std::time::Instant;
 
@@ -22,13 +23,13 @@ const _: () = assert!(MOST_BYTES <= MAX_READ_BYTES);
 pub enum Proof {
     /// It was read, and has the right length and SHA-256.
     ReadBack,
-    /// The service's own SHA-256 is the right one, and it was found to refuse a wrong one.
+    /// The service's own checksum is the right one, and it was found to refuse a wrong one.
     Server,
     /// Nothing.
     Unverified,
 }
 
-/// Stores an object and proves it. `is_honest`: the service was found to refuse a wrong SHA-256.
+/// Stores an object and proves it. `is_honest`: the service was found to refuse a wrong checksum of the kind that it tells.
 ///
 /// # Errors
 /// Those of the storage; `Algorithm`, `Checksum`.
@@ -42,8 +43,8 @@ pub fn put_proven(
     let told = storage.put(object, body)?;
     match (verify, told) {
         (Verify::Trust, _) => Ok(Proof::Unverified),
-        (Verify::Server, Compared::Told(told)) if is_honest => {
-            compare(storage.name(), object, &Checksum::sha256(&body.sum()?), &told)?;
+        (Verify::Server, Compared::Told { source, found }) if is_honest => {
+            compare(storage.name(), object, &source, &found)?;
             Ok(Proof::Server)
         }
         (Verify::Server | Verify::Read, _) => {

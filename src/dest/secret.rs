@@ -5,12 +5,13 @@
 
 use std::fmt;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::settings::{S3, SecretFrom};
+use super::settings::{S3, SecretFrom, WebDav};
 use super::trouble;
 use crate::error::{Result, Trouble, io_text};
 use crate::os::file;
@@ -22,12 +23,15 @@ const MAX_BYTES: u64 = 64 << 10;
 /// A variable of the environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
+/// A secret, wiped when it is not needed any more.
+pub type Secret = Zeroizing<String>;
+
 /// What an S3 service knows us by.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub access_key: String,
-    pub secret: Zeroizing<String>,
-    pub token: Option<Zeroizing<String>>,
+    pub secret: Secret,
+    pub token: Option<Secret>,
 }
 
 impl fmt::Debug for Credentials {
@@ -49,31 +53,17 @@ impl Credentials {
     /// # Errors
     /// `Denied`, with what could not be had and from where.
     pub fn find(dest: &str, s3: &S3, variables: Variables<'_>) -> Result<Credentials> {
-        let denied = |what: String| trouble(dest, "", Trouble::Denied(what));
-        let variable = |name: &str| {
-            let value = variables(name).filter(|value| !value.is_empty());
-            value.ok_or_else(|| denied(format!("the variable {} is not set", shown(name))))
+        let denied = |what: &str| trouble(dest, "", Trouble::Denied(what.into()));
+        let Some(text) = find(dest, &s3.secret, variables)? else {
+            let needed = |name: &str| variable(dest, name, variables);
+            let token = variables("AWS_SESSION_TOKEN").filter(|token| !token.is_empty()).map(Zeroizing::new);
+            let (access_key, secret) = (needed("AWS_ACCESS_KEY_ID")?.to_string(), needed("AWS_SECRET_ACCESS_KEY")?);
+            return Ok(Credentials { access_key, secret, token });
         };
-        let text = match &s3.secret {
-            SecretFrom::Aws => {
-                let token = variables("AWS_SESSION_TOKEN").filter(|token| !token.is_empty()).map(Zeroizing::new);
-                let (access_key, secret) = (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?);
-                return Ok(Credentials { access_key, secret: Zeroizing::new(secret), token });
-            }
-            SecretFrom::Variable(name) => variable(name).map(Zeroizing::new)?,
-            SecretFrom::File(path) => {
-                let read = file::open_named(path).and_then(read_text);
-                read.map_err(|error| denied(format!("secret-key-file {}: {}", shown(path), io_text(&error))))?
-            }
-            SecretFrom::Command(command) => {
-                of_command(command).map_err(|what| denied(format!("credential-command: {what}")))?
-            }
-        };
-        let secret = text.trim();
-        if secret.starts_with('{') {
+        if text.trim().starts_with('{') {
             // The error's own text quotes what it met.
-            let printed: Printed = serde_json::from_str(secret)
-                .map_err(|_| denied("the credentials are no JSON of AWS's credential_process".into()))?;
+            let printed: Printed = serde_json::from_str(text.trim())
+                .map_err(|_| denied("the credentials are no JSON of AWS's credential_process"))?;
             return Ok(Credentials {
                 access_key: printed.access_key_id,
                 secret: Zeroizing::new(printed.secret_access_key),
@@ -81,13 +71,53 @@ impl Credentials {
             });
         }
         let Some(access_key) = s3.access_key.clone() else {
-            return Err(denied("there is a secret, and no access-key in dest.toml that it belongs to".into()));
+            return Err(denied("there is a secret, and no access-key in dest.toml that it belongs to"));
         };
-        if secret.is_empty() || secret.contains(char::is_whitespace) {
-            return Err(denied("the secret is empty, or more than one word".into()));
-        }
-        Ok(Credentials { access_key, secret: Zeroizing::new(secret.to_string()), token: None })
+        Ok(Credentials { access_key, secret: word(dest, &text)?, token: None })
     }
+}
+
+/// The password of a WebDAV server's user; None where there is no user.
+///
+/// # Errors
+/// `Denied`, as all of these.
+pub fn of_webdav(dest: &str, webdav: &WebDav, variables: Variables<'_>) -> Result<Option<Secret>> {
+    let text = find(dest, &webdav.password, variables)?;
+    // Spaces may belong to it.
+    Ok(text.map(|text| Zeroizing::new(text.trim_end_matches(['\n', '\r']).to_string())))
+}
+
+/// What dest.toml says where to find; None where it does not say.
+fn find(dest: &str, from: &SecretFrom, variables: Variables<'_>) -> Result<Option<Secret>> {
+    match from {
+        SecretFrom::Usual => Ok(None),
+        SecretFrom::Variable(name) => variable(dest, name, variables).map(Some),
+        SecretFrom::File(path) => of_file(dest, path).map(Some),
+        SecretFrom::Command(command) => {
+            let denied = |what: String| trouble(dest, "", Trouble::Denied(format!("credential-command: {what}")));
+            of_command(command).map_err(denied).map(Some)
+        }
+    }
+}
+
+fn variable(dest: &str, name: &str, variables: Variables<'_>) -> Result<Secret> {
+    let value = variables(name).filter(|value| !value.is_empty()).map(Zeroizing::new);
+    value.ok_or_else(|| trouble(dest, "", Trouble::Denied(format!("the variable {} is not set", shown(name)))))
+}
+
+fn of_file(dest: &str, path: &Path) -> Result<Secret> {
+    let denied = |error: std::io::Error| {
+        trouble(dest, "", Trouble::Denied(format!("the file of the secret, {}: {}", shown(path), io_text(&error))))
+    };
+    file::open_named(path).and_then(read_text).map_err(denied)
+}
+
+fn word(dest: &str, text: &str) -> Result<Secret> {
+    let secret = text.trim();
+    if secret.is_empty() || secret.contains(char::is_whitespace) {
+        return Err(trouble(dest, "", Trouble::Denied("the secret is empty, or more than one word".into())));
+    }
+    Ok(Zeroizing::new(secret.to_string()))
 }
 
 fn read_text(source: impl Read) -> std::io::Result<Zeroizing<String>> {
@@ -142,7 +172,7 @@ mod tests {
             (Some("id"), SecretFrom::File(path.clone()), None),
             (Some("id"), SecretFrom::Command("echo hunter2".into()), None),
             (None, SecretFrom::Command(json.into()), Some("t")),
-            (None, SecretFrom::Aws, None),
+            (None, SecretFrom::Usual, None),
         ] {
             let found = Credentials::find("d", &s3(access_key, from.clone()), &variables).unwrap();
             let token = token.map(|token: &str| Zeroizing::new(token.to_string()));
@@ -162,5 +192,24 @@ mod tests {
             let text = format!("{error} {error:?}");
             assert!(error.code() == "DEST_DENIED" && text.contains(word) && !text.contains("hunter2"), "{text}");
         }
+    }
+    #[test]
+    fn each_service_has_its_usual_variables() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("secret");
+        std::fs::write(&path, " hunter2 \n").unwrap();
+        let file = || SecretFrom::File(path.clone());
+        let set = |name: &'static str, value: &str| {
+            let value = value.to_string();
+            move |asked: &str| (asked == name).then(|| value.clone())
+        };
+        let secret = |text: &str| Zeroizing::new(text.to_string());
+
+        let webdav = |password| WebDav { url: "https://h".into(), user: Some("me".into()), password };
+        assert_eq!(of_webdav("d", &webdav(file()), &|_| None).unwrap(), Some(secret(" hunter2 ")));
+        assert_eq!(of_webdav("d", &webdav(SecretFrom::Usual), &|_| None).unwrap(), None);
+        let from = SecretFrom::Variable("P".into());
+        assert_eq!(of_webdav("d", &webdav(from.clone()), &set("P", "hunter2")).unwrap(), Some(secret("hunter2")));
+        assert_eq!(of_webdav("d", &webdav(from), &|_| None).unwrap_err().code(), "DEST_DENIED");
     }
 }

@@ -5,21 +5,16 @@
 
 use std::path::PathBuf;
 
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::backupdir::config::parse_size;
+use super::Lie;
+use super::fields::{Fields, line_of};
 use crate::text::shown;
 
 /// Requests in flight to a destination, unless its table says something else.
 const DEFAULT_WORKERS: u64 = 4;
 const MAX_WORKERS: u64 = 64;
 const MAX_NAME_LEN: usize = 32;
-/// Keys that every destination may have.
-const COMMON: &str = "name, type, workers, rate, onfail, off, verify";
-/// What users of other programs write for a secret.
-const SECRETS: [&str; 8] =
-    ["secret-key", "secret", "password", "secret-access-key", "token", "secret_key", "secret_access_key", "passphrase"];
 
 /// A destination as dest.toml has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +36,7 @@ pub enum Place {
     Dir { path: PathBuf },
     Sftp(Sftp),
     S3(S3),
+    WebDav(WebDav),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,11 +63,19 @@ pub struct S3 {
     pub class: Option<String>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebDav {
+    /// Of the collection, without a `/` at its end.
+    pub url: String,
+    pub user: Option<String>,
+    pub password: SecretFrom,
+}
+
 /// Where a secret is to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretFrom {
-    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
-    Aws,
+    /// Nothing is said: the variables that the service's own tools read.
+    Usual,
     Variable(String),
     File(PathBuf),
     Command(String),
@@ -130,17 +134,22 @@ impl Settings {
         Ok(all)
     }
 
-    /// `dir`, `sftp`, `s3`.
+    /// As it is written in dest.toml.
     pub fn type_name(&self) -> &'static str {
         match self.place {
             Place::Dir { .. } => "dir",
             Place::Sftp(_) => "sftp",
             Place::S3(_) => "s3",
+            Place::WebDav(_) => "webdav",
         }
     }
 
     /// Where it is, for people.
     pub fn place_text(&self) -> String {
+        let at = |kind: &str, bucket: &str, prefix: &str, endpoint: &Option<String>| {
+            let at = endpoint.as_ref().map_or(String::new(), |endpoint| format!(" at {endpoint}"));
+            shown(&format!("{kind}://{bucket}/{prefix}{at}")).to_string()
+        };
         match &self.place {
             Place::Dir { path } => shown(path).to_string(),
             Place::Sftp(sftp) => {
@@ -148,56 +157,46 @@ impl Settings {
                 let port = sftp.port.map_or(String::new(), |port| format!(":{port}"));
                 shown(&format!("sftp://{user}{}{port}/{}", sftp.host, sftp.path)).to_string()
             }
-            Place::S3(s3) => {
-                let at = s3.endpoint.as_ref().map_or(String::new(), |endpoint| format!(" at {endpoint}"));
-                shown(&format!("s3://{}/{}{at}", s3.bucket, s3.prefix)).to_string()
-            }
+            Place::S3(s3) => at("s3", &s3.bucket, &s3.prefix, &s3.endpoint),
+            Place::WebDav(webdav) => shown(&webdav.url).to_string(),
+        }
+    }
+
+    /// The checksum by which the service can prove what it has stored, if it refuses a wrong one.
+    pub fn checksum(&self) -> Option<Lie> {
+        match self.place {
+            Place::S3(_) => Some(Lie::Sha256),
+            Place::Dir { .. } | Place::Sftp(_) | Place::WebDav(_) => None,
         }
     }
 }
 
-/// Lines count from 1.
-fn line_of(text: &str, at: usize) -> usize {
-    text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
-}
+const TYPES: &str = "dir, sftp, s3 and webdav";
 
-/// One table, and which of its keys were asked for.
-struct Fields<'a> {
-    text: &'a str,
-    table: &'a DeTable<'a>,
-    line: usize,
-    asked: Vec<&'static str>,
-}
-
-type Field<'a> = (usize, &'a DeValue<'a>);
-
-impl<'a> Fields<'a> {
-    fn new(text: &'a str, table: &'a DeTable<'a>, line: usize) -> Fields<'a> {
-        Fields { text, table, line, asked: Vec::new() }
-    }
-
+impl Fields<'_> {
     fn settings(mut self) -> Result<Settings, String> {
         let name = self.name()?;
-        let (line, kind) = self.needed("type", "\"dir\", \"sftp\" or \"s3\"")?;
+        let (line, kind) = self.needed("type", "\"dir\" (others: sftp, s3, webdav)")?;
         let place = match kind.as_str() {
             "dir" => Place::Dir { path: self.absolute("path", "/mnt/usb/backup")? },
             "sftp" => Place::Sftp(self.sftp()?),
             "s3" => Place::S3(self.s3()?),
-            _ => return Err(format!("line {line}: there is no type {}: dir, sftp and s3 are known", shown(&kind))),
+            "webdav" => Place::WebDav(self.webdav()?),
+            _ => return Err(format!("line {line}: there is no type {}: {TYPES} are known", shown(&kind))),
         };
         let workers = self.number("workers", 1, MAX_WORKERS)?.unwrap_or(DEFAULT_WORKERS);
         let rate = self.size("rate")?;
         let on_fail = self.choice("onfail", &[("report", OnFail::Report), ("ignore", OnFail::Ignore)])?;
         let off = self.flag("off")?;
-        let (choices, usual): (&[_], _) = match place {
-            Place::S3(_) => {
-                (&[("server", Verify::Server), ("read", Verify::Read), ("trust", Verify::Trust)], Verify::Server)
-            }
-            _ => (&[("read", Verify::Read), ("trust", Verify::Trust)], Verify::Read),
-        };
-        let verify = self.choice("verify", choices)?.unwrap_or(usual);
+        let on_fail = on_fail.unwrap_or(OnFail::Report);
+        let mut settings = Settings { name, place, workers, rate, on_fail, off, verify: Verify::Read };
+        let choices = [("server", Verify::Server), ("read", Verify::Read), ("trust", Verify::Trust)];
+        // The first one is the usual one.
+        let choices = if settings.checksum().is_some() { &choices[..] } else { &choices[1..] };
+        let usual = choices.first().map_or(Verify::Read, |(_, verify)| *verify);
+        settings.verify = self.choice("verify", choices)?.unwrap_or(usual);
         self.nothing_else(&kind)?;
-        Ok(Settings { name, place, workers, rate, on_fail: on_fail.unwrap_or(OnFail::Report), off, verify })
+        Ok(settings)
     }
 
     fn name(&mut self) -> Result<String, String> {
@@ -239,140 +238,101 @@ impl<'a> Fields<'a> {
     }
 
     fn s3(&mut self) -> Result<S3, String> {
-        let endpoint = self.string("endpoint")?;
-        if let Some((line, url)) = &endpoint {
-            let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-            if !rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', '?', '#', ' '])) {
-                return Err(format!(
-                    "line {line}: endpoint is no URL: say \"https://s3.example.org\", without user and query"
-                ));
-            }
-        }
-        let (line, bucket) = self.needed("bucket", "\"my-backups\"")?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-        if !(3..=63).contains(&bucket.len()) || !bucket.chars().all(plain) {
-            return Err(format!("line {line}: this is no name of a bucket: 3 to 63 letters, digits, -, _ and ."));
-        }
-        let prefix = match self.string("prefix")? {
-            None => String::new(),
-            Some((line, prefix)) => {
-                let prefix = prefix.trim_matches('/');
-                let good = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(plain);
-                if !prefix.is_empty() && !prefix.split('/').all(good) {
-                    return Err(format!(
-                        "line {line}: the prefix has odd characters: letters, digits, -, _, . and / are taken"
-                    ));
-                }
-                if prefix.is_empty() { String::new() } else { format!("{prefix}/") }
-            }
-        };
+        let (endpoint, bucket, prefix) = (self.endpoint()?, self.bucket("bucket")?, self.prefix()?);
         let region = self.string("region")?.map_or("us-east-1".into(), |(_, region)| region);
         let access_key = self.string("access-key")?.map(|(_, key)| key);
-        let (secret, class) = (self.secret(access_key.is_some())?, self.string("class")?.map(|(_, class)| class));
-        let endpoint = endpoint.map(|(_, url)| url.trim_end_matches('/').to_string());
+        let (secret, class) = (self.secret(["secret-key-env", "secret-key-file"])?, self.class()?);
+        if access_key.is_some() && secret == SecretFrom::Usual {
+            let line = self.line;
+            return Err(format!(
+                "line {line}: access-key needs its secret: say secret-key-env, secret-key-file or credential-command"
+            ));
+        }
         Ok(S3 { endpoint, bucket, prefix, region, access_key, secret, class })
     }
 
-    fn secret(&mut self, has_access_key: bool) -> Result<SecretFrom, String> {
-        let variable = self.string("secret-key-env")?.map(|(_, name)| SecretFrom::Variable(name));
-        let file = match self.string("secret-key-file")? {
-            Some(_) => Some(SecretFrom::File(self.absolute("secret-key-file", "/etc/assay/b2-key")?)),
+    fn webdav(&mut self) -> Result<WebDav, String> {
+        let line = self.line;
+        let url = self.url("url")?.ok_or_else(|| {
+            format!("line {line}: this destination has no url: add url = \"https://cloud.example.org/dav/backups\"")
+        })?;
+        let user = self.string("user")?;
+        if let Some((line, _)) = user.as_ref().filter(|(_, user)| user.is_empty() || user.contains([':', '\n'])) {
+            return Err(format!("line {line}: user must be a name: not empty, without `:`"));
+        }
+        let password = self.secret(["password-env", "password-file"])?;
+        if user.is_some() != (password != SecretFrom::Usual) {
+            return Err(format!(
+                "line {line}: user and password come together: say user, and password-env, password-file or credential-command"
+            ));
+        }
+        Ok(WebDav { url, user: user.map(|(_, user)| user), password })
+    }
+
+    fn endpoint(&mut self) -> Result<Option<String>, String> {
+        self.url("endpoint")
+    }
+
+    fn class(&mut self) -> Result<Option<String>, String> {
+        Ok(self.string("class")?.map(|(_, class)| class))
+    }
+
+    /// Without a `/` at its end.
+    fn url(&mut self, key: &'static str) -> Result<Option<String>, String> {
+        let Some((line, url)) = self.string(key)? else { return Ok(None) };
+        let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+        let odd = |c: char| matches!(c, '@' | '?' | '#') || c.is_whitespace() || c.is_control();
+        if !rest.is_some_and(|rest| !rest.trim_matches('/').is_empty() && !rest.contains(odd)) {
+            return Err(format!(
+                "line {line}: {key} is no URL: say \"https://s3.example.org\", without user and query"
+            ));
+        }
+        Ok(Some(url.trim_end_matches('/').to_string()))
+    }
+
+    fn bucket(&mut self, key: &'static str) -> Result<String, String> {
+        let (line, bucket) = self.needed(key, "\"my-backups\"")?;
+        if !(3..=63).contains(&bucket.len()) || !bucket.chars().all(is_plain) {
+            return Err(format!("line {line}: this is no name of a {key}: 3 to 63 letters, digits, -, _ and ."));
+        }
+        Ok(bucket)
+    }
+
+    fn prefix(&mut self) -> Result<String, String> {
+        let Some((line, prefix)) = self.string("prefix")? else { return Ok(String::new()) };
+        let prefix = prefix.trim_matches('/');
+        let good = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(is_plain);
+        if !prefix.is_empty() && !prefix.split('/').all(good) {
+            return Err(format!(
+                "line {line}: the prefix has odd characters: letters, digits, -, _, . and / are taken"
+            ));
+        }
+        Ok(if prefix.is_empty() { String::new() } else { format!("{prefix}/") })
+    }
+
+    /// Where the secret is to be had: the keys that name a variable and a file, or a command.
+    fn secret(&mut self, [variable_key, file_key]: [&'static str; 2]) -> Result<SecretFrom, String> {
+        let variable = self.string(variable_key)?.map(|(_, name)| SecretFrom::Variable(name));
+        let file = match self.string(file_key)? {
+            Some(_) => Some(SecretFrom::File(self.absolute(file_key, "/etc/assay/secret")?)),
             None => None,
         };
         let command = self.string("credential-command")?.map(|(_, command)| SecretFrom::Command(command));
         let line = self.line;
         let mut given = [variable, file, command].into_iter().flatten();
         match (given.next(), given.next()) {
-            (None, _) if has_access_key => Err(format!(
-                "line {line}: access-key needs its secret: say secret-key-env, secret-key-file or credential-command"
-            )),
-            (None, _) => Ok(SecretFrom::Aws),
+            (None, _) => Ok(SecretFrom::Usual),
             (Some(one), None) => Ok(one),
             (Some(_), Some(_)) => {
-                Err(format!("line {line}: say only one of secret-key-env, secret-key-file and credential-command"))
+                Err(format!("line {line}: say only one of {variable_key}, {file_key} and credential-command"))
             }
         }
     }
+}
 
-    fn get(&mut self, key: &'static str) -> Option<Field<'a>> {
-        self.asked.push(key);
-        let (key, value) = self.table.get_key_value(key)?;
-        Some((line_of(self.text, Spanned::span(key).start), value.get_ref()))
-    }
-
-    fn string(&mut self, key: &'static str) -> Result<Option<(usize, String)>, String> {
-        match self.get(key) {
-            None => Ok(None),
-            Some((line, DeValue::String(text))) => Ok(Some((line, text.to_string()))),
-            Some((line, _)) => Err(format!("line {line}: {key} must be a text in quotes")),
-        }
-    }
-
-    fn needed(&mut self, key: &'static str, example: &str) -> Result<(usize, String), String> {
-        let line = self.line;
-        self.string(key)?.ok_or_else(|| format!("line {line}: this destination has no {key}: add {key} = {example}"))
-    }
-
-    fn absolute(&mut self, key: &'static str, example: &str) -> Result<PathBuf, String> {
-        let (line, path) = self.needed(key, &format!("\"{example}\""))?;
-        if !path.starts_with('/') || path.contains('\0') {
-            return Err(format!("line {line}: {key} must be an absolute path, as \"{example}\""));
-        }
-        Ok(path.into())
-    }
-
-    fn number(&mut self, key: &'static str, low: u64, high: u64) -> Result<Option<u64>, String> {
-        let Some((line, value)) = self.get(key) else { return Ok(None) };
-        let number = value.as_integer().filter(|number| number.radix() == 10);
-        let number =
-            number.and_then(|number| number.as_str().parse().ok()).filter(|number| (low..=high).contains(number));
-        number.map(Some).ok_or_else(|| format!("line {line}: {key} must be a number between {low} and {high}"))
-    }
-
-    fn size(&mut self, key: &'static str) -> Result<Option<u64>, String> {
-        let Some((line, text)) = self.string(key)? else { return Ok(None) };
-        match parse_size(&text) {
-            Ok(bytes) if bytes > 0 => Ok(Some(bytes)),
-            _ => Err(format!("line {line}: {key} must be bytes a second, as \"500k\" or \"20M\"")),
-        }
-    }
-
-    fn flag(&mut self, key: &'static str) -> Result<bool, String> {
-        match self.get(key) {
-            None => Ok(false),
-            Some((_, DeValue::Boolean(flag))) => Ok(*flag),
-            Some((line, _)) => Err(format!("line {line}: {key} must be true or false, without quotes")),
-        }
-    }
-
-    fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Result<Option<T>, String> {
-        let Some((line, word)) = self.string(key)? else { return Ok(None) };
-        let words: Vec<String> = choices.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-        match choices.iter().find(|(known, _)| *known == word) {
-            Some((_, value)) => Ok(Some(*value)),
-            None => Err(format!("line {line}: {key} must be {} here", words.join(" or "))),
-        }
-    }
-
-    fn nothing_else(&self, kind: &str) -> Result<(), String> {
-        let Some((key, _)) = self.table.iter().find(|(key, _)| !self.asked.contains(&key.get_ref().as_ref())) else {
-            return Ok(());
-        };
-        let (line, key) = (line_of(self.text, key.span().start), key.get_ref().as_ref());
-        if SECRETS.contains(&key) {
-            return Err(format!(
-                "line {line}: secrets don't stand in dest.toml: name a file or variable that has it, by secret-key-file or \
-                 secret-key-env, or a credential-command"
-            ));
-        }
-        let own: Vec<&str> =
-            self.asked.iter().copied().filter(|key| !COMMON.split(", ").any(|word| word == *key)).collect();
-        Err(format!(
-            "line {line}: a destination of type {kind} has no setting `{}`: it knows {COMMON}, {}",
-            shown(key),
-            own.join(", ")
-        ))
-    }
+/// In names of buckets and prefixes.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')
 }
 
 #[cfg(test)]
@@ -410,12 +370,30 @@ mod tests {
         assert_eq!(sftp.ssh_command, ["ssh", "-F", "/x"]);
     }
 
+    #[test]
+    fn services_are_named_by_their_own_words() {
+        let text = "[[destination]]\nname = \"dav\"\ntype = \"webdav\"\nurl = \"https://h/dav/\"\nuser = \"me\"\n\
+                    password-file = \"/etc/p\"\n\
+                    [[destination]]\nname = \"open\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:8080\"\n";
+        let all = Settings::parse_all(text).unwrap();
+        let places: Vec<_> = all.iter().map(|all| (all.type_name(), all.place_text(), all.verify)).collect();
+        let place = |kind, place: &str, verify| (kind, place.to_string(), verify);
+        assert_eq!(
+            places,
+            [place("webdav", "https://h/dav", Verify::Read), place("webdav", "http://127.0.0.1:8080", Verify::Read),]
+        );
+        assert_eq!(all.iter().map(Settings::checksum).collect::<Vec<_>>(), [None, None]);
+        let Place::WebDav(dav) = &all[0].place else { panic!("{all:?}") };
+        assert_eq!((dav.user.as_deref(), &dav.password), (Some("me"), &SecretFrom::File("/etc/p".into())));
+    }
+
     /// Each line that is wrong, in a table that is right but for it: the line's number and a word of the remedy.
     #[test]
     fn what_is_wrong_is_one_line_with_its_place_and_remedy() {
         let dir = "name = \"usb\"\ntype = \"dir\"\npath = \"/p\"\n";
         let s3 = "name = \"c\"\ntype = \"s3\"\nbucket = \"bucket\"\n";
         let sftp = "name = \"s\"\ntype = \"sftp\"\nhost = \"h\"\npath = \"p\"\n";
+        let webdav = "name = \"w\"\ntype = \"webdav\"\nurl = \"https://h\"\n";
         let cases = [
             (dir, "pth = \"/q\"", "line 5:", "path"),
             (dir, "bucket = \"b\"", "line 5:", "type dir has no setting `bucket`"),
@@ -436,6 +414,12 @@ mod tests {
             (sftp, "user = \"-oProxyCommand=x\"", "line 4:", "no - in front"),
             (sftp, "port = 70000", "line 6:", "65535"),
             (sftp, "ssh-command = \" \"", "line", "leave it out"),
+            (webdav, "user = \"me\"", "line 1:", "password-file"),
+            (webdav, "password-env = \"P\"", "line 1:", "come together"),
+            (webdav, "user = \"a:b\"\npassword-env = \"P\"", "line 5:", "without `:`"),
+            (webdav, "password = \"hunter2\"", "line 5:", "password-file"),
+            (webdav, "verify = \"server\"", "line 5:", "\"read\" or \"trust\""),
+            (webdav, "bucket = \"b\"", "line 5:", "url, user, password-env"),
             (dir, "broken = ", "line 5:", ""),
             (dir, "path = \"/again\"", "line 5:", "duplicate"),
         ];
@@ -459,6 +443,7 @@ mod tests {
             ("x = 1", "`x`"),
             ("[[destination]]\ntype = \"dir\"", "add name ="),
             ("[[destination]]\nname = \"a\"\ntype = \"ftp\"", "no type ftp"),
+            ("[[destination]]\nname = \"a\"\ntype = \"webdav\"", "add url ="),
             ("destination = [1]", "[[destination]]"),
         ] {
             assert!(Settings::parse_all(text).unwrap_err().contains(word), "{text}");

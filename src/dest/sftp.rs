@@ -15,8 +15,8 @@ use tokio::runtime::Handle;
 
 use super::dir::PART;
 use super::ssh::Ssh;
-use super::{Body, Compared, Lie, Object, READ_LIMIT, STALL_LIMIT, Storage, check_range, runtime, settings};
-use super::{pieces, trouble, wrong_range};
+use super::{Body, Compared, Lie, MAX_OBJECTS, Object, READ_LIMIT, STALL_LIMIT, Storage, settings};
+use super::{check_range, pieces, runtime, too_many, trouble, wrong_range};
 use crate::error::{Error, Result, Trouble};
 use crate::sync::lock;
 use crate::text::one_line;
@@ -307,6 +307,9 @@ impl Sftp {
                 {
                     objects.push(Object { name: file.filename, len_bytes });
                 }
+            }
+            if objects.len() > MAX_OBJECTS {
+                return Err(trouble(&self.name, "", too_many()).into());
             }
         }
         self.soon("", session.raw.close(dir)).await??;

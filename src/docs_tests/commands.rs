@@ -122,3 +122,15 @@ fn every_link_of_the_docs_leads_somewhere() {
         }
     }
 }
+
+/// Each block of a page that has tables of dest.toml is one, as far as it goes.
+#[test]
+fn tables_of_destinations_in_the_documents_are_understood() {
+    let text = file("docs/destinations.md");
+    let blocks = text.split("```\n").skip(1).step_by(2).filter(|block| block.contains("[[destination]]"));
+    let kinds: Vec<_> = blocks
+        .flat_map(|block| crate::dest::Settings::parse_all(block).unwrap_or_else(|what| panic!("{what}: {block}")))
+        .map(|settings| settings.type_name())
+        .collect();
+    assert_eq!(kinds, ["dir", "sftp", "s3", "webdav", "webdav"]);
+}

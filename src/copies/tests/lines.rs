@@ -140,12 +140,19 @@ fn real_servers_get_whole_copies() {
         sftp.path,
         sftp.ssh_command.join(" ")
     );
-    let world = World::of(&|_| s3_table("moto", moto.port) + &s3_table("rclone", rclone.port) + &home);
+    let webdav = Server::rclone_webdav();
+    let more = format!(
+        "[[destination]]\nname = \"dav\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:{}/some/where\"\n\
+         user = \"{KEY}\"\npassword-env = \"SECRET\"\n",
+        webdav.port,
+    );
+    let world = World::of(&|_| s3_table("moto", moto.port) + &s3_table("rclone", rclone.port) + &home + &more);
     for round in 1..3 {
         let reports = patient(&world);
         assert!(reports.iter().all(|one| one.exit() == Exit::Ok && one.proven == 5 && one.behind == 0), "{reports:?}");
         // What the servers have in their own files.
-        for place in [rclone.dir.path().join("data/bucket/rclone"), sshd.dir.path().join("data")] {
+        let dav = webdav.dir.path().join("data/some/where");
+        for place in [rclone.dir.path().join("data/bucket/rclone"), sshd.dir.path().join("data"), dav] {
             let arcs = world.arcs("b");
             assert_eq!(arcs.len(), 5 * round);
             for arc in arcs {
@@ -156,11 +163,13 @@ fn real_servers_get_whole_copies() {
         world.change();
     }
     let around = world.around(&world.dir(), Arc::new(|_, _, _| None));
-    let found = verify(&around, "moto").unwrap();
-    assert_eq!((found.good, found.missing + found.wrong + found.unknown), (10, 0));
+    for name in ["moto"] {
+        let found = verify(&around, name).unwrap();
+        assert_eq!((found.good, found.missing + found.wrong + found.unknown), (10, 0), "{name}");
+    }
     let v4 = crate::selftest::Options::of(crate::findings::Level::AllCopies);
     let report = crate::selftest::run_everywhere(&around, &v4, world.ears.as_ref()).unwrap();
-    assert!(report.findings.is_empty() && report.copies.len() == 3, "{:?}", report.findings);
+    assert!(report.findings.is_empty() && report.copies.len() == dest::all(&world.dir()).unwrap().len(), "{:?}", report.findings);
     for copy in &report.copies {
         assert_eq!((copy.arcs, copy.unproven), (10, 0), "{copy:?}");
         println!("{}: {} requests, {} bytes", copy.name, copy.requests, copy.fetched_bytes);

@@ -1,5 +1,6 @@
 //! What every storage must do, asked of real servers; what each does where something is wrong.
 
+mod clouds;
 mod faults;
 pub(crate) mod servers;
 mod whole;
@@ -9,8 +10,10 @@ use std::fs;
 
 use servers::{KEY, SECRET, Server};
 
+use super::cloud::Cloud;
 use super::secret::Credentials;
-use super::{Body, Exam, Lie, Object, Storage, Sum, dir, examine, proof, s3, sftp};
+use super::{Body, Exam, Lie, Object, Storage, Sum, examine, proof};
+use super::{dir, s3, settings, sftp, webdav};
 use crate::error::{Error, Result};
 use crate::testing::Rng;
 
@@ -18,8 +21,12 @@ fn credentials() -> Credentials {
     Credentials { access_key: KEY.into(), secret: SECRET.to_string().into(), token: None }
 }
 
-fn open_s3(server: &Server) -> s3::S3 {
+fn open_s3(server: &Server) -> Cloud<s3::S3> {
     s3::S3::open("cloud", &server.s3(), &credentials()).unwrap()
+}
+
+fn open_webdav(settings: &settings::WebDav) -> Cloud<webdav::WebDav> {
+    webdav::WebDav::open("cloud", settings, Some(&SECRET.to_string().into())).unwrap()
 }
 
 fn open_sftp(server: &Server) -> sftp::Sftp {
@@ -28,6 +35,12 @@ fn open_sftp(server: &Server) -> sftp::Sftp {
 
 fn code<T: std::fmt::Debug>(done: Result<T>) -> &'static str {
     done.unwrap_err().code()
+}
+
+/// An error as it is told; without secrets.
+fn said(error: &Error) -> String {
+    assert!(!format!("{error} {error:?}").contains(SECRET));
+    error.to_string()
 }
 
 /// A body whose source breaks after so many bytes were read of it; an upload may read it twice.
@@ -172,6 +185,26 @@ fn openssh_passes() {
     let storage = open_sftp(&server);
     suite(&storage);
     exam(&storage, &[Lie::Replace], &[]);
+}
+
+#[test]
+fn rclones_webdav_passes() {
+    let server = Server::rclone_webdav();
+    let storage = open_webdav(&server.webdav());
+    let path = server.dir.path().join("data/some/where");
+    // What others have there is no object.
+    fs::create_dir(path.join("more")).unwrap();
+    fs::write(path.join("arc.5.1.part"), "left by a put that was cut").unwrap();
+    suite(&storage);
+    exam(&storage, &[Lie::Replace], &[]);
+    storage.put("arc.5.1", &&b"whole"[..]).unwrap();
+    let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["arc.5.1", "more"]);
+    // A file that has a name in the way of a URL.
+    fs::write(path.join("a b%20ü&?#"), "odd").unwrap();
+    let listed = storage.list().unwrap();
+    assert_eq!(listed[0], Object { name: "a b%20ü&?#".into(), len_bytes: 3 });
 }
 
 #[test]

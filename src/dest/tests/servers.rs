@@ -54,23 +54,24 @@ impl Server {
 
     /// rclone over a directory of its own, with one bucket.
     pub fn rclone() -> Server {
+        // Else it reads a whole object for each answer.
+        Server::rclone_serve("s3", "bucket", &["--auth-key", &format!("{KEY},{SECRET}"), "--etag-hash", ""])
+    }
+
+    /// The same by WebDAV, with a collection.
+    pub fn rclone_webdav() -> Server {
+        Server::rclone_serve("webdav", "some/where", &["--user", KEY, "--pass", SECRET])
+    }
+
+    fn rclone_serve(protocol: &str, place: &str, more: &[&str]) -> Server {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("data/bucket")).unwrap();
+        std::fs::create_dir_all(dir.path().join("data").join(place)).unwrap();
         Server::start(dir, |dir, port| {
             let mut command = Command::new(test_servers().join("rclone"));
-            command.args([
-                "serve",
-                "s3",
-                "--auth-key",
-                &format!("{KEY},{SECRET}"),
-                "--addr",
-                &format!("127.0.0.1:{port}"),
-            ]);
+            command.args(["serve", protocol, "--addr", &format!("127.0.0.1:{port}")]);
             // What it remembers of the directory would answer for what is there.
             command.args(["--config", "/dev/null", "--vfs-cache-mode", "off", "--dir-cache-time", "0"]);
-            // Else it reads a whole object for each answer.
-            command.args(["--etag-hash", ""]);
-            command.arg(dir.join("data"));
+            command.args(more).arg(dir.join("data"));
             command
         })
     }
@@ -86,6 +87,10 @@ impl Server {
 
     pub fn s3(&self) -> settings::S3 {
         s3(self.port)
+    }
+
+    pub fn webdav(&self) -> settings::WebDav {
+        webdav(self.port)
     }
 
     /// Makes the bucket, where the server takes any word for who we are.
@@ -154,6 +159,14 @@ pub fn s3(port: u16) -> settings::S3 {
         access_key: Some(KEY.into()),
         secret: SecretFrom::Variable("SECRET".into()),
         class: None,
+    }
+}
+
+pub fn webdav(port: u16) -> settings::WebDav {
+    settings::WebDav {
+        url: format!("http://127.0.0.1:{port}/some/where"),
+        user: Some(KEY.into()),
+        password: SecretFrom::Variable("SECRET".into()),
     }
 }
 

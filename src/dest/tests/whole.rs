@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::code;
-use super::servers::Server;
+use super::servers::{KEY, Server};
 use crate::backupdir::{BackupDir, Config};
 use crate::dest::{self, Known, Lie, Settings, mark};
 use crate::ids::CopyId;
@@ -109,6 +109,24 @@ fn what_a_test_found_is_kept_with_the_place() {
     assert!(!fs::read_to_string(&path).unwrap().contains(super::SECRET));
     fs::write(&path, "[[place]]\nid = 7\n").unwrap();
     assert_eq!(code(Known::read(&dir)), "CONFIG");
+}
+
+/// Each type, from dest.toml on, by what its table says and credentials from where it says.
+#[test]
+fn services_are_opened_as_dest_toml_says() {
+    let temp = tempfile::tempdir().unwrap();
+    let webdav = Server::rclone_webdav();
+    let text = format!(
+        "[[destination]]\nname = \"dav\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:{}/some/where/\"\n\
+         user = \"{KEY}\"\npassword-env = \"SECRET\"\n",
+        webdav.port,
+    );
+    let dir = backup(&temp, "b", &text);
+    for (number, name) in ["dav"].into_iter().enumerate() {
+        let mark = set(&dir, name).unwrap();
+        assert_eq!((mark.copy, read(&dir, name).unwrap()), (CopyId(number as u16 + 1), mark));
+    }
+    assert_eq!(fs::read(webdav.dir.path().join("data/some/where/DESTID")).unwrap().len(), mark::MARK_LEN);
 }
 
 #[test]
