@@ -21,10 +21,10 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::http::{Http, trouble_of};
-use super::{Body, Compared, Lie, MAX_OBJECTS, Object, READ_LIMIT, STALL_LIMIT, Storage, Sum};
+use super::{Body, Checksum, Compared, Lie, MAX_OBJECTS, Object, READ_LIMIT, STALL_LIMIT, Storage, Sum};
 use super::{check_range, pieces, runtime, too_many, trouble, wrong_range};
 use crate::error::{Error, Result, Trouble};
-use crate::text::one_line;
+use crate::text::{hex, one_line};
 
 /// Bytes that are given to the connection at a time, and how many such pieces may wait.
 const SEND_BYTES: u64 = 64 << 10;
@@ -47,6 +47,8 @@ pub trait Service: Send + Sync + Sized {
     const PLACE: &'static str;
     /// Whether it lets these pass is to be found out.
     const LIES: &'static [Lie];
+    /// It tells the MD5 of what came.
+    const NEEDS_MD5: bool = false;
 
     /// Its client, for heads and reads.
     fn store(&self) -> &dyn ObjectStore;
@@ -100,6 +102,17 @@ pub fn wrong_md5() -> Header {
 /// What was given to a connection.
 pub struct Sent {
     pub sum: Sum,
+    md5: Option<[u8; 16]>,
+}
+
+impl Sent {
+    /// What an answer, which has not been told it, names as MD5.
+    pub fn compared_md5(&self, told: Option<&str>) -> Compared {
+        let Some((md5, told)) = self.md5.zip(told) else { return Compared::Nothing };
+        let sum = |bytes: &[u8]| Checksum { algorithm: "md5".into(), value: hex(bytes) };
+        let found = Base64::decode_vec(told).map_or_else(|_| sum(told.as_bytes()), |found| sum(&found));
+        Compared::Told { source: sum(&md5), found }
+    }
 }
 
 pub struct Cloud<S> {
@@ -182,7 +195,7 @@ impl<S: Service> Cloud<S> {
         // A connection that is cut within the body stores nothing under the object's name.
         let given = self.give(object, body, &give).inspect_err(|_| stop.abort());
         drop(give);
-        given?;
+        let md5 = given?;
         let bytes_s = body.len_bytes() / begun.elapsed().as_secs().max(1);
         let limit = STALL_LIMIT + Duration::from_secs(MAX_BUFFERED_BYTES.min(body.len_bytes()) / bytes_s.max(1));
         let waited = self.runtime.block_on(runtime::within(limit, &self.name, object, "no answer", answer));
@@ -192,7 +205,7 @@ impl<S: Service> Cloud<S> {
         let name =
             runtime::within(NAME_LIMIT, &self.name, object, "not renamed", self.service.name(&self.http, object));
         self.runtime.block_on(name)?.map_err(|error| self.failed(object, &error))?;
-        Ok(self.service.compared(&answer, &Sent { sum: *sum }))
+        Ok(self.service.compared(&answer, &Sent { sum: *sum, md5 }))
     }
 
     async fn delete(&self, object: &str) -> Asked<()> {
@@ -201,9 +214,13 @@ impl<S: Service> Cloud<S> {
     }
 
     /// Gives the body to the connection, which takes it as fast as the line does.
-    fn give(&self, object: &str, body: &dyn Body, to: &mpsc::Sender<Bytes>) -> Result<()> {
+    fn give(&self, object: &str, body: &dyn Body, to: &mpsc::Sender<Bytes>) -> Result<Option<[u8; 16]>> {
+        let mut md5 = S::NEEDS_MD5.then(md5::Md5::new);
         for piece in pieces(body, SEND_BYTES) {
             let (_, bytes) = piece?;
+            if let Some(md5) = &mut md5 {
+                md5.update(&bytes);
+            }
             let given =
                 runtime::within(STALL_LIMIT, &self.name, object, "nothing could be sent", to.send(bytes.into()));
             if self.runtime.block_on(given)?.is_err() {
@@ -211,7 +228,7 @@ impl<S: Service> Cloud<S> {
                 break;
             }
         }
-        Ok(())
+        Ok(md5.map(|md5| md5.finalize().into()))
     }
 }
 

@@ -5,6 +5,7 @@
 //! an error; a listing is whole or an error; a place that is not there is `Absent`, never empty. Nothing here judges the
 //! bytes of an arc: they prove themselves.
 
+mod azure;
 mod cloud;
 mod dir;
 mod exam;
@@ -95,6 +96,10 @@ pub fn open(dir: &BackupDir, settings: &Settings, variables: Variables<'_>) -> R
         settings::Place::WebDav(webdav) => {
             let password = secret::of_webdav(&settings.name, webdav, variables)?;
             Box::new(webdav::WebDav::open(&settings.name, webdav, password.as_ref())?)
+        }
+        settings::Place::Azure(azure) => {
+            let secret = secret::of_azure(&settings.name, azure, variables)?;
+            Box::new(azure::Azure::open(&settings.name, azure, &secret)?)
         }
     })
 }

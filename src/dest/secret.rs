@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::settings::{S3, SecretFrom, WebDav};
+use super::settings::{Azure, S3, SecretFrom, WebDav};
 use super::trouble;
 use crate::error::{Result, Trouble, io_text};
 use crate::os::file;
@@ -85,6 +85,19 @@ pub fn of_webdav(dest: &str, webdav: &WebDav, variables: Variables<'_>) -> Resul
     let text = find(dest, &webdav.password, variables)?;
     // Spaces may belong to it.
     Ok(text.map(|text| Zeroizing::new(text.trim_end_matches(['\n', '\r']).to_string())))
+}
+
+/// The key of an Azure account, or a shared access signature.
+pub fn of_azure(dest: &str, azure: &Azure, variables: Variables<'_>) -> Result<Secret> {
+    let usual = ["AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN"];
+    let is_set = |name: &&str| variables(name).is_some_and(|value| !value.is_empty());
+    match find(dest, &azure.secret, variables)? {
+        Some(text) => word(dest, &text),
+        None => {
+            let name = usual.into_iter().find(is_set).unwrap_or("AZURE_STORAGE_KEY");
+            word(dest, &variable(dest, name, variables)?)
+        }
+    }
 }
 
 /// What dest.toml says where to find; None where it does not say.
@@ -211,5 +224,20 @@ mod tests {
         let from = SecretFrom::Variable("P".into());
         assert_eq!(of_webdav("d", &webdav(from.clone()), &set("P", "hunter2")).unwrap(), Some(secret("hunter2")));
         assert_eq!(of_webdav("d", &webdav(from), &|_| None).unwrap_err().code(), "DEST_DENIED");
+
+        let azure = |secret| Azure {
+            endpoint: None,
+            account: "mine".into(),
+            container: "backups".into(),
+            prefix: String::new(),
+            secret,
+            class: None,
+        };
+        assert_eq!(of_azure("d", &azure(file()), &|_| None).unwrap(), secret("hunter2"));
+        for name in ["AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN"] {
+            assert_eq!(of_azure("d", &azure(SecretFrom::Usual), &set(name, "hunter2")).unwrap(), secret("hunter2"));
+        }
+        let none = of_azure("d", &azure(SecretFrom::Usual), &|_| None).unwrap_err();
+        assert!(none.code() == "DEST_DENIED" && none.to_string().contains("AZURE_STORAGE_KEY"), "{none}");
     }
 }

@@ -37,6 +37,7 @@ pub enum Place {
     Sftp(Sftp),
     S3(S3),
     WebDav(WebDav),
+    Azure(Azure),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,19 @@ pub struct WebDav {
     pub url: String,
     pub user: Option<String>,
     pub password: SecretFrom,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Azure {
+    /// URL of the account; Microsoft's own if there is none.
+    pub endpoint: Option<String>,
+    pub account: String,
+    pub container: String,
+    /// Empty, or ends with `/`.
+    pub prefix: String,
+    pub secret: SecretFrom,
+    /// Access tier of what is sent.
+    pub class: Option<String>,
 }
 
 /// Where a secret is to be had.
@@ -141,6 +155,7 @@ impl Settings {
             Place::Sftp(_) => "sftp",
             Place::S3(_) => "s3",
             Place::WebDav(_) => "webdav",
+            Place::Azure(_) => "azure",
         }
     }
 
@@ -159,6 +174,9 @@ impl Settings {
             }
             Place::S3(s3) => at("s3", &s3.bucket, &s3.prefix, &s3.endpoint),
             Place::WebDav(webdav) => shown(&webdav.url).to_string(),
+            Place::Azure(azure) => {
+                at("azure", &format!("{}/{}", azure.account, azure.container), &azure.prefix, &azure.endpoint)
+            }
         }
     }
 
@@ -166,22 +184,24 @@ impl Settings {
     pub fn checksum(&self) -> Option<Lie> {
         match self.place {
             Place::S3(_) => Some(Lie::Sha256),
+            Place::Azure(_) => Some(Lie::Md5),
             Place::Dir { .. } | Place::Sftp(_) | Place::WebDav(_) => None,
         }
     }
 }
 
-const TYPES: &str = "dir, sftp, s3 and webdav";
+const TYPES: &str = "dir, sftp, s3, webdav and azure";
 
 impl Fields<'_> {
     fn settings(mut self) -> Result<Settings, String> {
         let name = self.name()?;
-        let (line, kind) = self.needed("type", "\"dir\" (others: sftp, s3, webdav)")?;
+        let (line, kind) = self.needed("type", "\"dir\" (others: sftp, s3, webdav, azure)")?;
         let place = match kind.as_str() {
             "dir" => Place::Dir { path: self.absolute("path", "/mnt/usb/backup")? },
             "sftp" => Place::Sftp(self.sftp()?),
             "s3" => Place::S3(self.s3()?),
             "webdav" => Place::WebDav(self.webdav()?),
+            "azure" => Place::Azure(self.azure()?),
             _ => return Err(format!("line {line}: there is no type {}: {TYPES} are known", shown(&kind))),
         };
         let workers = self.number("workers", 1, MAX_WORKERS)?.unwrap_or(DEFAULT_WORKERS);
@@ -267,6 +287,18 @@ impl Fields<'_> {
             ));
         }
         Ok(WebDav { url, user: user.map(|(_, user)| user), password })
+    }
+
+    fn azure(&mut self) -> Result<Azure, String> {
+        let endpoint = self.endpoint()?;
+        let (line, account) = self.needed("account", "\"mybackups\"")?;
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        if !(3..=24).contains(&account.len()) || !account.chars().all(plain) {
+            return Err(format!("line {line}: this is no name of an account: 3 to 24 small letters and digits"));
+        }
+        let (container, prefix) = (self.bucket("container")?, self.prefix()?);
+        let (secret, class) = (self.secret(["secret-key-env", "secret-key-file"])?, self.class()?);
+        Ok(Azure { endpoint, account, container, prefix, secret, class })
     }
 
     fn endpoint(&mut self) -> Result<Option<String>, String> {
@@ -374,17 +406,25 @@ mod tests {
     fn services_are_named_by_their_own_words() {
         let text = "[[destination]]\nname = \"dav\"\ntype = \"webdav\"\nurl = \"https://h/dav/\"\nuser = \"me\"\n\
                     password-file = \"/etc/p\"\n\
+                    [[destination]]\nname = \"blobs\"\ntype = \"azure\"\naccount = \"mine\"\ncontainer = \"backups\"\n\
+                    prefix = \"a\"\nclass = \"Cold\"\n\
                     [[destination]]\nname = \"open\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:8080\"\n";
         let all = Settings::parse_all(text).unwrap();
         let places: Vec<_> = all.iter().map(|all| (all.type_name(), all.place_text(), all.verify)).collect();
         let place = |kind, place: &str, verify| (kind, place.to_string(), verify);
         assert_eq!(
             places,
-            [place("webdav", "https://h/dav", Verify::Read), place("webdav", "http://127.0.0.1:8080", Verify::Read),]
+            [
+                place("webdav", "https://h/dav", Verify::Read),
+                place("azure", "azure://mine/backups/a/", Verify::Server),
+                place("webdav", "http://127.0.0.1:8080", Verify::Read),
+            ]
         );
-        assert_eq!(all.iter().map(Settings::checksum).collect::<Vec<_>>(), [None, None]);
+        assert_eq!(all.iter().map(Settings::checksum).collect::<Vec<_>>(), [None, Some(Lie::Md5), None]);
         let Place::WebDav(dav) = &all[0].place else { panic!("{all:?}") };
         assert_eq!((dav.user.as_deref(), &dav.password), (Some("me"), &SecretFrom::File("/etc/p".into())));
+        let Place::Azure(azure) = &all[1].place else { panic!("{all:?}") };
+        assert_eq!((&azure.secret, azure.class.as_deref()), (&SecretFrom::Usual, Some("Cold")));
     }
 
     /// Each line that is wrong, in a table that is right but for it: the line's number and a word of the remedy.
@@ -394,6 +434,7 @@ mod tests {
         let s3 = "name = \"c\"\ntype = \"s3\"\nbucket = \"bucket\"\n";
         let sftp = "name = \"s\"\ntype = \"sftp\"\nhost = \"h\"\npath = \"p\"\n";
         let webdav = "name = \"w\"\ntype = \"webdav\"\nurl = \"https://h\"\n";
+        let azure = "name = \"a\"\ntype = \"azure\"\naccount = \"mine\"\ncontainer = \"backups\"\n";
         let cases = [
             (dir, "pth = \"/q\"", "line 5:", "path"),
             (dir, "bucket = \"b\"", "line 5:", "type dir has no setting `bucket`"),
@@ -420,6 +461,9 @@ mod tests {
             (webdav, "password = \"hunter2\"", "line 5:", "password-file"),
             (webdav, "verify = \"server\"", "line 5:", "\"read\" or \"trust\""),
             (webdav, "bucket = \"b\"", "line 5:", "url, user, password-env"),
+            (azure, "account-key = \"hunter2\"", "line 6:", "secret-key-file"),
+            (azure, "sas-token = \"hunter2\"", "line 6:", "secret-key-env"),
+            (azure, "endpoint = \"https://h/?sv=hunter2\"", "line 6:", "no URL"),
             (dir, "broken = ", "line 5:", ""),
             (dir, "path = \"/again\"", "line 5:", "duplicate"),
         ];
@@ -444,6 +488,11 @@ mod tests {
             ("[[destination]]\ntype = \"dir\"", "add name ="),
             ("[[destination]]\nname = \"a\"\ntype = \"ftp\"", "no type ftp"),
             ("[[destination]]\nname = \"a\"\ntype = \"webdav\"", "add url ="),
+            ("[[destination]]\nname = \"a\"\ntype = \"azure\"\naccount = \"A-1\"", "small letters"),
+            (
+                "[[destination]]\nname = \"a\"\ntype = \"azure\"\naccount = \"mine\"\ncontainer = \"c\"",
+                "no name of a container",
+            ),
             ("destination = [1]", "[[destination]]"),
         ] {
             assert!(Settings::parse_all(text).unwrap_err().contains(word), "{text}");

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::AtomicU64;
 
 use super::*;
-use crate::dest::tests::servers::{KEY, Server};
+use crate::dest::tests::servers::{AZURE_KEY, KEY, Server};
 
 /// What happens when so many bytes have gone to the server, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,11 +140,13 @@ fn real_servers_get_whole_copies() {
         sftp.path,
         sftp.ssh_command.join(" ")
     );
-    let webdav = Server::rclone_webdav();
+    let (webdav, azure) = (Server::rclone_webdav(), Server::azurite());
     let more = format!(
         "[[destination]]\nname = \"dav\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:{}/some/where\"\n\
-         user = \"{KEY}\"\npassword-env = \"SECRET\"\n",
-        webdav.port,
+         user = \"{KEY}\"\npassword-env = \"SECRET\"\n\
+         [[destination]]\nname = \"azure\"\ntype = \"azure\"\nendpoint = \"http://127.0.0.1:{}/testaccount\"\n\
+         account = \"testaccount\"\ncontainer = \"container\"\ncredential-command = \"echo {AZURE_KEY}\"\n",
+        webdav.port, azure.port,
     );
     let world = World::of(&|_| s3_table("moto", moto.port) + &s3_table("rclone", rclone.port) + &home + &more);
     for round in 1..3 {
@@ -163,7 +165,7 @@ fn real_servers_get_whole_copies() {
         world.change();
     }
     let around = world.around(&world.dir(), Arc::new(|_, _, _| None));
-    for name in ["moto"] {
+    for name in ["moto", "azure"] {
         let found = verify(&around, name).unwrap();
         assert_eq!((found.good, found.missing + found.wrong + found.unknown), (10, 0), "{name}");
     }

@@ -5,10 +5,10 @@ use std::fs;
 use std::time::Instant;
 
 use super::servers::{self, Liar, Reply, SECRET, Server};
-use super::{code, credentials, open_webdav, said};
+use super::{account_sas, code, credentials, open_azure, open_webdav, said};
 use crate::dest::cloud::Cloud;
 use crate::dest::http::MAX_ANSWER_BYTES;
-use crate::dest::{Lie, MAX_OBJECTS, Object, READ_LIMIT, STALL_LIMIT, Storage};
+use crate::dest::{Checksum, Compared, Lie, MAX_OBJECTS, Object, READ_LIMIT, STALL_LIMIT, Storage};
 use crate::dest::{s3, settings, webdav};
 use crate::error::{Error, Trouble};
 
@@ -41,6 +41,7 @@ fn open_liar(liar: &Liar) -> Cloud<s3::S3> {
 fn each(test: impl Fn(&dyn Fn(&Liar) -> Box<dyn Storage>)) {
     test(&|liar| Box::new(open_liar(liar)));
     test(&|liar| Box::new(open_webdav(&servers::webdav(liar.port))));
+    test(&|liar| Box::new(open_azure(&servers::azure(liar.port), servers::AZURE_KEY)));
 }
 
 fn reply(status: &str, headers: &str, body: &[u8]) -> Reply {
@@ -166,6 +167,73 @@ fn a_listing_whose_pages_have_no_end_is_refused() {
     let error = open_liar(&liar).list().unwrap_err();
     assert!(error.code() == "DEST_REFUSED" && error.to_string().contains("objects"), "{error}");
     assert_eq!(liar.asked(), MAX_OBJECTS / 1000 + 1);
+}
+
+#[test]
+fn an_azure_place_tells_what_keeps_it_from_being_used() {
+    let server = Server::azurite();
+    let no_container = settings::Azure { container: "no-such-container".into(), ..server.azure() };
+    let no_container = open_azure(&no_container, servers::AZURE_KEY);
+    assert_eq!((code(no_container.list()), code(no_container.stat("arc.0.1"))), ("DEST_ABSENT", "DEST_ABSENT"));
+    assert_eq!(code(no_container.put("arc.0.1", &&b"x"[..])), "DEST_ABSENT");
+    let expired = account_sas("2020-01-01T00:00:00Z");
+    for (secret, part) in [("b3RoZXIga2V5", "b3RoZXIga2V5"), (&expired, "sig=")] {
+        let storage = open_azure(&server.azure(), secret);
+        for denied in [storage.list().unwrap_err(), storage.put("arc.0.1", &&b"x"[..]).unwrap_err()] {
+            assert_eq!(denied.code(), "DEST_DENIED");
+            assert!(!said(&denied).contains(part), "{denied}");
+        }
+    }
+    for secret in ["no base64!", "sv=1&sig"] {
+        let opened = crate::dest::azure::Azure::open("cloud", &server.azure(), &secret.to_string().into());
+        assert_eq!(code(opened.map(drop)), "DEST_DENIED");
+    }
+    // No address with a signature in it is told either.
+    let storage = open_azure(&server.azure(), &account_sas("2126-11-28T00:00:00Z"));
+    drop(server);
+    for failed in [storage.stat("arc.0.1").map(drop), storage.put("x", &&b"x"[..]).map(drop), storage.remove("x")] {
+        let failed = failed.unwrap_err();
+        assert!(failed.code() == "DEST_FAILED" && !said(&failed).contains("sig="), "{failed}");
+    }
+}
+
+#[test]
+fn what_a_service_computed_of_what_came_is_compared_with_what_was_sent() {
+    let answered = |header: &'static str| {
+        Liar::start(move |asked| match asked.starts_with("PUT") {
+            true => reply("201 Created", &format!("{header}\r\nContent-Length: 0\r\n"), &[]),
+            false if asked.starts_with("HEAD") => reply("404 Not Found", "Content-Length: 0\r\n", &[]),
+            false if asked.contains("restype=container") => {
+                let text = b"<EnumerationResults><Blobs/><NextMarker/></EnumerationResults>";
+                reply("200 OK", &format!("Content-Length: {}\r\n", text.len()), text)
+            }
+            false => {
+                let text = b"<ListBucketResult><Name>bucket</Name></ListBucketResult>";
+                reply("200 OK", &format!("Content-Length: {}\r\n", text.len()), text)
+            }
+        })
+    };
+    let bytes = b"x".as_slice();
+    // `printf x | md5sum`
+    let md5 = |value: &str| Checksum { algorithm: "md5".into(), value: value.into() };
+    let (right, other) = (md5("9dd4e461268c8034f5c8564e155c67a6"), md5("00000000000000000000000000000000"));
+    for (header, found) in [
+        (
+            "x-goog-hash: crc32c=AAAAAA==,md5=ndTkYSaMgDT1yFZOFVxnpg==\r\nContent-MD5: ndTkYSaMgDT1yFZOFVxnpg==",
+            Some(&right),
+        ),
+        ("x-goog-hash: md5=AAAAAAAAAAAAAAAAAAAAAA==\r\nContent-MD5: AAAAAAAAAAAAAAAAAAAAAA==", Some(&other)),
+        ("x-goog-hash: crc32c=AAAAAA==", None),
+    ] {
+        let told =
+            found.map_or(Compared::Nothing, |found| Compared::Told { source: right.clone(), found: found.clone() });
+        let liar = answered(header);
+        assert_eq!(
+            open_azure(&servers::azure(liar.port), servers::AZURE_KEY).put("a", &bytes).unwrap(),
+            told,
+            "{header}"
+        );
+    }
 }
 
 #[test]

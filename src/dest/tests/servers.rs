@@ -15,6 +15,8 @@ use crate::dest::settings::{self, SecretFrom};
 /// rclone takes none that is shorter than three letters.
 pub const KEY: &str = "key-of-the-tests";
 pub const SECRET: &str = "a-secret-of-the-tests";
+/// In Base64, as keys of Azure are.
+pub const AZURE_KEY: &str = "YS1zZWNyZXQtb2YtdGhlLXRlc3Rz";
 /// Starting a server in Python takes its time on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(90);
 
@@ -74,6 +76,23 @@ impl Server {
             command.args(more).arg(dir.join("data"));
             command
         })
+    }
+
+    /// Azurite, with its objects in memory, and one container.
+    pub fn azurite() -> Server {
+        let server = Server::start(tempfile::tempdir().unwrap(), |dir, port| {
+            let mut command = Command::new(test_servers().join("azurite/node_modules/.bin/azurite-blob"));
+            command.env("AZURITE_ACCOUNTS", format!("testaccount:{AZURE_KEY}"));
+            command.args(["--blobPort", &port.to_string(), "--inMemoryPersistence", "--skipApiVersionCheck"]);
+            command.args(["--silent", "--disableTelemetry"]).current_dir(dir);
+            command
+        });
+        crate::dest::azure::make_container(&server.azure(), AZURE_KEY);
+        server
+    }
+
+    pub fn azure(&self) -> settings::Azure {
+        azure(self.port)
     }
 
     /// moto, without a bucket.
@@ -157,6 +176,17 @@ pub fn s3(port: u16) -> settings::S3 {
         prefix: "some/where/".into(),
         region: "us-east-1".into(),
         access_key: Some(KEY.into()),
+        secret: SecretFrom::Variable("SECRET".into()),
+        class: None,
+    }
+}
+
+pub fn azure(port: u16) -> settings::Azure {
+    settings::Azure {
+        endpoint: Some(format!("http://127.0.0.1:{port}/testaccount")),
+        account: "testaccount".into(),
+        container: "container".into(),
+        prefix: "some/where/".into(),
         secret: SecretFrom::Variable("SECRET".into()),
         class: None,
     }

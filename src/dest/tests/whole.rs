@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::code;
-use super::servers::{KEY, Server};
+use super::servers::{AZURE_KEY, KEY, Server};
 use crate::backupdir::{BackupDir, Config};
 use crate::dest::{self, Known, Lie, Settings, mark};
 use crate::ids::CopyId;
@@ -115,14 +115,16 @@ fn what_a_test_found_is_kept_with_the_place() {
 #[test]
 fn services_are_opened_as_dest_toml_says() {
     let temp = tempfile::tempdir().unwrap();
-    let webdav = Server::rclone_webdav();
+    let (webdav, azure) = (Server::rclone_webdav(), Server::azurite());
     let text = format!(
         "[[destination]]\nname = \"dav\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:{}/some/where/\"\n\
-         user = \"{KEY}\"\npassword-env = \"SECRET\"\n",
-        webdav.port,
+         user = \"{KEY}\"\npassword-env = \"SECRET\"\n\
+         [[destination]]\nname = \"azure\"\ntype = \"azure\"\nendpoint = \"http://127.0.0.1:{}/testaccount\"\n\
+         account = \"testaccount\"\ncontainer = \"container\"\ncredential-command = \"echo {AZURE_KEY}\"\nclass = \"Cool\"\n",
+        webdav.port, azure.port,
     );
     let dir = backup(&temp, "b", &text);
-    for (number, name) in ["dav"].into_iter().enumerate() {
+    for (number, name) in ["dav", "azure"].into_iter().enumerate() {
         let mark = set(&dir, name).unwrap();
         assert_eq!((mark.copy, read(&dir, name).unwrap()), (CopyId(number as u16 + 1), mark));
     }
