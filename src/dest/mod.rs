@@ -12,6 +12,7 @@ mod exam;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod fields;
+mod gcs;
 mod http;
 mod known;
 pub mod mark;
@@ -100,6 +101,10 @@ pub fn open(dir: &BackupDir, settings: &Settings, variables: Variables<'_>) -> R
         settings::Place::Azure(azure) => {
             let secret = secret::of_azure(&settings.name, azure, variables)?;
             Box::new(azure::Azure::open(&settings.name, azure, &secret)?)
+        }
+        settings::Place::Gcs(gcs) => {
+            let account = secret::of_gcs(&settings.name, gcs, variables)?;
+            Box::new(gcs::Gcs::open(&settings.name, gcs, account.as_ref())?)
         }
     })
 }

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::settings::{Azure, S3, SecretFrom, WebDav};
+use super::settings::{Azure, Gcs, S3, SecretFrom, WebDav};
 use super::trouble;
 use crate::error::{Result, Trouble, io_text};
 use crate::os::file;
@@ -97,6 +97,16 @@ pub fn of_azure(dest: &str, azure: &Azure, variables: Variables<'_>) -> Result<S
             let name = usual.into_iter().find(is_set).unwrap_or("AZURE_STORAGE_KEY");
             word(dest, &variable(dest, name, variables)?)
         }
+    }
+}
+
+/// The JSON of a Google service account; None for another endpoint where none is named.
+pub fn of_gcs(dest: &str, gcs: &Gcs, variables: Variables<'_>) -> Result<Option<Secret>> {
+    const USUAL: &str = "GOOGLE_APPLICATION_CREDENTIALS";
+    match find(dest, &gcs.secret, variables)? {
+        None if gcs.endpoint.is_some() && variables(USUAL).is_none_or(|path| path.is_empty()) => Ok(None),
+        None => Ok(Some(of_file(dest, Path::new(variable(dest, USUAL, variables)?.as_str()))?)),
+        found => Ok(found),
     }
 }
 
@@ -239,5 +249,23 @@ mod tests {
         }
         let none = of_azure("d", &azure(SecretFrom::Usual), &|_| None).unwrap_err();
         assert!(none.code() == "DEST_DENIED" && none.to_string().contains("AZURE_STORAGE_KEY"), "{none}");
+
+        let gcs = |endpoint: Option<&str>, secret| Gcs {
+            endpoint: endpoint.map(String::from),
+            bucket: "bucket".into(),
+            prefix: String::new(),
+            secret,
+            class: None,
+        };
+        let usual = set("GOOGLE_APPLICATION_CREDENTIALS", path.to_str().unwrap());
+        for (endpoint, from) in [(None, SecretFrom::Usual), (Some("http://h"), SecretFrom::Usual), (None, file())] {
+            assert_eq!(of_gcs("d", &gcs(endpoint, from), &usual).unwrap(), Some(secret(" hunter2 \n")));
+        }
+        assert_eq!(of_gcs("d", &gcs(Some("http://h"), SecretFrom::Usual), &|_| None).unwrap(), None);
+        let none = of_gcs("d", &gcs(None, SecretFrom::Usual), &|_| None).unwrap_err();
+        assert!(none.code() == "DEST_DENIED" && none.to_string().contains("GOOGLE_APPLICATION"), "{none}");
+        let lost = set("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json");
+        let none = of_gcs("d", &gcs(None, SecretFrom::Usual), &lost).unwrap_err();
+        assert!(none.code() == "DEST_DENIED" && none.to_string().contains("/nowhere/key.json"), "{none}");
     }
 }

@@ -38,6 +38,7 @@ pub enum Place {
     S3(S3),
     WebDav(WebDav),
     Azure(Azure),
+    Gcs(Gcs),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +83,18 @@ pub struct Azure {
     pub prefix: String,
     pub secret: SecretFrom,
     /// Access tier of what is sent.
+    pub class: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gcs {
+    /// URL of the service; Google's own if there is none.
+    pub endpoint: Option<String>,
+    pub bucket: String,
+    /// Empty, or ends with `/`.
+    pub prefix: String,
+    pub secret: SecretFrom,
+    /// Storage class of what is sent.
     pub class: Option<String>,
 }
 
@@ -156,6 +169,7 @@ impl Settings {
             Place::S3(_) => "s3",
             Place::WebDav(_) => "webdav",
             Place::Azure(_) => "azure",
+            Place::Gcs(_) => "gcs",
         }
     }
 
@@ -177,6 +191,7 @@ impl Settings {
             Place::Azure(azure) => {
                 at("azure", &format!("{}/{}", azure.account, azure.container), &azure.prefix, &azure.endpoint)
             }
+            Place::Gcs(gcs) => at("gs", &gcs.bucket, &gcs.prefix, &gcs.endpoint),
         }
     }
 
@@ -184,24 +199,25 @@ impl Settings {
     pub fn checksum(&self) -> Option<Lie> {
         match self.place {
             Place::S3(_) => Some(Lie::Sha256),
-            Place::Azure(_) => Some(Lie::Md5),
+            Place::Azure(_) | Place::Gcs(_) => Some(Lie::Md5),
             Place::Dir { .. } | Place::Sftp(_) | Place::WebDav(_) => None,
         }
     }
 }
 
-const TYPES: &str = "dir, sftp, s3, webdav and azure";
+const TYPES: &str = "dir, sftp, s3, webdav, azure and gcs";
 
 impl Fields<'_> {
     fn settings(mut self) -> Result<Settings, String> {
         let name = self.name()?;
-        let (line, kind) = self.needed("type", "\"dir\" (others: sftp, s3, webdav, azure)")?;
+        let (line, kind) = self.needed("type", "\"dir\" (others: sftp, s3, webdav, azure, gcs)")?;
         let place = match kind.as_str() {
             "dir" => Place::Dir { path: self.absolute("path", "/mnt/usb/backup")? },
             "sftp" => Place::Sftp(self.sftp()?),
             "s3" => Place::S3(self.s3()?),
             "webdav" => Place::WebDav(self.webdav()?),
             "azure" => Place::Azure(self.azure()?),
+            "gcs" => Place::Gcs(self.gcs()?),
             _ => return Err(format!("line {line}: there is no type {}: {TYPES} are known", shown(&kind))),
         };
         let workers = self.number("workers", 1, MAX_WORKERS)?.unwrap_or(DEFAULT_WORKERS);
@@ -299,6 +315,12 @@ impl Fields<'_> {
         let (container, prefix) = (self.bucket("container")?, self.prefix()?);
         let (secret, class) = (self.secret(["secret-key-env", "secret-key-file"])?, self.class()?);
         Ok(Azure { endpoint, account, container, prefix, secret, class })
+    }
+
+    fn gcs(&mut self) -> Result<Gcs, String> {
+        let (endpoint, bucket, prefix) = (self.endpoint()?, self.bucket("bucket")?, self.prefix()?);
+        let (secret, class) = (self.secret(["credential-env", "credential-file"])?, self.class()?);
+        Ok(Gcs { endpoint, bucket, prefix, secret, class })
     }
 
     fn endpoint(&mut self) -> Result<Option<String>, String> {
@@ -408,6 +430,8 @@ mod tests {
                     password-file = \"/etc/p\"\n\
                     [[destination]]\nname = \"blobs\"\ntype = \"azure\"\naccount = \"mine\"\ncontainer = \"backups\"\n\
                     prefix = \"a\"\nclass = \"Cold\"\n\
+                    [[destination]]\nname = \"google\"\ntype = \"gcs\"\nbucket = \"backups\"\ncredential-command = \"c\"\n\
+                    verify = \"read\"\n\
                     [[destination]]\nname = \"open\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:8080\"\n";
         let all = Settings::parse_all(text).unwrap();
         let places: Vec<_> = all.iter().map(|all| (all.type_name(), all.place_text(), all.verify)).collect();
@@ -417,14 +441,20 @@ mod tests {
             [
                 place("webdav", "https://h/dav", Verify::Read),
                 place("azure", "azure://mine/backups/a/", Verify::Server),
+                place("gcs", "gs://backups/", Verify::Read),
                 place("webdav", "http://127.0.0.1:8080", Verify::Read),
             ]
         );
-        assert_eq!(all.iter().map(Settings::checksum).collect::<Vec<_>>(), [None, Some(Lie::Md5), None]);
+        assert_eq!(
+            all.iter().map(Settings::checksum).collect::<Vec<_>>(),
+            [None, Some(Lie::Md5), Some(Lie::Md5), None]
+        );
         let Place::WebDav(dav) = &all[0].place else { panic!("{all:?}") };
         assert_eq!((dav.user.as_deref(), &dav.password), (Some("me"), &SecretFrom::File("/etc/p".into())));
         let Place::Azure(azure) = &all[1].place else { panic!("{all:?}") };
         assert_eq!((&azure.secret, azure.class.as_deref()), (&SecretFrom::Usual, Some("Cold")));
+        let Place::Gcs(gcs) = &all[2].place else { panic!("{all:?}") };
+        assert_eq!((&gcs.secret, &gcs.endpoint), (&SecretFrom::Command("c".into()), &None));
     }
 
     /// Each line that is wrong, in a table that is right but for it: the line's number and a word of the remedy.
@@ -435,6 +465,7 @@ mod tests {
         let sftp = "name = \"s\"\ntype = \"sftp\"\nhost = \"h\"\npath = \"p\"\n";
         let webdav = "name = \"w\"\ntype = \"webdav\"\nurl = \"https://h\"\n";
         let azure = "name = \"a\"\ntype = \"azure\"\naccount = \"mine\"\ncontainer = \"backups\"\n";
+        let gcs = "name = \"g\"\ntype = \"gcs\"\nbucket = \"bucket\"\n";
         let cases = [
             (dir, "pth = \"/q\"", "line 5:", "path"),
             (dir, "bucket = \"b\"", "line 5:", "type dir has no setting `bucket`"),
@@ -464,6 +495,9 @@ mod tests {
             (azure, "account-key = \"hunter2\"", "line 6:", "secret-key-file"),
             (azure, "sas-token = \"hunter2\"", "line 6:", "secret-key-env"),
             (azure, "endpoint = \"https://h/?sv=hunter2\"", "line 6:", "no URL"),
+            (gcs, "credentials = \"hunter2\"", "line 5:", "credential-file"),
+            (gcs, "credential-file = \"key.json\"", "line 5:", "absolute"),
+            (gcs, "region = \"x\"", "line 5:", "type gcs has no setting `region`"),
             (dir, "broken = ", "line 5:", ""),
             (dir, "path = \"/again\"", "line 5:", "duplicate"),
         ];

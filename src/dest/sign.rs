@@ -2,6 +2,8 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use object_store::client::{CryptoProvider, DigestAlgorithm, DigestContext, HmacContext, Signer, SigningAlgorithm};
+use openssl::hash::MessageDigest;
+use openssl::pkey::{PKey, Private};
 use sha2::{Digest, Sha256};
 
 use super::Sum;
@@ -12,6 +14,7 @@ pub struct Crypto;
 
 struct Hashing(Sha256, Sum);
 struct Keyed(Hmac<Sha256>, Sum);
+struct Rsa(PKey<Private>);
 
 impl CryptoProvider for Crypto {
     fn digest(&self, _: DigestAlgorithm) -> object_store::Result<Box<dyn DigestContext>> {
@@ -23,8 +26,15 @@ impl CryptoProvider for Crypto {
         Ok(Box::new(Keyed(keyed, [0; 32])))
     }
 
-    fn sign(&self, _: SigningAlgorithm, _: &[u8]) -> object_store::Result<Box<dyn Signer>> {
-        Err(failed("RSA"))
+    fn sign(&self, _: SigningAlgorithm, pem: &[u8]) -> object_store::Result<Box<dyn Signer>> {
+        Ok(Box::new(Rsa(PKey::private_key_from_pem(pem).map_err(failed)?)))
+    }
+}
+
+impl Signer for Rsa {
+    fn sign(&self, text: &[u8]) -> object_store::Result<Vec<u8>> {
+        let signer = openssl::sign::Signer::new(MessageDigest::sha256(), &self.0);
+        signer.and_then(|mut signer| signer.sign_oneshot_to_vec(text)).map_err(failed)
     }
 }
 

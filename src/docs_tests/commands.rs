@@ -132,5 +132,5 @@ fn tables_of_destinations_in_the_documents_are_understood() {
         .flat_map(|block| crate::dest::Settings::parse_all(block).unwrap_or_else(|what| panic!("{what}: {block}")))
         .map(|settings| settings.type_name())
         .collect();
-    assert_eq!(kinds, ["dir", "sftp", "s3", "webdav", "azure", "webdav"]);
+    assert_eq!(kinds, ["dir", "sftp", "s3", "webdav", "azure", "gcs", "webdav"]);
 }

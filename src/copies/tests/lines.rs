@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::AtomicU64;
 
 use super::*;
+use crate::dest::tests::google::Google;
 use crate::dest::tests::servers::{AZURE_KEY, KEY, Server};
 
 /// What happens when so many bytes have gone to the server, once.
@@ -140,13 +141,14 @@ fn real_servers_get_whole_copies() {
         sftp.path,
         sftp.ssh_command.join(" ")
     );
-    let (webdav, azure) = (Server::rclone_webdav(), Server::azurite());
+    let (webdav, azure, google) = (Server::rclone_webdav(), Server::azurite(), Google::start(None));
     let more = format!(
         "[[destination]]\nname = \"dav\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:{}/some/where\"\n\
          user = \"{KEY}\"\npassword-env = \"SECRET\"\n\
          [[destination]]\nname = \"azure\"\ntype = \"azure\"\nendpoint = \"http://127.0.0.1:{}/testaccount\"\n\
-         account = \"testaccount\"\ncontainer = \"container\"\ncredential-command = \"echo {AZURE_KEY}\"\n",
-        webdav.port, azure.port,
+         account = \"testaccount\"\ncontainer = \"container\"\ncredential-command = \"echo {AZURE_KEY}\"\n\
+         [[destination]]\nname = \"google\"\ntype = \"gcs\"\nendpoint = \"http://127.0.0.1:{}\"\nbucket = \"bucket\"\n",
+        webdav.port, azure.port, google.port,
     );
     let world = World::of(&|_| s3_table("moto", moto.port) + &s3_table("rclone", rclone.port) + &home + &more);
     for round in 1..3 {
@@ -165,7 +167,7 @@ fn real_servers_get_whole_copies() {
         world.change();
     }
     let around = world.around(&world.dir(), Arc::new(|_, _, _| None));
-    for name in ["moto", "azure"] {
+    for name in ["moto", "azure", "google"] {
         let found = verify(&around, name).unwrap();
         assert_eq!((found.good, found.missing + found.wrong + found.unknown), (10, 0), "{name}");
     }

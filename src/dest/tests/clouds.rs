@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Instant;
 
 use super::servers::{self, Liar, Reply, SECRET, Server};
-use super::{account_sas, code, credentials, open_azure, open_webdav, said};
+use super::{account_sas, code, credentials, google, open_azure, open_gcs, open_webdav, said};
 use crate::dest::cloud::Cloud;
 use crate::dest::http::MAX_ANSWER_BYTES;
 use crate::dest::{Checksum, Compared, Lie, MAX_OBJECTS, Object, READ_LIMIT, STALL_LIMIT, Storage};
@@ -42,6 +42,7 @@ fn each(test: impl Fn(&dyn Fn(&Liar) -> Box<dyn Storage>)) {
     test(&|liar| Box::new(open_liar(liar)));
     test(&|liar| Box::new(open_webdav(&servers::webdav(liar.port))));
     test(&|liar| Box::new(open_azure(&servers::azure(liar.port), servers::AZURE_KEY)));
+    test(&|liar| Box::new(open_gcs(&google::settings(liar.port), None)));
 }
 
 fn reply(status: &str, headers: &str, body: &[u8]) -> Reply {
@@ -198,6 +199,29 @@ fn an_azure_place_tells_what_keeps_it_from_being_used() {
 }
 
 #[test]
+fn a_google_place_tells_what_keeps_it_from_being_used() {
+    let (key, account) = google::account();
+    let server = google::Google::start(Some(key));
+    let no_bucket = settings::Gcs { bucket: "no-such-bucket".into(), ..server.settings() };
+    let no_bucket = open_gcs(&no_bucket, Some(&account));
+    assert_eq!((code(no_bucket.list()), code(no_bucket.stat("arc.0.1"))), ("DEST_ABSENT", "DEST_ABSENT"));
+    let (_, another) = google::account();
+    for account in [Some(&another), None] {
+        let storage = open_gcs(&server.settings(), account);
+        assert_eq!((code(storage.list()), code(storage.put("x", &&b"x"[..]))), ("DEST_DENIED", "DEST_DENIED"));
+        assert_eq!(code(storage.read("x", 0..1)), "DEST_DENIED");
+    }
+    assert_eq!(server.objects.lock().unwrap().len(), 0);
+    let no_key = account.replace("BEGIN", "BGN");
+    for account in ["{}", "{\"private_key\": \"a-secret-of-the-tests\"", no_key.as_str()] {
+        let opened = crate::dest::gcs::Gcs::open("cloud", &server.settings(), Some(&account.to_string().into()));
+        let error = opened.map(drop).unwrap_err();
+        assert_eq!(error.code(), "DEST_DENIED");
+        said(&error);
+    }
+}
+
+#[test]
 fn what_a_service_computed_of_what_came_is_compared_with_what_was_sent() {
     let answered = |header: &'static str| {
         Liar::start(move |asked| match asked.starts_with("PUT") {
@@ -233,6 +257,8 @@ fn what_a_service_computed_of_what_came_is_compared_with_what_was_sent() {
             told,
             "{header}"
         );
+        let liar = answered(header);
+        assert_eq!(open_gcs(&google::settings(liar.port), None).put("a", &bytes).unwrap(), told, "{header}");
     }
 }
 

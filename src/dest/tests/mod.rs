@@ -2,6 +2,7 @@
 
 mod clouds;
 mod faults;
+pub(crate) mod google;
 pub(crate) mod servers;
 mod whole;
 
@@ -9,13 +10,14 @@ use std::cell::Cell;
 use std::fs;
 
 use base64ct::{Base64, Encoding};
+use google::Google;
 use servers::{AZURE_KEY, KEY, SECRET, Server};
 
 use super::cloud::Cloud;
 use super::secret::Credentials;
 use super::settings::Verify;
 use super::{Body, Exam, Lie, Object, Proof, Storage, Sum, examine, proof, put_proven};
-use super::{azure, dir, s3, settings, sftp, webdav};
+use super::{azure, dir, gcs, s3, secret, settings, sftp, webdav};
 use crate::error::{Error, Result};
 use crate::testing::Rng;
 
@@ -33,6 +35,10 @@ fn open_webdav(settings: &settings::WebDav) -> Cloud<webdav::WebDav> {
 
 fn open_azure(settings: &settings::Azure, secret: &str) -> Cloud<azure::Azure> {
     azure::Azure::open("cloud", settings, &secret.to_string().into()).unwrap()
+}
+
+fn open_gcs(settings: &settings::Gcs, account: Option<&secret::Secret>) -> Cloud<gcs::Gcs> {
+    gcs::Gcs::open("cloud", settings, account).unwrap()
 }
 
 fn open_sftp(server: &Server) -> sftp::Sftp {
@@ -239,6 +245,17 @@ fn account_sas(until: &str) -> String {
     let signature = percent_encoding::utf8_percent_encode(&signature, percent_encoding::NON_ALPHANUMERIC);
     let until = until.replace(':', "%3A");
     format!("?sv={version}&ss={service}&srt={kind}&sp={may}&se={until}&sig={signature}")
+}
+
+#[test]
+fn a_small_google_passes_with_and_without_an_account() {
+    let (key, account) = google::account();
+    for (server, account) in [(Google::start(Some(key)), Some(&account)), (Google::start(None), None)] {
+        let storage = open_gcs(&server.settings(), account);
+        suite(&storage);
+        exam(&storage, &[Lie::Md5, Lie::Replace], &[]);
+        assert_eq!(put_proven(&storage, "arc.0.1", &&b"bytes"[..], Verify::Server, true).unwrap(), Proof::Server);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::code;
+use super::google::{self, Google};
 use super::servers::{AZURE_KEY, KEY, Server};
 use crate::backupdir::{BackupDir, Config};
 use crate::dest::{self, Known, Lie, Settings, mark};
@@ -115,20 +116,29 @@ fn what_a_test_found_is_kept_with_the_place() {
 #[test]
 fn services_are_opened_as_dest_toml_says() {
     let temp = tempfile::tempdir().unwrap();
-    let (webdav, azure) = (Server::rclone_webdav(), Server::azurite());
+    let write = |name: &str, text: &str| {
+        fs::write(temp.path().join(name), text).unwrap();
+        temp.path().join(name).to_str().unwrap().to_string()
+    };
+    let (key, account) = google::account();
+    let (webdav, azure, google) = (Server::rclone_webdav(), Server::azurite(), Google::start(Some(key)));
+    let account = write("account", &account);
     let text = format!(
         "[[destination]]\nname = \"dav\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:{}/some/where/\"\n\
          user = \"{KEY}\"\npassword-env = \"SECRET\"\n\
          [[destination]]\nname = \"azure\"\ntype = \"azure\"\nendpoint = \"http://127.0.0.1:{}/testaccount\"\n\
-         account = \"testaccount\"\ncontainer = \"container\"\ncredential-command = \"echo {AZURE_KEY}\"\nclass = \"Cool\"\n",
-        webdav.port, azure.port,
+         account = \"testaccount\"\ncontainer = \"container\"\ncredential-command = \"echo {AZURE_KEY}\"\nclass = \"Cool\"\n\
+         [[destination]]\nname = \"google\"\ntype = \"gcs\"\nendpoint = \"http://127.0.0.1:{}\"\nbucket = \"bucket\"\n\
+         credential-file = \"{account}\"\nclass = \"NEARLINE\"\n",
+        webdav.port, azure.port, google.port,
     );
     let dir = backup(&temp, "b", &text);
-    for (number, name) in ["dav", "azure"].into_iter().enumerate() {
+    for (number, name) in ["dav", "azure", "google"].into_iter().enumerate() {
         let mark = set(&dir, name).unwrap();
         assert_eq!((mark.copy, read(&dir, name).unwrap()), (CopyId(number as u16 + 1), mark));
     }
     assert_eq!(fs::read(webdav.dir.path().join("data/some/where/DESTID")).unwrap().len(), mark::MARK_LEN);
+    assert_eq!(google.objects.lock().unwrap()["DESTID"].len(), mark::MARK_LEN);
 }
 
 #[test]
