@@ -467,7 +467,9 @@ impl Error {
             Error::ArcAway { .. } => Some("`assay dest sync` brings it from there"),
             Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
             Error::Dest { trouble, .. } => trouble.help(),
-            Error::DownloadLimit { .. } => Some("what was proven is noted: with --inc the next run goes on from there"),
+            Error::DownloadLimit { .. } => {
+                Some("say a higher --download-limit; a selftest with --inc goes on where this one has ended")
+            }
             Error::Protected { .. } => Some("look at what is named; `rm` takes it all the same with `--force`"),
             Error::OtherFormat { .. } => Some(
                 "read it with the release that made it; to go on, make a new backup dir (`assay init`) and back up into that",

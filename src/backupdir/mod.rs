@@ -246,6 +246,11 @@ impl BackupDir {
         self
     }
 
+    /// The same backup dir, with the arcs that are in it.
+    pub fn seen_locally(self) -> BackupDir {
+        BackupDir { arcs: Arc::new(Local::new(&self.own)), ..self }
+    }
+
     /// Absolute path without symlinks.
     pub fn path(&self) -> &Path {
         self.own.path()

@@ -28,17 +28,17 @@ pub(super) fn around_of(dir: &BackupDir, monitor: Arc<dyn Monitor>) -> Around {
 }
 
 /// A destination, to read arcs from.
-pub(super) fn remote(dir: &BackupDir, name: &str) -> Result<Remote> {
-    Remote::open(&around_of(dir, Arc::new(Silent)), &dest::named(dir, name)?)
+pub(super) fn remote(dir: &BackupDir, name: &str, limit_bytes: Option<u64>) -> Result<Remote> {
+    Remote::open(&around_of(dir, Arc::new(Silent)).within(limit_bytes), &dest::named(dir, name)?)
 }
 
 /// The backup dir, what is not kept in it read from destinations.
-pub(super) fn partly_here(dir: BackupDir) -> BackupDir {
+pub(super) fn partly_here(dir: BackupDir, limit_bytes: Option<u64>) -> BackupDir {
     let none = dest::all(&dir).is_ok_and(|all| all.is_empty()) && copies::away(&dir).is_ok_and(|away| away.is_empty());
     if none {
         return dir;
     }
-    let around = around_of(&dir, Arc::new(Silent));
+    let around = around_of(&dir, Arc::new(Silent)).within(limit_bytes);
     dir.seen_through(|local| Arc::new(PartlyHere::of(&around, local)))
 }
 

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::ui::Ui;
 use super::{Context, print, print_json, say, show};
 use crate::backupdir::BackupDir;
+use crate::backupdir::config::parse_size;
 use crate::copies::Remote;
 use crate::depot::Depot;
 use crate::error::{Error, Result};
@@ -30,6 +31,9 @@ pub struct FromArgs {
     /// has, in --cache-dir, and kept for the next time.
     #[arg(long, value_name = "DEST")]
     pub from: Option<String>,
+    /// Fetch no more than SIZE from destinations; what is not read then fails, and is named
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub download_limit: Option<u64>,
     /// Where indexes made by --from are kept (default: $XDG_CACHE_HOME/assay or ~/.cache/assay)
     #[arg(long, value_name = "DIR", requires = "from")]
     pub cache_dir: Option<PathBuf>,
@@ -50,8 +54,12 @@ impl FromArgs {
     /// # Errors
     /// `USAGE` for an unknown destination; `DEST_…`; those of `follow`; `HISTORY_CHANGED`.
     pub fn open(&self, context: &Context, dir: BackupDir) -> Result<Seen> {
-        let Some(name) = self.from.as_deref() else { return Ok(Seen { dir, remote: None, follows: false }) };
-        let remote = super::copies::remote(&dir, name)?;
+        let Some(name) = self.from.as_deref() else {
+            let dir = if self.download_limit.is_some() { dir.seen_locally() } else { dir };
+            let dir = super::copies::partly_here(dir, self.download_limit);
+            return Ok(Seen { dir, remote: None, follows: false });
+        };
+        let remote = super::copies::remote(&dir, name, self.download_limit)?;
         let depot: Arc<dyn Depot> = Arc::new(remote.clone());
         if dir.has_index() {
             return Ok(Seen { dir: dir.seen_through(|_| depot), remote: Some(remote), follows: false });

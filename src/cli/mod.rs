@@ -374,7 +374,7 @@ impl Context {
             let path = dir.key_path();
             ::log::warn!("{} has a bare key: the passphrase was not needed. Is this your backup dir?", shown(&path));
         }
-        Ok(copies::partly_here(dir))
+        Ok(copies::partly_here(dir, None))
     }
 
     fn begin_log(&self, dir: &OwnDir) {

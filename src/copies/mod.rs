@@ -69,12 +69,19 @@ pub struct Around {
     pub open: Opener,
     pub limits: Limits,
     pub monitor: Arc<dyn Monitor>,
+    /// What may be fetched to be read.
+    budget: Option<Arc<Budget>>,
     told: Arc<Mutex<Vec<Error>>>,
 }
 
 impl Around {
     pub fn new(dir: &BackupDir, open: Opener, monitor: Arc<dyn Monitor>) -> Around {
-        Around { dir: dir.clone(), open, limits: Limits::default(), monitor, told: Arc::default() }
+        Around { dir: dir.clone(), open, limits: Limits::default(), monitor, budget: None, told: Arc::default() }
+    }
+
+    /// Readers fetch no more than so many bytes, together.
+    pub fn within(self, limit_bytes: Option<u64>) -> Around {
+        Around { budget: limit_bytes.map(|limit| Arc::new(Budget::new(limit))), ..self }
     }
 
     /// The arcs that are in the backup dir itself: a copy at a destination is no source of its own.

@@ -9,7 +9,6 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use crossbeam::channel::{Sender, bounded};
 use lru::LruCache;
 
 use super::ahead::Ahead;
+use super::meter::Meter;
 use super::pace::{self, Limits, Pace};
 use super::{Around, Opener};
 use crate::backupdir::{BackupDir, Lock};
@@ -85,8 +85,7 @@ struct Inner {
     streams: Ahead,
     /// To the threads that ask ahead, once there is a reader in order.
     tasks: OnceLock<Sender<Task>>,
-    requests: AtomicU64,
-    bytes: AtomicU64,
+    meter: Arc<Meter>,
     breaker: Mutex<Breaker>,
 }
 
@@ -125,6 +124,8 @@ impl Remote {
     /// # Errors
     /// `DEST_…`.
     pub fn open(around: &Around, settings: &Settings) -> Result<Remote> {
+        let meter = Arc::new(Meter::new(around.budget.clone()));
+        let around = &around.metered(&meter);
         let limits = Limits { retry: PATIENCE.min(around.limits.retry), ..around.limits };
         let pace = Pace::new(limits, None, around.monitor.clone());
         let storage: Arc<dyn Storage> = Arc::from(pace.attempt(|| (around.open)(settings))?);
@@ -143,8 +144,7 @@ impl Remote {
             arrived: Condvar::new(),
             streams: Ahead::new(),
             tasks: OnceLock::new(),
-            requests: AtomicU64::new(2),
-            bytes: AtomicU64::new(0),
+            meter,
             breaker: Mutex::default(),
         })))
     }
@@ -168,14 +168,13 @@ impl Remote {
 
     /// What was asked so far.
     pub fn traffic(&self) -> Traffic {
-        Traffic { requests: self.0.requests.load(Ordering::Relaxed), bytes: self.0.bytes.load(Ordering::Relaxed) }
+        self.0.meter.traffic()
     }
 }
 
 impl Inner {
     fn ask<T>(&self, act: impl Fn(&dyn Storage) -> Result<T>) -> Result<T> {
         let count = |storage: &dyn Storage| {
-            self.requests.fetch_add(1, Ordering::Relaxed);
             let done = act(storage);
             lock(&self.breaker).note(&done);
             done
@@ -220,7 +219,6 @@ impl Inner {
             Error::Dest { trouble: Trouble::NotFound, .. } => missing(arc),
             other => other,
         })?;
-        self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(bytes)
     }
 

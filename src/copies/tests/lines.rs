@@ -173,7 +173,11 @@ fn real_servers_get_whole_copies() {
     }
     let v4 = crate::selftest::Options::of(crate::findings::Level::AllCopies);
     let report = crate::selftest::run_everywhere(&around, &v4, world.ears.as_ref()).unwrap();
-    assert!(report.findings.is_empty() && report.copies.len() == dest::all(&world.dir()).unwrap().len(), "{:?}", report.findings);
+    assert!(
+        report.findings.is_empty() && report.copies.len() == dest::all(&world.dir()).unwrap().len(),
+        "{:?}",
+        report.findings
+    );
     for copy in &report.copies {
         assert_eq!((copy.arcs, copy.unproven), (10, 0), "{copy:?}");
         println!("{}: {} requests, {} bytes", copy.name, copy.requests, copy.fetched_bytes);
