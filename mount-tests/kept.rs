@@ -199,6 +199,20 @@ fn damage_of_what_only_a_destination_has_is_told_as_such() {
     );
 }
 
+/// Threads that ask destinations are never waited for at the end: nothing may be torn down beneath them.
+#[test]
+fn the_end_of_the_program_is_no_crash() {
+    let mut rng = Rng::from_env("end");
+    let lab = lab(&[("usb", "")]);
+    setid(&lab, "usb");
+    limit(&lab, "0");
+    lab.write("small", &rng.bytes(300_000));
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    for round in 0..25 {
+        lab.assay("get", ["--to"]).arg(lab.path(&format!("got{round}"))).arg(lab.src()).ok();
+    }
+}
+
 #[test]
 fn a_machine_with_nothing_but_the_key_mounts_a_destination_and_follows_it() {
     let mut rng = Rng::from_env("follow");
@@ -213,6 +227,14 @@ fn a_machine_with_nothing_but_the_key_mounts_a_destination_and_follows_it() {
     assert!(planned["bytes"].as_u64().is_some_and(|bytes| (2_300_000..2_500_000).contains(&bytes)), "{planned}");
     let left = |names: Vec<Vec<u8>>| names.into_iter().filter(|name| name != b"logs").count();
     assert_eq!(left(names_in(&new)), 2, "nothing is made where the key is: {:?}", names_in(&new));
+
+    // No more is fetched than may be, and what fails is told.
+    let out = lab.path("limited");
+    let limited =
+        lab.assay_on(&new, "get", &from[..4]).args(["--download-limit", "1M", "--to"]).arg(&out).arg(lab.src());
+    let limited = limited.run().code(3);
+    assert!(limited.err().contains("DOWNLOAD_LIMIT: ") && limited.err().contains("1048576"), "{}", limited.err());
+    assert!(!out.join("src").join("one").exists(), "half a file has no name");
 
     let mount = Mount::start(&lab, &new, from);
     oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
@@ -234,7 +256,8 @@ fn a_machine_with_nothing_but_the_key_mounts_a_destination_and_follows_it() {
         std::thread::sleep(Duration::from_millis(200));
     }
     oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
-    mount.end().ok();
+    let ended = mount.end().ok();
+    assert!(ended.err().contains("fetched   ") && ended.err().contains("from usb"), "{}", ended.err());
 
     // The index is there, and no more is read of it; one that is of no use is made anew.
     let again = lab.assay_on(&new, "get", &from[..4]).arg("--to").arg(lab.path("got")).arg(lab.src()).ok();

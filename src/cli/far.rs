@@ -6,13 +6,13 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::ui::Ui;
 use super::{Context, print, print_json, say, show};
 use crate::backupdir::BackupDir;
 use crate::backupdir::config::parse_size;
-use crate::copies::Remote;
+use crate::copies::{Remote, Traffic};
 use crate::depot::Depot;
 use crate::error::{Error, Result};
 use crate::follow::{Followed, follow};
@@ -112,6 +112,21 @@ fn bring_up(context: &Context, dir: &BackupDir, remote: &Remote) -> Result<()> {
 }
 
 impl Seen {
+    /// What was asked of the destination.
+    pub fn traffic_text(&self) -> Option<String> {
+        let remote = self.remote.as_ref()?;
+        let Traffic { requests, bytes } = remote.traffic();
+        Some(format!("{}, {} from {}", show::counted(requests, "request"), show::bytes(bytes), remote.name()))
+    }
+
+    pub fn with_traffic(&self, mut value: Value) -> Value {
+        if let (Some(fields), Some(remote)) = (value.as_object_mut(), &self.remote) {
+            let Traffic { requests, bytes } = remote.traffic();
+            fields.insert("fetched".into(), json!({ "name": remote.name(), "requests": requests, "bytes": bytes }));
+        }
+        value
+    }
+
     /// Keeps the index up to the destination, by a thread, until what is returned is dropped.
     pub fn keep_following(&self, every: Duration) -> Option<Sender<()>> {
         let remote = self.remote.clone().filter(|_| self.follows)?;

@@ -215,9 +215,10 @@ fn serve(
     let show = |title: &str, summary: &Summary| {
         if args.json {
             // A closed stdout is no reason to fail.
-            let _ = writeln!(std::io::stdout().lock(), "{}", summary_json(summary));
+            let _ = writeln!(std::io::stdout().lock(), "{}", seen.with_traffic(summary_json(summary)));
         } else if !context.quiet || summary.damage > 0 {
             summary_text(title, summary).lines().for_each(super::say);
+            seen.traffic_text().iter().for_each(|line| super::say(&format!("  fetched   {line}")));
         }
     };
     let _following = seen.keep_following(Duration::from_secs(args.follow));

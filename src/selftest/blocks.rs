@@ -35,7 +35,7 @@ use crate::sync::{into_inner, lock};
 pub(super) fn check(exam: &Exam<'_>, report: &mut Report) -> Result<()> {
     let plan = Plan::make(exam)?;
     report.notes.extend(plan.notes.iter().cloned());
-    let near = plan.near(exam.dir.arcs(), report);
+    let near = plan.near(exam, report);
     let run = Run::new(exam, exam.dir.arcs(), &near, exam.due.as_ref());
     exam.show_expected(near.arcs.len() as u64, run.expected_bytes());
     medium::verify_all(exam.dir.keys(), run.jobs(), 1, &run)?;

@@ -10,6 +10,7 @@ use super::schedule::{Plan, Schedule, Unit, plan};
 use super::{Exam, Level};
 use crate::arc::ARC_HEADER_LEN;
 use crate::catalog::{ArcEntry, Child, Kind};
+use crate::depot::Reach;
 use crate::error::Result;
 use crate::ids::{ArcSerial, CopyId, FrameNo, Logid, Version};
 use crate::index::{ScanTable, Scanned};
@@ -142,7 +143,8 @@ pub(super) fn due(exam: &Exam<'_>, schedule: &Schedule) -> Result<Due> {
         found.files.sort_by_key(|range| range.start);
         Ok(found)
     } else {
-        let arcs = exam.index.arcs()?.into_iter().map(|row| row.entry);
+        let is_here = |entry: &ArcEntry| exam.dir.arcs().reach_of(entry.name) == Reach::Near;
+        let arcs = exam.index.arcs()?.into_iter().map(|row| row.entry).filter(is_here);
         frames_due(exam, schedule, CopyId::LOCAL, arcs, UNIT_BYTES)
     }
 }

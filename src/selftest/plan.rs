@@ -4,10 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BlockRef, Exam, Report, Scope};
+use super::{BlockRef, Exam, Level, Report, Scope};
 use crate::backupdir::arcs::{self, COMMIT_NUMBER};
 use crate::catalog::ArcEntry;
-use crate::depot::{Depot, Reach};
+use crate::depot::Reach;
 use crate::error::{Error, Result};
 use crate::ids::{ArcName, ArcSerial, Version};
 use crate::text::counted;
@@ -52,10 +52,11 @@ impl Plan {
     }
 
     /// What of it is at hand: arcs that are not kept here are proven where they are.
-    pub fn near(&self, copy: &dyn Depot, report: &mut Report) -> Plan {
-        let is_here = |entry: &&ArcEntry| copy.reach_of(entry.name) == Reach::Near;
+    pub fn near(&self, exam: &Exam<'_>, report: &mut Report) -> Plan {
+        let is_here = |entry: &&ArcEntry| exam.dir.arcs().reach_of(entry.name) == Reach::Near;
         let (here, away): (Vec<&ArcEntry>, Vec<&ArcEntry>) = self.arcs.iter().partition(is_here);
-        if !away.is_empty() {
+        let is_asked_there = exam.options.level == Level::AllCopies && exam.around.is_some();
+        if !away.is_empty() && !is_asked_there {
             let arcs = counted(away.len() as u64, "arc");
             report.notes.push(format!("not read: {arcs} that only destinations keep; -v4 proves them there"));
         }
