@@ -40,7 +40,7 @@ impl Ahead {
     pub fn note(&self, arc: ArcName, number: u64) -> Option<Range<u64>> {
         let mut streams = lock(&self.0);
         let known = streams.get(&arc).copied();
-        let known = known.filter(|stream| number <= stream.next && number + SLACK >= stream.next);
+        let known = known.filter(|stream| number <= stream.next + RUN_PIECES && number + SLACK >= stream.next);
         let mut stream = known.unwrap_or(Stream { start: number, next: number, asked_to: number });
         stream.next = stream.next.max(number + 1);
         let to = stream.next + (stream.next - stream.start).min(MAX_AHEAD);
