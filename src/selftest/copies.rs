@@ -125,7 +125,7 @@ impl Visit<'_> {
         let mut due = None;
         if let Some(schedule) = &self.exam.options.inc {
             let chosen = inc::due_there(self.exam, &schedule.within(limit), far.id(), &arcs)?;
-            report.notes.extend(chosen.notes(far.name()));
+            report.notes.extend(chosen.notes(Some(far.name())));
             self.due_bytes = chosen.bytes;
             self.copy.unproven -= arcs.len() as u64;
             arcs.retain(|entry| !chosen.frames(entry.serial).is_empty());

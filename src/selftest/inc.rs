@@ -47,21 +47,22 @@ impl Due {
         after.checked_sub(1).and_then(|at| self.files.get(at)).is_some_and(|range| range.contains(&logid.0))
     }
 
-    /// What an operator should know beside the counts, of a copy that is called `what`.
-    pub fn notes(&self, what: &str) -> Vec<String> {
-        let share = |part: u64| format!("{} of {what}", share(part, self.total_bytes));
+    /// What an operator should know beside the counts, of the copy that is here or at a destination.
+    pub fn notes(&self, dest: Option<&str>) -> Vec<String> {
+        let at = dest.map_or_else(String::new, |dest| format!(" at {dest}"));
+        let share = |part: u64| format!("{} of the backup{at}", share(part, self.total_bytes));
         let mut notes = vec![match (self.bytes, self.total_bytes) {
-            (_, 0) => format!("there is nothing of {what} to prove yet"),
-            (0, _) => format!("nothing of {what} was due"),
+            (_, 0) => format!("there is nothing to prove yet{at}"),
+            (0, _) => format!("nothing was due{at}"),
             (bytes, _) => format!("{} was due", share(bytes)),
         }];
         if let Some(longer_s) = self.longer_s {
             let days = crate::text::counted(longer_s.div_ceil(86_400), "day");
-            notes.push(format!("with this limit all of {what} is proven once in {days}, not in the period given"));
+            notes.push(format!("with this limit everything{at} is proven once in {days}, not in the period given"));
         }
         if self.late_bytes > 0 {
-            let why = "is older than the period, and waits for the next runs: earlier ones were missed";
-            notes.push(format!("{} {why}, or the limit is too low", share(self.late_bytes)));
+            let what = "is older than the period, and waits for the next runs: earlier ones were missed";
+            notes.push(format!("{} {what}, or the limit is too low", share(self.late_bytes)));
         }
         notes
     }

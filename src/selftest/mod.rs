@@ -218,7 +218,7 @@ fn run_with(dir: &BackupDir, around: Option<&Around>, options: &Options, monitor
     if let Some(schedule) = options.inc.as_ref().filter(|_| opens) {
         match inc::due(&exam, schedule) {
             Ok(due) => {
-                report.notes.extend(due.notes("the backup"));
+                report.notes.extend(due.notes(None));
                 exam.due = Some(due);
             }
             Err(error) => exam.findings.add(Finding::new(options.level, Cause::Unchecked, error)),
