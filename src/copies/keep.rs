@@ -95,25 +95,31 @@ pub fn bring_back(around: &Around, lock: &Lock) -> Result<Kept> {
 
 /// Those that every destination has.
 fn stored_everywhere(around: &Around, arcs: &[&ArcEntry]) -> Result<BTreeSet<ArcName>> {
-    let mut stored: BTreeSet<ArcName> = arcs.iter().map(|entry| entry.name).collect();
     let (places, _) = around.places()?;
-    if places.is_empty() || stored.is_empty() {
+    if places.is_empty() {
         return Ok(BTreeSet::new());
     }
+    let noted: Vec<_> = places.iter().map(|settings| around.noted(&settings.name)).collect();
+    let is_proven = |entry: &&ArcEntry| {
+        let mut notes = noted.iter().map(|noted| noted.get(&entry.name));
+        notes.all(|note| note.is_some_and(|note| note.state == State::Proven && note.id == entry.id))
+    };
+    // Where one lacks it the others need not be asked.
+    let mut stored: Vec<&ArcEntry> = arcs.iter().copied().filter(is_proven).collect();
     for settings in &places {
-        let noted = around.noted(&settings.name);
-        let is_proven = |entry: &ArcEntry| {
-            noted.get(&entry.name).is_some_and(|note| note.state == State::Proven && note.id == entry.id)
-        };
+        if stored.is_empty() {
+            break;
+        }
         let remote = Remote::open(&around.impatient(), settings)?;
-        for entry in arcs {
-            let has = stored.contains(&entry.name)
-                && is_proven(entry)
-                && remote.len_bytes(entry.name).is_ok_and(|len_bytes| len_bytes == entry.arc_bytes);
-            if !has {
-                stored.remove(&entry.name);
+        let asked = std::mem::take(&mut stored);
+        for entry in asked {
+            match remote.len_bytes(entry.name) {
+                Ok(len_bytes) if len_bytes == entry.arc_bytes => stored.push(entry),
+                // It does not answer: the lock is not held for as many waits as there are arcs.
+                Err(error) if !error.is_damage() => return Err(error),
+                Ok(_) | Err(_) => {}
             }
         }
     }
-    Ok(stored)
+    Ok(stored.into_iter().map(|entry| entry.name).collect())
 }
