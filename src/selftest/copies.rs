@@ -4,7 +4,7 @@
 //! and counted, and holds up no other. At a destination one arc is read at a time, once, and compared with its recorded
 //! SHA-256; all that is asked is counted, and nothing is asked beyond the limit.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +16,7 @@ use super::shell::BadPart;
 use super::{Exam, Level, Report, Schedule};
 use crate::catalog::ArcEntry;
 use crate::copies::{Around, Budget, Meter, Proving};
-use crate::depot::Depot;
+use crate::depot::{Depot, Reach};
 use crate::dest::{self, Settings, Sum, settings::OnFail};
 use crate::error::{Damage, Error, Place, Result, Trouble};
 use crate::findings::{Advice, Cause, Finding, Part, Spot};
@@ -60,7 +60,11 @@ pub(super) fn check(exam: &Exam<'_>, plan: &Plan, report: &mut Report) -> Result
             return Ok(());
         }
     };
+    // What one that is off has is not known.
+    let is_complete = places.iter().all(|settings| !settings.off);
     places.retain(|settings| !settings.off);
+    let is_away = |entry: &&ArcEntry| is_complete && exam.dir.arcs().reach_of(entry.name) == Reach::Far;
+    let mut nowhere: BTreeSet<ArcName> = plan.arcs.iter().filter(is_away).map(|entry| entry.name).collect();
     let Some(around) = exam.around.filter(|_| !places.is_empty()) else {
         report.notes.push("no destinations were asked: -v4 did what -v3 does".into());
         return Ok(());
@@ -87,9 +91,10 @@ pub(super) fn check(exam: &Exam<'_>, plan: &Plan, report: &mut Report) -> Result
         };
         let share = left.map(|left| left / (places.len() as u64 + 1 - number));
         let limit = share.into_iter().chain(budget.as_ref().map(|budget| budget.left())).min();
-        let mut visit = Visit { exam, around, settings, copy: &mut copy, due_bytes: 0 };
+        let mut visit = Visit { exam, around, settings, copy: &mut copy, due_bytes: 0, behind: BTreeSet::new() };
         let done = visit.all(plan, &meter, limit, report);
         left = left.map(|left| left.saturating_sub(visit.due_bytes));
+        nowhere.retain(|name| visit.behind.contains(name));
         match done {
             Ok(()) | Err(Error::Interrupted) => {}
             Err(error) => visit.unknown(error, report),
@@ -97,6 +102,12 @@ pub(super) fn check(exam: &Exam<'_>, plan: &Plan, report: &mut Report) -> Result
         let traffic = meter.traffic();
         (copy.requests, copy.fetched_bytes) = (traffic.requests, traffic.bytes);
         report.copies.push(copy);
+    }
+    // An arc that is not here and was never sent to any of them: behind is each of them, and lost is the arc.
+    for arc in nowhere.into_iter().filter(|_| !exam.monitor.interrupted()) {
+        let place = Place { arc, frame: None, block: None, offset: 0 };
+        let error = Error::Arc { place: place.clone(), damage: Damage::Missing };
+        exam.findings.add(Finding { place: Some(place), ..Finding::new(Level::AllCopies, Cause::Missing, error) });
     }
     Ok(())
 }
@@ -109,6 +120,8 @@ struct Visit<'a> {
     copy: &'a mut CopyReport,
     /// What a schedule has chosen here.
     due_bytes: u64,
+    /// Arcs that were never sent there.
+    behind: BTreeSet<ArcName>,
 }
 
 impl Visit<'_> {
@@ -120,6 +133,7 @@ impl Visit<'_> {
         let there = plan.arcs.iter().filter(|entry| wanted(entry.name)).cloned();
         let (behind, mut arcs): (Vec<ArcEntry>, Vec<ArcEntry>) = there.partition(|entry| far.is_behind(entry.name));
         self.copy.unproven = (arcs.len() + behind.len()) as u64;
+        self.behind = behind.iter().map(|entry| entry.name).collect();
         let behind_commits = self.commits(&far, plan);
         let behind: Vec<ArcName> = behind.iter().map(|entry| entry.name).chain(behind_commits).collect();
         let mut due = None;
