@@ -270,3 +270,69 @@ fn a_machine_with_nothing_but_the_key_mounts_a_destination_and_follows_it() {
     mount.end().ok();
     assert_eq!(left(names_in(&new)), 2, "nothing is made where the key is: {:?}", names_in(&new));
 }
+
+/// What only destinations keep is not missing because none is used: nobody asked them.
+#[test]
+fn what_is_at_destinations_that_are_off_is_not_lost() {
+    let mut rng = Rng::from_env("off");
+    let lab = lab(&[("usb", "")]);
+    setid(&lab, "usb");
+    limit(&lab, "0");
+    noise(&lab, &mut rng, "one");
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    let path = lab.repo().join("dest.toml");
+    let named = fs::read_to_string(&path).expect("read");
+    for (step, text) in ["", &format!("{named}off = true\n")].into_iter().enumerate() {
+        fs::write(&path, text).expect("write");
+        let got = lab.assay("get", ["--to"]).arg(lab.path(&format!("got{step}"))).arg(lab.src()).run().code(3);
+        assert!(got.text().contains("ARC_AWAY") && !got.text().contains("ARC_MISSING"), "{}", got.text());
+        let tested = lab.assay("selftest", ["-v5"]).run().code(3);
+        assert!(tested.text().contains("ARC_AWAY") && !tested.text().contains("ARC_MISSING"), "{}", tested.text());
+    }
+    fs::write(&path, named).expect("write");
+    lab.assay("selftest", ["-v5"]).ok();
+}
+
+/// The only place that had it is gone for good, and a new one has its name: that is loss, is told, and is put right.
+#[test]
+fn what_no_destination_has_any_more_is_told_and_made_anew() {
+    let mut rng = Rng::from_env("gone");
+    let lab = lab(&[("usb", "")]);
+    setid(&lab, "usb");
+    limit(&lab, "0");
+    noise(&lab, &mut rng, "one");
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    for name in names_in(&lab.path("usb")) {
+        fs::remove_file(lab.path("usb").join(String::from_utf8(name).expect("UTF-8"))).expect("remove");
+    }
+    lab.assay("dest", ["setid", "usb", "--anew"]).ok();
+    let told = lab.assay("backup", NONE).arg(lab.src()).run().code(3);
+    assert!(told.err().contains("ARC_AWAY") && told.err().contains("selftest -v5 --fix"), "{}", told.err());
+    let tested = lab.assay("selftest", ["-v4"]).run().code(4);
+    assert_eq!(tested.text().matches("ARC_MISSING").count(), 3, "{}", tested.text());
+    lab.assay("selftest", ["-v5", "--fix"]).run();
+    lab.assay("backup", NONE).arg(lab.src()).run();
+    read_all_of(&lab, &lab.repo());
+    lab.assay("pack", NONE).run();
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    lab.assay("selftest", ["-v4"]).ok();
+    lab.assay("selftest", ["-v5"]).ok();
+}
+
+/// A mount is there for weeks: destinations are named, and arcs go, while it is.
+#[test]
+fn a_mount_that_is_older_than_the_destinations_reads_what_went_there() {
+    let mut rng = Rng::from_env("older");
+    let (lab, named) = (lab(&[("usb", "")]), "dest.toml");
+    fs::rename(lab.repo().join(named), lab.path(named)).expect("rename");
+    noise(&lab, &mut rng, "one");
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    let mount = Mount::start(&lab, &lab.repo(), ["--direct"]);
+    fs::rename(lab.path(named), lab.repo().join(named)).expect("rename");
+    setid(&lab, "usb");
+    limit(&lab, "0");
+    let done = lab.assay("backup", ["--json"]).arg(lab.src()).ok().json();
+    assert_eq!(done["kept"]["gone_arcs"], 3, "{done}");
+    oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+    mount.end().ok();
+}

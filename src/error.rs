@@ -244,7 +244,7 @@ pub enum Error {
     Mount { path: PathBuf, what: String },
     #[error("{}", trouble_text(dest, object, trouble))]
     Dest { dest: Box<str>, object: Box<str>, trouble: Trouble },
-    #[error("{arc} is kept by other destinations only")]
+    #[error("{arc} is not kept in the backup dir, and no destination that was asked has it")]
     ArcAway { arc: ArcName },
     #[error("the bytes did not come in time")]
     TimedOut,
@@ -464,7 +464,10 @@ impl Error {
             Error::HistoryChanged { .. } => {
                 Some("look whether an older copy was put in its place; if it is right so, say --accept-history")
             }
-            Error::ArcAway { .. } => Some("`assay dest sync` brings it from there"),
+            Error::ArcAway { .. } => Some(
+                "`assay dest sync` brings it from any that is in dest.toml and not off; if none has it, \
+                 `assay selftest -v5 --fix` makes it anew from the files",
+            ),
             Error::TimedOut => Some("try again when the place that has the bytes can be reached"),
             Error::Dest { trouble, .. } => trouble.help(),
             Error::DownloadLimit { .. } => {

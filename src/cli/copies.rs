@@ -34,10 +34,6 @@ pub(super) fn remote(dir: &BackupDir, name: &str, limit_bytes: Option<u64>) -> R
 
 /// The backup dir, what is not kept in it read from destinations.
 pub(super) fn partly_here(dir: BackupDir, limit_bytes: Option<u64>) -> BackupDir {
-    let none = dest::all(&dir).is_ok_and(|all| all.is_empty()) && copies::away(&dir).is_ok_and(|away| away.is_empty());
-    if none {
-        return dir;
-    }
     let around = around_of(&dir, Arc::new(Silent)).within(limit_bytes);
     dir.seen_through(|local| Arc::new(PartlyHere::of(&around, local)))
 }
@@ -81,6 +77,9 @@ impl Sent {
                 Some(Error::Interrupted) | None => {}
                 Some(error) => report(error),
             }
+        }
+        if let Some(help) = reports.iter().find_map(|one| Error::ArcAway { arc: one.away? }.help()) {
+            say(&format!("help: {help}"));
         }
         Sent { reports, ..Sent::default() }
     }

@@ -78,11 +78,14 @@ fn check(text: &str) -> String {
 }
 
 /// The arcs of a backup dir: those that are here, and those that are away, from the first destination that has them.
+///
+/// Destinations may be named, and arcs go, while somebody reads for weeks.
 pub struct PartlyHere {
     local: Arc<dyn Depot>,
     around: Around,
-    /// What there is, or why dest.toml can't be read.
-    far: Result<Vec<Far>>,
+    /// Whether arcs could be away when it was made.
+    reach: Reach,
+    far: Mutex<Vec<Arc<Far>>>,
     away: Mutex<(Away, Option<Instant>)>,
 }
 
@@ -94,17 +97,31 @@ struct Far {
 
 impl PartlyHere {
     pub fn of(around: &Around, local: Arc<dyn Depot>) -> PartlyHere {
-        let far = dest::all(&around.dir).map(|all| {
-            let used = all.into_iter().filter(|settings| !settings.off);
-            used.map(|settings| Far { settings, remote: Mutex::default() }).collect()
-        });
-        PartlyHere { local, around: around.clone(), far, away: Mutex::default() }
+        let has_none = dest::all(&around.dir).is_ok_and(|all| all.is_empty());
+        let is_near = has_none && read(&around.dir).is_ok_and(|away| away.is_empty());
+        let reach = if is_near { Reach::Near } else { Reach::Far };
+        PartlyHere { local, around: around.clone(), reach, far: Mutex::default(), away: Mutex::default() }
+    }
+
+    /// The destinations that dest.toml names now.
+    fn places(&self) -> Result<Vec<Arc<Far>>> {
+        let used = dest::all(&self.around.dir)?.into_iter().filter(|settings| !settings.off);
+        let mut far = lock(&self.far);
+        let known = std::mem::take(&mut *far);
+        let opened = |settings: Settings| {
+            let same = known.iter().find(|far| far.settings == settings).cloned();
+            same.unwrap_or_else(|| Arc::new(Far { settings, remote: Mutex::default() }))
+        };
+        *far = used.map(opened).collect();
+        Ok(far.clone())
     }
 
     /// The noted length of an arc that is away.
     fn away(&self, arc: ArcName, anew: bool) -> Option<u64> {
         let mut away = lock(&self.away);
-        if anew || away.1.is_none_or(|at| at.elapsed() > LOOK_EVERY) {
+        // Where many are away not each of them has the file read.
+        let is_old = away.1.is_none_or(|at| at.elapsed() > LOOK_EVERY);
+        if is_old || (anew && !away.0.contains_key(&arc)) {
             // What can't be read notes nothing: the arc is told as missing.
             *away = (read(&self.around.dir).unwrap_or_default(), Some(Instant::now()));
         }
@@ -112,7 +129,7 @@ impl PartlyHere {
     }
 
     fn far(&self, arc: ArcName, arc_bytes: u64) -> Result<Box<dyn StoredArc>> {
-        let all = self.far.as_ref().map_err(Error::clone)?;
+        let all = self.places()?;
         // One that fails is asked last.
         let (up, down): (Vec<_>, Vec<_>) = all.iter().partition(|far| !far.is_down());
         let mut failed: Option<Error> = None;
@@ -127,7 +144,8 @@ impl PartlyHere {
                 failed = Some(error);
             }
         }
-        Err(failed.unwrap_or_else(|| missing(arc)))
+        // Nobody was asked: nobody knows of it that it is gone.
+        Err(failed.unwrap_or(Error::ArcAway { arc }))
     }
 }
 
@@ -158,7 +176,7 @@ impl Depot for PartlyHere {
     }
 
     fn reach(&self) -> Reach {
-        Reach::Far
+        self.reach
     }
 
     fn reach_of(&self, arc: ArcName) -> Reach {
@@ -174,7 +192,10 @@ impl Depot for PartlyHere {
 
     fn len_bytes(&self, arc: ArcName) -> Result<u64> {
         match self.local.len_bytes(arc) {
-            Err(error) if is_missing(&error) => self.away(arc, true).ok_or(error),
+            Err(error) if is_missing(&error) => match self.away(arc, true) {
+                Some(arc_bytes) => Ok(arc_bytes),
+                None => self.local.len_bytes(arc),
+            },
             found => found,
         }
     }
@@ -183,7 +204,8 @@ impl Depot for PartlyHere {
         match self.local.open(arc) {
             Err(error) if is_missing(&error) => match self.away(arc, true) {
                 Some(arc_bytes) => self.far(arc, arc_bytes),
-                None => Err(error),
+                // It may have come back just now.
+                None => self.local.open(arc),
             },
             opened => opened,
         }
@@ -192,10 +214,6 @@ impl Depot for PartlyHere {
 
 fn is_missing(error: &Error) -> bool {
     matches!(error, Error::Arc { damage: Damage::Missing, .. })
-}
-
-fn missing(arc: ArcName) -> Error {
-    Error::Arc { place: Place { arc, frame: None, block: None, offset: 0 }, damage: Damage::Missing }
 }
 
 fn truncated(arc: ArcName, wanted_bytes: u64, found_bytes: u64) -> Error {

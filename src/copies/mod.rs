@@ -177,6 +177,8 @@ pub struct Report {
     /// Objects that nobody needs any more.
     pub removed: u64,
     pub failed: u64,
+    /// One of these, if there is one that is neither here nor at a destination that was asked.
+    pub away: Option<ArcName>,
     pub damaged: bool,
     /// Why no more was done.
     pub trouble: Option<Error>,

@@ -151,6 +151,9 @@ impl Sender {
                 Err(error) => {
                     work.failed |= wanted.needed;
                     work.report.failed += 1;
+                    if let Error::ArcAway { arc } = error {
+                        work.report.away.get_or_insert(arc);
+                    }
                     work.report.damaged |= error.is_damage();
                     work.missing.push(wanted);
                     drop(work);
