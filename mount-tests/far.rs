@@ -91,7 +91,8 @@ fn all_arcs_come_home_each_proven_and_what_is_wrong_there_is_named() {
     let mut expected = arc_names(&lab.repo());
     expected.retain(|name| name != bad && name != gone);
     let mut found = arc_names(&new);
-    (expected.sort(), found.sort());
+    expected.sort();
+    found.sort();
     assert_eq!(found, expected, "nothing that is wrong has a name here");
 
     // What is put right there is all that is fetched.

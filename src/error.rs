@@ -244,7 +244,7 @@ pub enum Error {
     Mount { path: PathBuf, what: String },
     #[error("{}", trouble_text(dest, object, trouble))]
     Dest { dest: Box<str>, object: Box<str>, trouble: Trouble },
-    #[error("{arc} is not kept in the backup dir, and no destination that was asked has it")]
+    #[error("{arc} is not kept in the backup dir, and no destination that was asked has it (`assay dest sync`)")]
     ArcAway { arc: ArcName },
     #[error("the bytes did not come in time")]
     TimedOut,

@@ -30,7 +30,7 @@ enum What {
     /// All frames of the job: what is read first is far.
     Job,
     /// One that what is near does not have.
-    Frame { slot: usize, asked: Asked, bad: Bad },
+    Frame { slot: usize, of: Box<(Asked, Bad)> },
 }
 
 #[derive(Default)]
@@ -85,13 +85,14 @@ fn serve(inner: &Inner) {
                 inner.fetch.near(&job.asked, &mut |slot, asked, outcome| {
                     let result = match outcome {
                         Ok(fetched) => Ok(inner.notes.fetched(&inner.fetch, asked, job.file, fetched)),
-                        Err(bad) => inner.from_copies(&job, asked, bad),
+                        Err(bad) => inner.ask_copies(&job, asked, bad),
                     };
                     all.get(slot).iter().for_each(|one| one.pay(asked.at.frame(), result.clone()));
                 });
             }
-            What::Frame { slot, asked, bad } => {
-                let result = if too_late { Err(Error::TimedOut) } else { inner.from_copies(&job, &asked, bad) };
+            What::Frame { slot, of } => {
+                let (asked, bad) = *of;
+                let result = if too_late { Err(Error::TimedOut) } else { inner.ask_copies(&job, &asked, bad) };
                 owed(slot).pay(asked.at.frame(), result);
             }
         }
@@ -99,7 +100,7 @@ fn serve(inner: &Inner) {
 }
 
 impl Inner {
-    fn from_copies(&self, job: &Job, asked: &Asked, bad: Bad) -> Result<VerifiedFrame> {
+    fn ask_copies(&self, job: &Job, asked: &Asked, bad: Bad) -> Result<VerifiedFrame> {
         match self.fetch.far(asked) {
             Some(mut fetched) => {
                 fetched.met = Some(bad.error);
@@ -137,7 +138,7 @@ impl Far {
     /// # Errors
     /// `READ_TIMED_OUT` when so many wait already that its turn would not come.
     pub fn send(&self, job: &Arc<Job>, slot: usize, asked: Asked, bad: Bad) -> Result<()> {
-        self.put(job, What::Frame { slot, asked, bad })
+        self.put(job, What::Frame { slot, of: Box::new((asked, bad)) })
     }
 
     /// As `send`, all frames of a job.
@@ -221,7 +222,7 @@ impl Far {
         for Task { job, what, .. } in &tasks {
             match what {
                 What::Job => job.asked.iter().enumerate().for_each(|(slot, asked)| job.deliver(slot, late(asked))),
-                What::Frame { slot, asked, .. } => job.deliver(*slot, late(asked)),
+                What::Frame { slot, of } => job.deliver(*slot, late(&of.0)),
             }
         }
         let pending = {
