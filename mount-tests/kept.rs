@@ -337,3 +337,40 @@ fn a_mount_that_is_older_than_the_destinations_reads_what_went_there() {
     oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
     mount.end().ok();
 }
+
+/// A destination that is behind another one is read as what it has; one that was put back to an older state is told as that,
+/// each time, and no byte as lost.
+#[test]
+fn an_older_state_at_a_destination_is_told_as_an_older_state() {
+    let mut rng = Rng::from_env("older state");
+    let lab = lab(&[("usb", ""), ("nas", "")]);
+    setid(&lab, "usb");
+    setid(&lab, "nas");
+    noise(&lab, &mut rng, "one");
+    lab.assay("backup", NONE).arg(lab.src()).ok();
+    fs::rename(lab.path("nas"), lab.path("unplugged")).expect("rename");
+    noise(&lab, &mut rng, "two");
+    lab.assay("backup", NONE).arg(lab.src()).run().code(3);
+    fs::rename(lab.path("unplugged"), lab.path("nas")).expect("rename");
+    let (new, cache) = (new_machine(&lab, "new"), lab.path("cache"));
+    let get = |dest: &str, to: &str| {
+        let from = ["--from", dest, "--cache-dir", cache.to_str().expect("UTF-8"), "--to"];
+        lab.assay_on(&new, "get", from).arg(lab.path(to)).arg(lab.src())
+    };
+    let both = |to: &str| oracle::rsync_clean(&lab.src(), &crate::atomicity::restored(&lab.path(to), &lab.src()));
+    get("usb", "both").ok();
+    both("both");
+    get("nas", "one").ok();
+    assert!(!crate::atomicity::restored(&lab.path("one"), &lab.src()).join("two").exists());
+    get("usb", "again").ok();
+    both("again");
+    for name in arcs_at(&lab.path("usb")).iter().filter(|name| name.starts_with("arc.1.")) {
+        fs::remove_file(lab.path("usb").join(name)).expect("remove");
+    }
+    for _ in 0..2 {
+        let back = get("usb", "back").run().code(1);
+        assert!(back.err().contains("HISTORY_CHANGED") && !back.text().contains("ARC_MISSING"), "{}", back.text());
+    }
+    get("usb", "accepted").arg("--accept-history").ok();
+    assert!(!crate::atomicity::restored(&lab.path("accepted"), &lab.src()).join("two").exists());
+}

@@ -26,23 +26,32 @@ pub enum Followed {
 /// Brings the index of `dir` up to its arcs.
 ///
 /// # Errors
-/// What keeps the arcs from being read; `COMMIT_DAMAGED` where there is no commit that can be read; `INDEX_*`.
+/// What keeps the arcs from being read; `HISTORY_CHANGED` where the last commit that the index has is gone;
+/// `COMMIT_DAMAGED` where there is no commit that can be read; `INDEX_*`.
 pub fn follow(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Followed> {
     match dir.has_index().then(|| add(dir, monitor)) {
         Some(Err(Error::Locked { .. })) => Ok(Followed::Busy),
         // What the index has is not what is told any more, or it can't be read.
         None | Some(Err(Error::CommitDamaged { .. } | Error::IndexDamaged { .. } | Error::IndexRow { .. })) => {
-            match recover::run(dir, OnLoss::Report, monitor) {
-                Err(Error::Locked { .. }) => Ok(Followed::Busy),
-                made => {
-                    let made = made?;
-                    // What it knew is told by the arcs.
-                    made.old_index.as_deref().map_or(Ok(()), recover::remove_index)?;
-                    Ok(Followed::Made(Box::new(made)))
-                }
-            }
+            anew(dir, monitor)
         }
         Some(added) => added,
+    }
+}
+
+/// Makes the index of `dir` anew, whatever it has.
+///
+/// # Errors
+/// As `follow`.
+pub fn anew(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Followed> {
+    match recover::run(dir, OnLoss::Report, monitor) {
+        Err(Error::Locked { .. }) => Ok(Followed::Busy),
+        made => {
+            let made = made?;
+            // What it knew is told by the arcs.
+            made.old_index.as_deref().map_or(Ok(()), recover::remove_index)?;
+            Ok(Followed::Made(Box::new(made)))
+        }
     }
 }
 
@@ -50,6 +59,17 @@ fn add(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Followed> {
     let lock = dir.lock()?;
     let runs = arcs::runs(dir.arcs())?;
     let last = dir.open_index()?.state()?.last_commit.map(|(run, _)| run);
+    if let Some(run) = last
+        && !runs.iter().any(|known| known.version == run && known.committed)
+        // A listing may be stale.
+        && let Err(error) = dir.arcs().len_bytes(arcs::commit_arc(run))
+    {
+        if !error.is_damage() {
+            return Err(error);
+        }
+        let what = format!("{run} was at {}, and is not there any more", dir.arcs().name());
+        return Err(Error::HistoryChanged { path: dir.path().to_path_buf(), what });
+    }
     let fresh = runs.iter().filter(|run| run.committed && last.is_none_or(|last| run.version > last));
     let fresh: Vec<&arcs::Run> = fresh.collect();
     if fresh.is_empty() {

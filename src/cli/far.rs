@@ -15,7 +15,8 @@ use crate::backupdir::config::parse_size;
 use crate::copies::{Remote, Traffic};
 use crate::depot::Depot;
 use crate::error::{Error, Result};
-use crate::follow::{Followed, follow};
+use crate::follow::{Followed, anew, follow};
+use crate::memory::OnChange;
 use crate::monitor::Silent;
 use crate::reader::plan::Plan;
 use crate::text::{counted, hex};
@@ -64,7 +65,9 @@ impl FromArgs {
         if dir.has_index() {
             return Ok(Seen { dir: dir.seen_through(|_| depot), remote: Some(remote), follows: false });
         }
-        let mirror = self.cache_dir()?.join(hex(&dir.keys().backup_id().0));
+        // Another destination may be behind this one.
+        let mirror = format!("{}-{}", hex(&dir.keys().backup_id().0), remote.id().0);
+        let mirror = self.cache_dir()?.join(mirror);
         let dir = dir.mirrored(&mirror)?.seen_through(|_| depot);
         bring_up(context, &dir, &remote)?;
         super::meet(context, &dir)?;
@@ -88,7 +91,10 @@ impl FromArgs {
 fn bring_up(context: &Context, dir: &BackupDir, remote: &Remote) -> Result<()> {
     loop {
         let ui = Ui::counting(context, "Reading catalogs", "runs");
-        let done = follow(dir, &ui);
+        let done = match follow(dir, &ui) {
+            Err(Error::HistoryChanged { .. }) if context.on_change == OnChange::Accept => anew(dir, &ui),
+            done => done,
+        };
         ui.finish();
         match done? {
             Followed::Busy if !dir.has_index() => std::thread::sleep(LOOK_EVERY),
