@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use crate::copies::{arcs_at, lab, setid};
-use crate::support::arcfile::{arc_names, overwrite};
+use crate::support::arcfile::{arc_names, data_arcs, overwrite};
 use crate::support::mount::Mount;
 use crate::support::rng::Rng;
 use crate::support::{Lab, NONE, odd, oracle, tool};
@@ -48,7 +48,12 @@ fn a_new_machine_mounts_and_restores_what_only_a_destination_has() {
     let done = lab.assay_on(&new, "recover", ["--from", "usb"]).ok();
     let newest = noted.lines().last().expect("a version").trim();
     assert!(done.out().contains("Recovered 3 versions") && done.out().contains(newest), "{}", done.out());
-    assert_eq!(arc_names(&new), Vec::<String>::new(), "no arc was fetched");
+    let data: Vec<PathBuf> = data_arcs(&aside);
+    let here = arc_names(&new);
+    assert!(
+        !here.is_empty() && data.iter().all(|arc| !new.join(arc.file_name().expect("a name")).exists()),
+        "{here:?}"
+    );
     fs::write(lab.path("noted"), &noted).expect("write");
     lab.assay_on(&new, "versions", ["--expect"]).arg(lab.path("noted")).ok();
 
@@ -62,10 +67,28 @@ fn a_new_machine_mounts_and_restores_what_only_a_destination_has() {
     let got = crate::atomicity::restored(&lab.path("got"), &lab.src());
     oracle::rsync_clean(&lab.src(), &got);
 
-    // Without the destination the names are there, and the contents are not.
+    // It is a backup dir whose file data is kept there: no word more is needed.
+    let mount = Mount::start(&lab, &new, NONE);
+    oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+    mount.end().ok();
+    for level in ["-v2", "-v3", "-v4", "-v5"] {
+        lab.assay_on(&new, "selftest", [level]).ok();
+    }
+    lab.write("more", b"more");
+    let next = lab.assay_on(&new, "backup", ["--json"]).arg(lab.src()).ok().json();
+    assert!(next["blocks_new"].as_u64().is_some_and(|new| new <= 1), "what is there is not stored again: {next}");
+    // Without the destination the names are there, and the contents are not; nothing is called lost.
+    fs::rename(lab.path("usb"), lab.path("unplugged")).expect("rename");
     lab.assay_on(&new, "ls", ["-r", "0"]).arg(lab.src()).ok();
-    let damaged = lab.assay_on(&new, "get", ["--to"]).arg(lab.path("nothing")).arg(lab.src().join("noise1")).run();
-    damaged.code(4);
+    let absent = lab.assay_on(&new, "get", ["--to"]).arg(lab.path("nothing")).arg(lab.src().join("noise1")).run();
+    let absent = absent.code(1);
+    assert!(absent.err().contains("DEST_ABSENT") && !absent.err().contains("ARC_MISSING"), "{}", absent.err());
+    fs::rename(lab.path("unplugged"), lab.path("usb")).expect("rename");
+    // All of it comes home when it is asked to.
+    lab.assay_on(&new, "dest", ["sync"]).ok();
+    for arc in data {
+        tool("cmp").arg(&arc).arg(new.join(arc.file_name().expect("a name"))).ok();
+    }
 }
 
 #[test]

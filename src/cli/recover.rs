@@ -1,5 +1,6 @@
 //! `assay recover`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use clap::Args;
@@ -9,9 +10,12 @@ use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, print, print_json, show};
 use crate::backupdir::BackupDir;
+use crate::catalog::ArcRole;
 use crate::copies::{self, Brought, Remote, Traffic};
 use crate::depot::Depot;
 use crate::error::{Error, Exit, Result};
+use crate::ids::ArcName;
+use crate::index::Index;
 use crate::memory::OnChange;
 use crate::recover::{self, OnLoss, Recovered};
 use crate::text::shown;
@@ -34,7 +38,8 @@ pub struct RecoverArgs {
     accept_loss: bool,
     /// Read the arcs at this destination of dest.toml: commits, catalogs and frame tables, no file data
     ///
-    /// The backup dir needs nothing but key.conf and dest.toml. `mount`, `get` and others read there with `--from DEST` then.
+    /// The backup dir needs nothing but key.conf and dest.toml. Commits and catalogs come home; file data is noted as kept
+    /// there, and read there by whatever needs it. `assay dest sync` fetches it later, as --arcs does now.
     #[arg(long, value_name = "DEST")]
     from: Option<String>,
     /// Fetch all arcs too, each proven by its recorded checksum; those that are here and right are not fetched again
@@ -66,19 +71,23 @@ pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
     };
     let mut away = None;
     if let Some(remote) = &remote {
-        let lock = home.lock()?;
+        let (lock, index) = (home.lock()?, home.open_index()?);
         remote.remember(&home, &lock)?;
-        let mut brought = None;
-        if args.arcs {
-            let ui = Ui::counting(context, "Fetching", "arcs");
-            let done = copies::bring_home(&home, &lock, &home.open_index()?, remote, &|_| true, &ui);
-            ui.finish();
-            brought = Some(done?);
-        }
-        away =
-            Some(Away { name: remote.name().to_string(), newest: newest(&dir)?, traffic: remote.traffic(), brought });
+        let data: BTreeSet<ArcName> = data_arcs(&index)?;
+        let ui = Ui::counting(context, "Fetching", "arcs");
+        let brought = copies::bring_home(&home, &lock, &index, remote, &|arc| args.arcs || !data.contains(&arc), &ui);
+        ui.finish();
+        let brought = brought?;
+        let left = copies::leave_away(&home, &lock, &index, remote)?;
+        away = Some(Away {
+            name: remote.name().to_string(),
+            newest: newest(&dir)?,
+            traffic: remote.traffic(),
+            brought,
+            left,
+        });
     }
-    let all_came = away.as_ref().and_then(|away| away.brought.as_ref()).is_none_or(|brought| brought.failed.is_empty());
+    let all_came = away.as_ref().is_none_or(|away| away.brought.failed.is_empty());
     super::log::outcome(as_text(&found).lines().next().unwrap_or_default());
     if args.json {
         print_json(&with_away(as_json(&found), away.as_ref()))?;
@@ -101,6 +110,11 @@ fn refuse_more(home: &BackupDir, remote: &Remote) -> Result<()> {
     }
 }
 
+fn data_arcs(index: &Index) -> Result<BTreeSet<ArcName>> {
+    let rows = index.arcs()?.into_iter().map(|row| row.entry);
+    Ok(rows.filter(|entry| entry.role == ArcRole::Data).map(|entry| entry.name).collect())
+}
+
 /// The newest version, as `assay versions --digest` prints it.
 fn newest(dir: &BackupDir) -> Result<Option<String>> {
     let tree = Tree::of(dir, dir.open_index()?, View::Whole);
@@ -118,28 +132,25 @@ struct Away {
     name: String,
     newest: Option<String>,
     traffic: Traffic,
-    brought: Option<Brought>,
+    brought: Brought,
+    /// Arcs of file data that stay there.
+    left: u64,
 }
 
 impl Away {
     fn text(&self) -> String {
-        let Away { name, newest, traffic, brought } = self;
+        let Away { name, newest, traffic, brought, left } = self;
+        let Brought { arcs, bytes, were_here, failed } = brought;
         let requests = show::counted(traffic.requests, "request");
         let mut text = format!("From {name}: {requests}, {} read.\n", show::bytes(traffic.bytes));
-        match brought {
-            Some(Brought { arcs, bytes, were_here, failed }) => {
-                text += &format!(
-                    "{} fetched ({}), {were_here} were here.\n",
-                    show::counted(*arcs, "arc"),
-                    show::bytes(*bytes)
-                );
-                if !failed.is_empty() {
-                    text += &format!("NOT fetched: {}.\n", show::counted(failed.len() as u64, "arc"));
-                }
-            }
-            None => {
-                text += &format!("The arcs stay there: read them with `--from {name}`, or fetch them with --arcs.\n")
-            }
+        let arcs = show::counted(*arcs, "arc");
+        text += &format!("{arcs} fetched ({}), {were_here} were here.\n", show::bytes(*bytes));
+        if !failed.is_empty() {
+            text += &format!("NOT fetched: {}.\n", show::counted(failed.len() as u64, "arc"));
+        }
+        if *left > 0 {
+            let arcs = show::counted(*left, "arc");
+            text += &format!("{arcs} of file data are kept there, and read there: `assay dest sync` fetches them.\n");
         }
         if let Some(line) = newest {
             text += &format!("Newest: {line}\nIf you have noted such lines: `assay versions --expect`.\n");
@@ -149,17 +160,16 @@ impl Away {
 }
 
 fn with_away(mut value: Value, away: Option<&Away>) -> Value {
-    if let (Some(fields), Some(Away { name, newest, traffic, brought })) = (value.as_object_mut(), away) {
+    if let (Some(fields), Some(Away { name, newest, traffic, brought, left })) = (value.as_object_mut(), away) {
         fields.insert("from".into(), json!(name));
         fields.insert("newest".into(), json!(newest));
         fields.insert("requests".into(), json!(traffic.requests));
         fields.insert("bytes".into(), json!(traffic.bytes));
-        if let Some(brought) = brought {
-            let failed = brought.failed.iter().map(|(arc, e)| json!({"arc": arc.to_string(), "error": e.to_string()}));
-            fields.insert("arcs_fetched".into(), json!(brought.arcs));
-            fields.insert("arcs_here".into(), json!(brought.were_here));
-            fields.insert("arcs_failed".into(), failed.collect());
-        }
+        let failed = brought.failed.iter().map(|(arc, e)| json!({"arc": arc.to_string(), "error": e.to_string()}));
+        fields.insert("arcs_fetched".into(), json!(brought.arcs));
+        fields.insert("arcs_here".into(), json!(brought.were_here));
+        fields.insert("arcs_failed".into(), failed.collect());
+        fields.insert("arcs_away".into(), json!(left));
     }
     value
 }

@@ -9,11 +9,12 @@ use super::away::{self, Away};
 use super::notes::State;
 use super::remote::Remote;
 use super::{Around, bring_home};
-use crate::backupdir::Lock;
+use crate::backupdir::{BackupDir, Lock};
 use crate::catalog::{ArcEntry, ArcRole};
-use crate::depot::Depot;
+use crate::depot::{Depot, Local};
 use crate::error::Result;
 use crate::ids::ArcName;
+use crate::index::Index;
 
 /// How it stands with what is kept here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,6 +92,25 @@ pub fn bring_back(around: &Around, lock: &Lock) -> Result<Kept> {
         bring_home(&around.dir, lock, &around.dir.open_index()?, &remote, &is_away, around.monitor.as_ref())?;
     }
     keep_within(around, lock, u64::MAX)
+}
+
+/// Notes file data that is not here and that a destination has, in its length, as kept there; how much that is.
+///
+/// # Errors
+/// Those of the index, of this machine, and of the listing.
+pub fn leave_away(dir: &BackupDir, _: &Lock, index: &Index, remote: &Remote) -> Result<u64> {
+    let local = Local::new(dir.own());
+    remote.list()?;
+    let data = index.arcs()?.into_iter().map(|row| row.entry).filter(|entry| entry.role == ArcRole::Data);
+    let is_there = |entry: &ArcEntry| remote.len_bytes(entry.name).is_ok_and(|len| len == entry.arc_bytes);
+    let gone = data.filter(|entry| local.len_bytes(entry.name).is_err() && is_there(entry));
+    let mut away = away::read(dir)?;
+    let before = away.clone();
+    away.extend(gone.map(|entry| (entry.name, entry.arc_bytes)));
+    if away != before {
+        away::write(dir, &away)?;
+    }
+    Ok(away.keys().filter(|name| local.len_bytes(**name).is_err()).count() as u64)
 }
 
 /// Those that every destination has.

@@ -44,7 +44,7 @@ pub use away::{PartlyHere, read as away};
 pub use care::{Standing, clear, status, sync, verify};
 pub use estimate::Estimate;
 pub use home::{Brought, bring_home};
-pub use keep::{Kept, bring_back, keep_within};
+pub use keep::{Kept, bring_back, keep_within, leave_away};
 use meter::Metered;
 pub use meter::{Budget, Meter};
 use notes::Noted;
