@@ -1,9 +1,10 @@
 //! `assay dest`: places named in dest.toml, marked, tested and listed.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{Cmd, Lab, is_root, names_in, tool};
@@ -166,10 +167,24 @@ impl Drop for Server {
     }
 }
 
+/// A port that nobody listens at, and that no other call gives. The system chooses from 32,768 on for whoever connects
+/// somewhere or asks for any port: a server that is to be started by another program would find one of those taken.
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(101);
+    loop {
+        let nth = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + (nth % 20_000) as u16;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 impl Server {
     /// `program`: below the directory of the servers for tests; `command` adds what it needs to listen at a port.
     fn start(lab: &Lab, program: &str, command: impl FnOnce(&mut Command, u16)) -> Server {
-        let port = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
+        let port = free_port();
         let usual = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-servers");
         let servers = std::env::var_os("ASSAY_TEST_SERVERS").map_or_else(usual, PathBuf::from);
         let log = fs::File::create(lab.path("server.log")).expect("create");

@@ -19,6 +19,8 @@ pub struct Previous<'a> {
     started: HashMap<Version, Timespec>,
     /// Arcs that can't be read any more.
     lost: &'a HashSet<ArcSerial>,
+    /// The index may know files whose blocks it does not know.
+    gaps: bool,
 }
 
 /// An entry of the version before.
@@ -47,6 +49,7 @@ impl<'a> Previous<'a> {
         Ok(Previous {
             index,
             lost,
+            gaps: index.has_gaps()?,
             version: index.newest_ever()?.map(|row| row.version),
             started: versions
                 .iter()
@@ -74,10 +77,10 @@ impl<'a> Previous<'a> {
         self.index.node(logid)
     }
 
-    /// True when content of the file was in an arc that is lost (or nobody can tell): to be whole again in the next
-    /// version it must be read, and stored anew, even if it did not change.
+    /// True when content of the file was in an arc that is lost, or its blocks are not known (or nobody can tell): to be
+    /// whole again in the next version it must be read, and stored anew, even if it did not change.
     pub fn has_lost_content(&self, logid: Logid) -> bool {
-        !self.lost.is_empty() && self.node(logid).and_then(|node| self.any_lost(&node)).unwrap_or(true)
+        (self.gaps || !self.lost.is_empty()) && self.node(logid).and_then(|node| self.any_lost(&node)).unwrap_or(true)
     }
 
     fn any_lost(&self, node: &Node) -> Result<bool> {

@@ -33,7 +33,7 @@ const SEND_WAITING: usize = 2;
 const MAX_BUFFERED_BYTES: u64 = 8 << 20;
 const PAGE_OBJECTS: usize = 1000;
 /// A server behind another service may have to copy what it renames.
-const NAME_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 300 });
+const NAME_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 20 } else { 300 });
 
 /// Objects of a listing, and what to ask for the rest with.
 pub type Page = (Vec<Object>, Option<String>);

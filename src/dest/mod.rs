@@ -47,9 +47,9 @@ pub use settings::Settings;
 /// Bytes that are read of what is stored, or given to a client, at a time.
 const PIECE_BYTES: u64 = 256 << 10;
 /// How long a read, or any other short request, may take.
-const READ_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 30 });
+const READ_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 20 } else { 30 });
 /// How long nothing of an upload may go.
-const STALL_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 30 });
+const STALL_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 20 } else { 30 });
 /// Longest range that is read at once.
 const MAX_READ_BYTES: u64 = 64 << 20;
 /// Most objects that a listing may have.

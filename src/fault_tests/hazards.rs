@@ -294,3 +294,34 @@ fn a_long_file_that_is_read_again_or_changes_meanwhile_leaves_no_list_behind() {
 fn put(path: &std::path::Path, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
+
+/// A file whose list of blocks is lost alone is known, and as it was; the next version has it whole all the same.
+#[test]
+fn a_file_whose_list_of_blocks_is_lost_is_saved_again() {
+    let source = Source::new();
+    // Its list fills many frames by itself.
+    source.write("many", &Rng::from_env().noise(4_000_000));
+    source.write("few", b"a few bytes");
+    let copy = Copy::init();
+    copy.backup(&source, &Options::default());
+    super::runs::let_it_age();
+    let (files, layouts) = (copy.files(), Layout::all(&copy));
+    let catalog = layouts.iter().find(|arc| arc.role() == ArcRole::Catalog).unwrap();
+    assert!(catalog.frames.len() > 3, "{:?}", catalog.frames);
+    let name = catalog.name.to_string();
+    let mut lists = 0;
+    for frame in &catalog.frames {
+        let mut damaged = files.clone();
+        damaged.get_mut(&name).unwrap()[frame.end - 1] ^= 0x10;
+        let copy = Copy::without_index(&damaged);
+        let got = copy.recover();
+        assert_eq!(got.lost.len(), 1, "the fault did not fire");
+        lists += usize::from(got.lost[0].frame.dirs.is_empty());
+        let version = copy.backup(&source, &Options::default()).version.unwrap();
+        assert_same(&copy.reader(), version, source.path(), &source.snapshot());
+        // And is not stored a third time.
+        let again = copy.backup(&source, &Options::default());
+        assert_eq!((again.info.changed, again.info.blocks_new), (0, 0));
+    }
+    assert!(lists > 1, "{lists} of {} frames have nothing but lists", catalog.frames.len());
+}

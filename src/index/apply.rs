@@ -179,6 +179,7 @@ impl Apply<'_> {
 
     fn lose(&mut self, frame: &CatalogFrame) -> Found<()> {
         self.any_lost = true;
+        runs::note_gap(self.c)?;
         for (first, count) in &frame.dirs {
             for dirno in (first.0..first.0 + count).map(Dirno) {
                 self.put_lost(dirno, self.v, None)?;

@@ -19,6 +19,8 @@ use crate::ids::{ArcId, ArcSerial, Dirno, Version};
 
 const OPEN_RUNS_ID: i64 = 2;
 const SPARE_ARCS_ID: i64 = 3;
+/// There is such a row, without a body, if a catalog frame could not be applied.
+const GAP_ID: i64 = 4;
 /// More runs than this were never cut one after the other; what the oldest of them left would stay.
 const MAX_OPEN_RUNS: usize = 128;
 
@@ -81,6 +83,11 @@ impl Index {
             }
             Ok(false)
         })
+    }
+
+    /// True if a frame of some catalog could not be applied: files may be known whose blocks are not.
+    pub fn has_gaps(&self) -> error::Result<bool> {
+        self.ask(|c| Ok(value(c, Table::Meta, GAP_ID, |body| Ok(Decoder::new(body).end()?))?.is_some()))
     }
 
     /// Since when a directory's listing is lost in a version, if it is.
@@ -152,6 +159,10 @@ fn put_open_runs(c: &Connection, runs: &[OpenRun]) -> Found<()> {
 fn spare_arcs(c: &Connection) -> Found<Vec<Range<u64>>> {
     let spare = value(c, Table::Meta, SPARE_ARCS_ID, |body| Ok(decode_spare_arcs(body)?))?;
     Ok(spare.unwrap_or_default())
+}
+
+pub(super) fn note_gap(c: &Connection) -> Found<()> {
+    put(c, GAP_ID, Vec::new())
 }
 
 fn losses(c: &Connection) -> Found<Vec<(Loss, Told)>> {
