@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use crate::backupdir::{Accepted, BackupDir, arcs};
 use crate::catalog::{ArcEntry, ArcRole};
-use crate::error::{Damage, Error, Place, Result};
+use crate::error::{Damage, Error, Result};
 use crate::ids::{ArcSerial, Version};
 use crate::index::Index;
 use crate::monitor::{Event, Monitor};
@@ -77,5 +77,5 @@ fn check(dir: &BackupDir, arc: &ArcEntry) -> Result<()> {
         return Ok(());
     }
     let damage = Damage::Truncated { wanted_bytes: arc.arc_bytes, found_bytes };
-    Err(Error::Arc { place: Place { arc: arc.name, frame: None, block: None, offset: found_bytes }, damage })
+    Err(Error::arc(arc.name, found_bytes, damage))
 }

@@ -10,7 +10,6 @@ use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, print, print_json, show};
 use crate::backupdir::BackupDir;
-use crate::catalog::ArcRole;
 use crate::copies::{self, Brought, Remote, Traffic};
 use crate::depot::Depot;
 use crate::error::{Error, Exit, Result};
@@ -111,8 +110,7 @@ fn refuse_more(home: &BackupDir, remote: &Remote) -> Result<()> {
 }
 
 fn data_arcs(index: &Index) -> Result<BTreeSet<ArcName>> {
-    let rows = index.arcs()?.into_iter().map(|row| row.entry);
-    Ok(rows.filter(|entry| entry.role == ArcRole::Data).map(|entry| entry.name).collect())
+    Ok(index.data_arcs()?.map(|entry| entry.name).collect())
 }
 
 /// The newest version, as `assay versions --digest` prints it.

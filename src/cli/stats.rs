@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Context, open_index, print, print_json, show};
 use crate::arc::ARC_HEADER_LEN;
 use crate::backupdir::Accepted;
-use crate::catalog::{ArcRole, Timespec};
+use crate::catalog::Timespec;
 use crate::dest::Known;
 use crate::error::{Error, Exit, Result};
 use crate::index::{Index, Subtrees};
@@ -54,7 +54,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     let read = sum(|info| info.bytes_read);
     // As the arcs have them: what a run that was cut had stored is of no version.
     let (mut blocks, mut plain, mut stored) = (0, 0, 0);
-    for entry in index.arcs()?.into_iter().map(|row| row.entry).filter(|entry| entry.role == ArcRole::Data) {
+    for entry in index.data_arcs()? {
         blocks += u64::from(entry.frames);
         plain += entry.plain_bytes;
         stored += entry.footer_offset.saturating_sub(ARC_HEADER_LEN as u64);

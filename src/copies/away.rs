@@ -14,7 +14,7 @@ use crate::backupdir::BackupDir;
 use crate::crypto::sha256;
 use crate::depot::{Depot, Reach, StoredArc};
 use crate::dest::{self, Settings};
-use crate::error::{Damage, Error, Place, Result};
+use crate::error::{Damage, Error, Result};
 use crate::ids::{ArcName, CopyId};
 use crate::own::OwnDir;
 use crate::sync::lock;
@@ -192,7 +192,7 @@ impl Depot for PartlyHere {
 
     fn len_bytes(&self, arc: ArcName) -> Result<u64> {
         match self.local.len_bytes(arc) {
-            Err(error) if is_missing(&error) => match self.away(arc, true) {
+            Err(error) if error.is_missing_arc() => match self.away(arc, true) {
                 Some(arc_bytes) => Ok(arc_bytes),
                 None => self.local.len_bytes(arc),
             },
@@ -202,7 +202,7 @@ impl Depot for PartlyHere {
 
     fn open(&self, arc: ArcName) -> Result<Box<dyn StoredArc>> {
         match self.local.open(arc) {
-            Err(error) if is_missing(&error) => match self.away(arc, true) {
+            Err(error) if error.is_missing_arc() => match self.away(arc, true) {
                 Some(arc_bytes) => self.far(arc, arc_bytes),
                 // It may have come back just now.
                 None => self.local.open(arc),
@@ -212,11 +212,6 @@ impl Depot for PartlyHere {
     }
 }
 
-fn is_missing(error: &Error) -> bool {
-    matches!(error, Error::Arc { damage: Damage::Missing, .. })
-}
-
 fn truncated(arc: ArcName, wanted_bytes: u64, found_bytes: u64) -> Error {
-    let place = Place { arc, frame: None, block: None, offset: found_bytes };
-    Error::Arc { place, damage: Damage::Truncated { wanted_bytes, found_bytes } }
+    Error::arc(arc, found_bytes, Damage::Truncated { wanted_bytes, found_bytes })
 }

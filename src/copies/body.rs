@@ -48,7 +48,7 @@ impl<'a> ArcBody<'a> {
         match &self.source {
             Source::Home(_) => {
                 let damage = Damage::WrongSum(Box::new((ArcDigest(self.sum), ArcDigest(found))));
-                Error::Arc { place: Place { arc: self.name, frame: None, block: None, offset: 0 }, damage }
+                Error::arc(self.name, 0, damage)
             }
             Source::Copy(storage) => {
                 let (source, found) = (ArcDigest(self.sum).to_string().into(), ArcDigest(found).to_string().into());
@@ -72,7 +72,7 @@ impl Body for ArcBody<'_> {
                 let found_bytes = arc.read(start, piece, Via::Cache)? as u64;
                 if found_bytes < piece.len() as u64 {
                     let damage = Damage::Truncated { wanted_bytes: self.len_bytes, found_bytes: start + found_bytes };
-                    let place = Place { arc: self.name, frame: None, block: None, offset: 0 };
+                    let place = Place::in_arc(self.name, 0);
                     return Err(Error::Arc { place, damage });
                 }
             }

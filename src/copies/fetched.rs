@@ -35,7 +35,7 @@ impl Depot for Fetched {
         if arc == self.name {
             return Ok(Box::new(self.clone()));
         }
-        let place = Place { arc, frame: None, block: None, offset: 0 };
+        let place = Place::in_arc(arc, 0);
         Err(Error::Arc { place, damage: Damage::Missing })
     }
 }

@@ -10,7 +10,7 @@ use super::notes::State;
 use super::remote::Remote;
 use super::{Around, bring_home};
 use crate::backupdir::{BackupDir, Lock};
-use crate::catalog::{ArcEntry, ArcRole};
+use crate::catalog::ArcEntry;
 use crate::depot::{Depot, Local};
 use crate::error::Result;
 use crate::ids::ArcName;
@@ -37,7 +37,7 @@ pub fn keep_within(around: &Around, _: &Lock, limit_bytes: u64) -> Result<Kept> 
     let (index, local) = (around.dir.open_index()?, around.here());
     let known = away::read(&around.dir)?;
     let (mut here, mut far) = (Vec::new(), Away::new());
-    for entry in index.arcs()?.into_iter().map(|row| row.entry).filter(|entry| entry.role == ArcRole::Data) {
+    for entry in index.data_arcs()? {
         match local.len_bytes(entry.name) {
             Ok(len_bytes) if len_bytes == entry.arc_bytes => here.push(entry),
             // What is wrong with it is for others to tell.
@@ -101,9 +101,8 @@ pub fn bring_back(around: &Around, lock: &Lock) -> Result<Kept> {
 pub fn leave_away(dir: &BackupDir, _: &Lock, index: &Index, remote: &Remote) -> Result<u64> {
     let local = Local::new(dir.own());
     remote.list()?;
-    let data = index.arcs()?.into_iter().map(|row| row.entry).filter(|entry| entry.role == ArcRole::Data);
     let is_there = |entry: &ArcEntry| remote.len_bytes(entry.name).is_ok_and(|len| len == entry.arc_bytes);
-    let gone = data.filter(|entry| local.len_bytes(entry.name).is_err() && is_there(entry));
+    let gone = index.data_arcs()?.filter(|entry| local.len_bytes(entry.name).is_err() && is_there(entry));
     let mut away = away::read(dir)?;
     let before = away.clone();
     away.extend(gone.map(|entry| (entry.name, entry.arc_bytes)));

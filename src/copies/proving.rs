@@ -180,7 +180,7 @@ impl Inner {
         // A listing may be stale.
         self.check()?;
         let found = self.place.ask(|storage| storage.stat(&arc.to_string()));
-        found.inspect_err(|error| self.keep(error))?.ok_or_else(|| missing(arc))
+        found.inspect_err(|error| self.keep(error))?.ok_or_else(|| Error::arc(arc, 0, Damage::Missing))
     }
 
     fn read(&self, arc: ArcName, range: &Range<u64>, is_bad: &AtomicBool) -> Result<Vec<u8>> {
@@ -193,12 +193,12 @@ impl Inner {
             true => read(self.place.storage().as_ref()),
         };
         match done {
-            Err(Error::Dest { trouble: Trouble::NotFound, .. }) => Err(missing(arc)),
+            Err(Error::Dest { trouble: Trouble::NotFound, .. }) => Err(Error::arc(arc, 0, Damage::Missing)),
             Err(error @ Error::Dest { trouble: Trouble::Failed(_), .. })
                 if self.place.is_unreadable(&error, |storage| read(storage).map(drop)) =>
             {
                 is_bad.store(true, Ordering::Relaxed);
-                let place = At { arc, frame: None, block: None, offset: range.start };
+                let place = At::in_arc(arc, range.start);
                 Err(Error::Arc { place, damage: Damage::Unreadable(libc::EIO) })
             }
             done => done.inspect_err(|error| self.keep(error)),
@@ -362,8 +362,4 @@ impl StoredArc for FarArc {
     }
 
     fn release(&self, _: u64, _: u64) {}
-}
-
-fn missing(arc: ArcName) -> Error {
-    Error::Arc { place: At { arc, frame: None, block: None, offset: 0 }, damage: Damage::Missing }
 }

@@ -68,7 +68,7 @@ impl Faulty {
     }
 
     fn missing(&self, arc: ArcName) -> Result<()> {
-        let place = Place { arc, frame: None, block: None, offset: 0 };
+        let place = Place::in_arc(arc, 0);
         if (self.hides)(arc) { Err(Error::Arc { place, damage: Damage::Missing }) } else { Ok(()) }
     }
 }

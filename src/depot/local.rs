@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Depot, Reach, StoredArc, Via};
 use crate::catalog::Kind;
-use crate::error::{Damage, Error, Foreign, Place, Result};
+use crate::error::{Damage, Error, Foreign, Result};
 use crate::ids::{ArcName, CopyId};
 use crate::os::file::{self, Advice};
 use crate::os::stat;
@@ -130,7 +130,7 @@ pub fn sync(dir: &OwnDir, name: ArcName) -> Result<()> {
 }
 
 fn damaged(arc: ArcName, damage: Damage) -> Error {
-    Error::Arc { place: Place { arc, frame: None, block: None, offset: 0 }, damage }
+    Error::arc(arc, 0, damage)
 }
 
 /// What an error in opening an arc that should be there says of the arc.

@@ -14,7 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-use crate::error::{Damage, Error, Place, Result};
+use crate::error::{Damage, Error, Result};
 use crate::ids::{ArcName, CopyId};
 
 /// Where the bytes of a read come from.
@@ -89,7 +89,7 @@ pub trait StoredArc: Send + Sync {
         let found = self.read(offset, &mut bytes, Via::Cache)?;
         if found < len {
             let damage = Damage::Truncated { wanted_bytes: len as u64, found_bytes: found as u64 };
-            return Err(Error::Arc { place: Place { arc: self.name(), frame: None, block: None, offset }, damage });
+            return Err(Error::arc(self.name(), offset, damage));
         }
         Ok(bytes)
     }
@@ -98,7 +98,7 @@ pub trait StoredArc: Send + Sync {
 /// What a read of an arc that failed says of it: damage, or nothing.
 pub fn read_error(arc: ArcName, path: &Path, offset: u64, error: &io::Error) -> Error {
     match error.raw_os_error().and_then(Damage::of_errno) {
-        Some(damage) => Error::Arc { place: Place { arc, frame: None, block: None, offset }, damage },
+        Some(damage) => Error::arc(arc, offset, damage),
         None => Error::io("read", path, error),
     }
 }

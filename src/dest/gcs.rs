@@ -30,7 +30,7 @@ pub struct Gcs {
 
 /// What the key of a service account must have.
 #[derive(Deserialize)]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "their presence is what is asked")]
 struct ServiceAccount {
     private_key: String,
     private_key_id: String,

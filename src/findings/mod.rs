@@ -103,7 +103,7 @@ impl Finding {
         let place = match &error {
             Error::Arc { place, .. } => Some(place.clone()),
             Error::Dest { object, trouble: Trouble::Checksum { .. }, .. } => {
-                ArcName::parse(object).map(|arc| Place { arc, frame: None, block: None, offset: 0 })
+                ArcName::parse(object).map(|arc| Place::in_arc(arc, 0))
             }
             _ => None,
         };

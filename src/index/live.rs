@@ -18,7 +18,7 @@ use super::schema::{dirno_of_dir_key, version_of_dir_key};
 use super::uses::BATCH_ROWS;
 use crate::arc::ARC_HEADER_LEN;
 use crate::catalog::codec;
-use crate::catalog::{ArcEntry, ArcRole, Child, Content, Kind, Segment};
+use crate::catalog::{ArcEntry, Child, Content, Kind, Segment};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockId, Dirno, FrameNo, FramePlace, Logid, Slot, Version};
 
@@ -424,7 +424,7 @@ impl Index {
     /// needed.
     pub fn arc_uses(&self, live: &Live) -> Result<Vec<ArcUse>> {
         let mut uses = Vec::new();
-        for entry in self.arcs()?.into_iter().map(|row| row.entry).filter(|entry| entry.role == ArcRole::Data) {
+        for entry in self.data_arcs()? {
             let all_bytes = entry.footer_offset.saturating_sub(ARC_HEADER_LEN as u64);
             let mut live_bytes = 0;
             if live.is_read_from(frames_of(&entry)) {

@@ -13,7 +13,7 @@ use super::listing;
 use super::row::{self, ArcValue, EntryRow, Key, Table};
 use super::rows::{self, blob};
 use super::{ArcRow, DirRow, Entry, FrameChunk, Index, Root, State, VersionRow};
-use crate::catalog::{Attr, Child, ExtentChunk, Node};
+use crate::catalog::{ArcEntry, ArcRole, Attr, Child, ExtentChunk, Node};
 use crate::error::{Error, Result};
 use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, FramePlace, Logid, Version};
 use crate::sync::lock;
@@ -232,6 +232,11 @@ impl Index {
     pub fn arcs(&self) -> Result<Vec<ArcRow>> {
         let there = self.all_arcs()?.into_iter().filter(|value| !value.dropped);
         Ok(there.map(|value| ArcRow { entry: value.entry, run: value.run }).collect())
+    }
+
+    /// Of the arcs, those of file data.
+    pub fn data_arcs(&self) -> Result<impl Iterator<Item = ArcEntry>> {
+        Ok(self.arcs()?.into_iter().map(|row| row.entry).filter(|entry| entry.role == ArcRole::Data))
     }
 
     /// The neighbours of a frame and itself.

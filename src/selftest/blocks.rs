@@ -280,7 +280,7 @@ impl<'a> Run<'a> {
         let keys = self.exam.dir.keys();
         let spot = Spot { copy: self.copy.id(), serial: None, part: Part::Whole };
         let damaged = |cause, error: Error| {
-            let place = Some(Place { arc: name, frame: None, block: None, offset: 0 });
+            let place = Some(Place::in_arc(name, 0));
             self.note(Finding { place, spot: Some(spot), ..Finding::new(Level::LocalBlocks, cause, error) });
         };
         let bytes = match self.copy.open(name) {

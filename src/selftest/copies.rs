@@ -105,7 +105,7 @@ pub(super) fn check(exam: &Exam<'_>, plan: &Plan, report: &mut Report) -> Result
     }
     // An arc that is not here and was never sent to any of them: behind is each of them, and lost is the arc.
     for arc in nowhere.into_iter().filter(|_| !exam.monitor.interrupted()) {
-        let place = Place { arc, frame: None, block: None, offset: 0 };
+        let place = Place::in_arc(arc, 0);
         let error = Error::Arc { place: place.clone(), damage: Damage::Missing };
         exam.findings.add(Finding { place: Some(place), ..Finding::new(Level::AllCopies, Cause::Missing, error) });
     }
@@ -210,7 +210,7 @@ impl Visit<'_> {
         let Some(error) = error else { return self.count(1, 0, 0) };
         let (cause, error) = match error {
             Error::Dest { trouble: Trouble::NotFound, .. } => {
-                let place = Place { arc: name, frame: None, block: None, offset: 0 };
+                let place = Place::in_arc(name, 0);
                 (Cause::Missing, Error::Arc { place, damage: Damage::Missing })
             }
             Error::Dest { trouble: Trouble::Checksum { .. }, .. } => (Cause::Medium, error),
@@ -219,7 +219,7 @@ impl Visit<'_> {
             error => (Cause::of(&error), error),
         };
         self.count(0, u64::from(cause != Cause::Missing && error.is_damage()), u64::from(cause == Cause::Missing));
-        let place = Some(Place { arc: name, frame: None, block: None, offset: 0 });
+        let place = Some(Place::in_arc(name, 0));
         let spot = Some(Spot { copy: far.id(), serial: None, part: Part::Whole });
         let finding = Finding::new(Level::AllCopies, cause, error).at(Some(far.name()));
         self.exam.findings.add(Finding { place, spot, ..finding });

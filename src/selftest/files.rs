@@ -457,7 +457,7 @@ impl Reading<'_> {
             let all = || self.exam.index.arc(serial).map_or(no + 1, |row| row.entry.frames.max(no + 1));
             let (error, part, end) = match error {
                 Error::Arc { place: Place { arc, .. }, damage: Damage::Missing } => {
-                    let place = Place { arc, frame: None, block: None, offset: 0 };
+                    let place = Place::in_arc(arc, 0);
                     (Error::Arc { place, damage: Damage::Missing }, Part::Whole, all())
                 }
                 error @ Error::Arc { damage: Damage::Truncated { .. }, .. } => {

@@ -7,7 +7,7 @@ use crate::arc::{ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, FrameIn
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::crypto::Keys;
 use crate::depot::StoredArc;
-use crate::error::{Damage, Error, Place};
+use crate::error::{Damage, Error};
 use crate::fetch::{self, open_footer};
 use crate::findings::{Cause, Part};
 use crate::ids::{ArcId, ArcName, ArcSalt};
@@ -23,7 +23,7 @@ pub(super) struct BadPart {
 
 impl BadPart {
     pub fn new(arc: ArcName, part: Part, offset: u64, damage: Damage, cause: Cause) -> BadPart {
-        let error = Error::Arc { place: Place { arc, frame: None, block: None, offset }, damage };
+        let error = Error::arc(arc, offset, damage);
         BadPart { part, offset, error, cause }
     }
 }

@@ -150,7 +150,7 @@ fn footer(check: &Check<'_>, entry: &ArcEntry) -> Result<Vec<FrameInfo>> {
     let arc = ArcFile::open_known(dir.arcs(), entry, dir.keys())?;
     let found_bytes = arc.len_bytes();
     if found_bytes != entry.arc_bytes {
-        let place = Place { arc: entry.name, frame: None, block: None, offset: found_bytes };
+        let place = Place::in_arc(entry.name, found_bytes);
         return Err(Error::Arc { place, damage: Damage::Truncated { wanted_bytes: entry.arc_bytes, found_bytes } });
     }
     arc.footer_table(dir.keys())
