@@ -94,6 +94,16 @@ fn what_every_destination_has_need_not_stay_here() {
     assert!(missing.text().contains(&here), "{}", missing.text());
     fs::rename(&aside, lab.repo().join(&here)).expect("rename");
 
+    // Nor is anything known to be elsewhere when the note itself is lost; the remedy that is told makes it anew.
+    fs::remove_file(lab.repo().join("copies/away")).expect("remove");
+    let lost = lab.assay("get", ["--to"]).arg(lab.path("nothing")).arg(lab.src().join("one")).run().code(4);
+    assert!(lost.err().contains("ARC_MISSING"), "{}", lost.err());
+    let tested = lab.assay("selftest", ["-v2"]).run().code(4);
+    assert!(tested.text().contains("recover --from NAME"), "{}", tested.text());
+    lab.assay("recover", ["--from", "usb"]).ok();
+    lab.assay("selftest", ["-v5"]).ok();
+    read_all_of(&lab, &lab.repo());
+
     // All of it comes back, each proven, when it is to stay here.
     limit(&lab, "-1");
     lab.assay("dest", ["sync"]).ok();

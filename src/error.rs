@@ -401,7 +401,10 @@ impl Error {
             Error::DirectoryLost { .. } | Error::ExtentsLost { .. } => {
                 Some("run `assay recover` with an undamaged copy of the catalog arc")
             }
-            Error::Arc { damage: Damage::Missing, .. } => Some("put the arc file back from a copy of the backup dir"),
+            Error::Arc { damage: Damage::Missing, .. } => Some(
+                "put the arc file back from a copy of the backup dir; from a destination `assay recover --from NAME --arcs` \
+                 fetches it",
+            ),
             Error::Arc { damage: Damage::Unreadable(_), .. } => Some("check the disk (dmesg, smartctl)"),
             Error::Arc { .. } => Some("the data behind it is lost unless another copy of the arc exists"),
             Error::FileHashMismatch { .. } => Some("run `assay recover`: the index may list the wrong blocks"),

@@ -52,8 +52,8 @@ impl Advice {
             Advice::MakeIndex => "`assay selftest -v2 --fix`, or `assay recover`, makes the index anew from the arcs",
             Advice::RebuildIndex => "`assay selftest -v2 --fix` makes the index anew from the catalogs",
             Advice::BaseIsNext => {
-                "put the arc back from a copy of the backup dir; `assay selftest -v2 --fix` has the next backup \
-                 write a base catalog, which does not need this one"
+                "put the arc back from a copy of the backup dir (from a destination: `assay recover --from NAME --arcs`); \
+                 `assay selftest -v2 --fix` has the next backup write a base catalog, which does not need this one"
             }
             Advice::SaveAgain => "the catalogs say so too: it was written so; keep the originals and save them again",
             Advice::PutCommitBack => {
