@@ -58,6 +58,8 @@ pub struct LostDirs {
 
 /// Runs whose commits, footers and catalogs are asked for together, where they are far.
 pub(crate) const RUNS_AHEAD: usize = 32;
+/// Footers that are asked for with them, at most.
+const FOOTERS_AHEAD: usize = 64;
 /// A catalog arc that is no longer is fetched as a whole.
 const WHOLE_CATALOG_BYTES: u64 = 4 << 20;
 /// Paths that are named for one lost frame.
@@ -347,16 +349,21 @@ pub(crate) fn ahead(dir: &BackupDir, runs: &[&arcs::Run]) {
     let committed: Vec<Version> = runs.iter().filter(|run| run.committed).map(|run| run.version).collect();
     let commits: Vec<_> = committed.iter().map(|run| (arcs::commit_arc(*run), 0..u64::MAX)).collect();
     depot.ahead(&commits);
-    let mut wanted = Vec::new();
+    let (mut catalogs, mut footers) = (Vec::new(), Vec::new());
     for run in committed {
         // One that can't be read is told of in its turn.
         let Ok((commit, _)) = arcs::read_commit(depot, run, dir.keys()) else { continue };
-        wanted.extend(commit.arcs.iter().filter(|arc| arc.name.version == run).map(|arc| match arc.role {
-            ArcRole::Catalog if arc.arc_bytes <= WHOLE_CATALOG_BYTES => (arc.name, 0..arc.arc_bytes),
-            _ => (arc.name, arc.footer_offset..arc.arc_bytes),
-        }));
+        for arc in commit.arcs.iter().filter(|arc| arc.name.version == run) {
+            match arc.role {
+                ArcRole::Catalog if arc.arc_bytes <= WHOLE_CATALOG_BYTES => catalogs.push((arc.name, 0..arc.arc_bytes)),
+                _ => footers.push((arc.name, arc.footer_offset..arc.arc_bytes)),
+            }
+        }
     }
-    depot.ahead(&wanted);
+    depot.ahead(&catalogs);
+    // Those of a run that has more are asked for when it is applied.
+    footers.truncate(FOOTERS_AHEAD);
+    depot.ahead(&footers);
 }
 
 fn unproven(dir: &BackupDir, index: &Arc<Index>, versions: &[Version]) -> Result<Vec<(Version, Error)>> {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use crate::arc::{ArcWriter, BlockInfo, FrameInfo, FrameKind, Packer, VerifiedFrame};
 use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit};
 use crate::crypto::Keys;
-use crate::depot::Depot;
+use crate::depot::{Depot, Reach};
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
 use crate::ids::{ArcName, ArcSerial, FrameNo, Version};
@@ -161,6 +161,12 @@ impl<'a> ArcSource<'a> {
 }
 
 impl crate::index::CatalogSource for ArcSource<'_> {
+    fn ahead(&mut self, arcs: &mut dyn Iterator<Item = &ArcEntry>) {
+        if self.depot.reach() == Reach::Far {
+            self.depot.ahead(&arcs.map(|arc| (arc.name, arc.footer_offset..arc.arc_bytes)).collect::<Vec<_>>());
+        }
+    }
+
     fn frame_table(&mut self, arc: &ArcEntry) -> Result<Vec<FrameInfo>> {
         ArcFile::open_known(self.depot, arc, self.keys)?.frame_table(self.keys)
     }

@@ -24,6 +24,8 @@ use crate::ids::{ArcName, ArcSerial, Dirno, FrameNo, Logid, Version};
 
 /// How `apply` gets at the arcs of a commit.
 pub trait CatalogSource {
+    /// The frame tables of these arcs are read next.
+    fn ahead(&mut self, _arcs: &mut dyn Iterator<Item = &ArcEntry>) {}
     /// All frames of the arc, the footer excepted. Damage leaves the arc's blocks unreadable; other errors end the run.
     fn frame_table(&mut self, arc: &ArcEntry) -> Result<Vec<FrameInfo>>;
     /// The verified plain bytes of a catalog frame. Damage marks its directories lost; other errors end the run.

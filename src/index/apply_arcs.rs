@@ -18,23 +18,32 @@ use crate::ids::{ArcSerial, BlockId, FrameNo, FramePlace};
 /// Hashes are inserted in sorted batches of this many (16 bytes each): random inserts touch a page each.
 const HASH_BATCH: usize = 1 << 20;
 
+/// Frame tables that are asked for together, where they are far.
+const TABLES_AHEAD: usize = 128;
+
 /// Relocations that are read at once.
 const MOVES: u32 = 4096;
 
 impl Apply<'_> {
     /// Records the commit's arcs, their frames and their block hashes; returns how many hashes are new.
     pub(super) fn arcs(&mut self, commit: &Commit, source: &mut dyn CatalogSource) -> Found<u64> {
-        let mut new = 0;
-        let mut batch: Vec<(i64, i64)> = Vec::new();
+        let mut fresh = Vec::new();
         for arc in &commit.arcs {
             match rows::arc(self.c, arc.serial)? {
-                None => {}
+                None => fresh.push(arc),
                 // A base lists the arcs of earlier runs too.
-                Some(known) if known.entry == *arc => continue,
+                Some(known) if known.entry == *arc => {}
                 Some(_) => {
                     let what = format!("its {} has the serial of another arc", arc.name);
                     return Err(Error::CommitDamaged { run: commit.run, what }.into());
                 }
+            }
+        }
+        let mut new = 0;
+        let mut batch: Vec<(i64, i64)> = Vec::new();
+        for (number, &arc) in fresh.iter().enumerate() {
+            if number % TABLES_AHEAD == 0 {
+                source.ahead(&mut fresh.iter().skip(number).take(TABLES_AHEAD).copied());
             }
             let value = ArcValue { entry: arc.clone(), run: arc.name.version, dropped: false };
             self.c

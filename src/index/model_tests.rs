@@ -364,3 +364,55 @@ impl CatalogSource for Interrupting {
         Err(Error::Interrupted)
     }
 }
+
+/// Tables that are asked for together, and those that were read: each after it was asked for.
+#[derive(Default)]
+struct Announced {
+    batches: Vec<usize>,
+    asked: Vec<ArcSerial>,
+    read: usize,
+}
+
+impl CatalogSource for Announced {
+    fn ahead(&mut self, arcs: &mut dyn Iterator<Item = &ArcEntry>) {
+        assert_eq!(self.read, self.asked.len(), "asked for before the last ones were read");
+        let before = self.asked.len();
+        self.asked.extend(arcs.map(|arc| arc.serial));
+        self.batches.push(self.asked.len() - before);
+    }
+    fn frame_table(&mut self, arc: &ArcEntry) -> crate::Result<Vec<crate::arc::FrameInfo>> {
+        assert_eq!(self.asked.get(self.read), Some(&arc.serial));
+        self.read += 1;
+        Ok(vec![])
+    }
+    fn catalog_frame(&mut self, _: &CatalogFrame, _: &ArcEntry) -> crate::Result<Vec<u8>> {
+        Err(Error::Interrupted)
+    }
+}
+
+#[test]
+fn frame_tables_are_asked_for_together_and_none_that_is_known() {
+    let model = model(2, 1);
+    let built = Built::new();
+    let mut writer = built.writer();
+    let made = &model.commits[0];
+    let first = made.commit.arcs[0].clone();
+    let many = |range: std::ops::Range<u32>| {
+        let arc = |n: u32| ArcEntry {
+            serial: ArcSerial(u64::from(n)),
+            name: ArcName { number: n + 1, ..first.name },
+            ..first.clone()
+        };
+        let arcs = range.map(arc).collect();
+        Commit { arcs, catalog: vec![], next_serial: 1000, ..made.commit.clone() }
+    };
+    let mut source = Announced::default();
+    writer.apply(&many(0..300), made.digest, &mut source).unwrap();
+    assert_eq!((source.batches, source.read), (vec![128, 128, 44], 300));
+    // A base lists them again.
+    let base = Commit { run: Version(made.commit.run.0 + 1), base: true, ..many(0..310) };
+    let base = Commit { roots: vec![(base.run, base.roots[0].1)], ..base };
+    let mut source = Announced::default();
+    writer.apply(&base, made.digest, &mut source).unwrap();
+    assert_eq!((source.batches, source.read), (vec![10], 10));
+}
