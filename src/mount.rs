@@ -19,6 +19,7 @@ use signal_hook::iterator::Signals;
 
 use crate::backupdir::BackupDir;
 use crate::error::{Error, Result};
+use crate::fetch::FrameCache;
 use crate::fuse::{Access, Caching, Mounted, raise_read_ahead};
 use crate::index::Index;
 use crate::ledger::{By, FLUSH_EVERY_S, LedgerWriter, Record, Session};
@@ -57,6 +58,8 @@ pub struct MountOptions {
     pub virtual_xattrs: VirtualXattrs,
     /// Threads that answer requests; 0: as many as there are cores, between 2 and 4.
     pub threads: usize,
+    /// Keeps what was fetched from far.
+    pub frames: Option<Arc<FrameCache>>,
 }
 
 /// Whose the files are shown to be.
@@ -181,7 +184,7 @@ pub fn serve(
     report: impl Fn(&Summary),
 ) -> Result<Summary> {
     let failed = |what: String| Error::Mount { path: point.path.clone(), what };
-    let mut store = StoreOptions { heal: options.heal, ..StoreOptions::default() };
+    let mut store = StoreOptions { heal: options.heal, frames: options.frames.clone(), ..StoreOptions::default() };
     if options.cache_bytes > 0 {
         store.cache_bytes = options.cache_bytes;
     }

@@ -1,4 +1,4 @@
-//! `--from DEST`: arcs read at a destination, and the index that they are read by.
+//! `--from DEST`: arcs read at a destination, the index that they are read by, and what is kept of what was fetched.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::backupdir::config::parse_size;
 use crate::copies::{Remote, Traffic};
 use crate::depot::Depot;
 use crate::error::{Error, Result};
+use crate::fetch::{FrameCache, Hits};
 use crate::follow::{Followed, anew, follow};
 use crate::memory::OnChange;
 use crate::monitor::Silent;
@@ -35,16 +36,36 @@ pub struct FromArgs {
     /// Fetch no more than SIZE from destinations; what is not read then fails, and is named
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub download_limit: Option<u64>,
-    /// Where indexes made by --from are kept (default: $XDG_CACHE_HOME/assay or ~/.cache/assay)
+    /// Where indexes made by --from, and what was fetched, are kept (default: $XDG_CACHE_HOME/assay or ~/.cache/assay)
     #[arg(long, value_name = "DIR", requires = "from")]
     pub cache_dir: Option<PathBuf>,
+    /// Keep up to SIZE of file data that was fetched, sealed, in --cache-dir, and read it there the next time; 0: none
+    ///
+    /// If nothing is said a mount keeps 4GiB, and `get` reads what is there and keeps nothing. Where the backup dir has an
+    /// index of its own, all is read at the destination unless a SIZE is said.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "from")]
+    pub cache_size: Option<u64>,
 }
+
+/// What becomes of what is fetched, if nothing is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Habit {
+    /// It may be read again.
+    Keeps,
+    /// It is read once.
+    Passes,
+}
+
+/// What a mount keeps of what it has fetched.
+const FRAME_CACHE_BYTES: u64 = 4 << 30;
 
 /// A backup dir as a command reads it.
 pub struct Seen {
     pub dir: BackupDir,
     /// Where its arcs are, if they are read from a destination.
     pub remote: Option<Remote>,
+    /// What was fetched from there.
+    pub frames: Option<Arc<FrameCache>>,
     /// Its index is one that follows the destination.
     follows: bool,
 }
@@ -54,24 +75,40 @@ impl FromArgs {
     ///
     /// # Errors
     /// `USAGE` for an unknown destination; `DEST_…`; those of `follow`; `HISTORY_CHANGED`.
-    pub fn open(&self, context: &Context, dir: BackupDir) -> Result<Seen> {
+    pub fn open(&self, context: &Context, dir: BackupDir, habit: Habit) -> Result<Seen> {
         let Some(name) = self.from.as_deref() else {
             let dir = if self.download_limit.is_some() { dir.seen_locally() } else { dir };
             let dir = super::copies::partly_here(dir, self.download_limit);
-            return Ok(Seen { dir, remote: None, follows: false });
+            return Ok(Seen { dir, remote: None, frames: None, follows: false });
         };
         let remote = super::copies::remote(&dir, name, self.download_limit)?;
         let depot: Arc<dyn Depot> = Arc::new(remote.clone());
-        if dir.has_index() {
-            return Ok(Seen { dir: dir.seen_through(|_| depot), remote: Some(remote), follows: false });
-        }
         // Another destination may be behind this one.
         let mirror = format!("{}-{}", hex(&dir.keys().backup_id().0), remote.id().0);
-        let mirror = self.cache_dir()?.join(mirror);
-        let dir = dir.mirrored(&mirror)?.seen_through(|_| depot);
+        let mirrored = || dir.mirrored(&self.cache_dir()?.join(&mirror));
+        if dir.has_index() {
+            let frames = match self.cache_size {
+                Some(size) if size > 0 => self.frames(&mirrored()?, habit),
+                _ => None,
+            };
+            return Ok(Seen { dir: dir.seen_through(|_| depot), remote: Some(remote), frames, follows: false });
+        }
+        let dir = mirrored()?.seen_through(|_| depot);
         bring_up(context, &dir, &remote)?;
         super::meet(context, &dir)?;
-        Ok(Seen { dir, remote: Some(remote), follows: true })
+        let frames = self.frames(&dir, habit);
+        Ok(Seen { dir, remote: Some(remote), frames, follows: true })
+    }
+
+    /// The cache of what is fetched; where it can't be had all of it is fetched again.
+    fn frames(&self, mirror: &BackupDir, habit: Habit) -> Option<Arc<FrameCache>> {
+        let opened = match (self.cache_size, habit) {
+            (Some(0), _) => Ok(None),
+            (None, Habit::Passes) => FrameCache::found(mirror.own()),
+            (size, _) => FrameCache::open(mirror.own(), size.unwrap_or(FRAME_CACHE_BYTES)).map(Some),
+        };
+        let told = |error: &Error| say(&format!("assay: what is fetched is not kept: {}: {error}", error.code()));
+        opened.inspect_err(told).ok().flatten().map(Arc::new)
     }
 
     fn cache_dir(&self) -> Result<PathBuf> {
@@ -118,17 +155,28 @@ fn bring_up(context: &Context, dir: &BackupDir, remote: &Remote) -> Result<()> {
 }
 
 impl Seen {
-    /// What was asked of the destination.
+    fn hits(&self) -> Hits {
+        self.frames.as_ref().map_or_else(Hits::default, |frames| frames.hits())
+    }
+
+    /// What was asked of the destination, and what needed not be.
     pub fn traffic_text(&self) -> Option<String> {
         let remote = self.remote.as_ref()?;
         let Traffic { requests, bytes } = remote.traffic();
-        Some(format!("{}, {} from {}", show::counted(requests, "request"), show::bytes(bytes), remote.name()))
+        let mut text = format!("{}, {} from {}", show::counted(requests, "request"), show::bytes(bytes), remote.name());
+        let hits = self.hits();
+        if hits.frames > 0 {
+            text += &format!("; from the cache {}, {}", show::counted(hits.frames, "frame"), show::bytes(hits.bytes));
+        }
+        Some(text)
     }
 
     pub fn with_traffic(&self, mut value: Value) -> Value {
         if let (Some(fields), Some(remote)) = (value.as_object_mut(), &self.remote) {
-            let Traffic { requests, bytes } = remote.traffic();
-            fields.insert("fetched".into(), json!({ "name": remote.name(), "requests": requests, "bytes": bytes }));
+            let (Traffic { requests, bytes }, hits) = (remote.traffic(), self.hits());
+            let cached = json!({ "frames": hits.frames, "bytes": hits.bytes });
+            let fetched = json!({ "name": remote.name(), "requests": requests, "bytes": bytes, "cached": cached });
+            fields.insert("fetched".into(), fetched);
         }
         value
     }

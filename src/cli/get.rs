@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use super::far::{self, FromArgs};
+use super::far::{self, FromArgs, Habit};
 use super::json::{with_name, with_names};
 use super::ui::Ui;
 use super::{Context, open_index, paths, print, print_json, show};
@@ -77,10 +77,11 @@ const CACHE_BYTES: u64 = 64 << 20;
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
     super::meet(context, &dir)?;
-    let seen = args.from.open(context, dir)?;
+    let seen = args.from.open(context, dir, Habit::Passes)?;
     let dir = seen.dir;
     let deadline = if dir.arcs().reach() == Reach::Far { FAR_DEADLINE } else { StoreOptions::default().deadline };
-    let store = StoreOptions { cache_bytes: CACHE_BYTES, words: Words::Reader, deadline, ..StoreOptions::default() };
+    let (words, frames) = (Words::Reader, seen.frames);
+    let store = StoreOptions { cache_bytes: CACHE_BYTES, words, deadline, frames, ..StoreOptions::default() };
     let reading = reader::Options { by: Some(By::Get), store, ..reader::Options::default() };
     let backup = Backup::of(&dir, open_index(&dir)?, reading);
     let tree = &backup.tree;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::far::{self, FromArgs};
+use super::far::{self, FromArgs, Habit};
 use super::ui::Ui;
 use super::{paths, show};
 use serde_json::Value;
@@ -24,7 +24,7 @@ use crate::mount::{self, Hiding, MountOptions, Ownership, Point};
 use crate::os::process::{Inherited, Side, Started, Starter, daemonize};
 use crate::own::OwnDir;
 use crate::reader::{self, Backup};
-use crate::store::{Heal, Summary};
+use crate::store::{Heal, StoreOptions, Summary};
 use crate::text::shown;
 use crate::tree::View;
 use crate::vfs::{Hashing, VirtualXattrs};
@@ -125,6 +125,7 @@ impl MountArgs {
             hashing: if self.hash_files { Hashing::All } else { Hashing::Small },
             virtual_xattrs: if self.list_xattrs { VirtualXattrs::Listed } else { VirtualXattrs::Unlisted },
             threads: 0,
+            frames: None,
         }
     }
 }
@@ -189,8 +190,10 @@ pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
 fn plan(context: &Context, args: &MountArgs) -> Result<Exit> {
     let dir = context.open()?;
     super::meet(context, &dir)?;
-    let seen = args.from.open(context, dir)?;
-    let backup = Backup::of(&seen.dir, open_index(&seen.dir)?, reader::Options::default());
+    let seen = args.from.open(context, dir, Habit::Keeps)?;
+    let store = StoreOptions { frames: seen.frames.clone(), ..StoreOptions::default() };
+    let options = reader::Options { store, ..reader::Options::default() };
+    let backup = Backup::of(&seen.dir, open_index(&seen.dir)?, options);
     let row = backup.tree.version(args.rev.as_deref().unwrap_or("latest"))?;
     let given = args.plan.iter().map(|path| paths::given(path.as_os_str(), seen.dir.path()));
     let found = |path: &[u8]| backup.tree.find(row.version, path).map(drop);
@@ -209,7 +212,7 @@ fn serve(
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<Summary> {
     context.begin_log(backup.own());
-    let seen = args.from.open(context, backup.clone())?;
+    let seen = args.from.open(context, backup.clone(), Habit::Keeps)?;
     let backup = &seen.dir;
     let index = open_index(backup)?;
     let show = |title: &str, summary: &Summary| {
@@ -222,7 +225,8 @@ fn serve(
         }
     };
     let _following = seen.keep_following(Duration::from_secs(args.follow));
-    let summary = mount::serve(backup, index, point, &args.options(), ready, |summary| {
+    let options = MountOptions { frames: seen.frames.clone(), ..args.options() };
+    let summary = mount::serve(backup, index, point, &options, ready, |summary| {
         show(&format!("{} so far", shown(point.path())), summary);
     })?;
     show(&format!("{} is unmounted", shown(point.path())), &summary);

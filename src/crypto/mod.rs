@@ -142,6 +142,11 @@ pub struct ArcCipher {
 }
 
 impl ArcCipher {
+    /// The arc that it is of.
+    pub fn arc_id(&self) -> ArcId {
+        self.arc_id
+    }
+
     /// Encrypts in place. `number` is that of the frame or batch (0 of what there is one).
     pub fn seal(&self, domain: Domain, number: u32, header: &[u8], bytes: &mut [u8]) -> [u8; TAG_LEN] {
         let sealed =

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use super::places::Places;
-use super::{ArcFile, Bad, Fetched, Frame, Located, Way, with_bytes};
+use super::{ArcFile, Bad, Fetched, Frame, FrameCache, Located, Proven, Way, with_bytes};
 use crate::arc::FrameKind;
-use crate::crypto::Keys;
+use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{Depot, Reach, Via};
 use crate::error::{Error, Result};
 use crate::ids::{ArcName, ArcSerial, BlockId, CopyId};
@@ -24,6 +24,8 @@ use crate::sync::lock;
 
 /// Arcs kept open; a quarter of the files that this process may have open, if that is less.
 const MAX_OPEN_ARCS: usize = 128;
+/// Arcs of which the cache is asked whose keys are held.
+const MAX_KNOWN_ARCS: usize = 1024;
 /// How long an open arc is trusted to be the one under its name.
 const RECHECK: Duration = Duration::from_secs(1);
 /// Adjacent frames up to this many bytes are fetched by one read.
@@ -57,15 +59,24 @@ struct Opened {
     checked_ms: AtomicU64,
 }
 
+/// What judges the frames of an arc that was not opened.
+struct Known {
+    name: ArcName,
+    cipher: ArcCipher,
+}
+
 /// The blocks of a backup dir.
 pub struct Fetch {
     home: Arc<dyn Depot>,
     copies: Vec<Arc<dyn Depot>>,
+    /// Of frames that were far.
+    cache: Option<Arc<FrameCache>>,
     keys: Arc<Keys>,
     index: Arc<Index>,
     heal: Heal,
     places: Places,
     open: Mutex<LruCache<ArcSerial, Arc<Opened>>>,
+    known: Mutex<LruCache<ArcSerial, Arc<Known>>>,
     started: Instant,
 }
 
@@ -80,8 +91,15 @@ impl Fetch {
     ) -> Fetch {
         let most = MAX_OPEN_ARCS.min((open_file_limit() / 4) as usize);
         let open = Mutex::new(LruCache::new(NonZeroUsize::new(most).unwrap_or(NonZeroUsize::MIN)));
+        let known = Mutex::new(LruCache::new(NonZeroUsize::new(MAX_KNOWN_ARCS).unwrap_or(NonZeroUsize::MIN)));
         let places = Places::new(index.clone());
-        Fetch { home, copies, keys, index, heal, places, open, started: Instant::now() }
+        Fetch { home, copies, cache: None, keys, index, heal, places, open, known, started: Instant::now() }
+    }
+
+    /// Keeps what was far, and asks there first; not where damage is to be shown as it is.
+    pub fn keeping(self, cache: Option<Arc<FrameCache>>) -> Fetch {
+        let cache = cache.filter(|_| self.heal == Heal::On);
+        Fetch { cache, ..self }
     }
 
     /// Finds a block's frame.
@@ -117,8 +135,47 @@ impl Fetch {
 
     fn reach(&self, serial: ArcSerial) -> Reach {
         let opened = lock(&self.open).peek(&serial).map(|opened| opened.arc.stored().name());
-        let name = opened.or_else(|| Some(self.index.arc(serial).ok()?.entry.name));
+        let name = opened.or_else(|| Some(self.known(serial)?.name));
         name.map_or(Reach::Near, |name| self.home.reach_of(name))
+    }
+
+    fn known(&self, serial: ArcSerial) -> Option<Arc<Known>> {
+        if let Some(known) = lock(&self.known).get(&serial) {
+            return Some(known.clone());
+        }
+        let entry = self.index.arc(serial).ok()?.entry;
+        let known = Arc::new(Known { name: entry.name, cipher: self.keys.arc_cipher(entry.id, &entry.salt) });
+        lock(&self.known).put(serial, known.clone());
+        Some(known)
+    }
+
+    /// What was fetched before of what is far (`is_far`): from this machine, and nobody else is asked.
+    pub fn kept(&self, asked: &Asked) -> Option<Fetched> {
+        let opened = self.of_cache(asked, |cache, frame| cache.find(frame))??;
+        Some(Fetched { opened, copy: CopyId::LOCAL, way: Way::Kept, met: None })
+    }
+
+    /// As `kept`, as far as can be told without reading it.
+    pub fn may_be_kept(&self, asked: &Asked) -> bool {
+        self.of_cache(asked, |cache, frame| cache.may_have(frame)).unwrap_or(false)
+    }
+
+    fn of_cache<T>(&self, asked: &Asked, ask: impl FnOnce(&FrameCache, &Frame<'_>) -> T) -> Option<T> {
+        let cache = self.cache.as_ref().filter(|_| asked.at.info.kind == FrameKind::Block)?;
+        let known = self.known(asked.at.serial)?;
+        Some(ask(cache, &self.frame_of(&known, asked)))
+    }
+
+    fn frame_of<'a>(&'a self, known: &'a Known, asked: &'a Asked) -> Frame<'a> {
+        let Located { no, offset, ref info, .. } = asked.at;
+        let Known { name, ref cipher } = *known;
+        Frame { keys: &self.keys, cipher, arc: name, no, block: Some(asked.block), offset, info }
+    }
+
+    fn keep(&self, arc: ArcName, proven: &Proven<'_>) {
+        if let Some(cache) = self.cache.as_ref().filter(|_| self.home.reach_of(arc) == Reach::Far) {
+            cache.admit(proven);
+        }
     }
 
     /// The arc of a frame, its length, and where in it the frame is.
@@ -151,7 +208,7 @@ impl Fetch {
     /// What no other copy had is of the one that is read first.
     fn of_home(&self, serial: ArcSerial, fetched: Fetched) -> Fetched {
         match fetched.way {
-            Way::Copy => fetched,
+            Way::Copy | Way::Kept => fetched,
             Way::First | Way::Again { .. } | Way::Repaired(_) => Fetched { copy: self.copy(serial), ..fetched },
         }
     }
@@ -190,7 +247,11 @@ impl Fetch {
                     Err(error) => Err(self.frame(&opened.arc, asked).unread(error.clone())),
                 };
                 match result {
-                    Ok(fetched) => each(number, asked, Ok(fetched)),
+                    Ok((fetched, proven)) => {
+                        each(number, asked, Ok(fetched));
+                        // Nobody waits for that.
+                        self.keep(opened.arc.stored().name(), &proven);
+                    }
                     Err(bad) => failed.push((number, asked, bad)),
                 }
             }
@@ -249,11 +310,8 @@ impl Fetch {
     fn elsewhere(&self, asked: &Asked, reach: Reach) -> Option<Fetched> {
         let mut copies = self.copies.iter().filter(|copy| copy.reach() == reach).peekable();
         copies.peek().filter(|_| asked.at.info.kind == FrameKind::Block)?;
-        let entry = self.index.arc(asked.at.serial).ok()?.entry;
-        let cipher = self.keys.arc_cipher(entry.id, &entry.salt);
-        let Located { no, offset, ref info, .. } = asked.at;
-        let (keys, block) = (self.keys.as_ref(), Some(asked.block));
-        Frame { keys, cipher: &cipher, arc: entry.name, no, block, offset, info }.elsewhere(copies)
+        let known = self.known(asked.at.serial)?;
+        self.frame_of(&known, asked).elsewhere(copies)
     }
 
     /// Where the block is now, if it was relocated since its place was looked up.

@@ -3,23 +3,31 @@
 //! The rungs, in order: as it comes; again, past the page cache; with one flipped bit put right, in memory; from another
 //! copy of the arc. What none of them gives is damage, with its place.
 //!
-//! Invariants: `Frame::judge` is the only caller of `arc::frame::open` outside of those who write arcs, so what leaves here
-//! was verified; no arc is changed; what was met on the way up is told to whoever asks, and noted by nobody here.
+//! What was fetched from far is kept (`cache`), and asked for there before any rung.
+//!
+//! Invariants: what leaves here was verified (`proven`); no arc is changed; what was met on the way up is told to whoever
+//! asks, and noted by nobody here.
 
 mod arc_file;
 mod blocks;
+mod cache;
+#[cfg(test)]
+mod cache_tests;
 mod places;
+mod proven;
 #[cfg(test)]
 mod tests;
 
 pub use arc_file::{ArcFile, ends, open_footer, prove};
 pub use blocks::{Asked, Fetch, Heal};
+pub use cache::{FrameCache, Hits};
 pub use places::Located;
+use proven::Proven;
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use crate::arc::frame::{self, Head};
+use crate::arc::frame::Head;
 use crate::arc::repair::{BitFlip, Repaired, flips, repair};
 use crate::arc::{
     BLOCK_ENTRY_LEN, FRAME_HEADER_LEN, FRAME_OVERHEAD, FrameInfo, FrameKind, MAX_BLOCKS, MAX_PLAIN_LEN, VerifiedFrame,
@@ -54,6 +62,8 @@ pub enum Way {
     Repaired(Repair),
     /// Another copy has it.
     Copy,
+    /// It was fetched before, and is proven again: this says nothing of the copy that it was fetched from.
+    Kept,
 }
 
 /// What was wrong with a frame, and the frame as it was written.
@@ -120,21 +130,24 @@ impl Frame<'_> {
 
     /// Verifies what was read in the frame's place.
     pub fn judge(&self, bytes: &[u8]) -> Result<VerifiedFrame, Bad> {
-        let opened = frame::open(self.keys, self.cipher, self.no, self.info, bytes);
-        opened.map_err(|damage| Bad::refused(self.place(), damage, bytes))
+        self.proven(bytes).map(|(opened, _)| opened)
+    }
+
+    fn proven<'b>(&self, bytes: &'b [u8]) -> Result<(VerifiedFrame, Proven<'b>), Bad> {
+        Proven::open(self, bytes).map_err(|damage| Bad::refused(self.place(), damage, bytes))
     }
 
     /// As the first rung, for blocks: what holds none is refused.
-    fn judged(&self, bytes: &[u8]) -> Result<Fetched, Bad> {
+    fn judged<'b>(&self, bytes: &'b [u8]) -> Result<(Fetched, Proven<'b>), Bad> {
         if self.info.kind != FrameKind::Block {
             return Err(Bad::refused(self.place(), Damage::WrongFrame, bytes));
         }
-        self.judge(bytes).map(|opened| self.fetched(opened, Way::First))
+        self.proven(bytes).map(|(opened, proven)| (self.fetched(opened, Way::First), proven))
     }
 
     fn alone(&self, arc: &dyn StoredArc) -> Result<Fetched, Bad> {
         with_bytes(arc, self.offset, self.info.frame_len(), Via::Cache, |bytes| match bytes {
-            Ok(bytes) => self.judged(bytes),
+            Ok(bytes) => self.judged(bytes).map(|(fetched, _)| fetched),
             Err(error) => Err(self.unread(error)),
         })
     }
@@ -247,6 +260,15 @@ const MAX_READ_BYTES: u64 = (MAX_PLAIN_LEN + FRAME_OVERHEAD + MAX_BLOCKS * BLOCK
 
 /// Reads `len` bytes at `offset` and lends them; fewer when the arc ends before.
 fn with_bytes<T>(arc: &dyn StoredArc, offset: u64, len: u64, via: Via, use_them: impl FnOnce(Result<&[u8]>) -> T) -> T {
+    with_buffer(len, |target| arc.read(offset, target, via), use_them)
+}
+
+/// Has a buffer of `len` bytes filled, and lends as many as came.
+fn with_buffer<T, E>(
+    len: u64,
+    fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    use_them: impl FnOnce(Result<&[u8], E>) -> T,
+) -> T {
     // A read within a read has a buffer of its own.
     let mut buffer = BUFFER.with(RefCell::take);
     let len = len.min(MAX_READ_BYTES) as usize;
@@ -254,7 +276,7 @@ fn with_bytes<T>(arc: &dyn StoredArc, offset: u64, len: u64, via: Via, use_them:
         buffer.resize(len, 0);
     }
     let target = buffer.get_mut(..len).unwrap_or_default();
-    let result = match arc.read(offset, target, via) {
+    let result = match fill(target) {
         Ok(count) => use_them(Ok(target.get(..count).unwrap_or_default())),
         Err(error) => use_them(Err(error)),
     };

@@ -27,7 +27,7 @@ struct Task {
 }
 
 enum What {
-    /// All frames of the job: what is read first is far.
+    /// All frames of the job that were not delivered: what is read first is far.
     Job,
     /// One that what is near does not have.
     Frame { slot: usize, of: Box<(Asked, Bad)> },
@@ -77,17 +77,19 @@ fn serve(inner: &Inner) {
         let too_late = sent.elapsed() > inner.deadline;
         match what {
             What::Job => {
-                let all: Vec<Owed<'_>> = (0..job.asked.len()).map(owed).collect();
+                let open = job.asked.iter().enumerate().filter(|(slot, _)| !job.delivered(*slot));
+                let (all, asked): (Vec<Owed<'_>>, Vec<Asked>) =
+                    open.map(|(slot, asked)| (owed(slot), asked.clone())).unzip();
                 if too_late {
-                    job.asked.iter().zip(&all).for_each(|(asked, one)| one.pay(asked.at.frame(), Err(Error::TimedOut)));
+                    asked.iter().zip(&all).for_each(|(asked, one)| one.pay(asked.at.frame(), Err(Error::TimedOut)));
                     continue;
                 }
-                inner.fetch.near(&job.asked, &mut |slot, asked, outcome| {
+                inner.fetch.near(&asked, &mut |number, asked, outcome| {
                     let result = match outcome {
                         Ok(fetched) => Ok(inner.notes.fetched(&inner.fetch, asked, job.file, fetched)),
                         Err(bad) => inner.ask_copies(&job, asked, bad),
                     };
-                    all.get(slot).iter().for_each(|one| one.pay(asked.at.frame(), result.clone()));
+                    all.get(number).iter().for_each(|one| one.pay(asked.at.frame(), result.clone()));
                 });
             }
             What::Frame { slot, of } => {
@@ -141,7 +143,7 @@ impl Far {
         self.put(job, What::Frame { slot, of: Box::new((asked, bad)) })
     }
 
-    /// As `send`, all frames of a job.
+    /// As `send`, all frames of a job that were not delivered.
     pub fn send_all(&self, job: &Arc<Job>) -> Result<()> {
         self.put(job, What::Job)
     }

@@ -29,7 +29,7 @@ use crate::crypto::Keys;
 use crate::depot::Depot;
 use crate::error::{Error, Result};
 pub use crate::fetch::Heal;
-use crate::fetch::{Asked, Fetch};
+use crate::fetch::{Asked, Fetch, FrameCache};
 use crate::ids::{ArcName, BlockId, FramePlace, Logid, Version};
 use crate::index::Index;
 use crate::ledger::LedgerWriter;
@@ -69,6 +69,8 @@ pub struct StoreOptions {
     pub words: Words,
     /// Asked where the backup dir fails.
     pub copies: Vec<Arc<dyn Depot>>,
+    /// Keeps what was fetched from far.
+    pub frames: Option<Arc<FrameCache>>,
     /// How long a reader waits, at most.
     pub deadline: Duration,
 }
@@ -93,6 +95,7 @@ impl Default for StoreOptions {
             ledger: None,
             words: Words::Log,
             copies: Vec::new(),
+            frames: None,
             deadline: DEADLINE,
         }
     }
@@ -138,8 +141,8 @@ pub struct Store {
 impl Store {
     /// `home` is asked first.
     pub fn new(home: Arc<dyn Depot>, keys: Arc<Keys>, index: Arc<Index>, options: StoreOptions) -> Store {
-        let StoreOptions { cache_bytes, heal, threads, max_age, ledger, words, copies, deadline } = options;
-        let fetch = Fetch::new(home, copies, keys, index.clone(), heal);
+        let StoreOptions { cache_bytes, heal, threads, max_age, ledger, words, copies, frames, deadline } = options;
+        let fetch = Fetch::new(home, copies, keys, index.clone(), heal).keeping(frames);
         let inner = Arc::new(Inner {
             far: fetch.has_far().then(Far::default),
             fetch,
@@ -312,11 +315,11 @@ impl Store {
         self.inner.fetch.is_block(block, bytes)
     }
 
-    /// Where a block would be fetched from, if that is far: the arc, its length, and the range of it. Nothing is read.
+    /// Where a block would be fetched from, if that is far and it is not kept here: the arc, its length, and the range of it. Nothing is read.
     pub fn far_range(&self, block: BlockId) -> Result<Option<(ArcName, u64, Range<u64>)>> {
         let (fetch, asked) = (&self.inner.fetch, [self.inner.fetch.locate(block)?]);
         let [one] = &asked;
-        if fetch.is_far(&asked) { fetch.range(one).map(Some) } else { Ok(None) }
+        if fetch.is_far(&asked) && !fetch.may_be_kept(one) { fetch.range(one).map(Some) } else { Ok(None) }
     }
 
     /// Starts decoding blocks that will probably be wanted soon; does nothing when too much is under way already.
@@ -335,7 +338,12 @@ impl Store {
                 let frame = asked.at.frame();
                 let is_known =
                     missing.iter().any(|known| known.at.frame() == frame) || lock(&self.inner.shelf).knows(frame);
-                if is_known || (pool.is_none() && !self.inner.fetch.is_far(std::slice::from_ref(&asked))) {
+                // What is kept here is near.
+                let is_far = || {
+                    let fetch = &self.inner.fetch;
+                    fetch.is_far(std::slice::from_ref(&asked)) && !fetch.may_be_kept(&asked)
+                };
+                if is_known || (pool.is_none() && !is_far()) {
                     continue;
                 }
                 let Some(left) = room.checked_sub(u64::from(asked.at.info.plain_len())) else { break };
@@ -521,9 +529,20 @@ impl Inner {
     fn run(&self, job: &Arc<Job>) {
         let deliver = Deliver { inner: self, job };
         if let Some(far) = self.far.as_ref().filter(|_| self.fetch.is_far(&job.asked)) {
-            if let Err(error) = far.send_all(job) {
-                let all = job.asked.iter().enumerate();
-                all.for_each(|(slot, asked)| deliver.result(slot, asked.at.frame(), Err(error.clone())));
+            let mut left = Vec::new();
+            for (slot, asked) in job.asked.iter().enumerate() {
+                match self.fetch.kept(asked) {
+                    Some(kept) => {
+                        let opened = self.notes.fetched(&self.fetch, asked, job.file, kept);
+                        deliver.result(slot, asked.at.frame(), Ok(opened));
+                    }
+                    None => left.push((slot, asked.at.frame())),
+                }
+            }
+            if !left.is_empty()
+                && let Err(error) = far.send_all(job)
+            {
+                left.into_iter().for_each(|(slot, frame)| deliver.result(slot, frame, Err(error.clone())));
             }
             return;
         }

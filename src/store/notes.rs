@@ -35,14 +35,14 @@ impl Notes {
             Way::First => Some(How::Read),
             Way::Again { .. } | Way::Copy => Some(How::Medium),
             // What is stored there is not what was verified.
-            Way::Repaired(_) => None,
+            Way::Repaired(_) | Way::Kept => None,
         };
         if let (Some(ledger), Some(how)) = (&self.ledger, how) {
             ledger.frame(asked.at.serial, copy, asked.at.no, how);
         }
         if let Some(error) = met {
             let (end, flips) = match way {
-                Way::First => (End::ReadAgain, Vec::new()),
+                Way::First | Way::Kept => (End::ReadAgain, Vec::new()),
                 Way::Again { flips } => (End::ReadAgain, flips),
                 Way::Repaired(Repair { what, flips, .. }) => (End::Repaired(what), flips),
                 Way::Copy => (End::Elsewhere(fetch.copy_name(copy).to_string()), Vec::new()),
