@@ -67,6 +67,10 @@ impl Faulty {
         lock(&self.shared.reads).clone()
     }
 
+    pub fn opened(&self) -> Vec<ArcName> {
+        lock(&self.shared.opened).clone()
+    }
+
     fn missing(&self, arc: ArcName) -> Result<()> {
         let place = Place::in_arc(arc, 0);
         if (self.hides)(arc) { Err(Error::Arc { place, damage: Damage::Missing }) } else { Ok(()) }

@@ -209,3 +209,6 @@ fn name(arc: ArcId) -> String {
 fn is_name(name: &str) -> bool {
     name.len() == 2 * size_of::<ArcId>() && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
+
+#[cfg(test)]
+mod tests;

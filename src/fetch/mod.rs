@@ -11,8 +11,6 @@
 mod arc_file;
 mod blocks;
 mod cache;
-#[cfg(test)]
-mod cache_tests;
 mod places;
 mod proven;
 #[cfg(test)]
