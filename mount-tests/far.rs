@@ -1,8 +1,12 @@
 //! A backup from nothing but one destination and the key: recovered, mounted and restored on a machine that has no arc.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
 
 use crate::copies::{arcs_at, lab, setid};
 use crate::support::arcfile::{arc_names, data_arcs, overwrite};
@@ -161,4 +165,121 @@ fn what_is_no_copy_of_this_backup_is_refused_before_anything_is_made() {
     let more = lab.assay("recover", ["--from", "usb"]).run().code(2);
     assert!(more.err().contains(&format!("{last} is here and not at usb")), "{}", more.err());
     lab.assay("selftest", ["-v2"]).ok();
+}
+
+/// Reads all of the newest version through a mount of `usb` that keeps what it fetches, and compares it.
+#[track_caller]
+fn read_all(lab: &Lab, args: &[&str]) -> (Value, Value) {
+    let mount = start(lab, args);
+    oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+    end(mount)
+}
+
+fn start(lab: &Lab, args: &[&str]) -> Mount {
+    let fixed = ["--from", "usb", "--json", "--follow", "3600", "--cache-dir"];
+    let cmd = lab.assay_on(&lab.path("new"), "mount", fixed).arg(lab.path("cache")).args(args);
+    Mount::spawn(cmd.arg(lab.mnt()), &lab.mnt(), &lab.root)
+}
+
+/// What was asked of the destination, and what came from the cache.
+#[track_caller]
+fn end(mount: Mount) -> (Value, Value) {
+    let summary = mount.end().ok().json();
+    assert_eq!(summary["damage"], 0, "{summary}");
+    (summary["fetched"]["requests"].clone(), summary["fetched"]["cached"]["frames"].clone())
+}
+
+/// The directory of the cache, if there is one, and the bytes that it takes.
+fn frames(lab: &Lab) -> Option<(PathBuf, u64)> {
+    let mirrors = fs::read_dir(lab.path("cache")).ok()?;
+    let dir = mirrors.map(|mirror| mirror.expect("entry").path().join("frames")).find(|dir| dir.exists())?;
+    let sizes = fs::read_dir(&dir).expect("read").map(|file| file.expect("entry").metadata().expect("stat").blocks());
+    let bytes = sizes.sum::<u64>() * 512;
+    Some((dir, bytes))
+}
+
+#[test]
+fn what_was_fetched_is_read_again_without_a_request_also_after_kill_9() {
+    let mut rng = Rng::from_env("kept");
+    let lab = lab(&[("usb", "")]);
+    world(&lab, &mut rng);
+    new_machine(&lab, "new");
+    let (cold, none) = read_all(&lab, &["--cache-size", "0"]);
+    assert!(frames(&lab).is_none() && none == 0);
+    // What a mount needs in which no contents are read.
+    let idle = start(&lab, &[]);
+    oracle::listing(&idle.latest(&lab.src()));
+    let (idle, _) = end(idle);
+    assert!(idle.as_u64() < cold.as_u64(), "{idle} of {cold}");
+
+    for round in 0..6 {
+        let mount = start(&lab, &[]);
+        // It ends with an error, or has read all of it.
+        let mut tar = Command::new("tar");
+        tar.arg("-cf").arg(lab.path("tar")).arg("-C").arg(&mount.point).arg("latest");
+        let mut reader = tar.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("tar");
+        std::thread::sleep(Duration::from_millis(rng.below(60 * (round + 1))));
+        mount.signal(libc::SIGKILL);
+        reader.wait().expect("wait");
+        assert_eq!(mount.end().signal, Some(libc::SIGKILL));
+    }
+    // What was read last when it ended may be missing.
+    let all_is_kept = || {
+        let mut reads = (0..4).map(|_| read_all(&lab, &[]));
+        let found = reads.find(|(asked, frames)| *asked == idle && frames.as_u64() > Some(10));
+        assert!(found.is_some(), "no mount asked as little as one in which nothing is read");
+    };
+    all_is_kept();
+
+    // Rot in the cache is no damage: what is wrong is fetched again.
+    let (dir, _) = frames(&lab).expect("a cache");
+    for file in fs::read_dir(&dir).expect("read") {
+        let path = file.expect("entry").path();
+        let mut bytes = fs::read(&path).expect("read");
+        for _ in 0..5 {
+            let at = rng.below(bytes.len() as u64) as usize;
+            bytes[at] ^= rng.flip();
+        }
+        overwrite(&path, &bytes);
+    }
+    let (asked, _) = read_all(&lab, &[]);
+    assert!(asked.as_u64() > idle.as_u64(), "{asked}");
+    // It is all of it: nothing of the file data there is needed.
+    all_is_kept();
+    for arc in data_arcs(&lab.repo()) {
+        let arc = lab.path("usb").join(arc.file_name().expect("a name"));
+        let len = fs::metadata(&arc).expect("stat").len() as usize;
+        overwrite(&arc, &rng.bytes(len));
+    }
+    read_all(&lab, &[]);
+    let get = ["--from", "usb", "--cache-dir"];
+    let get = lab.assay_on(&lab.path("new"), "get", get).arg(lab.path("cache")).arg("--to").arg(lab.path("got"));
+    get.arg(lab.src()).ok();
+    oracle::rsync_clean(&lab.src(), &crate::atomicity::restored(&lab.path("got"), &lab.src()));
+    // Who wants to see what is there sees it.
+    let bare = start(&lab, &["--heal", "off"]);
+    let read = tool("cat").arg(bare.latest(&lab.src()).join("noise0")).run();
+    assert!(read.code == Some(1) && read.err().contains("Input/output error"), "{}", read.err());
+    bare.end().code(4);
+}
+
+#[test]
+fn a_cache_keeps_to_its_size_and_is_not_made_unasked_where_the_arcs_are() {
+    let mut rng = Rng::from_env("kept");
+    let lab = lab(&[("usb", "")]);
+    world(&lab, &mut rng);
+    new_machine(&lab, "new");
+    for _ in 0..2 {
+        read_all(&lab, &["--cache-size", "1500k"]);
+        let (_, bytes) = frames(&lab).expect("a cache");
+        assert!((300_000..=1_500 << 10).contains(&bytes), "{bytes}");
+    }
+    // On the machine that makes the backups a mount proves the copy, unless it is told to keep what it reads.
+    fs::remove_dir_all(lab.path("cache")).expect("remove");
+    fs::remove_dir_all(lab.path("new")).expect("remove");
+    fs::rename(lab.repo(), lab.path("new")).expect("rename");
+    assert_eq!(read_all(&lab, &[]).1, 0);
+    assert!(frames(&lab).is_none());
+    read_all(&lab, &["--cache-size", "64MiB"]);
+    assert!(read_all(&lab, &["--cache-size", "64MiB"]).1.as_u64() > Some(10));
 }

@@ -7,6 +7,8 @@
 
 mod far;
 mod job;
+#[cfg(test)]
+mod kept_tests;
 mod later;
 mod notes;
 mod shelf;
