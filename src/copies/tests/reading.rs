@@ -4,7 +4,11 @@ use super::*;
 use crate::copies::{Estimate, PartlyHere, Remote, keep_within};
 use crate::depot::{Depot, Local, Reach, Via};
 use crate::error::Damage;
+use crate::fetch::FrameCache;
 use crate::ids::{ArcName, Version};
+use crate::reader::{self, Backup, wanted};
+use crate::store::{StoreOptions, Wanted};
+use crate::tree::Found;
 
 const ARC: ArcName = ArcName { version: Version(0), number: 1 };
 
@@ -176,4 +180,48 @@ fn a_note_that_is_damaged_makes_an_arc_missing_and_nothing_else() {
     let unknown = ArcName { version: Version(9), number: 9 };
     let missing = |error: Error| matches!(error, Error::Arc { damage: Damage::Missing, .. });
     assert!(depot.open(unknown).err().is_some_and(missing) && depot.len_bytes(unknown).err().is_some_and(missing));
+}
+
+/// Frames that were kept are asked for by nobody, not even ahead of who reads them in order.
+#[test]
+fn what_was_kept_of_a_destination_is_read_without_a_request() {
+    let world = World::new(&["usb"]);
+    world.backup();
+    let file = fs::read_dir(world.source.path()).unwrap().next().unwrap().unwrap().path();
+    let original = fs::read(&file).unwrap();
+    let open = || {
+        let dir = world.dir();
+        let frames = Arc::new(FrameCache::open(dir.own(), 1 << 30).unwrap());
+        let store = StoreOptions { frames: Some(frames), threads: 2, ..StoreOptions::default() };
+        let remote: Arc<dyn Depot> = Arc::new(reader(&world, none()));
+        let dir = dir.seen_through(|_| remote);
+        let backup = Backup::of(&dir, dir.open_index().unwrap(), reader::Options { store, ..Default::default() });
+        let path = std::os::unix::ffi::OsStrExt::as_bytes(file.as_os_str());
+        let Found::Node(logid, _) = backup.tree.find(Version(0), path).unwrap() else { panic!("a file") };
+        let node = backup.tree.node(logid).unwrap();
+        let wanted: Vec<Wanted> = wanted(&backup.tree.segments(&node, 0, node.attr.size).unwrap()).collect();
+        (backup, wanted)
+    };
+    let read = |backup: &Backup, all: &[Wanted]| -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (number, some) in all.chunks(4).enumerate() {
+            backup.store.prefetch(all.iter().skip(4 * number).take(32).copied(), None);
+            backup.store.blocks(some, None).unwrap().iter().for_each(|block| bytes.extend_from_slice(block));
+        }
+        bytes
+    };
+    let (first, all) = open();
+    assert!(read(&first, &all) == original);
+    assert!(world.count("usb", Request::Read) > 5);
+    let begun = Instant::now();
+    while all.iter().any(|want| first.store.far_range(want.block).unwrap().is_some()) {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    drop(first);
+    let (second, all) = open();
+    assert!(read(&second, &all) == original);
+    // The version is proven by its commit, which is no file data.
+    let asked = lock(&world.requests).clone();
+    assert!(asked.iter().all(|(.., object)| object == "arc.0.0"), "{asked:?}");
 }
