@@ -24,7 +24,7 @@ use crate::sync::lock;
 
 /// Arcs kept open; a quarter of the files that this process may have open, if that is less.
 const MAX_OPEN_ARCS: usize = 128;
-/// Arcs of which the cache is asked whose keys are held.
+/// Arcs whose keys are held, opened or not.
 const MAX_KNOWN_ARCS: usize = 1024;
 /// How long an open arc is trusted to be the one under its name.
 const RECHECK: Duration = Duration::from_secs(1);
@@ -172,9 +172,10 @@ impl Fetch {
         Frame { keys: &self.keys, cipher, arc: name, no, block: Some(asked.block), offset, info }
     }
 
-    fn keep(&self, arc: ArcName, proven: &Proven<'_>) {
+    /// Keeps frames of an arc, if it is far.
+    fn keep(&self, arc: ArcName, right: &[Proven<'_>]) {
         if let Some(cache) = self.cache.as_ref().filter(|_| self.home.reach_of(arc) == Reach::Far) {
-            cache.admit(proven);
+            right.iter().for_each(|proven| cache.admit(proven));
         }
     }
 
@@ -237,6 +238,7 @@ impl Fetch {
         let len = last.offset + last.info.frame_len() - first.offset;
         let mut failed = Vec::new();
         with_bytes(opened.arc.stored(), first.offset, len, Via::Cache, |bytes| {
+            let mut right = Vec::new();
             for (asked, number) in asked.iter().zip(0..) {
                 let result = match &bytes {
                     Ok(bytes) => {
@@ -249,12 +251,13 @@ impl Fetch {
                 match result {
                     Ok((fetched, proven)) => {
                         each(number, asked, Ok(fetched));
-                        // Nobody waits for that.
-                        self.keep(opened.arc.stored().name(), &proven);
+                        right.push(proven);
                     }
                     Err(bad) => failed.push((number, asked, bad)),
                 }
             }
+            // No reader waits for that.
+            self.keep(opened.arc.stored().name(), &right);
         });
         // A read error of one sector failed the whole read: the other frames may be well.
         let one_by_one = asked.len() > 1 && failed.iter().any(|(.., bad)| bad.bytes.is_none());

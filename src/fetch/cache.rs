@@ -4,8 +4,8 @@
 //! if it opens.
 //!
 //! Invariants: only what was opened is admitted (`Proven`); what does not open here is a miss, and says nothing of any copy;
-//! what is found here proves no copy. Allocated bytes stay within the bound, and one more sixteenth
-//! of it for each process more; arcs that were read longest ago go first. What goes wrong here fails no read.
+//! what is found here proves no copy. Allocated bytes stay within the bound, and a sixteenth of it more for each further
+//! process that writes; arcs that were read longest ago go first. What goes wrong here fails no read.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -43,7 +43,7 @@ pub struct Hits {
     pub bytes: u64,
 }
 
-/// The frames that were kept of all arcs.
+/// The frames that were kept, of all arcs.
 pub struct FrameCache {
     dir: OwnDir,
     /// Allocated bytes; none: what is there is read, and nothing is kept.
@@ -159,7 +159,7 @@ impl FrameCache {
         written.map_err(|error| Error::io("write", self.dir.path_of(name), &error))
     }
 
-    /// Takes room for so many bytes; those who were read longest ago go for them.
+    /// Takes room for so many bytes; arcs that were read longest ago go for them.
     fn make_room(&self, wanted: u64, max_bytes: u64) -> Result<()> {
         let mut room = lock(&self.room);
         if *room < wanted {

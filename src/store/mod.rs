@@ -317,7 +317,8 @@ impl Store {
         self.inner.fetch.is_block(block, bytes)
     }
 
-    /// Where a block would be fetched from, if that is far and it is not kept here: the arc, its length, and the range of it. Nothing is read.
+    /// Where a block would be fetched from, if that is far and it is not kept here: the arc, its length, and the range of
+    /// it. Nothing is read.
     pub fn far_range(&self, block: BlockId) -> Result<Option<(ArcName, u64, Range<u64>)>> {
         let (fetch, asked) = (&self.inner.fetch, [self.inner.fetch.locate(block)?]);
         let [one] = &asked;
