@@ -167,13 +167,17 @@ fn a_note_that_is_damaged_makes_an_arc_missing_and_nothing_else() {
     keep_within(&world.around(&dir, none()), &dir.lock().unwrap(), 0).unwrap();
     let path = world.path("b/copies/away");
     let text = fs::read_to_string(&path).unwrap();
-    assert_eq!(text.lines().count(), 3);
+    let lines = text.lines().count();
+    assert!(lines > 1);
     for (at, _) in text.char_indices().filter(|(_, c)| *c != '\n') {
         let mut bytes = text.clone().into_bytes();
         bytes[at] ^= 4;
         fs::write(&path, &bytes).unwrap();
         let found = crate::copies::away(&dir).unwrap();
-        assert!(found.len() == 2 && found.iter().all(|(name, len)| text.contains(&format!("{name} {len} "))), "{at}");
+        assert!(
+            found.len() == lines - 1 && found.iter().all(|(name, len)| text.contains(&format!("{name} {len} "))),
+            "{at}"
+        );
     }
     fs::write(&path, &text).unwrap();
     let depot = PartlyHere::of(&world.around(&dir, none()), dir.home());
