@@ -14,6 +14,7 @@ mod care;
 mod estimate;
 mod facts;
 mod fetched;
+mod gate;
 mod home;
 mod keep;
 mod meter;

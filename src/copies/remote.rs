@@ -16,6 +16,7 @@ use crossbeam::channel::{Sender, bounded};
 use lru::LruCache;
 
 use super::ahead::Ahead;
+use super::gate::{Gate, Who};
 use super::meter::Meter;
 use super::pace::{self, Limits, Pace};
 use super::{Around, Opener};
@@ -25,7 +26,7 @@ use crate::dest::mark::{self, Mark};
 use crate::dest::{Known, Settings, Storage};
 use crate::error::{Damage, Error, Place, Result, Trouble};
 use crate::ids::{ArcName, CopyId};
-use crate::sync::{lock, wait};
+use crate::sync::{lock, wait_timeout};
 
 /// What is asked for at once, at least.
 pub(super) const PIECE_BYTES: u64 = 256 << 10;
@@ -35,14 +36,14 @@ pub(super) const RUN_PIECES: u64 = 4;
 const MAX_PIECES: usize = 256;
 /// Pieces that are asked for ahead by one call, at most: what is asked for must still be there when it is read.
 const MAX_AHEAD: usize = MAX_PIECES / 2;
-/// Requests in flight while much is asked for ahead.
-const IN_FLIGHT: usize = 16;
+/// Threads that ask for what is said to be needed soon.
+const BATCH_THREADS: usize = 16;
 /// Threads that ask ahead of readers in order, and what may wait for them.
 const AHEAD_THREADS: usize = 8;
 const MAX_TASKS: usize = 32;
 /// How long a listing is taken for what is there.
 const LISTING_LASTS: Duration = Duration::from_secs(60);
-/// How long a reader has patience with a destination.
+/// How long a reader has patience with a destination, and waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// After so many failures in a row it counts as down, so long at first and at most.
 const FAILURES: u32 = 3;
@@ -77,6 +78,7 @@ struct Inner {
     open: Opener,
     storage: Mutex<Arc<dyn Storage>>,
     pace: Pace,
+    gate: Gate,
     /// Arcs whose lengths are known; they never change.
     lens: Mutex<BTreeMap<ArcName, u64>>,
     listed: Mutex<Option<Instant>>,
@@ -138,6 +140,7 @@ impl Remote {
             open: around.open.clone(),
             storage: Mutex::new(storage),
             pace,
+            gate: Gate::default(),
             lens: Mutex::default(),
             listed: Mutex::default(),
             pieces: Mutex::new(LruCache::new(held)),
@@ -173,30 +176,37 @@ impl Remote {
 }
 
 impl Inner {
-    fn ask<T>(&self, act: impl Fn(&dyn Storage) -> Result<T>) -> Result<T> {
+    /// Asks on behalf of somebody who waits for it.
+    fn ask<T>(&self, bytes: u64, act: impl Fn(&dyn Storage) -> Result<T>) -> Result<T> {
+        let until = Instant::now() + PATIENCE;
+        self.pace.attempt(|| {
+            let _passed = self.gate.pass(Who::Reader, bytes, until)?;
+            self.once(&act)
+        })
+    }
+
+    fn once<T>(&self, act: impl Fn(&dyn Storage) -> Result<T>) -> Result<T> {
         let count = |storage: &dyn Storage| {
             let done = act(storage);
             lock(&self.breaker).note(&done);
             done
         };
-        self.pace.attempt(|| {
-            let storage = lock(&self.storage).clone();
-            match count(storage.as_ref()) {
-                // Credentials that ran out are asked for again.
-                Err(Error::Dest { trouble: Trouble::Denied(_), .. }) => {
-                    let fresh: Arc<dyn Storage> = Arc::from((self.open)(&self.settings)?);
-                    *lock(&self.storage) = fresh.clone();
-                    count(fresh.as_ref())
-                }
-                done => done,
+        let storage = lock(&self.storage).clone();
+        match count(storage.as_ref()) {
+            // Credentials that ran out are asked for again.
+            Err(Error::Dest { trouble: Trouble::Denied(_), .. }) => {
+                let fresh: Arc<dyn Storage> = Arc::from((self.open)(&self.settings)?);
+                *lock(&self.storage) = fresh.clone();
+                count(fresh.as_ref())
             }
-        })
+            done => done,
+        }
     }
 
     fn list(&self) -> Result<Vec<ArcName>> {
         let mut listed = lock(&self.listed);
         if listed.is_none_or(|at| at.elapsed() > LISTING_LASTS) {
-            let found = self.ask(|storage| storage.list())?;
+            let found = self.ask(0, |storage| storage.list())?;
             let arcs = found.into_iter().filter_map(|object| Some((ArcName::parse(&object.name)?, object.len_bytes)));
             *lock(&self.lens) = arcs.collect();
             *listed = Some(Instant::now());
@@ -208,50 +218,75 @@ impl Inner {
         if let Some(len) = lock(&self.lens).get(&arc) {
             return Ok(*len);
         }
-        let len = self.ask(|storage| storage.stat(&arc.to_string()))?.ok_or_else(|| missing(arc))?;
+        let len = self.ask(0, |storage| storage.stat(&arc.to_string()))?.ok_or_else(|| missing(arc))?;
         lock(&self.lens).insert(arc, len);
         Ok(len)
     }
 
-    fn fetch(&self, arc: ArcName, range: Range<u64>) -> Result<Vec<u8>> {
-        let found = self.ask(|storage| storage.read(&arc.to_string(), range.clone()));
-        let bytes = found.map_err(|error| match error {
-            Error::Dest { trouble: Trouble::NotFound, .. } => missing(arc),
-            other => other,
-        })?;
-        Ok(bytes)
-    }
-
     /// One piece, and with it those after it, up to `end`, that nobody has asked for.
     fn piece(&self, (arc, number): Key, end: u64, len: u64) -> Result<Arc<Vec<u8>>> {
+        let until = Instant::now() + PATIENCE;
         let mut pieces = lock(&self.pieces);
         loop {
             match pieces.get(&(arc, number)) {
                 Some(Piece::Here(bytes)) => return Ok(bytes.clone()),
-                Some(Piece::Coming) => pieces = wait(&self.arrived, pieces),
+                Some(Piece::Coming) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(Error::TimedOut);
+                    }
+                    pieces = wait_timeout(&self.arrived, pieces, left);
+                }
                 None => break,
             }
         }
         // Who reads on will need what comes next.
         let reads_on = number > 0 && pieces.contains(&(arc, number - 1));
         let wanted = if reads_on { len.div_ceil(PIECE_BYTES) } else { end };
-        let most = wanted.min(number + RUN_PIECES);
-        let run =
-            number..(number + 1..most).find(|next| pieces.contains(&(arc, *next))).unwrap_or(most).max(number + 1);
-        run.clone().for_each(|number| drop(pieces.put((arc, number), Piece::Coming)));
+        let claimed = self.claim(&mut pieces, arc, number..wanted.min(number + RUN_PIECES).max(number + 1));
         drop(pieces);
-        let claimed = Claimed { inner: self, arc, run: run.clone() };
-        let range = run.start * PIECE_BYTES..(run.end * PIECE_BYTES).min(len);
-        let bytes = self.fetch(arc, range)?;
-        let mut parts = bytes.chunks(PIECE_BYTES as usize).map(|part| Arc::new(part.to_vec()));
-        let first = parts.next().ok_or_else(|| missing(arc))?;
+        let range = claimed.bytes(len);
+        let bytes = self.ask(range.end - range.start, |storage| storage.read(&arc.to_string(), range.clone()));
+        self.put(claimed, &bytes.map_err(|error| of_arc(arc, error))?)
+    }
+
+    /// What nobody has asked for of pieces that will be needed.
+    ///
+    /// It is asked for once: an error is met again by whoever reads it. And it is claimed when it may be asked for, not
+    /// before: a reader waits for no more than a request.
+    fn piece_ahead(&self, ((arc, start), end, len): Task) {
+        let bytes = bytes_of(&(start..end), len);
+        let Ok(_passed) = self.gate.pass(Who::Ahead, bytes.end - bytes.start, Instant::now() + PATIENCE) else {
+            return;
+        };
         let mut pieces = lock(&self.pieces);
-        pieces.put((arc, number), Piece::Here(first.clone()));
-        for (part, number) in parts.zip(number + 1..) {
+        let Some(first) = (start..end).find(|number| !pieces.contains(&(arc, *number))) else { return };
+        let claimed = self.claim(&mut pieces, arc, first..end);
+        drop(pieces);
+        let range = claimed.bytes(len);
+        if let Ok(bytes) = self.once(|storage| storage.read(&arc.to_string(), range.clone())) {
+            let _ = self.put(claimed, &bytes);
+        }
+    }
+
+    /// Pieces from the first of these on, which nobody has asked for, up to one that somebody has.
+    fn claim(&self, pieces: &mut LruCache<Key, Piece>, arc: ArcName, wanted: Range<u64>) -> Claimed<'_> {
+        let others = (wanted.start + 1..wanted.end).find(|next| pieces.contains(&(arc, *next)));
+        let run = wanted.start..others.unwrap_or(wanted.end);
+        run.clone().for_each(|number| drop(pieces.put((arc, number), Piece::Coming)));
+        Claimed { inner: self, arc, run }
+    }
+
+    /// Holds what has come; gives the first piece of it.
+    fn put(&self, claimed: Claimed<'_>, bytes: &[u8]) -> Result<Arc<Vec<u8>>> {
+        let arc = claimed.arc;
+        let parts: Vec<Arc<Vec<u8>>> = bytes.chunks(PIECE_BYTES as usize).map(|part| Arc::new(part.to_vec())).collect();
+        let first = parts.first().cloned().ok_or_else(|| missing(arc))?;
+        let mut pieces = lock(&self.pieces);
+        for (part, number) in parts.into_iter().zip(claimed.run.clone()) {
             pieces.put((arc, number), Piece::Here(part));
         }
         drop(pieces);
-        drop(claimed);
         Ok(first)
     }
 
@@ -297,7 +332,7 @@ impl Inner {
     }
 
     /// The runs of pieces that are not there.
-    fn absent(&self, wanted: &[(ArcName, Range<u64>)]) -> Vec<(Key, u64, u64)> {
+    fn absent(&self, wanted: &[(ArcName, Range<u64>)]) -> Vec<Task> {
         let mut numbers: Vec<(Key, u64)> = Vec::new();
         for (arc, range) in wanted {
             // What can't be told is told to whoever reads it.
@@ -323,12 +358,9 @@ fn ahead_threads(inner: &Arc<Inner>) -> Sender<Task> {
     for number in 0..AHEAD_THREADS {
         let (queue, inner) = (queue.clone(), Arc::downgrade(inner));
         let work = move || {
-            while let Ok((key, end, len)) = queue.recv() {
+            while let Ok(task) = queue.recv() {
                 let Some(inner) = inner.upgrade() else { return };
-                // An error is met again by whoever reads it.
-                if !lock(&inner.pieces).contains(&key) {
-                    let _ = inner.piece(key, end, len);
-                }
+                inner.piece_ahead(task);
             }
         };
         let _ = std::thread::Builder::new().name(format!("ahead-{number}")).spawn(work);
@@ -341,6 +373,17 @@ struct Claimed<'a> {
     inner: &'a Inner,
     arc: ArcName,
     run: Range<u64>,
+}
+
+impl Claimed<'_> {
+    fn bytes(&self, len: u64) -> Range<u64> {
+        bytes_of(&self.run, len)
+    }
+}
+
+/// Where pieces are in an arc of this length.
+fn bytes_of(run: &Range<u64>, len: u64) -> Range<u64> {
+    run.start * PIECE_BYTES..(run.end * PIECE_BYTES).min(len)
 }
 
 impl Drop for Claimed<'_> {
@@ -382,15 +425,14 @@ impl Depot for Remote {
 
     fn ahead(&self, wanted: &[(ArcName, Range<u64>)]) {
         let runs = Mutex::new(self.0.absent(wanted).into_iter());
-        let count = lock(&runs).len().min(IN_FLIGHT);
+        let count = lock(&runs).len().min(BATCH_THREADS);
         std::thread::scope(|scope| {
             for _ in 0..count {
                 scope.spawn(|| {
                     loop {
                         let next = lock(&runs).next();
-                        let Some((key, end, len)) = next else { return };
-                        // An error is met again by whoever reads it.
-                        let _ = self.0.piece(key, end, len);
+                        let Some(task) = next else { return };
+                        self.0.piece_ahead(task);
                     }
                 });
             }
@@ -440,6 +482,14 @@ impl StoredArc for RemoteArc {
         // What lies wholly within.
         let range = offset.next_multiple_of(PIECE_BYTES)..(offset + len) / PIECE_BYTES * PIECE_BYTES;
         self.remote.0.forget(self.name, range);
+    }
+}
+
+/// What a destination says of an object, said of the arc.
+fn of_arc(arc: ArcName, error: Error) -> Error {
+    match error {
+        Error::Dest { trouble: Trouble::NotFound, .. } => missing(arc),
+        other => other,
     }
 }
 

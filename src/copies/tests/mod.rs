@@ -16,6 +16,7 @@ use crate::monitor::Progress;
 use crate::testing::Rng;
 use crate::testing::lab::{Source, scratch};
 
+mod flight;
 mod keeping;
 mod liars;
 mod lines;

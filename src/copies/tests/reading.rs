@@ -12,12 +12,12 @@ use crate::tree::Found;
 
 const ARC: ArcName = ArcName { version: Version(0), number: 1 };
 
-fn none() -> Rule {
+pub(super) fn none() -> Rule {
     Arc::new(|_, _, _| None)
 }
 
 /// A backup with one destination, and a reader of it; what is counted begins here.
-fn reader(world: &World, rule: Rule) -> Remote {
+pub(super) fn reader(world: &World, rule: Rule) -> Remote {
     let dir = world.dir();
     let remote = Remote::open(&world.around(&dir, rule), &dest::named(&dir, "usb").unwrap()).unwrap();
     lock(&world.requests).clear();
