@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::remote::{PIECE_BYTES, RUN_PIECES, Traffic};
+use super::ahead::run_pieces;
+use super::remote::{PIECE_BYTES, Traffic};
 use crate::ids::ArcName;
 
 /// The pieces of arcs that are wanted.
@@ -42,12 +43,20 @@ impl Estimate {
     pub fn traffic(&self) -> Traffic {
         let mut traffic = Traffic { requests: self.arcs(), bytes: 0 };
         for Wanted { arc_bytes, pieces } in self.arcs.values() {
-            let mut run = 0;
+            // Pieces in a row, and how many of them come with the ones before.
+            let (mut row, mut asked) = (0, 0);
             for piece in 0..arc_bytes.div_ceil(PIECE_BYTES) {
                 let is_wanted = pieces.get((piece / 64) as usize).is_some_and(|word| word >> (piece % 64) & 1 == 1);
-                run = if is_wanted && run < RUN_PIECES { run + 1 } else { u64::from(is_wanted) };
-                traffic.requests += u64::from(run == 1);
-                traffic.bytes += if is_wanted { PIECE_BYTES.min(arc_bytes - piece * PIECE_BYTES) } else { 0 };
+                if !is_wanted {
+                    (row, asked) = (0, 0);
+                    continue;
+                }
+                if row == asked {
+                    asked += run_pieces(row);
+                    traffic.requests += 1;
+                }
+                row += 1;
+                traffic.bytes += PIECE_BYTES.min(arc_bytes - piece * PIECE_BYTES);
             }
         }
         traffic
@@ -73,7 +82,8 @@ mod tests {
         estimate.add(arc(1), bytes, 100 * PIECE_BYTES..200 * PIECE_BYTES);
         assert_eq!(estimate.traffic(), Traffic { requests: 3, bytes: 2 * PIECE_BYTES + 10 });
         estimate.add(arc(2), bytes, 0..bytes);
-        let all = Traffic { requests: 3 + 1 + 101_u64.div_ceil(RUN_PIECES), bytes: 2 * PIECE_BYTES + 10 + bytes };
+        // Ten of four, then 5, 5, 6, 7, 7, 8, 9, 10 and what is left.
+        let all = Traffic { requests: 3 + 1 + 19, bytes: 2 * PIECE_BYTES + 10 + bytes };
         assert_eq!((estimate.traffic(), estimate.arcs()), (all, 2));
     }
 }

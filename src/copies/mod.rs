@@ -27,6 +27,7 @@ mod remote;
 mod sender;
 #[cfg(test)]
 mod tests;
+mod usual;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

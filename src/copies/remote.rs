@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Sender, bounded};
 use lru::LruCache;
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, MAX_RUN_PIECES, RUN_PIECES};
 use super::gate::{Gate, Who};
 use super::meter::Meter;
 use super::pace::{self, Limits, Pace};
+use super::usual::Usual;
 use super::{Around, Opener};
 use crate::backupdir::{BackupDir, Lock};
 use crate::depot::{Depot, Reach, StoredArc, Via};
@@ -30,8 +31,6 @@ use crate::sync::{lock, wait_timeout};
 
 /// What is asked for at once, at least.
 pub(super) const PIECE_BYTES: u64 = 256 << 10;
-/// Pieces in a row that are asked for at once, at most.
-pub(super) const RUN_PIECES: u64 = 4;
 /// Pieces that are held: 64 MiB.
 const MAX_PIECES: usize = 256;
 /// Pieces that are asked for ahead by one call, at most: what is asked for must still be there when it is read.
@@ -41,6 +40,8 @@ const BATCH_THREADS: usize = 16;
 /// Threads that ask ahead of readers in order, and what may wait for them.
 const AHEAD_THREADS: usize = 8;
 const MAX_TASKS: usize = 32;
+/// A request that would usually take longer than this is too long.
+const MAX_USUAL: Duration = Duration::from_secs(2);
 /// How long a listing is taken for what is there.
 const LISTING_LASTS: Duration = Duration::from_secs(60);
 /// How long a reader has patience with a destination, and waits for its turn.
@@ -85,6 +86,7 @@ struct Inner {
     pieces: Mutex<LruCache<Key, Piece>>,
     arrived: Condvar,
     streams: Ahead,
+    usual: Usual,
     /// To the threads that ask ahead, once there is a reader in order.
     tasks: OnceLock<Sender<Task>>,
     meter: Arc<Meter>,
@@ -145,7 +147,8 @@ impl Remote {
             listed: Mutex::default(),
             pieces: Mutex::new(LruCache::new(held)),
             arrived: Condvar::new(),
-            streams: Ahead::new(),
+            streams: Ahead::default(),
+            usual: Usual::default(),
             tasks: OnceLock::new(),
             meter,
             breaker: Mutex::default(),
@@ -223,8 +226,8 @@ impl Inner {
         Ok(len)
     }
 
-    /// One piece, and with it those after it, up to `end`, that nobody has asked for.
-    fn piece(&self, (arc, number): Key, end: u64, len: u64) -> Result<Arc<Vec<u8>>> {
+    /// One piece, and with it those after it, up to `to`, that nobody has asked for.
+    fn piece(&self, (arc, number): Key, to: u64, len: u64) -> Result<Arc<Vec<u8>>> {
         let until = Instant::now() + PATIENCE;
         let mut pieces = lock(&self.pieces);
         loop {
@@ -240,13 +243,10 @@ impl Inner {
                 None => break,
             }
         }
-        // Who reads on will need what comes next.
-        let reads_on = number > 0 && pieces.contains(&(arc, number - 1));
-        let wanted = if reads_on { len.div_ceil(PIECE_BYTES) } else { end };
-        let claimed = self.claim(&mut pieces, arc, number..wanted.min(number + RUN_PIECES).max(number + 1));
+        let claimed = self.claim(&mut pieces, arc, number..to);
         drop(pieces);
         let range = claimed.bytes(len);
-        let bytes = self.ask(range.end - range.start, |storage| storage.read(&arc.to_string(), range.clone()));
+        let bytes = self.ask(range.end - range.start, |storage| self.fetch(storage, arc, &range));
         self.put(claimed, &bytes.map_err(|error| of_arc(arc, error))?)
     }
 
@@ -264,9 +264,22 @@ impl Inner {
         let claimed = self.claim(&mut pieces, arc, first..end);
         drop(pieces);
         let range = claimed.bytes(len);
-        if let Ok(bytes) = self.once(|storage| storage.read(&arc.to_string(), range.clone())) {
+        if let Ok(bytes) = self.once(|storage| self.fetch(storage, arc, &range)) {
             let _ = self.put(claimed, &bytes);
         }
+    }
+
+    fn fetch(&self, storage: &dyn Storage, arc: ArcName, range: &Range<u64>) -> Result<Vec<u8>> {
+        let begun = Instant::now();
+        let bytes = storage.read(&arc.to_string(), range.clone())?;
+        self.usual.note(begun.elapsed(), range.end - range.start);
+        Ok(bytes)
+    }
+
+    /// Pieces that may be asked for at once: over a slow line no more than what comes soon.
+    fn most_pieces(&self) -> u64 {
+        let is_soon = |pieces: u64| self.usual.of(pieces * PIECE_BYTES).is_none_or(|usual| usual <= MAX_USUAL);
+        [MAX_RUN_PIECES, RUN_PIECES].into_iter().find(|pieces| is_soon(*pieces)).unwrap_or(1)
     }
 
     /// Pieces from the first of these on, which nobody has asked for, up to one that somebody has.
@@ -290,15 +303,15 @@ impl Inner {
         Ok(first)
     }
 
-    /// Has others fetch what a reader in order will need.
-    fn ask_ahead(self: &Arc<Inner>, arc: ArcName, number: u64, len: u64) {
-        let Some(range) = self.streams.note(arc, number) else { return };
-        let tasks = self.tasks.get_or_init(|| ahead_threads(self));
-        let end = range.end.min(len.div_ceil(PIECE_BYTES));
-        for start in (range.start..end).step_by(RUN_PIECES as usize) {
+    /// A piece is to be read: has others fetch what will be needed after it, and gives up to where the reader asks by itself.
+    fn ask_ahead(self: &Arc<Inner>, arc: ArcName, number: u64, wanted_to: u64, len: u64) -> u64 {
+        let next = self.streams.note(arc, number, wanted_to, len.div_ceil(PIECE_BYTES), self.most_pieces());
+        for run in next.ahead {
+            let tasks = self.tasks.get_or_init(|| ahead_threads(self));
             // Where all are busy, it is fetched when it is needed.
-            let _ = tasks.try_send(((arc, start), end.min(start + RUN_PIECES), len));
+            let _ = tasks.try_send(((arc, run.start), run.end, len));
         }
+        next.to
     }
 
     fn read(self: &Arc<Inner>, arc: ArcName, len: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
@@ -307,8 +320,8 @@ impl Inner {
         let mut rest = buffer;
         while at < end {
             let number = at / PIECE_BYTES;
-            self.ask_ahead(arc, number, len);
-            let piece = self.piece((arc, number), last, len)?;
+            let to = self.ask_ahead(arc, number, last, len);
+            let piece = self.piece((arc, number), to, len)?;
             let part = piece.get((at - number * PIECE_BYTES) as usize..).unwrap_or_default();
             let part = part.get(..((end - at) as usize).min(part.len())).unwrap_or_default();
             let Some((to, after)) =
