@@ -74,6 +74,7 @@ impl Ahead {
         let known = streams.iter().position(|stream| stream.arc == arc && stream.goes_on_with(number));
         let known = known.and_then(|at| streams.remove(at));
         let mut stream = known.unwrap_or(Stream { arc, start: number, next: number, asked_to: number, read_at: now });
+        let is_next = number == stream.next;
         stream.start = stream.start.min(number);
         stream.next = stream.next.max(number + 1);
         stream.read_at = now;
@@ -83,8 +84,7 @@ impl Ahead {
         let window = row.min(MAX_AHEAD).min(share).max(RUN_PIECES - 1).min(4 * most);
         // One piece is no row.
         let to = (stream.next + if row > 1 { window } else { 0 }).min(pieces);
-        let is_last = number + 1 == stream.next;
-        let own = wanted_to.max(if is_last { to } else { 0 }).min(number + RUN_PIECES.min(most)).max(number + 1);
+        let own = wanted_to.max(if is_next { to } else { 0 }).min(number + RUN_PIECES.min(most)).max(number + 1);
         if number >= stream.asked_to {
             stream.asked_to = own;
         }
@@ -148,6 +148,9 @@ mod tests {
             let next = ahead.note(arc(1), number, number + 1, 1000, MAX_RUN_PIECES);
             assert_eq!(next, Next { to: number + 1, ahead: Vec::new() });
         }
+        // Who leaves one out reads no row yet.
+        assert_eq!(ahead.note(arc(4), 0, 1, 1000, MAX_RUN_PIECES).to, 1);
+        assert_eq!(ahead.note(arc(4), 2, 3, 1000, MAX_RUN_PIECES), Next { to: 3, ahead: Vec::new() });
         // What is wanted now is asked for at once.
         assert_eq!(ahead.note(arc(2), 5, 8, 1000, MAX_RUN_PIECES), Next { to: 8, ahead: Vec::new() });
         assert_eq!(ahead.note(arc(3), 5, 80, 1000, MAX_RUN_PIECES).to, 9);

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::Around;
-use super::remote::Remote;
+use super::hedge::{self, Far};
 use crate::backupdir::BackupDir;
 use crate::crypto::sha256;
 use crate::depot::{Depot, Reach, StoredArc};
 use crate::dest::{self, Settings};
-use crate::error::{Damage, Error, Result};
+use crate::error::{Error, Result};
 use crate::ids::{ArcName, CopyId};
 use crate::own::OwnDir;
 use crate::sync::lock;
@@ -89,12 +89,6 @@ pub struct PartlyHere {
     away: Mutex<(Away, Option<Instant>)>,
 }
 
-/// A destination that is asked when it is needed.
-struct Far {
-    settings: Settings,
-    remote: Mutex<Option<Remote>>,
-}
-
 impl PartlyHere {
     pub fn of(around: &Around, local: Arc<dyn Depot>) -> PartlyHere {
         let has_none = dest::all(&around.dir).is_ok_and(|all| all.is_empty());
@@ -110,7 +104,7 @@ impl PartlyHere {
         let known = std::mem::take(&mut *far);
         let opened = |settings: Settings| {
             let same = known.iter().find(|far| far.settings == settings).cloned();
-            same.unwrap_or_else(|| Arc::new(Far { settings, remote: Mutex::default() }))
+            same.unwrap_or_else(|| Arc::new(Far::new(settings)))
         };
         *far = used.map(opened).collect();
         Ok(far.clone())
@@ -126,43 +120,6 @@ impl PartlyHere {
             *away = (read(&self.around.dir).unwrap_or_default(), Some(Instant::now()));
         }
         away.0.get(&arc).copied()
-    }
-
-    fn far(&self, arc: ArcName, arc_bytes: u64) -> Result<Box<dyn StoredArc>> {
-        let all = self.places()?;
-        // One that fails is asked last.
-        let (up, down): (Vec<_>, Vec<_>) = all.iter().partition(|far| !far.is_down());
-        let mut failed: Option<Error> = None;
-        for far in up.into_iter().chain(down) {
-            let error = match far.remote(&self.around, all.len() > 1).and_then(|remote| remote.open(arc)) {
-                Ok(found) if found.len_bytes() >= arc_bytes => return Ok(found),
-                Ok(found) => truncated(arc, arc_bytes, found.len_bytes()),
-                Err(error) => error,
-            };
-            // What was not asked may have it.
-            if failed.as_ref().is_none_or(|before| before.is_damage() && !error.is_damage()) {
-                failed = Some(error);
-            }
-        }
-        // Nobody was asked: nobody knows of it that it is gone.
-        Err(failed.unwrap_or(Error::ArcAway { arc }))
-    }
-}
-
-impl Far {
-    fn is_down(&self) -> bool {
-        lock(&self.remote).as_ref().is_some_and(Remote::is_down)
-    }
-
-    fn remote(&self, around: &Around, has_others: bool) -> Result<Remote> {
-        let mut known = lock(&self.remote);
-        match &*known {
-            Some(remote) => Ok(remote.clone()),
-            None => {
-                let around = if has_others { around.impatient() } else { around.clone() };
-                Ok(known.insert(Remote::open(&around, &self.settings)?).clone())
-            }
-        }
     }
 }
 
@@ -203,15 +160,11 @@ impl Depot for PartlyHere {
     fn open(&self, arc: ArcName) -> Result<Box<dyn StoredArc>> {
         match self.local.open(arc) {
             Err(error) if error.is_missing_arc() => match self.away(arc, true) {
-                Some(arc_bytes) => self.far(arc, arc_bytes),
+                Some(arc_bytes) => hedge::open(&self.around, &self.places()?, arc, arc_bytes),
                 // It may have come back just now.
                 None => self.local.open(arc),
             },
             opened => opened,
         }
     }
-}
-
-fn truncated(arc: ArcName, wanted_bytes: u64, found_bytes: u64) -> Error {
-    Error::arc(arc, found_bytes, Damage::Truncated { wanted_bytes, found_bytes })
 }

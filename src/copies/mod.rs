@@ -15,6 +15,7 @@ mod estimate;
 mod facts;
 mod fetched;
 mod gate;
+mod hedge;
 mod home;
 mod keep;
 mod meter;

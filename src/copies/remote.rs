@@ -172,6 +172,15 @@ impl Remote {
         *lock(&self.0.listed) = None;
     }
 
+    pub(super) fn arc(&self, name: ArcName) -> Result<RemoteArc> {
+        Ok(RemoteArc { remote: self.clone(), name, len_bytes: self.0.len_bytes(name)? })
+    }
+
+    /// How long it usually takes to read a little.
+    pub(super) fn usual(&self) -> Option<Duration> {
+        self.0.usual.of(0)
+    }
+
     /// What was asked so far.
     pub fn traffic(&self) -> Traffic {
         self.0.meter.traffic()
@@ -433,7 +442,7 @@ impl Depot for Remote {
     }
 
     fn open(&self, arc: ArcName) -> Result<Box<dyn StoredArc>> {
-        Ok(Box::new(RemoteArc { remote: self.clone(), name: arc, len_bytes: self.0.len_bytes(arc)? }))
+        Ok(Box::new(self.arc(arc)?))
     }
 
     fn ahead(&self, wanted: &[(ArcName, Range<u64>)]) {
@@ -453,10 +462,32 @@ impl Depot for Remote {
     }
 }
 
-struct RemoteArc {
+#[derive(Clone)]
+pub struct RemoteArc {
     remote: Remote,
     name: ArcName,
     len_bytes: u64,
+}
+
+impl RemoteArc {
+    /// Nothing need be waited for to read this.
+    pub fn is_here(&self, offset: u64, len: usize) -> bool {
+        let pieces = lock(&self.remote.0.pieces);
+        self.numbers(offset, len).all(|number| matches!(pieces.peek(&(self.name, number)), Some(Piece::Here(_))))
+    }
+
+    /// How long it usually takes to read this.
+    pub fn usual(&self, offset: u64, len: usize) -> Option<Duration> {
+        let pieces = lock(&self.remote.0.pieces);
+        let absent = |number: &u64| !matches!(pieces.peek(&(self.name, *number)), Some(Piece::Here(_)));
+        let missing = self.numbers(offset, len).filter(absent).count() as u64;
+        // It may be asked for with what comes after it.
+        self.remote.0.usual.of(missing.max(RUN_PIECES) * PIECE_BYTES)
+    }
+
+    fn numbers(&self, offset: u64, len: usize) -> Range<u64> {
+        offset / PIECE_BYTES..offset.saturating_add(len as u64).min(self.len_bytes).div_ceil(PIECE_BYTES)
+    }
 }
 
 impl StoredArc for RemoteArc {

@@ -17,6 +17,7 @@ use crate::testing::Rng;
 use crate::testing::lab::{Source, scratch};
 
 mod flight;
+mod hedging;
 mod keeping;
 mod liars;
 mod lines;

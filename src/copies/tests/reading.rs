@@ -149,11 +149,15 @@ fn arcs_go_only_when_every_destination_says_that_it_has_them() {
     let original = fs::read(world.path("usb/arc.0.1")).unwrap();
     assert_eq!(depot.len_bytes(ARC).unwrap(), original.len() as u64);
     let first = depot.open(ARC).unwrap();
-    assert!(first.exactly(0, 10).is_err(), "usb fails");
+    let usb = first.copy();
+    assert_eq!(first.exactly(0, 10).unwrap(), original[..10], "usb fails, and nas does not");
+    assert_ne!(first.copy(), usb);
     // It is down now, and asked last.
-    let second = depot.open(ARC).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let (second, before) = (depot.open(ARC).unwrap(), world.fired());
+    assert_ne!(second.copy(), usb);
     assert_eq!(second.exactly(0, original.len()).unwrap(), original);
-    assert_ne!(first.copy(), second.copy());
+    assert_eq!((second.copy(), world.fired()), (first.copy(), before));
     let listed: Vec<String> = depot.list().unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(listed, world.arcs("b"), "what is listed is what is here");
 }
