@@ -10,6 +10,7 @@
 mod ahead;
 mod away;
 mod body;
+mod breaker;
 mod care;
 mod estimate;
 mod facts;

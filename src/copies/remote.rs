@@ -16,9 +16,10 @@ use crossbeam::channel::{Sender, bounded};
 use lru::LruCache;
 
 use super::ahead::{Ahead, MAX_RUN_PIECES, RUN_PIECES};
+use super::breaker::Breaker;
 use super::gate::{Gate, Who};
 use super::meter::Meter;
-use super::pace::{self, Limits, Pace};
+use super::pace::{Limits, Pace};
 use super::usual::Usual;
 use super::{Around, Opener};
 use crate::backupdir::{BackupDir, Lock};
@@ -46,9 +47,6 @@ const MAX_USUAL: Duration = Duration::from_secs(2);
 const LISTING_LASTS: Duration = Duration::from_secs(60);
 /// How long a reader has patience with a destination, and waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// After so many failures in a row it counts as down, so long at first and at most.
-const FAILURES: u32 = 3;
-const DOWN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// A piece of an arc, by its number.
 type Key = (ArcName, u64);
@@ -93,35 +91,6 @@ struct Inner {
     breaker: Mutex<Breaker>,
 }
 
-/// Whether it may be worth asking.
-#[derive(Default)]
-struct Breaker {
-    failures: u32,
-    down_until: Option<Instant>,
-}
-
-impl Breaker {
-    fn note<T>(&mut self, done: &Result<T>) {
-        // What it says of an object it has said.
-        match done {
-            Err(error) if pace::may_pass(error).is_some() || is_absent(error) => self.failures += 1,
-            _ => *self = Breaker::default(),
-        }
-        if let Some(more) = self.failures.checked_sub(FAILURES) {
-            let pause = DOWN.0.saturating_mul(1 << more.min(16)).min(DOWN.1);
-            self.down_until = Some(Instant::now() + pause);
-        }
-    }
-
-    fn is_open(&self) -> bool {
-        self.down_until.is_some_and(|until| until > Instant::now())
-    }
-}
-
-fn is_absent(error: &Error) -> bool {
-    matches!(error, Error::Dest { trouble: Trouble::Absent(_), .. })
-}
-
 impl Remote {
     /// Opens a destination to read from it; its mark says that it is this backup's.
     ///
@@ -164,7 +133,7 @@ impl Remote {
 
     /// It has failed several times in a row: others are asked first for a while.
     pub fn is_down(&self) -> bool {
-        lock(&self.0.breaker).is_open()
+        lock(&self.0.breaker).is_open(Instant::now())
     }
 
     /// The next listing is a new one.
@@ -200,7 +169,7 @@ impl Inner {
     fn once<T>(&self, act: impl Fn(&dyn Storage) -> Result<T>) -> Result<T> {
         let count = |storage: &dyn Storage| {
             let done = act(storage);
-            lock(&self.breaker).note(&done);
+            lock(&self.breaker).note(&done, Instant::now());
             done
         };
         let storage = lock(&self.storage).clone();
