@@ -309,7 +309,7 @@ impl StoredArc for Hedged {
     }
 
     fn forget(&self) {
-        self.0.opened.iter().filter_map(OnceLock::get).for_each(|arc| StoredArc::forget(arc));
+        self.0.opened.iter().filter_map(OnceLock::get).for_each(StoredArc::forget);
     }
 
     fn release(&self, offset: u64, len: u64) {

@@ -26,7 +26,7 @@ use crate::backupdir::{BackupDir, Lock};
 use crate::depot::{Depot, Reach, StoredArc, Via};
 use crate::dest::mark::{self, Mark};
 use crate::dest::{Known, Settings, Storage};
-use crate::error::{Damage, Error, Place, Result, Trouble};
+use crate::error::{Damage, Error, Result, Trouble};
 use crate::ids::{ArcName, CopyId};
 use crate::sync::{lock, wait_timeout};
 
@@ -157,9 +157,8 @@ impl Remote {
 }
 
 impl Inner {
-    /// Asks on behalf of somebody who waits for it.
-    fn ask<T>(&self, bytes: u64, act: impl Fn(&dyn Storage) -> Result<T>) -> Result<T> {
-        let until = Instant::now() + PATIENCE;
+    /// Asks on behalf of somebody who waits for it, and for a turn until then.
+    fn ask<T>(&self, until: Instant, bytes: u64, act: impl Fn(&dyn Storage) -> Result<T>) -> Result<T> {
         self.pace.attempt(|| {
             let _passed = self.gate.pass(Who::Reader, bytes, until)?;
             self.once(&act)
@@ -187,7 +186,7 @@ impl Inner {
     fn list(&self) -> Result<Vec<ArcName>> {
         let mut listed = lock(&self.listed);
         if listed.is_none_or(|at| at.elapsed() > LISTING_LASTS) {
-            let found = self.ask(0, |storage| storage.list())?;
+            let found = self.ask(Instant::now() + PATIENCE, 0, |storage| storage.list())?;
             let arcs = found.into_iter().filter_map(|object| Some((ArcName::parse(&object.name)?, object.len_bytes)));
             *lock(&self.lens) = arcs.collect();
             *listed = Some(Instant::now());
@@ -199,7 +198,9 @@ impl Inner {
         if let Some(len) = lock(&self.lens).get(&arc) {
             return Ok(*len);
         }
-        let len = self.ask(0, |storage| storage.stat(&arc.to_string()))?.ok_or_else(|| missing(arc))?;
+        let len = self
+            .ask(Instant::now() + PATIENCE, 0, |storage| storage.stat(&arc.to_string()))?
+            .ok_or_else(|| missing(arc))?;
         lock(&self.lens).insert(arc, len);
         Ok(len)
     }
@@ -224,7 +225,7 @@ impl Inner {
         let claimed = self.claim(&mut pieces, arc, number..to);
         drop(pieces);
         let range = claimed.bytes(len);
-        let bytes = self.ask(range.end - range.start, |storage| self.fetch(storage, arc, &range));
+        let bytes = self.ask(until, range.end - range.start, |storage| self.fetch(storage, arc, &range));
         self.put(claimed, &bytes.map_err(|error| of_arc(arc, error))?)
     }
 
@@ -507,5 +508,5 @@ fn of_arc(arc: ArcName, error: Error) -> Error {
 }
 
 fn missing(arc: ArcName) -> Error {
-    Error::Arc { place: Place { arc, frame: None, block: None, offset: 0 }, damage: Damage::Missing }
+    Error::arc(arc, 0, Damage::Missing)
 }
