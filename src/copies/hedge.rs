@@ -2,7 +2,7 @@
 //!
 //! Invariants: the bytes of a read are of one copy, and `copy` names it to the thread that has read them; a second one is asked
 //! only after an error or three times the usual time, and while one is late others are asked first; what is read from the
-//! medium is of the first that has it: what another gave and was found to be wrong is looked for there.
+//! medium is of the first in dest.toml that has it: what another gave and was found to be wrong is looked for there.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
@@ -86,25 +86,24 @@ pub fn open(around: &Around, all: &[Arc<Far>], name: ArcName, arc_bytes: u64) ->
         return Ok(Box::new(only.arc(around, name, arc_bytes)?));
     }
     let around = around.impatient();
-    let (order, mut places) = (order(all), all.to_vec());
+    let (order, places) = (order(all, 0), all.to_vec());
     let usual = |place: usize| Some(all.get(place).map_or(OPENING, |far| far.usual()));
     let (theirs, of) = (places.clone(), around.clone());
     let act = move |place: usize| theirs.get(place).ok_or(Error::ArcAway { arc: name })?.arc(&of, name, arc_bytes);
     // Where nobody is asked nobody knows of it that it is gone.
     let (place, first) =
         race(all, order, &usual, Arc::new(act)).map_err(|failed| failed.unwrap_or(Error::ArcAway { arc: name }))?;
-    let chosen = places.remove(place);
-    places.insert(0, chosen);
     let opened: Vec<OnceLock<RemoteArc>> = places.iter().map(|_| OnceLock::new()).collect();
-    opened.first().map(|known| known.set(first.clone()));
+    opened.get(place).map(|known| known.set(first.clone()));
     let last = Mutex::new(LruCache::new(NonZeroUsize::new(MAX_THREADS).unwrap_or(NonZeroUsize::MIN)));
-    Ok(Box::new(Hedged(Arc::new(Inner { around, places, first, opened, last }))))
+    Ok(Box::new(Hedged(Arc::new(Inner { around, places, first: (place, first), opened, last }))))
 }
 
-/// Those that fail, or don't answer, last.
-fn order(places: &[Arc<Far>]) -> Vec<usize> {
+/// One of them first, but for those that fail or don't answer: these come last.
+fn order(places: &[Arc<Far>], first: usize) -> Vec<usize> {
     let is_last = |place: &usize| places.get(*place).is_some_and(|far| far.is_last());
-    let (last, first): (Vec<usize>, Vec<usize>) = (0..places.len()).partition(is_last);
+    let others = (0..places.len()).filter(|place| *place != first);
+    let (last, first): (Vec<usize>, Vec<usize>) = std::iter::once(first).chain(others).partition(is_last);
     first.into_iter().chain(last).collect()
 }
 
@@ -217,9 +216,10 @@ struct Hedged(Arc<Inner>);
 
 struct Inner {
     around: Around,
+    /// As dest.toml has them.
     places: Vec<Arc<Far>>,
-    /// At the first place.
-    first: RemoteArc,
+    /// The place that is asked first, and the arc there.
+    first: (usize, RemoteArc),
     /// At each place, once it was asked.
     opened: Vec<OnceLock<RemoteArc>>,
     /// The place, other than the first, that threads have read from last.
@@ -232,13 +232,13 @@ impl Inner {
     }
 
     fn read(&self, place: usize, (offset, len, via): (u64, usize, Via)) -> Result<Vec<u8>> {
-        let name = self.first.name();
+        let name = self.first.1.name();
         let away = Error::ArcAway { arc: name };
         let (Some(far), Some(opened)) = (self.places.get(place), self.opened.get(place)) else { return Err(away) };
         let arc = match opened.get() {
             Some(arc) => arc,
             None => {
-                let arc = far.arc(&self.around, name, self.first.len_bytes())?;
+                let arc = far.arc(&self.around, name, self.first.1.len_bytes())?;
                 opened.get_or_init(|| arc)
             }
         };
@@ -251,25 +251,26 @@ impl Inner {
     /// The copy that this thread has read from last.
     fn last(&self) -> &RemoteArc {
         let last = lock(&self.last).get(&std::thread::current().id()).copied();
-        last.and_then(|place| self.opened(place)).unwrap_or(&self.first)
+        last.and_then(|place| self.opened(place)).unwrap_or(&self.first.1)
     }
 
     fn read_from(&self, place: usize) {
         let (mut last, thread) = (lock(&self.last), std::thread::current().id());
-        let _ = if place == 0 { last.pop(&thread) } else { last.put(thread, place) };
+        let _ = if place == self.first.0 { last.pop(&thread) } else { last.put(thread, place) };
     }
 }
 
 impl Hedged {
     fn first_answer(&self, what: (u64, usize, Via)) -> Result<Vec<u8>> {
         let ((offset, len, via), inner) = (what, self.0.clone());
-        let order = if via == Via::Cache { order(&self.0.places) } else { (0..self.0.places.len()).collect() };
+        let order =
+            if via == Via::Cache { order(&self.0.places, self.0.first.0) } else { (0..self.0.places.len()).collect() };
         let usual = |place: usize| {
             let usual = || self.0.opened(place).and_then(|arc| arc.usual(offset, len)).unwrap_or(UNKNOWN);
             (via == Via::Cache).then(usual)
         };
         let found = race(&self.0.places, order, &usual, Arc::new(move |place| inner.read(place, what)));
-        let (place, bytes) = found.map_err(|failed| failed.unwrap_or(Error::ArcAway { arc: self.0.first.name() }))?;
+        let (place, bytes) = found.map_err(|failed| failed.unwrap_or(Error::ArcAway { arc: self.0.first.1.name() }))?;
         self.0.read_from(place);
         Ok(bytes)
     }
@@ -277,7 +278,7 @@ impl Hedged {
 
 impl StoredArc for Hedged {
     fn name(&self) -> ArcName {
-        self.0.first.name()
+        self.0.first.1.name()
     }
 
     fn copy(&self) -> CopyId {
@@ -289,12 +290,12 @@ impl StoredArc for Hedged {
     }
 
     fn len_bytes(&self) -> u64 {
-        self.0.first.len_bytes()
+        self.0.first.1.len_bytes()
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8], via: Via) -> Result<usize> {
         // What is here takes no thread.
-        let place = order(&self.0.places).first().copied().unwrap_or(0);
+        let place = order(&self.0.places, self.0.first.0).first().copied().unwrap_or(0);
         if let Some(arc) = self.0.opened(place).filter(|arc| via == Via::Cache && arc.is_here(offset, buffer.len())) {
             self.0.read_from(place);
             return arc.read(offset, buffer, via);

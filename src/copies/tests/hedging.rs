@@ -101,6 +101,11 @@ fn what_another_gave_and_is_wrong_is_looked_for_at_the_first() {
     let mut found = vec![0; 1000];
     assert_eq!(arc.read(at, &mut found, Via::Cache), Ok(1000));
     assert!(found != bytes[at as usize..][..1000] && arc.copy() == copy_of(&world, "nas"));
+    // Also where it is opened anew by whoever found it wrong, while the first one is still late.
+    let anew = depot.open(ARC).unwrap();
+    assert_eq!(anew.copy(), copy_of(&world, "nas"));
+    assert_eq!(anew.read(at, &mut found, Via::Medium), Ok(1000));
+    assert!(found == bytes[at as usize..][..1000] && anew.copy() == copy_of(&world, "usb"));
     assert_eq!(arc.read(at, &mut found, Via::Medium), Ok(1000));
     assert!(found == bytes[at as usize..][..1000] && arc.copy() == copy_of(&world, "usb"));
 }
