@@ -191,8 +191,9 @@ impl Fetch {
         opened.unwrap_or_else(|| self.home.id())
     }
 
-    /// Fetches frames from what is near (and from what is read first, be it far), on this thread: those of some blocks, no two of which share one. `each` learns by their numbers in `asked` what came of them, and
-    /// where they were looked for at last; those that were right at first come sooner than those that were not.
+    /// Fetches frames from what is near (and from what is read first, be it far), on this thread: those of some blocks, no two
+    /// of which share one. `each` learns by their numbers in `asked` what came of them, and where they were looked for at
+    /// last; those that were right at first come sooner than those that were not.
     pub fn near(&self, asked: &[Asked], each: Each<'_>) {
         let mut at = 0;
         while let Some(rest) = asked.get(at..).filter(|rest| !rest.is_empty()) {
