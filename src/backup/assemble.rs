@@ -268,15 +268,14 @@ impl<'a, 'o> Assembler<'a, 'o> {
         Ok(())
     }
 
-    /// In a full listing a node that stays is told with all that belongs to it: a base stands alone.
+    /// In a full listing a node that stays is told with all that is known to belong to it: a base stands alone.
     fn keep_extents(&mut self, node: &Node) -> Result<()> {
         if !matches!(node.content, Content::Chunked(_)) || !self.catalog.is_listed() {
             return Ok(());
         }
         let mut offset = 0;
-        while offset < node.attr.size {
-            let chunk = self.index.extents_at(node.logid, offset)?;
-            offset = chunk.start + chunk.segments.iter().map(Segment::len).sum::<u64>();
+        while let Some(chunk) = self.index.known_extents(node.logid, offset)? {
+            offset = chunk.end();
             self.catalog.extents(self.out, chunk)?;
         }
         Ok(())

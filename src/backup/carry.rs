@@ -1,7 +1,7 @@
 //! What the walk does not look at: entries of the version before that stay as they are, or go.
 //!
-//! Invariants: what stays, stays with all below it, in a base listed anew; what goes leaves behind what an earlier run
-//! was given by name.
+//! Invariants: what stays, stays with all below it, in a base listed anew, as far as it is known, and told where it is not;
+//! what goes leaves behind what an earlier run was given by name.
 
 use super::catalog::Names;
 use super::pipeline::Step;
@@ -26,7 +26,7 @@ impl Traverse<'_> {
         match paths.filter(|_| fate != Fate::Gone) {
             Some(paths) if fate == Fate::Stays || paths.kept => {
                 paths.list_kept(path, &mut self.left_out.kept_paths);
-                self.carry_over(level, entry)
+                self.carry_over(level, entry, path)
             }
             Some(paths) if paths.leads_to_kept() => match entry.entry.child {
                 Child::Dir(dirno) => match self.previous.dir(dirno)? {
@@ -38,7 +38,7 @@ impl Traverse<'_> {
                 },
                 Child::Node(_) => self.remove(entry),
             },
-            _ if fate == Fate::Stays => self.carry_over(level, entry),
+            _ if fate == Fate::Stays => self.carry_over(level, entry, path),
             _ => self.remove(entry),
         }
     }
@@ -76,36 +76,49 @@ impl Traverse<'_> {
     }
 
     /// An entry stays as it is; in a base with all below it.
-    fn carry_over(&mut self, level: &mut Level, entry: PrevChild) -> Result<()> {
+    fn carry_over(&mut self, level: &mut Level, entry: PrevChild, path: &mut Vec<u8>) -> Result<()> {
         if level.names == Names::Changed {
             level.kept.add(entry.entry.kind, entry.size());
             return Ok(());
         }
-        self.carry_over_listed(entry)
+        self.carry_over_listed(entry, path)
     }
 
-    fn carry_over_listed(&mut self, entry: PrevChild) -> Result<()> {
+    fn carry_over_listed(&mut self, entry: PrevChild, path: &mut Vec<u8>) -> Result<()> {
         if self.monitor.interrupted() {
             return Err(Error::Interrupted);
         }
         match entry.entry.child {
             Child::Node(logid) => {
                 let node = Box::new(self.previous.node(logid)?);
+                match self.previous.knows_blocks(&node) {
+                    Err(error @ Error::ExtentsLost { .. }) => self.send(Step::Failed { path: path.clone(), error })?,
+                    known => known?,
+                }
                 self.send(Step::Keep { name: entry.entry.name, node })
             }
-            Child::Dir(dirno) => self.carry_over_dir(dirno, entry.entry.name),
+            Child::Dir(dirno) => match self.previous.dir(dirno)? {
+                Some(row) => self.carry_over_dir(row, entry.entry.name, path),
+                // There is nothing to list; versions before have what is known below it.
+                None => {
+                    let error = Error::DirectoryLost { dirno, version: self.previous.version() };
+                    self.send(Step::Failed { path: path.clone(), error })?;
+                    self.remove(entry)
+                }
+            },
         }
     }
 
-    fn carry_over_dir(&mut self, dirno: Dirno, name: Vec<u8>) -> Result<()> {
-        let Some(row) = self.previous.dir(dirno)? else {
-            return Err(Error::DirectoryLost { dirno, version: self.previous.version() });
-        };
-        let state = row.state.clone();
+    fn carry_over_dir(&mut self, row: DirRow, name: Vec<u8>, path: &mut Vec<u8>) -> Result<()> {
+        let (dirno, parent, state) = (row.dirno, row.parent, row.state.clone());
         let (mut children, lost) = self.previous.children(Some(dirno))?;
-        self.enter(dirno, row.parent, name, Some(row), if lost { Names::Known } else { Names::All })?;
+        self.enter(dirno, parent, name, Some(row), if lost { Names::Known } else { Names::All })?;
         while let Some(entry) = children.take()? {
-            self.carry_over_listed(entry)?;
+            let length = path.len();
+            path.push(b'/');
+            path.extend_from_slice(&entry.entry.name);
+            self.carry_over_listed(entry, path)?;
+            path.truncate(length);
         }
         self.send(Step::LeaveKept { state })
     }

@@ -10,6 +10,7 @@ use crate::catalog::{Attr, CatalogFrame, DirState, ExtentChunk, Kind, Listing, N
 use crate::error::{Error, Result};
 use crate::ids::{Dirno, ListingDigest, TreeDigest, Version};
 use crate::index::{Change, Index};
+use crate::live;
 use crate::run::output::Output;
 use crate::run::records::CLOSE_AT_BYTES;
 
@@ -37,8 +38,8 @@ struct OpenDir {
     changes: Vec<Change>,
     children: u64,
     subdirs: u64,
-    /// Something below is not as it was, be it that only less of it is known.
-    differs_below: bool,
+    /// It, or something below, is not as it was, be it that only less of it is known.
+    differs: bool,
 }
 
 impl OpenDir {
@@ -121,7 +122,7 @@ impl<'a> CatalogBuilder<'a> {
             changes,
             children: 0,
             subdirs: 0,
-            differs_below: false,
+            differs: false,
         });
     }
 
@@ -137,8 +138,10 @@ impl<'a> CatalogBuilder<'a> {
     }
 
     pub fn remove(&mut self, name: Vec<u8>) {
+        let Some(dir) = self.open.last_mut() else { return };
+        dir.differs = true;
         // A full listing removes by silence.
-        if let Some(dir) = self.open.last_mut().filter(|dir| dir.names != Names::All) {
+        if dir.names != Names::All {
             dir.change(name.clone(), None);
             encode_record(dir.records(), &Record::Remove { name });
         }
@@ -181,13 +184,17 @@ impl<'a> CatalogBuilder<'a> {
     ///
     /// # Errors
     /// As `leave`.
-    pub fn leave_kept(&mut self, out: &mut Output, state: DirState) -> Result<()> {
+    pub fn leave_kept(&mut self, out: &mut Output, mut state: DirState) -> Result<()> {
         let Some(mut dir) = self.open.pop() else { return Ok(()) };
         let listing = self.listing(&mut dir)?;
-        if dir.names == Names::All && !dir.differs_below && listing != state.listing {
+        if dir.names == Names::All && !dir.differs && listing != state.listing {
             let version = self.before.map_or(Version(0), |(_, version)| version);
             let what = "its names are not those that were backed up".into();
             return Err(Error::TreeMismatch { version, dirno: dir.dirno, what });
+        }
+        if dir.names == Names::All && dir.differs {
+            state.children = dir.children;
+            state.attr.nlink = live::directory_nlink(state.attr.nlink, dir.subdirs);
         }
         self.end(out, dir, DirState { listing, ..state })
     }
@@ -217,7 +224,7 @@ impl<'a> CatalogBuilder<'a> {
             None => self.root = Some(digest::dir(&state)),
             Some(above) if same_state && above.names == Names::Changed => {}
             Some(above) => {
-                above.differs_below |= !same_state;
+                above.differs |= !same_state;
                 above.change(dir.name.clone(), Some((Kind::Dir, ItemDigest::Dir(digest::dir(&state)))));
             }
         }

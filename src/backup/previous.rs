@@ -84,34 +84,35 @@ impl<'a> Previous<'a> {
     }
 
     fn any_lost(&self, node: &Node) -> Result<bool> {
-        let any = |segments: &[Segment]| {
+        let mut lost = false;
+        self.each_part(node, |segments| {
             for segment in segments {
-                if let Segment::Data { block, .. } = segment
-                    && self.lost.contains(&self.index.location(*block)?.arc())
-                {
-                    return Ok(true);
+                if let Segment::Data { block, .. } = segment {
+                    lost |= self.lost.contains(&self.index.location(*block)?.arc());
                 }
             }
-            Ok(false)
-        };
-        match &node.content {
-            Content::Inline(segments) => any(segments),
-            Content::Chunked(_) => {
-                let mut offset = 0;
-                while offset < node.attr.size {
-                    let chunk = self.index.extents_at(node.logid, offset)?;
-                    if any(&chunk.segments)? {
-                        return Ok(true);
-                    }
-                    let end = chunk.start + chunk.segments.iter().map(Segment::len).sum::<u64>();
-                    if end <= offset {
-                        return Ok(true);
-                    }
-                    offset = end;
-                }
-                Ok(false)
-            }
+            Ok(())
+        })?;
+        Ok(lost)
+    }
+
+    /// # Errors
+    /// `EXTENTS_LOST` where it is not known which blocks the file is made of.
+    pub fn knows_blocks(&self, node: &Node) -> Result<()> {
+        if self.gaps { self.each_part(node, |_| Ok(())) } else { Ok(()) }
+    }
+
+    fn each_part(&self, node: &Node, mut each: impl FnMut(&[Segment]) -> Result<()>) -> Result<()> {
+        if let Content::Inline(segments) = &node.content {
+            return each(segments);
         }
+        let mut offset = 0;
+        while offset < node.attr.size {
+            let chunk = self.index.extents_at(node.logid, offset)?;
+            each(&chunk.segments)?;
+            offset = chunk.end();
+        }
+        Ok(())
     }
 
     /// True unless the ctime proves that the node can't carry the racy flag, without looking at the node.

@@ -107,6 +107,11 @@ pub struct ExtentChunk {
 impl ExtentChunk {
     /// Keeps an encoded chunk below what a `WITHOUT ROWID` row holds without an overflow page (981 bytes).
     pub const MAX_SEGMENTS: usize = 64;
+
+    /// File offset after the last segment.
+    pub fn end(&self) -> u64 {
+        self.start + self.segments.iter().map(Segment::len).sum::<u64>()
+    }
 }
 
 /// Segments that a node carries itself; longer lists are `Content::Chunked`.

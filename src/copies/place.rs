@@ -366,8 +366,10 @@ impl Place {
             match put_proven(storage, &object, &body, self.settings.verify, self.is_honest) {
                 Ok(Proof::ReadBack | Proof::Server) => Ok(State::Proven),
                 Ok(Proof::Unverified) => Ok(State::Unverified),
-                Err(error @ Error::Dest { trouble: Trouble::Exists, .. }) => {
-                    self.settle(storage, facts, sources, replace.get())?.ok_or(error)
+                Err(Error::Dest { trouble: Trouble::Exists, .. }) => {
+                    // It may go between two looks; then there is room for ours.
+                    let again = || self.trouble(&object, Trouble::Failed("what stood there is gone".into()));
+                    self.settle(storage, facts, sources, replace.get())?.ok_or_else(again)
                 }
                 Err(error) => {
                     // What this put has left may be anything.
@@ -400,6 +402,8 @@ impl Place {
         }
         match prove(storage, &object, facts.len_bytes, &facts.sum) {
             Ok(()) => Ok(Some(State::Proven)),
+            // What a put that was cut has left is removed by some services after a while.
+            Err(Error::Dest { trouble: Trouble::NotFound, .. }) => Ok(None),
             Err(error @ Error::Dest { trouble: Trouble::Checksum { .. }, .. }) => {
                 self.put_away(storage, facts, sources, may_replace, error).map(|()| None)
             }

@@ -156,7 +156,7 @@ impl Test<'_> {
 fn is_refusal(done: Result<()>) -> Result<bool> {
     match done {
         Ok(()) => Ok(false),
-        Err(Error::Dest { trouble: Trouble::Refused(_) | Trouble::Exists, .. }) => Ok(true),
+        Err(Error::Dest { trouble: Trouble::Refused(_) | Trouble::Checksum { .. } | Trouble::Exists, .. }) => Ok(true),
         Err(error) => Err(error),
     }
 }

@@ -170,6 +170,10 @@ impl HttpConnector for Http {
     }
 }
 
+/// What services say where a body has not the checksum that came with it.
+const NOT_AS_SENT: [&str; 5] =
+    ["BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "Md5Mismatch", "Crc64Mismatch"];
+
 /// An answer that is no success.
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -205,6 +209,8 @@ impl Answer {
             _ if is(&["SlowDown", "RequestLimitExceeded", "Throttling", "TooManyRequests", "ServiceUnavailable"]) => {
                 Trouble::Busy { what: what.into(), retry_after_s: self.retry_after_s }
             }
+            _ if is(&NOT_AS_SENT) => Trouble::Checksum { source: "as sent".into(), found: what.into() },
+            _ if is(&["IncompleteBody", "RequestTimeout"]) => Trouble::Failed(what),
             401 | 403 => Trouble::Denied(what),
             404 => Trouble::NotFound,
             409 | 412 => Trouble::Exists,
@@ -277,7 +283,10 @@ mod tests {
             (409, "<Error><Code>BlobAlreadyExists</Code></Error>", "DEST_EXISTS"),
             (403, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>", "DEST_DENIED"),
             (400, "<Error><Code>ExpiredToken</Code></Error>", "DEST_DENIED"),
-            (400, "<Error><Code>BadDigest</Code></Error>", "DEST_REFUSED"),
+            (400, "<Error><Code>BadDigest</Code></Error>", "DEST_CHECKSUM"),
+            (400, "<Error><Code>IncompleteBody</Code></Error>", "DEST_FAILED"),
+            (400, "<Error><Code>RequestTimeout</Code></Error>", "DEST_FAILED"),
+            (400, "<Error><Code>MalformedXML</Code></Error>", "DEST_REFUSED"),
             (301, "", "DEST_REFUSED"),
             (412, "", "DEST_EXISTS"),
             (429, "", "DEST_BUSY"),

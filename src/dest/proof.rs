@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::settings::Verify;
 use super::{Body, Checksum, Compared, MAX_READ_BYTES, Storage, Sum, trouble};
-use crate::error::{Result, Trouble};
+use crate::error::{Error, Result, Trouble};
 use crate::text::hex;
 
 /// Bytes that are read back at a time, at first and at most: as many as come in about a second.
@@ -32,8 +32,24 @@ pub enum Proof {
 /// Stores an object and proves it. `is_honest`: the service was found to refuse a wrong checksum of the kind that it tells.
 ///
 /// # Errors
-/// Those of the storage; `Algorithm`, `Checksum`.
+/// Those of the storage; `Algorithm`, `Checksum`; `Failed` where it is gone again, as what a service removes late of a put
+/// that was cut before this one.
 pub fn put_proven(
+    storage: &dyn Storage,
+    object: &str,
+    body: &dyn Body,
+    verify: Verify,
+    is_honest: bool,
+) -> Result<Proof> {
+    stored_and_proven(storage, object, body, verify, is_honest).map_err(|error| match error {
+        Error::Dest { trouble: Trouble::NotFound, .. } => {
+            trouble(storage.name(), object, Trouble::Failed("what was sent is not there".into()))
+        }
+        other => other,
+    })
+}
+
+fn stored_and_proven(
     storage: &dyn Storage,
     object: &str,
     body: &dyn Body,

@@ -45,6 +45,10 @@ enum Stop {
     Ours(Error),
 }
 
+fn lost() -> Client {
+    Client::IO("it ended".into())
+}
+
 impl From<Client> for Stop {
     fn from(error: Client) -> Stop {
         Stop::Client(error)
@@ -96,13 +100,14 @@ impl Sftp {
         let raw = RawSftpSession::new(ssh.take_stream()?);
         // Our own deadlines are of what goes, not of one request.
         raw.set_timeout(u64::from(u32::MAX));
-        let version = match raw.init().await {
+        let version = match ssh.unless_lost(raw.init()).await.unwrap_or(Err(lost())) {
             Ok(version) => version,
             Err(error) => return Err(trouble(&self.name, "", ssh.why_lost(&error.to_string()))),
         };
         let fsync = version.extensions.get(russh_sftp::extensions::FSYNC);
         let session = Session { raw, ssh, can_fsync: fsync.is_some_and(|version| version == "1") };
-        self.check_root(&session).await.map_err(|stop| self.failed(&session, "", stop))?;
+        let checked = session.ssh.unless_lost(self.check_root(&session)).await;
+        checked.unwrap_or(Err(lost().into())).map_err(|stop| self.failed(&session, "", stop))?;
         Ok(session)
     }
 
@@ -140,7 +145,8 @@ impl Sftp {
     fn act<T>(&self, object: &str, again: bool, act: impl AsyncFn(&Session) -> Result<T, Stop>) -> Result<T> {
         loop {
             let (session, is_new) = self.session()?;
-            let stop = match self.runtime.block_on(act(&session)) {
+            let acted = self.runtime.block_on(session.ssh.unless_lost(act(&session)));
+            let stop = match acted.unwrap_or(Err(lost().into())) {
                 Ok(done) => return Ok(done),
                 Err(stop) => stop,
             };

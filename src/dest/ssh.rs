@@ -1,18 +1,22 @@
 //! The process of ssh that carries SFTP.
 //!
-//! Invariants: it may ask nobody anything; it ends with the connection, at the latest; what it says is kept to tell why a
-//! connection was lost.
+//! Invariants: it may ask nobody anything; it ends with the connection, at the latest; whoever waits for an answer over it
+//! hears of its end; what it says is kept to tell why a connection was lost.
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
+use std::pin::{Pin, pin};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::io::Join;
+use futures_util::future::{self, Either};
+use tokio::io::{AsyncRead, Join, ReadBuf};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::{settings, trouble};
 use crate::error::{Error, Result, Trouble, io_text};
@@ -25,11 +29,28 @@ const OPTIONS: [&str; 4] = ["BatchMode=yes", "ConnectTimeout=20", "ServerAliveIn
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const MAX_LINE_BYTES: usize = 400;
 
-type Stream = Join<Receiver, Sender>;
+type Stream = Join<Output, Sender>;
+
+/// What ssh gives. The client of the protocol drops it when either direction is over.
+pub struct Output {
+    pipe: Receiver,
+    _is_open: watch::Sender<()>,
+}
+
+impl AsyncRead for Output {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_read(context, to)
+    }
+}
 
 pub struct Ssh {
     child: Mutex<Child>,
     stream: Option<Stream>,
+    end: watch::Receiver<()>,
     /// The last line of its standard error.
     said: Arc<Mutex<String>>,
     dest: String,
@@ -72,22 +93,34 @@ impl Ssh {
             };
             std::thread::Builder::new().name("ssh".into()).spawn(listener).map_err(failed)?;
         }
+        let (is_open, end) = watch::channel(());
         let _context = runtime.enter();
         let stream = match (input, output) {
             (Some(input), Some(output)) => {
-                let output = Receiver::from_owned_fd(OwnedFd::from(output)).map_err(failed)?;
+                let pipe = Receiver::from_owned_fd(OwnedFd::from(output)).map_err(failed)?;
+                let output = Output { pipe, _is_open: is_open };
                 let input = Sender::from_owned_fd(OwnedFd::from(input)).map_err(failed)?;
                 Some(tokio::io::join(output, input))
             }
             _ => None,
         };
-        Ok(Ssh { child: Mutex::new(child), stream, said, dest: dest.to_string() })
+        Ok(Ssh { child: Mutex::new(child), stream, end, said, dest: dest.to_string() })
     }
 
     /// Where the protocol goes; once.
     pub fn take_stream(&mut self) -> Result<Stream> {
         let gone = || -> Error { trouble(&self.dest, "", Trouble::Failed("ssh has no input or output".into())) };
         self.stream.take().ok_or_else(gone)
+    }
+
+    /// What an act over the connection gives, or nothing once the client has let go of it. A request that the client was given
+    /// between the end of one direction and that of the other is answered by nobody.
+    pub async fn unless_lost<T>(&self, act: impl Future<Output = T>) -> Option<T> {
+        let mut end = self.end.clone();
+        match future::select(pin!(act), pin!(end.changed())).await {
+            Either::Left((given, _)) => Some(given),
+            Either::Right(_) => None,
+        }
     }
 
     /// Why the connection is no more, as ssh tells it, else as the client of the protocol does.

@@ -325,3 +325,72 @@ fn a_file_whose_list_of_blocks_is_lost_is_saved_again() {
     }
     assert!(lists > 1, "{lists} of {} frames have nothing but lists", catalog.frames.len());
 }
+
+/// It is not looked at, and a base is to tell it anew.
+#[test]
+fn a_base_carries_a_file_whose_list_of_blocks_is_lost_and_says_so() {
+    let source = Source::new();
+    let many = Rng::from_env().noise(4_000_000);
+    source.write("seen/few", b"a few bytes");
+    source.write("unseen/many", &many);
+    source.write("unseen/other", b"other");
+    let copy = Copy::init();
+    copy.backup(&source, &Options::default());
+    super::runs::let_it_age();
+    let (files, layouts) = (copy.files(), Layout::all(&copy));
+    let catalog = layouts.iter().find(|arc| arc.role() == ArcRole::Catalog).unwrap();
+    let name = catalog.name.to_string();
+    let source_path = source.path().as_os_str().as_encoded_bytes().to_vec();
+    let mut lists = 0;
+    for frame in &catalog.frames {
+        let mut damaged = files.clone();
+        damaged.get_mut(&name).unwrap()[frame.end - 1] ^= 0x10;
+        let copy = Copy::without_index(&damaged);
+        let got = copy.recover();
+        assert_eq!(got.lost.len(), 1, "the fault did not fire");
+        if !got.lost[0].frame.dirs.is_empty() {
+            continue;
+        }
+        copy.make_a_base_due();
+        let (summary, told) = copy.try_backup(&[&source.join("seen")], &Options::default()).unwrap();
+        assert!(summary.base);
+        let alone = Copy::of(&copy.files());
+        alone.lose_index();
+        for name in alone.arc_names().into_iter().filter(|name| name.version == Version(0) && name.number == 0) {
+            fs::remove_file(alone.path(&name.to_string())).unwrap();
+        }
+        alone.recover();
+        let path = |name: &str| [&source_path[..], b"/unseen/", name.as_bytes()].concat();
+        let mut lost = Vec::new();
+        for copy in [&copy, &alone] {
+            let reader = copy.reader();
+            let find = |name: &str| match reader.tree.find(Version(1), &path(name)) {
+                Ok(Found::Node(logid, _)) => logid,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(reader.bytes(find("other"), 0, u64::MAX).unwrap(), b"other");
+            let starts = (0..many.len() as u64).step_by(20_000);
+            let is_lost = |start: &u64| match reader.bytes(find("many"), *start, 1000) {
+                Ok(bytes) => {
+                    assert_eq!(bytes, many[*start as usize..][..bytes.len()]);
+                    false
+                }
+                Err(error) => {
+                    assert_eq!(error.code(), "EXTENTS_LOST");
+                    true
+                }
+            };
+            lost.push(starts.filter(is_lost).count());
+        }
+        assert!(lost[0] == lost[1] && lost[0] < many.len() / 20_000, "what is known is carried: {lost:?}");
+        assert_eq!((told.failures.len(), summary.info.errors), (usize::from(lost[0] > 0), u64::from(lost[0] > 0)));
+        assert!(told.failures.iter().all(|what| what.contains("unseen/many")), "{:?}", told.failures);
+        lists += usize::from(lost[0] > 0);
+        // Looked at, it is saved again.
+        for copy in [&copy, &alone] {
+            let version = copy.backup(&source, &Options::default()).version.unwrap();
+            assert_same(&copy.reader(), version, source.path(), &source.snapshot());
+        }
+    }
+    assert!(lists > 1, "{lists} of {} frames have nothing but lists", catalog.frames.len());
+}

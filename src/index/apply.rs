@@ -18,7 +18,9 @@ use super::schema::dir_key;
 use super::{Root, State, VersionRow};
 use crate::arc::FrameInfo;
 use crate::catalog::codec::{self, Encoder, Records};
-use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Child, Commit, DirState, Listing, Named, Node, Record, Segment};
+use crate::catalog::{
+    ArcEntry, ArcRole, CatalogFrame, Child, Commit, Content, DirState, Listing, Named, Node, Record, Segment,
+};
 use crate::error::{Damage, Error, Place, Result};
 use crate::ids::{ArcName, ArcSerial, Dirno, FrameNo, Logid, Version};
 
@@ -74,7 +76,9 @@ pub(super) fn apply_commit(
         return Err(refuse("it does not follow the last commit that is known"));
     }
     let any_lost = c.query_row("SELECT EXISTS(SELECT 1 FROM lost)", [], |row| row.get(0))?;
-    let mut apply = Apply { any_lost, ..Apply::new(c, commit.run, &state) };
+    // In a delta all that a node is made of comes with it.
+    let chunked = (commit.base && !runs::has_gaps(c)?).then(Vec::new);
+    let mut apply = Apply { any_lost, chunked, ..Apply::new(c, commit.run, &state) };
     apply.roots(commit)?;
     state.hashes += apply.arcs(commit, source)?;
     for frame in &commit.catalog {
@@ -85,6 +89,7 @@ pub(super) fn apply_commit(
     }
     apply.finish_listing()?;
     apply.drop_unclaimed_extents()?;
+    apply.note_gaps()?;
     apply.forget_moves_to_dropped()?;
     apply.digest_anew()?;
     let catalog_bytes = commit
@@ -130,6 +135,8 @@ pub(super) struct Apply<'a> {
     pub(super) dropped: BTreeSet<ArcSerial>,
     /// Directories from which this commit took a name, with the versions that had it.
     pub(super) named_less: Vec<(Dirno, Version, Option<Version>)>,
+    /// Long files that a base tells, with their sizes, to be looked at for what is not known of them.
+    chunked: Option<Vec<(Logid, u64)>>,
     pub(super) report: ApplyReport,
 }
 
@@ -144,6 +151,7 @@ impl<'a> Apply<'a> {
             open: None,
             dropped: BTreeSet::new(),
             named_less: Vec::new(),
+            chunked: None,
             report: ApplyReport::default(),
         }
     }
@@ -440,6 +448,9 @@ impl Apply<'_> {
     }
 
     fn put_node(&mut self, dir: Dirno, node: &Node) -> Found<()> {
+        if let (Some(chunked), Content::Chunked(_)) = (&mut self.chunked, &node.content) {
+            chunked.push((node.logid, node.attr.size));
+        }
         let encoded = codec::encode_node(node);
         let value = |first_link: Dirno| {
             let mut e = Encoder(Vec::with_capacity(encoded.len() + 8));
@@ -502,6 +513,21 @@ impl Apply<'_> {
         self.c
             .prepare_cached("DELETE FROM extents WHERE logid >= ?1 AND logid NOT IN (SELECT id FROM nodes)")?
             .execute([i64::try_from(self.first_new_logid).unwrap_or(i64::MAX)])?;
+        Ok(())
+    }
+
+    /// A base may carry a file of whose list of blocks not all was known.
+    fn note_gaps(&mut self) -> Found<()> {
+        for (logid, size) in self.chunked.take().unwrap_or_default() {
+            let mut offset = 0;
+            while offset < size {
+                match rows::extents(self.c, logid, offset) {
+                    Ok(chunk) => offset = chunk.end(),
+                    Err(Fail::Known(Error::ExtentsLost { .. })) => return runs::note_gap(self.c),
+                    Err(fail) => return Err(fail),
+                }
+            }
+        }
         Ok(())
     }
 

@@ -216,6 +216,15 @@ impl Index {
         self.ask(|c| rows::extents(c, logid, offset))
     }
 
+    /// The same where it is known, else the next one that is.
+    pub fn known_extents(&self, logid: Logid, offset: u64) -> Result<Option<ExtentChunk>> {
+        self.ask(|c| match rows::extents(c, logid, offset) {
+            Ok(chunk) => Ok(Some(chunk)),
+            Err(Fail::Known(Error::ExtentsLost { .. })) => rows::extents_from(c, logid, offset),
+            Err(fail) => Err(fail),
+        })
+    }
+
     /// A committed arc.
     ///
     /// # Errors

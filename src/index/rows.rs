@@ -13,7 +13,7 @@ use super::schema::{dir_key, version_of_dir_key};
 use super::{DirRow, FrameChunk, Root, State, VersionRow};
 use crate::arc::{ARC_HEADER_LEN, FrameInfo, decode_frame_table};
 use crate::catalog::codec::{self, BadRecord, Decoder, Encoder};
-use crate::catalog::{Attr, DirState, ExtentChunk, Node, Segment};
+use crate::catalog::{Attr, DirState, ExtentChunk, Node};
 use crate::error::Error;
 use crate::ids::{ArcSerial, BlockHash, BlockId, Dirno, FrameNo, FramePlace, Logid, TreeDigest, Version};
 
@@ -400,13 +400,27 @@ pub fn extents(c: &Connection, logid: Logid, offset: u64) -> Found<ExtentChunk> 
     statement.raw_bind_parameter(2, offset)?;
     let mut rows = statement.raw_query();
     let Some(found) = rows.next()? else { return Err(lost()) };
+    let chunk = extent_chunk(logid, found)?;
+    if chunk.end() <= offset as u64 {
+        return Err(lost());
+    }
+    Ok(chunk)
+}
+
+/// The first stretch that begins at `offset` or after it.
+pub fn extents_from(c: &Connection, logid: Logid, offset: u64) -> Found<Option<ExtentChunk>> {
+    let Ok(offset) = i64::try_from(offset) else { return Ok(None) };
+    let mut statement =
+        c.prepare_cached("SELECT start, row FROM extents WHERE logid=?1 AND start>=?2 ORDER BY start LIMIT 1")?;
+    let mut rows = statement.query([logid.0 as i64, offset])?;
+    rows.next()?.map(|found| extent_chunk(logid, found)).transpose()
+}
+
+/// Of a row with `start` and `row`.
+fn extent_chunk(logid: Logid, found: &rusqlite::Row<'_>) -> Found<ExtentChunk> {
     let start: i64 = found.get(0)?;
     let body = row::open(Table::Extents, Key(logid.0 as i64, start, &[]), blob(found, 1)?)?;
     let segments = codec::decode_segments(start as u64, body)?;
-    let len: u64 = segments.iter().map(Segment::len).sum();
-    if (offset - start) as u64 >= len {
-        return Err(lost());
-    }
     Ok(ExtentChunk { logid, start: start as u64, segments })
 }
 

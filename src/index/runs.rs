@@ -85,9 +85,10 @@ impl Index {
         })
     }
 
-    /// True if a frame of some catalog could not be applied: files may be known whose blocks are not.
+    /// True if a frame of some catalog could not be applied, or a base told not all of some file: files may be known whose
+    /// blocks are not.
     pub fn has_gaps(&self) -> error::Result<bool> {
-        self.ask(|c| Ok(value(c, Table::Meta, GAP_ID, |body| Ok(Decoder::new(body).end()?))?.is_some()))
+        self.ask(has_gaps)
     }
 
     /// Since when a directory's listing is lost in a version, if it is.
@@ -159,6 +160,10 @@ fn put_open_runs(c: &Connection, runs: &[OpenRun]) -> Found<()> {
 fn spare_arcs(c: &Connection) -> Found<Vec<Range<u64>>> {
     let spare = value(c, Table::Meta, SPARE_ARCS_ID, |body| Ok(decode_spare_arcs(body)?))?;
     Ok(spare.unwrap_or_default())
+}
+
+pub(super) fn has_gaps(c: &Connection) -> Found<bool> {
+    Ok(value(c, Table::Meta, GAP_ID, |body| Ok(Decoder::new(body).end()?))?.is_some())
 }
 
 pub(super) fn note_gap(c: &Connection) -> Found<()> {

@@ -76,7 +76,7 @@ impl Tree {
         let (mut list, mut at) = (digest::Segments::default(), 0);
         while at < node.attr.size {
             let Ok(chunk) = self.index().extents_at(node.logid, at) else { return Ok(()) };
-            let end = chunk.start + chunk.segments.iter().map(Segment::len).sum::<u64>();
+            let end = chunk.end();
             if chunk.start != at || end <= at {
                 return Ok(());
             }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -38,7 +38,10 @@ impl Monitor for Ears {
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Warning { what, .. } => lock(&self.0).0.push(what),
-            Event::Failure { error, .. } => lock(&self.0).1.push(error.code()),
+            Event::Failure { error, .. } => {
+                println!("told: {error}");
+                lock(&self.0).1.push(error.code());
+            }
             _ => {}
         }
     }
@@ -272,11 +275,28 @@ fn what_goes_wrong_on_the_way_is_tried_again_and_never_counts() {
         ),
         ("denied once", once(Request::Put, "arc.", || Fault::Fail(Trouble::Denied("ExpiredToken".into())))),
         ("stat fails", once(Request::Stat, "arc.", move || Fault::Fail(broken()))),
+        ("gone when read back", once(Request::Read, "arc.0.1", || Fault::Fail(Trouble::NotFound))),
+        ("gone when looked for", once(Request::Stat, "arc.0.1", || Fault::Hide)),
     ];
-    for (what, rule) in cases {
+    let gone_late = [Request::Stat, Request::Read].map(|then| {
+        let (put, gone) = (
+            once(Request::Put, "arc.0.1", move || Fault::FailAfter(broken())),
+            once(then, "arc.0.1", move || match then {
+                Request::Stat => Fault::Hide,
+                _ => Fault::Fail(Trouble::NotFound),
+            }),
+        );
+        let put_first = AtomicBool::new(false);
+        let rule: Rule = Arc::new(move |name, request, object| {
+            let first = put(name, request, object).inspect(|_| put_first.store(true, Ordering::Relaxed));
+            first.or_else(|| put_first.load(Ordering::Relaxed).then(|| gone(name, request, object)).flatten())
+        });
+        ("what a cut put left is gone late", 2, rule)
+    });
+    for (what, fired, rule) in cases.into_iter().map(|(what, rule)| (what, 1, rule)).chain(gone_late) {
         let world = World::new(&["usb"]);
         let reports = world.backup_with(rule);
-        assert_eq!(world.fired(), 1, "{what}");
+        assert_eq!(world.fired(), fired, "{what}");
         assert_eq!((reports[0].exit(), reports[0].behind), (Exit::Ok, 0), "{what}: {reports:?}");
         world.is_whole("usb");
     }
