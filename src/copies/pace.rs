@@ -56,12 +56,24 @@ struct Times {
     free: Instant,
     /// What has kept it from going forward since.
     trouble: Option<Error>,
+    /// Who holds a turn.
+    turns: usize,
+}
+
+/// Somebody's turn to send.
+pub struct Turn<'a>(&'a Pace);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.times).turns -= 1;
+        self.0.changed.notify_all();
+    }
 }
 
 impl Pace {
     pub fn new(limits: Limits, rate: Option<u64>, monitor: Arc<dyn Monitor>) -> Pace {
         let now = Instant::now();
-        let times = Mutex::new(Times { forward: now, free: now, trouble: None });
+        let times = Mutex::new(Times { forward: now, free: now, trouble: None, turns: 0 });
         Pace { limits, rate, monitor, ended: AtomicBool::new(false), times, changed: Condvar::new() }
     }
 
@@ -92,6 +104,19 @@ impl Pace {
     /// Since when nothing went forward.
     pub fn last_forward(&self) -> Instant {
         lock(&self.times).forward
+    }
+
+    /// Waits until no more than `most` others send.
+    pub fn turn(&self, most: usize) -> Result<Turn<'_>> {
+        let mut times = lock(&self.times);
+        while times.turns >= most {
+            times = wait_timeout(&self.changed, times, LOOK_EVERY);
+            drop(times);
+            self.check()?;
+            times = lock(&self.times);
+        }
+        times.turns += 1;
+        Ok(Turn(self))
     }
 
     /// Waits until so many bytes may be sent.

@@ -514,13 +514,17 @@ fn is_good_here(around: &Around, facts: &Facts, pace: &Pace) -> Result<bool> {
 }
 
 fn paced(open: &Opener, settings: &Settings, pace: &Arc<Pace>) -> Result<Arc<Paced>> {
-    Ok(Arc::new(Paced { inner: open(settings)?, pace: pace.clone() }))
+    // What was sent is read back while others send: a line that goes both ways is used both ways.
+    let puts = if settings.verify == Verify::Trust { settings.workers } else { settings.workers.div_ceil(2) };
+    Ok(Arc::new(Paced { inner: open(settings)?, pace: pace.clone(), puts: puts as usize }))
 }
 
 /// A storage of which each answer counts as going forward, and nothing more is asked once the run ends.
 pub struct Paced {
     inner: Box<dyn Storage>,
     pace: Arc<Pace>,
+    /// At a time.
+    puts: usize,
 }
 
 impl Paced {
@@ -539,6 +543,7 @@ impl Storage for Paced {
 
     fn put(&self, object: &str, body: &dyn Body) -> Result<Compared> {
         self.pace.check()?;
+        let _turn = self.pace.turn(self.puts)?;
         self.inner.put(object, body)
     }
 
