@@ -230,7 +230,7 @@ fn what_rclone_serves_has_a_whole_copy_and_it_comes_back() {
     let server = Server::start(&lab, "rclone", |command, port| {
         let address = format!("127.0.0.1:{port}");
         command.args(["serve", "webdav"]).arg(lab.path("served")).args(["--addr", &address]);
-        command.args(["--user", "ann", "--pass", SECRET, "--vfs-cache-mode", "off", "--dir-cache-time", "0"]);
+        command.args(["--user", "ann", "--pass", SECRET, "--vfs-cache-mode", "off", "--dir-cache-time", "1ms"]);
         command.args(["--config", "/dev/null"]);
     });
     let text = format!(

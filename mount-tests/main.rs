@@ -10,6 +10,7 @@ mod attributes;
 mod cli;
 mod concurrency;
 mod copies;
+mod copies_heal;
 mod copies_proven;
 mod coverage;
 mod damage;

@@ -18,6 +18,7 @@ use signal_hook::consts::{SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::backupdir::BackupDir;
+use crate::depot::Depot;
 use crate::error::{Error, Result};
 use crate::fetch::FrameCache;
 use crate::fuse::{Access, Caching, Mounted, raise_read_ahead};
@@ -43,7 +44,7 @@ const DIRECT_MAX_AGE: Duration = Duration::from_secs(1);
 const DEAD_MOUNT: &str = "a mount whose process is gone is here; end it with `fusermount3 -u` first";
 
 /// What a mount shows, to whom, and how.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct MountOptions {
     pub access: Access,
     pub caching: Caching,
@@ -60,6 +61,8 @@ pub struct MountOptions {
     pub threads: usize,
     /// Keeps what was fetched from far.
     pub frames: Option<Arc<FrameCache>>,
+    /// Asked for a block that is not right where it is read first.
+    pub copies: Vec<Arc<dyn Depot>>,
 }
 
 /// Whose the files are shown to be.
@@ -184,7 +187,12 @@ pub fn serve(
     report: impl Fn(&Summary),
 ) -> Result<Summary> {
     let failed = |what: String| Error::Mount { path: point.path.clone(), what };
-    let mut store = StoreOptions { heal: options.heal, frames: options.frames.clone(), ..StoreOptions::default() };
+    let mut store = StoreOptions {
+        heal: options.heal,
+        copies: options.copies.clone(),
+        frames: options.frames.clone(),
+        ..StoreOptions::default()
+    };
     if options.cache_bytes > 0 {
         store.cache_bytes = options.cache_bytes;
     }

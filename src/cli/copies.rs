@@ -27,15 +27,19 @@ pub(super) fn around_of(dir: &BackupDir, monitor: Arc<dyn Monitor>) -> Around {
     Around::new(dir, Arc::new(open), monitor)
 }
 
+/// What arcs are read from destinations with, no more than so many bytes of them.
+pub(super) fn around_reader(dir: &BackupDir, limit_bytes: Option<u64>) -> Around {
+    around_of(dir, Arc::new(Silent)).within(limit_bytes)
+}
+
 /// A destination, to read arcs from.
 pub(super) fn remote(dir: &BackupDir, name: &str, limit_bytes: Option<u64>) -> Result<Remote> {
-    Remote::open(&around_of(dir, Arc::new(Silent)).within(limit_bytes), &dest::named(dir, name)?)
+    Remote::open(&around_reader(dir, limit_bytes), &dest::named(dir, name)?)
 }
 
 /// The backup dir, what is not kept in it read from destinations.
-pub(super) fn partly_here(dir: BackupDir, limit_bytes: Option<u64>) -> BackupDir {
-    let around = around_of(&dir, Arc::new(Silent)).within(limit_bytes);
-    dir.seen_through(|local| Arc::new(PartlyHere::of(&around, local)))
+pub(super) fn partly_here(dir: BackupDir, around: &Around) -> BackupDir {
+    dir.seen_through(|local| Arc::new(PartlyHere::of(around, local)))
 }
 
 /// Sends what a command has written, and what is still to be sent.

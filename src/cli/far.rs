@@ -12,7 +12,7 @@ use super::ui::Ui;
 use super::{Context, print, print_json, say, show};
 use crate::backupdir::BackupDir;
 use crate::backupdir::config::parse_size;
-use crate::copies::{Remote, Traffic};
+use crate::copies::{Remote, Traffic, others};
 use crate::depot::Depot;
 use crate::error::{Error, Result};
 use crate::fetch::{FrameCache, Hits};
@@ -64,6 +64,8 @@ pub struct Seen {
     pub dir: BackupDir,
     /// Where its arcs are, if they are read from a destination.
     pub remote: Option<Remote>,
+    /// Where else a block may be right that is not right there.
+    pub copies: Vec<Arc<dyn Depot>>,
     /// What was fetched from there.
     pub frames: Option<Arc<FrameCache>>,
     /// Its index is one that follows the destination.
@@ -78,10 +80,13 @@ impl FromArgs {
     pub fn open(&self, context: &Context, dir: BackupDir, habit: Habit) -> Result<Seen> {
         let Some(name) = self.from.as_deref() else {
             let dir = if self.download_limit.is_some() { dir.seen_locally() } else { dir };
-            let dir = super::copies::partly_here(dir, self.download_limit);
-            return Ok(Seen { dir, remote: None, frames: None, follows: false });
+            let around = super::copies::around_reader(&dir, self.download_limit);
+            let (copies, dir) = (others(&around, None), super::copies::partly_here(dir, &around));
+            return Ok(Seen { dir, remote: None, copies, frames: None, follows: false });
         };
         let remote = super::copies::remote(&dir, name, self.download_limit)?;
+        // What these give is within a limit of its own.
+        let copies = others(&super::copies::around_reader(&dir, self.download_limit), Some(name));
         let depot: Arc<dyn Depot> = Arc::new(remote.clone());
         // Another destination may be behind this one.
         let mirror = format!("{}-{}", hex(&dir.keys().backup_id().0), remote.id().0);
@@ -91,13 +96,14 @@ impl FromArgs {
                 Some(size) if size > 0 => self.frames(&mirrored()?, habit),
                 _ => None,
             };
-            return Ok(Seen { dir: dir.seen_through(|_| depot), remote: Some(remote), frames, follows: false });
+            let dir = dir.seen_through(|_| depot);
+            return Ok(Seen { dir, remote: Some(remote), copies, frames, follows: false });
         }
         let dir = mirrored()?.seen_through(|_| depot);
         bring_up(context, &dir, &remote)?;
         super::meet(context, &dir)?;
         let frames = self.frames(&dir, habit);
-        Ok(Seen { dir, remote: Some(remote), frames, follows: true })
+        Ok(Seen { dir, remote: Some(remote), copies, frames, follows: true })
     }
 
     /// The cache of what is fetched; where it can't be had all of it is fetched again.

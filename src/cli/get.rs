@@ -80,8 +80,8 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let seen = args.from.open(context, dir, Habit::Passes)?;
     let dir = seen.dir;
     let deadline = if dir.arcs().reach() == Reach::Far { FAR_DEADLINE } else { StoreOptions::default().deadline };
-    let (words, frames) = (Words::Reader, seen.frames);
-    let store = StoreOptions { cache_bytes: CACHE_BYTES, words, deadline, frames, ..StoreOptions::default() };
+    let (words, frames, copies) = (Words::Reader, seen.frames, seen.copies);
+    let store = StoreOptions { cache_bytes: CACHE_BYTES, words, deadline, frames, copies, ..StoreOptions::default() };
     let reading = reader::Options { by: Some(By::Get), store, ..reader::Options::default() };
     let backup = Backup::of(&dir, open_index(&dir)?, reading);
     let tree = &backup.tree;

@@ -374,7 +374,8 @@ impl Context {
             let path = dir.key_path();
             ::log::warn!("{} has a bare key: the passphrase was not needed. Is this your backup dir?", shown(&path));
         }
-        Ok(copies::partly_here(dir, None))
+        let around = copies::around_reader(&dir, None);
+        Ok(copies::partly_here(dir, &around))
     }
 
     fn begin_log(&self, dir: &OwnDir) {

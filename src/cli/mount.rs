@@ -62,9 +62,10 @@ pub struct MountArgs {
     /// last second.
     #[arg(long)]
     pub direct: bool,
-    /// What to do about a block that fails verification: `on` reads it again past the page cache, and puts a single
-    /// flipped bit right in memory; `off` shows the damage as it is. Nothing is repaired on the disk either way.
-    #[arg(long, value_name = "WHEN", default_value = "on")]
+    /// What to do about a block that fails verification: `memory` (or `on`) reads it again past the page cache, puts a
+    /// single flipped bit right in memory, and asks the destinations of dest.toml for it, one after the other; `off` shows
+    /// the damage as it is. Nothing is repaired on the disk either way.
+    #[arg(long, value_name = "WHEN", default_value = "memory")]
     pub heal: HealArg,
     #[command(flatten)]
     pub from: FromArgs,
@@ -105,7 +106,8 @@ pub struct MountArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum HealArg {
-    On,
+    #[value(alias = "on")]
+    Memory,
     Off,
 }
 
@@ -118,13 +120,14 @@ impl MountArgs {
             view: if self.changed { View::Changed } else { View::Whole },
             version: self.rev.clone(),
             heal: match self.heal {
-                HealArg::On => Heal::On,
+                HealArg::Memory => Heal::On,
                 HealArg::Off => Heal::Off,
             },
             cache_bytes: self.cache_mem,
             hashing: if self.hash_files { Hashing::All } else { Hashing::Small },
             virtual_xattrs: if self.list_xattrs { VirtualXattrs::Listed } else { VirtualXattrs::Unlisted },
             threads: 0,
+            copies: Vec::new(),
             frames: None,
         }
     }
@@ -225,7 +228,7 @@ fn serve(
         }
     };
     let _following = seen.keep_following(Duration::from_secs(args.follow));
-    let options = MountOptions { frames: seen.frames.clone(), ..args.options() };
+    let options = MountOptions { copies: seen.copies.clone(), frames: seen.frames.clone(), ..args.options() };
     let summary = mount::serve(backup, index, point, &options, ready, |summary| {
         show(&format!("{} so far", shown(point.path())), summary);
     })?;
@@ -299,13 +302,15 @@ fn summary_text(title: &str, summary: &Summary) -> String {
         0 => text.push_str("  damage    none met\n"),
         damage => {
             let at_least = if summary.damage_inexact { "at least " } else { "" };
-            let again = summary.healed - summary.repaired;
+            let again = summary.healed - summary.repaired - summary.elsewhere;
             let places = show::counted(damage, "place");
             let _ = write!(text, "  damage    {at_least}{places}, {at_least}{again} of them right when read again");
-            let _ = match summary.repaired {
-                0 => writeln!(text),
-                repaired => writeln!(text, ", {at_least}{repaired} repaired in memory"),
-            };
+            for (count, how) in
+                [(summary.repaired, "repaired in memory"), (summary.elsewhere, "read from another copy")]
+            {
+                let _ = if count > 0 { write!(text, ", {at_least}{count} {how}") } else { Ok(()) };
+            }
+            text.push('\n');
         }
     }
     for met in &summary.places {
@@ -335,14 +340,15 @@ mod tests {
             healed: true,
             how: "right when read again".into(),
         };
-        let summary = Summary { damage: 3, healed: 2, repaired: 1, places: vec![place], ..Summary::default() };
+        let summary =
+            Summary { damage: 4, healed: 3, repaired: 1, elsewhere: 1, places: vec![place], ..Summary::default() };
         let text = summary_text("mnt", &summary);
         assert!(
             text.contains("ARC_TAG_MISMATCH /home/ann/x in r3: arc.3.1 frame 7; right when read again\n"),
             "{text}"
         );
-        let counts = "3 places, 1 of them right when read again, 1 repaired in memory\n";
-        assert!(text.contains(counts) && text.contains("and 2 more"), "{text}");
+        let counts = "4 places, 1 of them right when read again, 1 repaired in memory, 1 read from another copy\n";
+        assert!(text.contains(counts) && text.contains("and 3 more"), "{text}");
         assert_eq!(exit(&summary), Exit::Damage);
         let text = summary_text("mnt", &Summary { damage_inexact: true, ..summary });
         assert!(text.contains("at least 3 places") && text.contains("and 2 more"), "{text}");

@@ -50,7 +50,7 @@ impl Far {
         self.late.load(Ordering::SeqCst) > 0 || lock(&self.remote).as_ref().is_some_and(Remote::is_down)
     }
 
-    fn remote(&self, around: &Around) -> Result<Remote> {
+    pub fn remote(&self, around: &Around) -> Result<Remote> {
         let known = || lock(&self.remote).clone();
         if let Some(remote) = known() {
             return Ok(remote);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use super::elsewhere::{Copies, Look};
 use super::places::Places;
 use super::{ArcFile, Bad, Fetched, Frame, FrameCache, Located, Proven, Way, with_bytes};
 use crate::arc::FrameKind;
@@ -65,10 +66,17 @@ struct Known {
     cipher: ArcCipher,
 }
 
+impl Known {
+    fn frame<'a>(&'a self, keys: &'a Keys, asked: &'a Asked) -> Frame<'a> {
+        let Located { no, offset, ref info, .. } = asked.at;
+        Frame { keys, cipher: &self.cipher, arc: self.name, no, block: Some(asked.block), offset, info }
+    }
+}
+
 /// The blocks of a backup dir.
 pub struct Fetch {
     home: Arc<dyn Depot>,
-    copies: Vec<Arc<dyn Depot>>,
+    copies: Copies,
     /// Of frames that were far.
     cache: Option<Arc<FrameCache>>,
     keys: Arc<Keys>,
@@ -92,7 +100,7 @@ impl Fetch {
         let most = MAX_OPEN_ARCS.min((open_file_limit() / 4) as usize);
         let open = Mutex::new(LruCache::new(NonZeroUsize::new(most).unwrap_or(NonZeroUsize::MIN)));
         let known = Mutex::new(LruCache::new(NonZeroUsize::new(MAX_KNOWN_ARCS).unwrap_or(NonZeroUsize::MIN)));
-        let places = Places::new(index.clone());
+        let (places, copies) = (Places::new(index.clone()), Copies::new(copies));
         Fetch { home, copies, cache: None, keys, index, heal, places, open, known, started: Instant::now() }
     }
 
@@ -120,7 +128,7 @@ impl Fetch {
 
     /// Is there a copy that `far` could ask, or is all of it far?
     pub fn has_far(&self) -> bool {
-        self.has_far_home() || (self.heal == Heal::On && self.copies.iter().any(|copy| copy.reach() == Reach::Far))
+        self.has_far_home() || (self.heal == Heal::On && self.copies.has_far())
     }
 
     /// May what is read first leave the machine?
@@ -167,9 +175,7 @@ impl Fetch {
     }
 
     fn frame_of<'a>(&'a self, known: &'a Known, asked: &'a Asked) -> Frame<'a> {
-        let Located { no, offset, ref info, .. } = asked.at;
-        let Known { name, ref cipher } = *known;
-        Frame { keys: &self.keys, cipher, arc: name, no, block: Some(asked.block), offset, info }
+        known.frame(&self.keys, asked)
     }
 
     /// Keeps frames of an arc, if it is far.
@@ -217,7 +223,10 @@ impl Fetch {
 
     /// From the copies that leave the machine; it may take as long as they do.
     pub fn far(&self, asked: &Asked) -> Option<Fetched> {
-        self.elsewhere(asked, Reach::Far)
+        let may = self.heal == Heal::On && asked.at.info.kind == FrameKind::Block;
+        let known = self.known(asked.at.serial).filter(|_| may)?;
+        let (keys, asked) = (self.keys.clone(), asked.clone());
+        self.copies.far(&(Arc::new(move |copy: &_| known.frame(&keys, &asked).at(copy)) as Look))
     }
 
     /// Frames that lie in a row.
@@ -305,17 +314,10 @@ impl Fetch {
             Err(second) if second.error.is_damage() && !first.error.is_damage() => second,
             Err(_) => first,
         };
-        match self.elsewhere(asked, Reach::Near) {
+        match self.known(asked.at.serial).and_then(|known| self.copies.near(&self.frame_of(&known, asked))) {
             Some(fetched) => Ok(Fetched { met: Some(bad.error), ..fetched }),
             None => Err(bad),
         }
-    }
-
-    fn elsewhere(&self, asked: &Asked, reach: Reach) -> Option<Fetched> {
-        let mut copies = self.copies.iter().filter(|copy| copy.reach() == reach).peekable();
-        copies.peek().filter(|_| asked.at.info.kind == FrameKind::Block)?;
-        let known = self.known(asked.at.serial)?;
-        self.frame_of(&known, asked).elsewhere(copies)
     }
 
     /// Where the block is now, if it was relocated since its place was looked up.
@@ -331,7 +333,7 @@ impl Fetch {
 
     /// The name of a copy, for messages.
     pub fn copy_name(&self, id: CopyId) -> &str {
-        self.copies.iter().find(|copy| copy.id() == id).map_or("", |copy| copy.name())
+        self.copies.name(id)
     }
 
     /// The arc, opened if need be. `Missing` and `Unreadable` are damage of the arc as a whole.

@@ -11,6 +11,7 @@
 mod arc_file;
 mod blocks;
 mod cache;
+mod elsewhere;
 mod places;
 mod proven;
 #[cfg(test)]
@@ -211,16 +212,14 @@ impl Frame<'_> {
         Some(Fetched { met: Some(bad.error.clone()), ..self.fetched(opened, way) })
     }
 
-    /// From the first copy that has it.
-    pub fn elsewhere<'a>(&self, copies: impl IntoIterator<Item = &'a Arc<dyn Depot>>) -> Option<Fetched> {
-        copies.into_iter().find_map(|copy| {
-            let arc = copy.open(self.arc).ok()?;
-            let opened = match self.read(arc.as_ref(), Via::Medium) {
-                Ok(opened) => opened,
-                Err(bad) => self.repaired(&bad)?.opened,
-            };
-            Some(Fetched { copy: copy.id(), ..self.fetched(opened, Way::Copy) })
-        })
+    /// As another copy has it.
+    pub fn at(&self, copy: &Arc<dyn Depot>) -> Option<Fetched> {
+        let arc = copy.open(self.arc).ok()?;
+        let opened = match self.read(arc.as_ref(), Via::Medium) {
+            Ok(opened) => opened,
+            Err(bad) => self.repaired(&bad)?.opened,
+        };
+        Some(Fetched { copy: copy.id(), ..self.fetched(opened, Way::Copy) })
     }
 }
 

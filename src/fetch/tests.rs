@@ -128,3 +128,26 @@ fn a_missing_arc_comes_from_a_copy_and_a_far_one_is_left_to_others() {
         }
     }
 }
+
+/// Of far copies one hangs, one does not have it, and one has it with two bits wrong, besides the one that is right.
+#[test]
+fn a_far_copy_that_hangs_or_is_wrong_holds_up_nobody() {
+    let (fixture, blocks, names) = with_blocks(2);
+    let empty: Arc<dyn Depot> = Arc::new(Faulty::recording(home(&fixture)).hiding(|_| true));
+    let far = |copy: Faulty, id, name| Arc::new(copy.copy(id, name, Reach::Far));
+    let hangs = far(Faulty::new(home(&fixture), |_| Some(Fault::Wait(std::time::Duration::from_secs(20)))), 1, "hangs");
+    let lacks = far(Faulty::recording(home(&fixture)).hiding(|_| true), 2, "lacks");
+    let flips = |(_, range, _): &crate::depot::faulty::Read| Some(Fault::Flip(range.start + 40, 0x5a));
+    let wrong = far(Faulty::new(home(&fixture), flips), 3, "wrong");
+    let right = far(Faulty::recording(home(&fixture)), 4, "right");
+    let copies: Vec<Arc<dyn Depot>> = vec![hangs.clone(), lacks, wrong.clone(), right];
+    let fetch = fetch(&fixture, empty, copies, Heal::On);
+    for (number, (name, block)) in names.iter().zip(&blocks).enumerate() {
+        let begun = std::time::Instant::now();
+        let found = fetch.far(&fetch.locate(*name).unwrap()).unwrap();
+        assert_eq!((found.copy, found.opened.into_plain()), (CopyId(4), block.clone()));
+        assert!(begun.elapsed().as_secs() < 15, "{:?}", begun.elapsed());
+        // One that has not answered yet is asked last from then on.
+        assert_eq!((hangs.reads().len(), wrong.reads().len()), (1, number + 1));
+    }
+}

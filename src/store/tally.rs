@@ -108,6 +108,8 @@ pub struct Summary {
     pub healed: u64,
     /// Of these, those that were repaired in memory: the arc still has the damage.
     pub repaired: u64,
+    /// Of these, those that another copy had right.
+    pub elsewhere: u64,
     /// The first `MAX_LISTED` of them.
     pub places: Vec<Met>,
 }
@@ -119,6 +121,7 @@ struct Damage {
     healed: u64,
     inexact: bool,
     repaired: u64,
+    elsewhere: u64,
     places: Vec<Met>,
 }
 
@@ -223,6 +226,7 @@ impl Tally {
             damage.count += 1;
             damage.healed += u64::from(*end != End::Lost);
             damage.repaired += u64::from(matches!(end, End::Repaired(_)));
+            damage.elsewhere += u64::from(matches!(end, End::Elsewhere(_)));
         }
         // Finding the path takes a query: not under the lock.
         let met = met();
@@ -255,6 +259,7 @@ impl Tally {
             damage_inexact: damage.inexact,
             healed: damage.healed,
             repaired: damage.repaired,
+            elsewhere: damage.elsewhere,
             places: damage.places.clone(),
         }
     }

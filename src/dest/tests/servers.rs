@@ -85,8 +85,8 @@ impl Server {
         Server::start(dir, |dir, port| {
             let mut command = Command::new(test_servers().join("rclone"));
             command.args(["serve", protocol, "--addr", &format!("127.0.0.1:{port}")]);
-            // What it remembers of the directory would answer for what is there.
-            command.args(["--config", "/dev/null", "--vfs-cache-mode", "off", "--dir-cache-time", "0"]);
+            // What it remembers of the directory would answer for what is there; with 0 it does nothing but forget.
+            command.args(["--config", "/dev/null", "--vfs-cache-mode", "off", "--dir-cache-time", "1ms"]);
             command.args(more).arg(dir.join("data"));
             command
         })
