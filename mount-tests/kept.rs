@@ -97,7 +97,7 @@ fn what_every_destination_has_need_not_stay_here() {
     // Nor is anything known to be elsewhere when the note itself is lost; the remedy that is told makes it anew.
     fs::remove_file(lab.repo().join("copies/away")).expect("remove");
     let lost = lab.assay("get", ["--to"]).arg(lab.path("nothing")).arg(lab.src().join("one")).run().code(4);
-    assert!(lost.err().contains("ARC_MISSING"), "{}", lost.err());
+    assert!(lost.out().contains("the arc is missing; read from usb"), "{}", lost.text());
     let tested = lab.assay("selftest", ["-v2"]).run().code(4);
     assert!(tested.text().contains("recover --from NAME"), "{}", tested.text());
     lab.assay("recover", ["--from", "usb"]).ok();
