@@ -113,7 +113,7 @@ impl<'a, 'o> Assembler<'a, 'o> {
             Step::Keep { name, node } => {
                 self.progress.files += u64::from(node.attr.kind == Kind::File);
                 self.progress.bytes = self.progress.bytes.saturating_add(node.attr.size);
-                self.keep_extents(&node)?;
+                self.keep_known_extents(&node)?;
                 self.catalog.put(name, &node, false);
             }
             Step::Put { name, was, node, path } => {
@@ -268,13 +268,24 @@ impl<'a, 'o> Assembler<'a, 'o> {
         Ok(())
     }
 
-    /// In a full listing a node that stays is told with all that is known to belong to it: a base stands alone.
+    /// In a full listing a node that stays is told with all that belongs to it: a base stands alone.
     fn keep_extents(&mut self, node: &Node) -> Result<()> {
+        self.tell_extents(node, |index, offset| index.extents_at(node.logid, offset).map(Some))
+    }
+
+    /// The same, as far as it is known.
+    fn keep_known_extents(&mut self, node: &Node) -> Result<()> {
+        self.tell_extents(node, |index, offset| index.known_extents(node.logid, offset))
+    }
+
+    fn tell_extents(&mut self, node: &Node, next: impl Fn(&Index, u64) -> Result<Option<ExtentChunk>>) -> Result<()> {
         if !matches!(node.content, Content::Chunked(_)) || !self.catalog.is_listed() {
             return Ok(());
         }
         let mut offset = 0;
-        while let Some(chunk) = self.index.known_extents(node.logid, offset)? {
+        while offset < node.attr.size
+            && let Some(chunk) = next(self.index, offset)?
+        {
             offset = chunk.end();
             self.catalog.extents(self.out, chunk)?;
         }

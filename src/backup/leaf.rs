@@ -107,6 +107,8 @@ impl Traverse<'_> {
             Some(node) => node,
             None => Box::new(self.previous.node(logid)?),
         };
+        // What is kept for unchanged is known, or was read again.
+        self.previous.knows_blocks(&node)?;
         self.send(Step::Keep { name, node })
     }
 

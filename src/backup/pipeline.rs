@@ -151,7 +151,7 @@ pub enum Step {
     LeaveKept {
         state: DirState,
     },
-    /// An entry that is as before, in a directory that is listed.
+    /// An entry that is as before, in a directory that is listed; what is not known of its blocks was told.
     Keep {
         name: Vec<u8>,
         node: Box<Node>,

@@ -99,7 +99,7 @@ impl<'a> Previous<'a> {
     /// # Errors
     /// `EXTENTS_LOST` where it is not known which blocks the file is made of.
     pub fn knows_blocks(&self, node: &Node) -> Result<()> {
-        if self.gaps { self.each_part(node, |_| Ok(())) } else { Ok(()) }
+        self.each_part(node, |_| Ok(()))
     }
 
     fn each_part(&self, node: &Node, mut each: impl FnMut(&[Segment]) -> Result<()>) -> Result<()> {

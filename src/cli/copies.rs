@@ -33,8 +33,8 @@ pub(super) fn around_reader(dir: &BackupDir, limit_bytes: Option<u64>) -> Around
 }
 
 /// A destination, to read arcs from.
-pub(super) fn remote(dir: &BackupDir, name: &str, limit_bytes: Option<u64>) -> Result<Remote> {
-    Remote::open(&around_reader(dir, limit_bytes), &dest::named(dir, name)?)
+pub(super) fn remote(dir: &BackupDir, name: &str) -> Result<Remote> {
+    Remote::open(&around_reader(dir, None), &dest::named(dir, name)?)
 }
 
 /// The backup dir, what is not kept in it read from destinations.

@@ -14,6 +14,7 @@ use crate::backupdir::BackupDir;
 use crate::backupdir::config::parse_size;
 use crate::copies::{Remote, Traffic, others};
 use crate::depot::Depot;
+use crate::dest;
 use crate::error::{Error, Result};
 use crate::fetch::{FrameCache, Hits};
 use crate::follow::{Followed, anew, follow};
@@ -84,9 +85,9 @@ impl FromArgs {
             let (copies, dir) = (others(&around, None), super::copies::partly_here(dir, &around));
             return Ok(Seen { dir, remote: None, copies, frames: None, follows: false });
         };
-        let remote = super::copies::remote(&dir, name, self.download_limit)?;
-        // What these give is within a limit of its own.
-        let copies = others(&super::copies::around_reader(&dir, self.download_limit), Some(name));
+        let around = super::copies::around_reader(&dir, self.download_limit);
+        let remote = Remote::open(&around, &dest::named(&dir, name)?)?;
+        let copies = others(&around, Some(name));
         let depot: Arc<dyn Depot> = Arc::new(remote.clone());
         // Another destination may be behind this one.
         let mirror = format!("{}-{}", hex(&dir.keys().backup_id().0), remote.id().0);

@@ -48,7 +48,7 @@ pub struct RecoverArgs {
 
 pub fn run(context: &Context, args: &RecoverArgs) -> Result<Exit> {
     let home = context.open()?;
-    let remote = args.from.as_deref().map(|name| super::copies::remote(&home, name, None)).transpose()?;
+    let remote = args.from.as_deref().map(|name| super::copies::remote(&home, name)).transpose()?;
     let dir = match &remote {
         Some(remote) => {
             refuse_more(&home, remote)?;

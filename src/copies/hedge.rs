@@ -50,13 +50,16 @@ impl Far {
         self.late.load(Ordering::SeqCst) > 0 || lock(&self.remote).as_ref().is_some_and(Remote::is_down)
     }
 
+    pub fn opened(&self) -> Option<Remote> {
+        lock(&self.remote).clone()
+    }
+
     pub fn remote(&self, around: &Around) -> Result<Remote> {
-        let known = || lock(&self.remote).clone();
-        if let Some(remote) = known() {
+        if let Some(remote) = self.opened() {
             return Ok(remote);
         }
         let _one = lock(&self.opening);
-        match known() {
+        match self.opened() {
             Some(remote) => Ok(remote),
             None => Ok(lock(&self.remote).insert(Remote::open(around, &self.settings)?).clone()),
         }

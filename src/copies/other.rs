@@ -10,8 +10,8 @@ use super::Around;
 use super::hedge::Far;
 use super::remote::Remote;
 use crate::depot::{Depot, Reach, StoredArc};
-use crate::dest::{self, Known};
-use crate::error::{Error, Result};
+use crate::dest;
+use crate::error::{Error, Result, Trouble};
 use crate::ids::{ArcName, CopyId};
 use crate::sync::lock;
 
@@ -21,40 +21,51 @@ const REST: Duration = Duration::from_secs(30);
 pub struct Other {
     around: Around,
     far: Far,
-    id: CopyId,
     /// Why it was not reached, and when.
     failed: Mutex<Option<(Error, Instant)>>,
 }
 
-/// The destinations that dest.toml names, in its order, but for one, those that are off, and those that have no mark of ours.
-/// What keeps them from being told is no reason not to read what is here: then there are none.
+/// The destinations that dest.toml names, in its order, but for one and those that are off. What keeps them from being told is
+/// no reason not to read what is here: then there are none.
 pub fn others(around: &Around, except: Option<&str>) -> Vec<Arc<dyn Depot>> {
-    let (Ok(all), Ok(known)) = (dest::all(&around.dir), Known::read(&around.dir)) else { return Vec::new() };
+    let all = dest::all(&around.dir).unwrap_or_default();
     let used = all.into_iter().filter(|settings| !settings.off && Some(settings.name.as_str()) != except);
-    let marked =
-        used.filter_map(|settings| known.of_name(&settings.name).map(|place| (CopyId(place.copy()), settings)));
-    let other = |(id, settings)| -> Arc<dyn Depot> {
-        Arc::new(Other { around: around.impatient(), far: Far::new(settings), id, failed: Mutex::default() })
+    let other = |settings| -> Arc<dyn Depot> {
+        Arc::new(Other { around: around.impatient(), far: Far::new(settings), failed: Mutex::default() })
     };
-    marked.map(other).collect()
+    used.map(other).collect()
 }
 
 impl Other {
     fn remote(&self) -> Result<Remote> {
-        if let Some((error, at)) = lock(&self.failed).as_ref()
+        if let Some(remote) = self.far.opened() {
+            let resting = || Trouble::Failed("it failed several times in a row".into());
+            return if remote.is_down() { Err(self.trouble(resting())) } else { Ok(remote) };
+        }
+        // Whoever comes meanwhile waits, and hears the same.
+        let mut failed = lock(&self.failed);
+        if let Some((error, at)) = failed.as_ref()
             && at.elapsed() < REST
         {
             return Err(error.clone());
         }
         let reached = self.far.remote(&self.around);
-        *lock(&self.failed) = reached.as_ref().err().map(|error| (error.clone(), Instant::now()));
+        *failed = reached.as_ref().err().map(|error| (error.clone(), Instant::now()));
         reached
+    }
+
+    fn trouble(&self, trouble: Trouble) -> Error {
+        Error::Dest { dest: self.name().into(), object: "".into(), trouble }
     }
 }
 
+/// No copy has this number.
+const UNKNOWN: CopyId = CopyId(u16::MAX);
+
 impl Depot for Other {
+    /// Once it was reached.
     fn id(&self) -> CopyId {
-        self.id
+        self.far.opened().map_or(UNKNOWN, |remote| remote.id())
     }
 
     fn name(&self) -> &str {

@@ -106,7 +106,7 @@ impl Pace {
         lock(&self.times).forward
     }
 
-    /// Waits until no more than `most` others send.
+    /// Waits until fewer than `most` others send.
     pub fn turn(&self, most: usize) -> Result<Turn<'_>> {
         let mut times = lock(&self.times);
         while times.turns >= most {

@@ -70,7 +70,9 @@ pub struct Place {
 impl Place {
     /// Opens it, reads its mark, takes its notes, and lists it.
     pub fn reach(around: &Around, settings: &Settings, known: &Known, pace: &Arc<Pace>) -> Result<Place> {
-        let storage = pace.attempt(|| paced(&around.open, settings, pace))?;
+        // By its name, until its mark is read: this only says how many send at a time.
+        let trusted = settings.checksum().zip(known.of_name(&settings.name)).is_some_and(|(sum, of)| of.refuses(sum));
+        let storage = pace.attempt(|| paced(&around.open, settings, pace, trusted))?;
         let mark = pace.attempt(|| mark::read(storage.as_ref(), around.dir.keys(), known))?;
         let notes = Notes::hold(&around.dir, mark.id, &settings.name)?;
         let listed = pace.attempt(|| storage.list())?;
@@ -112,7 +114,7 @@ impl Place {
         if storage.1.is_some_and(|last| last.elapsed() < RENEW_EVERY) {
             return Ok(false);
         }
-        *storage = (paced(&self.around.open, &self.settings, &self.pace)?, Some(Instant::now()));
+        *storage = (paced(&self.around.open, &self.settings, &self.pace, self.is_honest)?, Some(Instant::now()));
         Ok(true)
     }
 
@@ -513,9 +515,13 @@ fn is_good_here(around: &Around, facts: &Facts, pace: &Pace) -> Result<bool> {
     Ok(found == facts.sum)
 }
 
-fn paced(open: &Opener, settings: &Settings, pace: &Arc<Pace>) -> Result<Arc<Paced>> {
+fn paced(open: &Opener, settings: &Settings, pace: &Arc<Pace>, is_honest: bool) -> Result<Arc<Paced>> {
     // What was sent is read back while others send: a line that goes both ways is used both ways.
-    let puts = if settings.verify == Verify::Trust { settings.workers } else { settings.workers.div_ceil(2) };
+    let puts = match settings.verify {
+        Verify::Server if is_honest => settings.workers,
+        Verify::Trust => settings.workers,
+        Verify::Server | Verify::Read => settings.workers.div_ceil(2),
+    };
     Ok(Arc::new(Paced { inner: open(settings)?, pace: pace.clone(), puts: puts as usize }))
 }
 

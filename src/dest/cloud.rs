@@ -20,7 +20,7 @@ use sha2::Digest;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::http::{Http, trouble_of};
+use super::http::{Http, of_put, trouble_of};
 use super::{Body, Checksum, Compared, Lie, MAX_OBJECTS, Object, READ_LIMIT, STALL_LIMIT, Storage, Sum};
 use super::{check_range, pieces, runtime, too_many, trouble, wrong_range};
 use crate::error::{Error, Result, Trouble};
@@ -201,7 +201,10 @@ impl<S: Service> Cloud<S> {
         let waited = self.runtime.block_on(runtime::within(limit, &self.name, object, "no answer", answer));
         let answered = waited.inspect_err(|_| stop.abort())?;
         let answered = answered.map_err(|error| self.failed(object, &error))?;
-        let (answer, _) = answered.map_err(|error| self.failed(object, &error))?;
+        let (answer, _) = answered.map_err(|error| match self.failed(object, &error) {
+            Error::Dest { dest, object, trouble } => Error::Dest { dest, object, trouble: of_put(trouble) },
+            other => other,
+        })?;
         let name =
             runtime::within(NAME_LIMIT, &self.name, object, "not renamed", self.service.name(&self.http, object));
         self.runtime.block_on(name)?.map_err(|error| self.failed(object, &error))?;

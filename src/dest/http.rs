@@ -170,7 +170,7 @@ impl HttpConnector for Http {
     }
 }
 
-/// What services say where a body has not the checksum that came with it.
+/// What services say where the body of a put has not the checksum that came with it.
 const NOT_AS_SENT: [&str; 5] =
     ["BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "Md5Mismatch", "Crc64Mismatch"];
 
@@ -209,7 +209,6 @@ impl Answer {
             _ if is(&["SlowDown", "RequestLimitExceeded", "Throttling", "TooManyRequests", "ServiceUnavailable"]) => {
                 Trouble::Busy { what: what.into(), retry_after_s: self.retry_after_s }
             }
-            _ if is(&NOT_AS_SENT) => Trouble::Checksum { source: "as sent".into(), found: what.into() },
             _ if is(&["IncompleteBody", "RequestTimeout"]) => Trouble::Failed(what),
             401 | 403 => Trouble::Denied(what),
             404 => Trouble::NotFound,
@@ -239,6 +238,16 @@ impl fmt::Display for Answer {
 }
 
 impl StdError for Answer {}
+
+/// What a put was answered: a body that is refused for its checksum is to be sent again.
+pub fn of_put(trouble: Trouble) -> Trouble {
+    match trouble {
+        Trouble::Refused(what) if NOT_AS_SENT.iter().any(|code| what.split(' ').nth(1) == Some(code)) => {
+            Trouble::Checksum { source: "as sent".into(), found: what.into() }
+        }
+        other => other,
+    }
+}
 
 /// Seconds, or the time of day until which to wait.
 fn retry_after_s(headers: &HeaderMap) -> Option<u64> {
@@ -283,7 +292,7 @@ mod tests {
             (409, "<Error><Code>BlobAlreadyExists</Code></Error>", "DEST_EXISTS"),
             (403, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>", "DEST_DENIED"),
             (400, "<Error><Code>ExpiredToken</Code></Error>", "DEST_DENIED"),
-            (400, "<Error><Code>BadDigest</Code></Error>", "DEST_CHECKSUM"),
+            (400, "<Error><Code>BadDigest</Code></Error>", "DEST_REFUSED"),
             (400, "<Error><Code>IncompleteBody</Code></Error>", "DEST_FAILED"),
             (400, "<Error><Code>RequestTimeout</Code></Error>", "DEST_FAILED"),
             (400, "<Error><Code>MalformedXML</Code></Error>", "DEST_REFUSED"),
@@ -296,6 +305,8 @@ mod tests {
         ] {
             assert_eq!(answer(status, body), code, "{status} {body}");
         }
+        let of_put = |what: &str| of_put(Trouble::Refused(what.into())).code();
+        assert_eq!((of_put("400 BadDigest no"), of_put("400 Other BadDigest")), ("DEST_CHECKSUM", "DEST_REFUSED"));
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub fn put_proven(
     is_honest: bool,
 ) -> Result<Proof> {
     stored_and_proven(storage, object, body, verify, is_honest).map_err(|error| match error {
-        Error::Dest { trouble: Trouble::NotFound, .. } => {
+        // What it is sent from may say so too.
+        Error::Dest { dest, trouble: Trouble::NotFound, .. } if *dest == *storage.name() => {
             trouble(storage.name(), object, Trouble::Failed("what was sent is not there".into()))
         }
         other => other,

@@ -13,7 +13,7 @@ use lru::LruCache;
 
 use super::elsewhere::{Copies, Look};
 use super::places::Places;
-use super::{ArcFile, Bad, Fetched, Frame, FrameCache, Located, Proven, Way, with_bytes};
+use super::{ArcFile, Bad, Elsewhere, Fetched, Frame, FrameCache, Located, Proven, Way, with_bytes};
 use crate::arc::FrameKind;
 use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{Depot, Reach, Via};
@@ -216,15 +216,15 @@ impl Fetch {
     /// What no other copy had is of the one that is read first.
     fn of_home(&self, serial: ArcSerial, fetched: Fetched) -> Fetched {
         match fetched.way {
-            Way::Copy | Way::Kept => fetched,
+            Way::Copy { .. } | Way::Kept => fetched,
             Way::First | Way::Again { .. } | Way::Repaired(_) => Fetched { copy: self.copy(serial), ..fetched },
         }
     }
 
     /// From the copies that leave the machine; it may take as long as they do.
-    pub fn far(&self, asked: &Asked) -> Option<Fetched> {
+    pub fn far(&self, asked: &Asked) -> Elsewhere {
         let may = self.heal == Heal::On && asked.at.info.kind == FrameKind::Block;
-        let known = self.known(asked.at.serial).filter(|_| may)?;
+        let Some(known) = self.known(asked.at.serial).filter(|_| may) else { return Elsewhere::default() };
         let (keys, asked) = (self.keys.clone(), asked.clone());
         self.copies.far(&(Arc::new(move |copy: &_| known.frame(&keys, &asked).at(copy)) as Look))
     }
@@ -314,7 +314,8 @@ impl Fetch {
             Err(second) if second.error.is_damage() && !first.error.is_damage() => second,
             Err(_) => first,
         };
-        match self.known(asked.at.serial).and_then(|known| self.copies.near(&self.frame_of(&known, asked))) {
+        let near = self.known(asked.at.serial).map(|known| self.copies.near(&self.frame_of(&known, asked)));
+        match near.and_then(|near| near.found) {
             Some(fetched) => Ok(Fetched { met: Some(bad.error), ..fetched }),
             None => Err(bad),
         }

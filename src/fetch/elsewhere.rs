@@ -2,23 +2,26 @@
 //!
 //! Invariants: what is near is asked one after the other; what leaves the machine is asked in the order given, the next one at
 //! once where one fails, and beside it where one takes long, so that one that hangs holds up nobody; what comes first and is
-//! right counts; those that have not answered for long are asked last.
+//! right counts; those that have not answered for long are asked last; a question has an end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, unbounded};
 
-use super::{Fetched, Frame};
+use super::{Elsewhere, Frame, Looked, Refused};
 use crate::depot::{Depot, Reach};
+use crate::error::Error;
 use crate::ids::CopyId;
 
 /// How long one copy is waited for while there is another.
 const LATE: Duration = Duration::from_secs(2);
+/// How long all of them are: less than whoever reads has patience, so that damage here is told as what it is.
+const QUESTION: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 20 });
 
 /// Reads a frame at a copy and verifies it.
-pub type Look = Arc<dyn Fn(&Arc<dyn Depot>) -> Option<Fetched> + Send + Sync>;
+pub type Look = Arc<dyn Fn(&Arc<dyn Depot>) -> Looked + Send + Sync>;
 
 pub struct Copies(Vec<One>);
 
@@ -54,46 +57,71 @@ impl Copies {
         self.0.iter().filter(move |one| one.depot.reach() == reach)
     }
 
-    pub fn near(&self, frame: &Frame<'_>) -> Option<Fetched> {
-        self.of(Reach::Near).find_map(|one| frame.at(&one.depot))
+    pub fn near(&self, frame: &Frame<'_>) -> Elsewhere {
+        let mut all = Elsewhere::default();
+        for one in self.of(Reach::Near) {
+            if all.takes(frame.at(&one.depot)) {
+                break;
+            }
+        }
+        all
     }
 
-    /// It takes as long as the one that has it.
-    pub fn far(&self, look: &Look) -> Option<Fetched> {
+    /// It takes as long as the one that has it, and no longer than `QUESTION`.
+    pub fn far(&self, look: &Look) -> Elsewhere {
         let mut copies: Vec<&One> = self.of(Reach::Far).collect();
         copies.sort_by_key(|one| one.late.load(Ordering::SeqCst) > 0);
-        if let [only] = copies.as_slice() {
-            return look(&only.depot);
-        }
         let (tell, told) = unbounded();
-        let (mut left, mut on_way, mut answers_due) = (copies.into_iter(), Vec::new(), 0);
+        let until = Instant::now() + QUESTION;
+        let (mut left, mut on_way, mut answers_due, mut all) = (copies.into_iter(), vec![], 0, Elsewhere::default());
         while let Some(copy) = left.next() {
             on_way.push(copy.ask(look, &tell));
             answers_due += 1;
             while answers_due > 0 {
-                let answer = if left.len() > 0 { told.recv_timeout(LATE).ok() } else { told.recv().ok() };
-                match answer {
-                    Some(Some(fetched)) => return Some(fetched),
-                    Some(None) => answers_due -= 1,
-                    None => {
+                let patience = until.saturating_duration_since(Instant::now());
+                let patience = if left.len() > 0 { patience.min(LATE) } else { patience };
+                match told.recv_timeout(patience) {
+                    Ok(looked) => {
+                        answers_due -= 1;
+                        if all.takes(looked) {
+                            return all;
+                        }
+                        if left.len() > 0 {
+                            break;
+                        }
+                    }
+                    Err(_) => {
                         on_way.iter().for_each(Asked::is_late);
                         break;
                     }
                 }
             }
         }
-        None
+        all
+    }
+}
+
+impl Elsewhere {
+    /// True once it was found.
+    fn takes(&mut self, looked: Looked) -> bool {
+        match looked {
+            Ok(found) => self.found = Some(found),
+            Err(refused) => self.refused.push(refused),
+        }
+        self.found.is_some()
     }
 }
 
 impl One {
     /// Has a thread of its own look there; where none can be had that is the answer.
-    fn ask(&self, look: &Look, tell: &Sender<Option<Fetched>>) -> Asked {
+    fn ask(&self, look: &Look, tell: &Sender<Looked>) -> Asked {
         let asked = Asked { copy: self.clone(), settled: Arc::default() };
         let of_thread = Asked { copy: self.clone(), settled: asked.settled.clone() };
-        let mut answer = Answer { asked: of_thread, tell: tell.clone(), found: None };
+        let none = Error::SelfCheck { what: "a copy was not asked".into() };
+        let found = Some(Err(Refused { copy: self.depot.id(), error: none }));
+        let mut answer = Answer { asked: of_thread, tell: tell.clone(), found };
         let look = look.clone();
-        let work = move || answer.found = look(&answer.asked.copy.depot);
+        let work = move || answer.found = Some(look(&answer.asked.copy.depot));
         let _ = std::thread::Builder::new().name("copy".into()).spawn(work);
         asked
     }
@@ -110,8 +138,8 @@ impl Asked {
 /// Answers in any case, also where its thread panics.
 struct Answer {
     asked: Asked,
-    tell: Sender<Option<Fetched>>,
-    found: Option<Fetched>,
+    tell: Sender<Looked>,
+    found: Option<Looked>,
 }
 
 impl Drop for Answer {
@@ -120,6 +148,6 @@ impl Drop for Answer {
             self.asked.copy.late.fetch_sub(1, Ordering::SeqCst);
         }
         // Another one may have been sooner.
-        let _ = self.tell.send(self.found.take());
+        self.found.take().map(|found| self.tell.send(found));
     }
 }

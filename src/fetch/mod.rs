@@ -59,8 +59,8 @@ pub enum Way {
     Again { flips: Vec<BitFlip> },
     /// One flipped bit was found, and put right in memory.
     Repaired(Repair),
-    /// Another copy has it.
-    Copy,
+    /// Another copy has it; where that was put right in memory too, what is stored there is not what was verified.
+    Copy { is_repaired: bool },
     /// It was fetched before, and is proven again: this says nothing of the copy that it was fetched from.
     Kept,
 }
@@ -213,14 +213,43 @@ impl Frame<'_> {
     }
 
     /// As another copy has it.
-    pub fn at(&self, copy: &Arc<dyn Depot>) -> Option<Fetched> {
-        let arc = copy.open(self.arc).ok()?;
-        let opened = match self.read(arc.as_ref(), Via::Medium) {
-            Ok(opened) => opened,
-            Err(bad) => self.repaired(&bad)?.opened,
+    pub fn at(&self, copy: &Arc<dyn Depot>) -> Looked {
+        let arc = copy.open(self.arc).map_err(|error| Refused::of(copy.id(), error))?;
+        // What was fetched of it by now is enough, unless it is wrong.
+        let looked = self.read(arc.as_ref(), Via::Cache).or_else(|_| self.read(arc.as_ref(), Via::Medium));
+        let (opened, is_repaired) = match looked {
+            Ok(opened) => (opened, false),
+            Err(bad) => match self.repaired(&bad) {
+                Some(repaired) => (repaired.opened, true),
+                None => return Err(Refused::of(arc.copy(), bad.error)),
+            },
         };
-        Some(Fetched { copy: copy.id(), ..self.fetched(opened, Way::Copy) })
+        Ok(Fetched { copy: arc.copy(), ..self.fetched(opened, Way::Copy { is_repaired }) })
     }
+}
+
+/// What came of a frame at another copy.
+pub type Looked = Result<Fetched, Refused>;
+
+/// A copy that does not have it, and why.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    pub copy: CopyId,
+    pub error: Error,
+}
+
+impl Refused {
+    fn of(copy: CopyId, error: Error) -> Refused {
+        Refused { copy, error }
+    }
+}
+
+/// What came of a frame at all other copies.
+#[derive(Debug, Default)]
+pub struct Elsewhere {
+    pub found: Option<Fetched>,
+    /// Those that were asked before it was found.
+    pub refused: Vec<Refused>,
 }
 
 /// Reads a part of an arc that is no frame of blocks and judges it; what is not right is read again, from the medium. Gives

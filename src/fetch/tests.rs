@@ -124,7 +124,7 @@ fn a_missing_arc_comes_from_a_copy_and_a_far_one_is_left_to_others() {
         assert_eq!((found, copy.reads().len()), (vec![Err("ARC_MISSING"); 4], 0), "it is not asked by who reads");
         assert!(fetch.has_far());
         for (name, block) in names.iter().zip(&blocks) {
-            assert_eq!(fetch.far(&fetch.locate(*name).unwrap()).unwrap().opened.into_plain(), *block);
+            assert_eq!(fetch.far(&fetch.locate(*name).unwrap()).found.unwrap().opened.into_plain(), *block);
         }
     }
 }
@@ -144,10 +144,26 @@ fn a_far_copy_that_hangs_or_is_wrong_holds_up_nobody() {
     let fetch = fetch(&fixture, empty, copies, Heal::On);
     for (number, (name, block)) in names.iter().zip(&blocks).enumerate() {
         let begun = std::time::Instant::now();
-        let found = fetch.far(&fetch.locate(*name).unwrap()).unwrap();
+        let far = fetch.far(&fetch.locate(*name).unwrap());
+        let found = far.found.unwrap();
         assert_eq!((found.copy, found.opened.into_plain()), (CopyId(4), block.clone()));
         assert!(begun.elapsed().as_secs() < 15, "{:?}", begun.elapsed());
         // One that has not answered yet is asked last from then on.
-        assert_eq!((hangs.reads().len(), wrong.reads().len()), (1, number + 1));
+        assert_eq!((hangs.reads().len(), wrong.reads().len()), (1, 2 * (number + 1)));
+        let refused: Vec<_> = far.refused.iter().map(|one| (one.copy, one.error.code())).collect();
+        assert_eq!(refused, [(CopyId(2), "ARC_MISSING"), (CopyId(3), "ARC_TAG_MISMATCH")]);
     }
+}
+
+/// What is stored there is as bad as it was: it counts for the reader, and not for the copy.
+#[test]
+fn a_copy_that_is_put_right_in_memory_is_told_apart() {
+    let (fixture, blocks, names) = with_blocks(1);
+    let empty: Arc<dyn Depot> = Arc::new(Faulty::recording(home(&fixture)).hiding(|_| true));
+    let flips = |(_, range, _): &crate::depot::faulty::Read| Some(Fault::Flip(range.end - 40, 1));
+    let copy = Faulty::new(home(&fixture), flips).copy(2, "usb", Reach::Far);
+    let fetch = fetch(&fixture, empty, vec![Arc::new(copy)], Heal::On);
+    let found = fetch.far(&fetch.locate(names[0]).unwrap()).found.unwrap();
+    assert!(matches!(found.way, Way::Copy { is_repaired: true }), "{:?}", found.way);
+    assert_eq!((found.copy, found.opened.into_plain()), (CopyId(2), blocks[0].clone()));
 }

@@ -65,7 +65,7 @@ pub(super) fn start(inner: &Arc<Inner>) {
     let mut asking = (0..THREADS).map_while(|number| thread(format!("far-{number}"), serve).ok());
     let clock = thread("deadlines".into(), |inner| inner.far.iter().for_each(Far::watch));
     if clock.is_err() || asking.by_ref().count() == 0 {
-        far.close();
+        far.close(inner);
     }
 }
 
@@ -94,7 +94,8 @@ fn serve(inner: &Inner) {
             }
             What::Frame { slot, of } => {
                 let (asked, bad) = *of;
-                let result = if too_late { Err(Error::TimedOut) } else { inner.ask_copies(&job, &asked, bad) };
+                let unasked = |bad| Err(inner.unasked(&job, &asked, bad));
+                let result = if too_late { unasked(bad) } else { inner.ask_copies(&job, &asked, bad) };
                 owed(slot).pay(asked.at.frame(), result);
             }
         }
@@ -103,13 +104,20 @@ fn serve(inner: &Inner) {
 
 impl Inner {
     fn ask_copies(&self, job: &Job, asked: &Asked, bad: Bad) -> Result<VerifiedFrame> {
-        match self.fetch.far(asked) {
+        let elsewhere = self.fetch.far(asked);
+        self.notes.refused(&self.fetch, asked, &elsewhere.refused);
+        match elsewhere.found {
             Some(mut fetched) => {
                 fetched.met = Some(bad.error);
                 Ok(self.notes.fetched(&self.fetch, asked, job.file, fetched))
             }
-            None => Err(self.notes.lost(&self.fetch, asked, job.file, bad, &mut None)),
+            None => Err(self.unasked(job, asked, bad)),
         }
+    }
+
+    /// No copy has it, or none was asked: what is wrong where it was read is told.
+    fn unasked(&self, job: &Job, asked: &Asked, bad: Bad) -> Error {
+        self.notes.lost(&self.fetch, asked, job.file, bad, &mut None)
     }
 }
 
@@ -138,20 +146,26 @@ impl Far {
     /// Leaves a frame to the threads here, which deliver it.
     ///
     /// # Errors
-    /// `READ_TIMED_OUT` when so many wait already that its turn would not come.
-    pub fn send(&self, job: &Arc<Job>, slot: usize, asked: Asked, bad: Bad) -> Result<()> {
-        self.put(job, What::Frame { slot, of: Box::new((asked, bad)) })
+    /// What is wrong with it, when so many wait already that its turn would not come.
+    pub fn send(&self, job: &Arc<Job>, slot: usize, asked: Asked, bad: Bad) -> Result<(), Box<(Asked, Bad)>> {
+        match self.put(job, What::Frame { slot, of: Box::new((asked, bad)) }) {
+            Err(What::Frame { of, .. }) => Err(of),
+            Ok(()) | Err(What::Job) => Ok(()),
+        }
     }
 
     /// As `send`, all frames of a job that were not delivered.
+    ///
+    /// # Errors
+    /// `READ_TIMED_OUT`.
     pub fn send_all(&self, job: &Arc<Job>) -> Result<()> {
-        self.put(job, What::Job)
+        self.put(job, What::Job).map_err(|_| Error::TimedOut)
     }
 
-    fn put(&self, job: &Arc<Job>, what: What) -> Result<()> {
+    fn put(&self, job: &Arc<Job>, what: What) -> Result<(), What> {
         let mut queue = lock(&self.queue);
         if queue.closed || queue.tasks.len() >= MAX_TASKS {
-            return Err(Error::TimedOut);
+            return Err(what);
         }
         match &what {
             What::Job => (0..job.asked.len()).for_each(|slot| job.leave(slot)),
@@ -213,7 +227,7 @@ impl Far {
     }
 
     /// Ends the threads, and answers whoever still waits.
-    pub fn close(&self) {
+    pub fn close(&self, inner: &Inner) {
         let tasks = {
             let mut queue = lock(&self.queue);
             queue.closed = true;
@@ -221,10 +235,14 @@ impl Far {
         };
         self.more.notify_all();
         let late = |asked: &Asked| Outcome { frame: asked.at.frame(), result: Err(Error::TimedOut) };
-        for Task { job, what, .. } in &tasks {
+        for Task { job, what, .. } in tasks {
             match what {
                 What::Job => job.asked.iter().enumerate().for_each(|(slot, asked)| job.deliver(slot, late(asked))),
-                What::Frame { slot, of } => job.deliver(*slot, late(&of.0)),
+                What::Frame { slot, of } => {
+                    let (asked, bad) = *of;
+                    let result = Err(inner.unasked(&job, &asked, bad));
+                    job.deliver(slot, Outcome { frame: asked.at.frame(), result });
+                }
             }
         }
         let pending = {

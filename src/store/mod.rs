@@ -386,7 +386,7 @@ enum Gathered {
 impl Drop for Store {
     fn drop(&mut self) {
         self.queues = None;
-        self.inner.far.iter().for_each(Far::close);
+        self.inner.far.iter().for_each(|far| far.close(&self.inner));
         // An answer may be what kept it, so this may be one of them.
         let this = std::thread::current().id();
         for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != this) {
@@ -560,8 +560,9 @@ impl Inner {
                 Err(bad) => bad,
             };
             if let Some(far) = &self.far {
-                let sent = far.send(job, slot, asked.clone(), bad);
-                return sent.unwrap_or_else(|error| deliver.result(slot, frame, Err(error)));
+                let Err(unsent) = far.send(job, slot, asked.clone(), bad) else { return };
+                let (_, bad) = *unsent;
+                return deliver.result(slot, frame, Err(self.notes.lost(&self.fetch, asked, job.file, bad, &mut told)));
             }
             deliver.result(slot, frame, Err(self.notes.lost(&self.fetch, asked, job.file, bad, &mut told)));
         });

@@ -10,7 +10,7 @@ use super::{Wanted, Words};
 use crate::arc::repair::BitFlip;
 use crate::arc::{VerifiedBlock, VerifiedFrame};
 use crate::error::{Damage, Error, Result};
-use crate::fetch::{Asked, Bad, Fetch, Fetched, Repair, Way};
+use crate::fetch::{Asked, Bad, Fetch, Fetched, Refused, Repair, Way};
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, FramePlace, Logid, Slot, Version};
 use crate::index::Index;
 use crate::ledger::{self, Flip, How, LedgerWriter, Record};
@@ -33,9 +33,10 @@ impl Notes {
         self.tally.verified(opened.blocks() as u64, opened.plain_len());
         let how = match way {
             Way::First => Some(How::Read),
-            Way::Again { .. } | Way::Copy => Some(How::Medium),
+            Way::Again { .. } => Some(How::Medium),
+            Way::Copy { is_repaired: false } => Some(How::Read),
             // What is stored there is not what was verified.
-            Way::Repaired(_) | Way::Kept => None,
+            Way::Repaired(_) | Way::Copy { is_repaired: true } | Way::Kept => None,
         };
         if let (Some(ledger), Some(how)) = (&self.ledger, how) {
             ledger.frame(asked.at.serial, copy, asked.at.no, how);
@@ -45,7 +46,7 @@ impl Notes {
                 Way::First | Way::Kept => (End::ReadAgain, Vec::new()),
                 Way::Again { flips } => (End::ReadAgain, flips),
                 Way::Repaired(Repair { what, flips, .. }) => (End::Repaired(what), flips),
-                Way::Copy => (End::Elsewhere(fetch.copy_name(copy).to_string()), Vec::new()),
+                Way::Copy { .. } => (End::Elsewhere(fetch.copy_name(copy).to_string()), Vec::new()),
             };
             let again = end != End::ReadAgain;
             let new = self.met(fetch, asked, file, &error, end);
@@ -55,6 +56,16 @@ impl Notes {
             }
         }
         opened
+    }
+
+    /// Other copies were asked for a frame, and what is stored there is damaged too.
+    pub fn refused(&self, fetch: &Fetch, asked: &Asked, refused: &[Refused]) {
+        for Refused { copy, error } in refused.iter().filter(|one| one.error.is_damage()) {
+            self.remember(Some((asked.at.serial, *copy)), error, &End::Lost);
+            if self.words == Words::Log {
+                log::error!("{}: {error}, at {}", error.code(), fetch.copy_name(*copy));
+            }
+        }
     }
 
     /// A frame could not be had; gives the error for its readers. An arc that can't be opened is one place, told once (`told`

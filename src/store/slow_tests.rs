@@ -126,3 +126,23 @@ fn a_store_that_ends_answers_whoever_still_waits() {
     drop(answers);
     assert_eq!(told.iter().count(), READERS, "each is answered once");
 }
+
+/// A copy that hangs makes no damage unmet.
+#[test]
+fn what_is_damaged_here_is_told_so_though_a_copy_hangs() {
+    let world = world();
+    let store = store(&world, Duration::from_secs(40), Duration::from_secs(30));
+    let begun = Instant::now();
+    let error = store.blocks(&world.far.0[..1], None).map(drop).unwrap_err();
+    assert_eq!((error.code(), store.tally().summary().damage), ("ARC_MISSING", 1));
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    // What waits for its turn when it all ends is told too.
+    let (answers, told) = channel();
+    for want in &world.far.0[1..40] {
+        let answers = answers.clone();
+        store.ask(&[*want], None, move |answer| _ = answers.send(answer.map(drop).map_err(|error| error.code())));
+    }
+    drop(store);
+    let codes: Vec<_> = (1..40).map(|_| told.recv_timeout(Duration::from_secs(30)).unwrap()).collect();
+    assert!(codes.iter().filter(|code| **code == Err("ARC_MISSING")).count() > 15, "{codes:?}");
+}

@@ -187,3 +187,21 @@ fn a_place_with_a_new_name_is_absent_without_its_disk_and_not_unmarked() {
     assert_eq!(set.unwrap_err().code(), "DEST_ABSENT");
     assert_eq!(fs::read_dir(world.path("usb")).unwrap().count(), 0);
 }
+
+/// One that has nothing yet is no source, and no reason to give up.
+#[test]
+fn sync_asks_the_next_one_where_one_does_not_have_it() {
+    let world = World::new(&["new1", "new2", "nas"]);
+    let refused = || Fault::Fail(Trouble::Refused("no".into()));
+    let (one, two) = (always("new1", Request::Put, "arc.", refused), always("new2", Request::Put, "arc.", refused));
+    world.backup_with(Arc::new(move |name, request, object| {
+        one(name, request, object).or_else(|| two(name, request, object))
+    }));
+    let good = fs::read(world.path("nas/arc.0.2")).unwrap();
+    assert!(!world.path("new2/arc.0.2").exists());
+    fs::remove_file(world.path("b/arc.0.2")).unwrap();
+    let around = world.around(&world.dir(), Arc::new(|_, _, _| None));
+    let reports = sync(&around, Some("new1")).unwrap();
+    assert_eq!((reports[0].exit(), reports[0].behind), (Exit::Damage, 0), "{reports:?}");
+    assert!(fs::read(world.path("new1/arc.0.2")).unwrap() == good);
+}
