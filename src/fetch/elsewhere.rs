@@ -147,7 +147,9 @@ impl Drop for Answer {
         if self.asked.settled.swap(true, Ordering::SeqCst) {
             self.asked.copy.late.fetch_sub(1, Ordering::SeqCst);
         }
-        // Another one may have been sooner.
-        self.found.take().map(|found| self.tell.send(found));
+        if let Some(found) = self.found.take() {
+            // Another one may have been sooner.
+            let _ = self.tell.send(found);
+        }
     }
 }
