@@ -18,7 +18,7 @@ use crate::ids::CopyId;
 /// How long one copy is waited for while there is another.
 const LATE: Duration = Duration::from_secs(2);
 /// How long all of them are: less than whoever reads has patience, so that damage here is told as what it is.
-const QUESTION: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 20 });
+const QUESTION: Duration = Duration::from_secs(if cfg!(test) { 12 } else { 20 });
 
 /// Reads a frame at a copy and verifies it.
 pub type Look = Arc<dyn Fn(&Arc<dyn Depot>) -> Looked + Send + Sync>;
