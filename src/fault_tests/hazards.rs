@@ -148,12 +148,7 @@ fn a_lost_directory_stays_an_error_in_later_versions_until_it_is_saved_whole() {
         copy.make_a_base_due();
         let (summary, _) = copy.try_backup(&[&source.join("other")], &Options::default()).unwrap();
         assert!(summary.base);
-        let alone = Copy::of(&copy.files());
-        alone.lose_index();
-        for name in alone.arc_names().into_iter().filter(|name| name.version == Version(0) && name.number == 0) {
-            fs::remove_file(alone.path(&name.to_string())).unwrap();
-        }
-        alone.recover();
+        let alone = from_the_base_alone(&copy);
         for (copy, how) in [(&copy, "carried over"), (&alone, "from the base alone")] {
             let reader = copy.reader();
             let find = |name: &str| {
@@ -190,6 +185,17 @@ fn a_lost_directory_stays_an_error_in_later_versions_until_it_is_saved_whole() {
         }
     }
     assert!(cases > 0, "nothing was lost");
+}
+
+/// The same, as an index has it that was made without the first commit.
+fn from_the_base_alone(copy: &Copy) -> Copy {
+    let alone = Copy::of(&copy.files());
+    alone.lose_index();
+    for name in alone.arc_names().into_iter().filter(|name| name.version == Version(0) && name.number == 0) {
+        fs::remove_file(alone.path(&name.to_string())).unwrap();
+    }
+    alone.recover();
+    alone
 }
 
 /// Flips bits in the middle of a frame.
@@ -354,12 +360,7 @@ fn a_base_carries_a_file_whose_list_of_blocks_is_lost_and_says_so() {
         copy.make_a_base_due();
         let (summary, told) = copy.try_backup(&[&source.join("seen")], &Options::default()).unwrap();
         assert!(summary.base);
-        let alone = Copy::of(&copy.files());
-        alone.lose_index();
-        for name in alone.arc_names().into_iter().filter(|name| name.version == Version(0) && name.number == 0) {
-            fs::remove_file(alone.path(&name.to_string())).unwrap();
-        }
-        alone.recover();
+        let alone = from_the_base_alone(&copy);
         let path = |name: &str| [&source_path[..], b"/unseen/", name.as_bytes()].concat();
         let mut lost = Vec::new();
         for copy in [&copy, &alone] {
