@@ -98,7 +98,7 @@ pub fn run(context: &Context, args: &SelftestArgs) -> Result<Exit> {
     let ui = Ui::counting(context, "Testing", noun).listing(if args.debug { Listing::All } else { Listing::Nothing });
     let ui = Arc::new(ui);
     let done = match level {
-        Level::AllCopies => {
+        _ if args.fix || level == Level::AllCopies => {
             selftest::run_everywhere(&super::copies::around_of(&dir, ui.clone()), &options, ui.as_ref())
         }
         _ => selftest::run(&dir, &options, ui.as_ref()),

@@ -1,7 +1,8 @@
 //! Arcs brought home from a destination, each proven by its recorded checksum before it has its name.
 //!
-//! Invariants: an arc that is here with the right bytes is not fetched; what is fetched stands under another name until it is
-//! proven and durable; a commit counts as right when its record is the one that the index has.
+//! Invariants: an arc that is here with the right bytes is not fetched; what is fetched stands under another name until it was
+//! read back past the page cache and is proven and durable, so what is wrong here keeps its name until then; a commit counts
+//! as right when its record is the one that the index has.
 
 use std::io::Write;
 use std::sync::Mutex;
@@ -10,12 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sha2::{Digest, Sha256};
 
 use super::fetched::Fetched;
+use super::plan::What;
 use super::remote::Remote;
 use crate::backupdir::{BackupDir, Lock, arcs};
+use crate::crypto::sha256;
 use crate::depot::{Depot, Local, StoredArc, Via};
 use crate::dest::{Checksum, compare};
 use crate::error::{Error, Result};
-use crate::ids::{ArcDigest, ArcName, Version};
+use crate::fetch;
+use crate::ids::ArcName;
 use crate::index::Index;
 use crate::monitor::{Event, Monitor, Progress};
 use crate::sync::{into_inner, lock};
@@ -40,21 +44,6 @@ pub struct Brought {
     pub failed: Vec<(ArcName, Error)>,
 }
 
-/// What must be here under a name.
-enum Wanted {
-    Arc { name: ArcName, digest: ArcDigest, arc_bytes: u64 },
-    Commit { run: Version, digest: [u8; 32] },
-}
-
-impl Wanted {
-    fn name(&self) -> ArcName {
-        match self {
-            Wanted::Arc { name, .. } => *name,
-            Wanted::Commit { run, .. } => arcs::commit_arc(*run),
-        }
-    }
-}
-
 /// Fetches arcs that the index knows and that are not here.
 ///
 /// # Errors
@@ -68,25 +57,21 @@ pub fn bring_home(
     monitor: &dyn Monitor,
 ) -> Result<Brought> {
     let rows = index.arcs()?;
-    let arc = |entry: &crate::catalog::ArcEntry| Wanted::Arc {
-        name: entry.name,
-        digest: entry.digest,
-        arc_bytes: entry.arc_bytes,
-    };
-    let rows: Vec<_> = rows.iter().filter(|row| only(row.entry.name)).collect();
-    let mut wanted: Vec<Wanted> = rows.iter().map(|row| arc(&row.entry)).collect();
+    let rows: Vec<_> = rows.into_iter().filter(|row| only(row.entry.name)).collect();
     let expected_bytes = rows.iter().map(|row| row.entry.arc_bytes).sum();
+    let mut wanted: Vec<(ArcName, What)> =
+        rows.into_iter().map(|row| (row.entry.name, What::Arc(row.entry))).collect();
     let commits = index.commits()?;
-    let commits = commits.iter().map(|(run, digest)| Wanted::Commit { run, digest });
-    wanted.extend(commits.filter(|commit| only(commit.name())));
+    let commits = commits.iter().map(|(run, digest)| (arcs::commit_arc(run), What::Commit(digest)));
+    wanted.extend(commits.filter(|(name, _)| only(*name)));
     let (expected_files, bytes) = (wanted.len() as u64, AtomicU64::new(0));
     let (queue, done) = (Mutex::new(wanted.iter()), Mutex::new((Brought::default(), None)));
-    let home = Home { dir, local: Local::new(dir.own()), remote };
+    let home = Home::of(dir, remote);
     let work = || {
         loop {
             let next = lock(&queue).next();
-            let Some(wanted) = next else { return };
-            let come = home.bring(wanted, &|count| {
+            let Some((name, what)) = next else { return };
+            let come = home.bring(*name, what, &|count| {
                 bytes.fetch_add(count, Ordering::Relaxed);
                 let so_far = lock(&done);
                 let files = so_far.0.arcs + so_far.0.were_here;
@@ -104,7 +89,7 @@ pub fn bring_home(
                 }
                 Err(error @ (Error::Arc { .. } | Error::Dest { .. } | Error::CommitDamaged { .. })) => {
                     monitor.event(Event::Failure { path: b"", error: &error });
-                    done.0.failed.push((wanted.name(), error));
+                    done.0.failed.push((*name, error));
                 }
                 // This machine is what fails: nothing more comes.
                 Err(error) => {
@@ -125,71 +110,131 @@ pub fn bring_home(
     }
 }
 
+/// Fetches one arc from a copy; None: it is here with the right bytes. The caller makes its name durable (`OwnDir::sync`).
+///
+/// # Errors
+/// Damage, of the copy there; what keeps it from being read or written.
+pub fn bring_one(
+    dir: &BackupDir,
+    _: &Lock,
+    (name, what): (ArcName, &What),
+    from: &dyn Depot,
+    advance: &dyn Fn(u64) -> Result<()>,
+) -> Result<Option<u64>> {
+    Home::of(dir, from).bring(name, what, advance)
+}
+
+/// How much of a commit arc is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Right {
+    No,
+    /// Its record is the one that the index knows.
+    Record,
+    All,
+}
+
 struct Home<'a> {
     dir: &'a BackupDir,
     local: Local,
-    remote: &'a Remote,
+    from: &'a dyn Depot,
 }
 
-impl Home<'_> {
+impl<'a> Home<'a> {
+    fn of(dir: &'a BackupDir, from: &'a dyn Depot) -> Home<'a> {
+        Home { dir, local: Local::new(dir.own()), from }
+    }
+
     /// Bytes of an arc that was fetched; None if it was here.
-    fn bring(&self, wanted: &Wanted, advance: &dyn Fn(u64) -> Result<()>) -> Result<Option<u64>> {
-        match *wanted {
-            Wanted::Arc { name, digest, arc_bytes } => {
-                let here = self.local.open(name).ok().filter(|arc| arc.len_bytes() == arc_bytes);
-                if let Some(arc) = here
-                    && copied(arc.as_ref(), advance, |_| Ok(()))? == digest.0
+    fn bring(&self, name: ArcName, what: &What, advance: &dyn Fn(u64) -> Result<()>) -> Result<Option<u64>> {
+        match what {
+            What::Arc(entry) => {
+                let is_long = |arc: &Box<dyn StoredArc>| arc.len_bytes() == entry.arc_bytes;
+                // What can't be read here is wrong here.
+                if let Some(arc) = self.local.open(name).ok().filter(is_long)
+                    && self.is_right(copied(arc.as_ref(), advance, |_| Ok(())), &entry.digest.0)?
                 {
                     return Ok(None);
                 }
-                let there = self.remote.open(name)?;
-                self.store(name, |out| {
+                let there = self.from.open(name)?;
+                self.store(name, &entry.digest.0, &mut |out| {
                     let found = Checksum::sha256(&copied(there.as_ref(), advance, out)?);
-                    compare(self.remote.name(), &name.to_string(), &Checksum::sha256(&digest.0), &found)
+                    compare(self.from.name(), &name.to_string(), &Checksum::sha256(&entry.digest.0), &found)
                 })?;
-                Ok(Some(arc_bytes))
+                Ok(Some(entry.arc_bytes))
             }
-            Wanted::Commit { run, digest } => {
-                let is_right = |depot: &dyn Depot| {
-                    let found = arcs::read_commit(depot, run, self.dir.keys());
-                    found.map(|(_, found)| found == digest)
-                };
-                if matches!(is_right(&self.local), Ok(true)) {
+            What::Commit(digest) => {
+                let here = self.right(&self.local, name, digest).unwrap_or(Right::No);
+                if here == Right::All {
                     return Ok(None);
                 }
-                let name = arcs::commit_arc(run);
-                let there = self.remote.open(name)?;
+                let there = self.from.open(name)?;
                 let len = there.len_bytes();
                 if len > MAX_COMMIT_BYTES {
-                    return Err(Error::CommitDamaged { run, what: format!("it has {len} bytes") });
+                    let what = format!("it has {len} bytes");
+                    return Err(Error::CommitDamaged { run: name.version, what });
                 }
                 let bytes = there.exactly(0, len as usize)?;
-                if !is_right(&Fetched { name, bytes: bytes.clone() })? {
-                    let what = format!("at {} is another one than the index knows", self.remote.name());
-                    return Err(Error::CommitDamaged { run, what });
+                let found = self.right(&Fetched { name, bytes: bytes.clone() }, name, digest)?;
+                if found <= here {
+                    return match here {
+                        Right::No => {
+                            let what = format!("at {} is another one than the index knows", self.from.name());
+                            Err(Error::CommitDamaged { run: name.version, what })
+                        }
+                        _ => Ok(None),
+                    };
                 }
                 advance(0)?;
-                self.store(name, |out| out(&bytes))?;
+                self.store(name, &sha256(&bytes), &mut |out| out(&bytes))?;
                 Ok(Some(len))
             }
         }
     }
 
-    /// Writes an arc under another name, and gives it its own when all of it is right and durable.
-    fn store(&self, name: ArcName, fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>) -> Result<()> {
+    fn is_right(&self, found: Result<[u8; 32]>, digest: &[u8; 32]) -> Result<bool> {
+        match found {
+            Ok(found) => Ok(found == *digest),
+            Err(error) if error.is_damage() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn right(&self, depot: &dyn Depot, name: ArcName, digest: &[u8; 32]) -> Result<Right> {
+        let keys = self.dir.keys();
+        let (_, found) = arcs::read_commit(depot, name.version, keys)?;
+        Ok(match found == *digest {
+            false => Right::No,
+            true if fetch::prove(depot, name, keys, |_| true).is_ok() => Right::All,
+            true => Right::Record,
+        })
+    }
+
+    /// Writes an arc under another name, and gives it its own when all of it is durable and reads back right.
+    fn store(&self, name: ArcName, digest: &[u8; 32], fill: Fill<'_>) -> Result<()> {
         let (own, temporary) = (self.dir.own(), format!("{name}{SUFFIX}"));
         own.remove_if_there(&temporary)?;
         let mut file = own.create(&temporary, 0o400)?;
         let path = own.path_of(&temporary);
-        let filled = fill(&mut |bytes| file.write_all(bytes).map_err(|e| Error::io("write", &path, &e)))
-            .and_then(|()| file.sync_all().map_err(|e| Error::io("fsync", &path, &e)));
-        if let Err(error) = filled {
+        let read_back = || {
+            let stored = self.local.open_as(name, &temporary)?;
+            stored.forget();
+            let found = copied(stored.as_ref(), &|_| Ok(()), |_| Ok(()))?;
+            let what = || "what was written reads back differently".into();
+            if found == *digest { Ok(()) } else { Err(Error::NotFixed { path: path.clone(), what: what() }) }
+        };
+        let stored = fill(&mut |bytes| file.write_all(bytes).map_err(|e| Error::io("write", &path, &e)))
+            .and_then(|()| file.sync_all().map_err(|e| Error::io("fsync", &path, &e)))
+            .and_then(|()| read_back());
+        if let Err(error) = stored {
             let _ = own.remove_if_there(&temporary);
             return Err(error);
         }
         own.rename(&temporary, name.to_string())
     }
 }
+
+/// Writes all bytes of an arc, piece by piece.
+type Fill<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
 /// Reads an arc from its start to its end, hands it on, and gives its SHA-256.
 fn copied(
@@ -199,7 +244,7 @@ fn copied(
 ) -> Result<[u8; 32]> {
     let (mut digest, mut at, mut buffer) = (Sha256::new(), 0, vec![0; PIECE_BYTES]);
     loop {
-        let count = arc.read(at, &mut buffer, Via::Cache)?;
+        let count = arc.read(at, &mut buffer, Via::Medium)?;
         let piece = buffer.get(..count).unwrap_or_default();
         if piece.is_empty() {
             return Ok(digest.finalize().into());

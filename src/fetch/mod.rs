@@ -59,8 +59,9 @@ pub enum Way {
     Again { flips: Vec<BitFlip> },
     /// One flipped bit was found, and put right in memory.
     Repaired(Repair),
-    /// Another copy has it; where that was put right in memory too, what is stored there is not what was verified.
-    Copy { is_repaired: bool },
+    /// Another copy has it, sealed as `frame`; where that was put right in memory too, what is stored there is not what was
+    /// verified.
+    Copy { is_repaired: bool, frame: Vec<u8> },
     /// It was fetched before, and is proven again: this says nothing of the copy that it was fetched from.
     Kept,
 }
@@ -215,16 +216,22 @@ impl Frame<'_> {
     /// As another copy has it.
     pub fn at(&self, copy: &Arc<dyn Depot>) -> Looked {
         let arc = copy.open(self.arc).map_err(|error| Refused::of(copy.id(), error))?;
+        let sealed = |via| {
+            with_bytes(arc.as_ref(), self.offset, self.info.frame_len(), via, |bytes| {
+                let bytes = bytes.map_err(|error| self.unread(error))?;
+                self.judge(bytes).map(|opened| (opened, bytes.to_vec()))
+            })
+        };
         // What was fetched of it by now is enough, unless it is wrong.
-        let looked = self.read(arc.as_ref(), Via::Cache).or_else(|_| self.read(arc.as_ref(), Via::Medium));
-        let (opened, is_repaired) = match looked {
-            Ok(opened) => (opened, false),
-            Err(bad) => match self.repaired(&bad) {
-                Some(repaired) => (repaired.opened, true),
+        let looked = sealed(Via::Cache).or_else(|_| sealed(Via::Medium));
+        let (opened, frame, is_repaired) = match looked {
+            Ok((opened, frame)) => (opened, frame, false),
+            Err(bad) => match repair(self.keys, self.cipher, self.no, self.info, bad.bytes.as_deref().unwrap_or_default()) {
+                Some(repaired) => (repaired.opened, repaired.frame, true),
                 None => return Err(Refused::of(arc.copy(), bad.error)),
             },
         };
-        Ok(Fetched { copy: arc.copy(), ..self.fetched(opened, Way::Copy { is_repaired }) })
+        Ok(Fetched { copy: arc.copy(), ..self.fetched(opened, Way::Copy { is_repaired, frame }) })
     }
 }
 

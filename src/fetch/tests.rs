@@ -164,6 +164,6 @@ fn a_copy_that_is_put_right_in_memory_is_told_apart() {
     let copy = Faulty::new(home(&fixture), flips).copy(2, "usb", Reach::Far);
     let fetch = fetch(&fixture, empty, vec![Arc::new(copy)], Heal::On);
     let found = fetch.far(&fetch.locate(names[0]).unwrap()).found.unwrap();
-    assert!(matches!(found.way, Way::Copy { is_repaired: true }), "{:?}", found.way);
+    assert!(matches!(found.way, Way::Copy { is_repaired: true, .. }), "{:?}", found.way);
     assert_eq!((found.copy, found.opened.into_plain()), (CopyId(2), blocks[0].clone()));
 }

@@ -11,12 +11,13 @@ use super::{FrameAt, Mending, Original, originals, read_original, recut, rewrite
 use crate::arc::repair::{self, BitFlip};
 use crate::arc::{BlockInfo, FrameInfo, FrameKind};
 use crate::backupdir::Lock;
+use crate::backupdir::arcs::commit_arc;
 use crate::catalog::ArcEntry;
-use crate::depot::Via;
+use crate::depot::{Depot, Via};
 use crate::error::{Error, Result};
 use crate::fetch::{Bad, Fetched, Frame, Repair, Way};
 use crate::findings::{Cause, Finding, Fixed, FramesFixed, Level, Part};
-use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, FramePlace, Slot};
+use crate::ids::{ArcName, ArcSerial, BlockId, CopyId, FrameNo, FramePlace, Slot};
 use crate::index::Index;
 use crate::ledger::{self, Flip, Record};
 use crate::monitor::Progress;
@@ -33,12 +34,30 @@ pub(super) fn mend(mending: Mending<'_>, findings: &mut [Finding]) -> Result<()>
     Correction::begin(mending)?.all(findings)
 }
 
-struct Correction<'a> {
-    mending: Mending<'a>,
-    lock: Lock,
+/// Brings back from other copies what is not here as a whole.
+pub(super) fn bring_back(mending: Mending<'_>, findings: &mut [Finding]) -> Result<()> {
+    let mut correction = match Correction::begin(mending) {
+        // The index is what is wrong: that is told.
+        Err(error) if error.is_damage() => return Ok(()),
+        begun => begun?,
+    };
+    correction.bring_back(findings)?;
+    for finding in findings.iter_mut().filter(|finding| finding.fixed.is_none() && finding.at.is_none()) {
+        finding.fixed = correction.brought_for(finding);
+    }
+    Ok(())
+}
+
+pub(super) struct Correction<'a> {
+    pub mending: Mending<'a>,
+    pub lock: Lock,
     /// What the rebuilding of the index may have left behind is not asked any more.
-    index: Arc<Index>,
-    arcs: HashMap<ArcSerial, ArcEntry>,
+    pub index: Arc<Index>,
+    pub arcs: HashMap<ArcSerial, ArcEntry>,
+    /// Those that answer.
+    pub copies: Vec<Arc<dyn Depot>>,
+    /// Arcs that were brought back, or could not be though a copy is good.
+    pub brought: BTreeMap<ArcName, Fixed>,
     /// Names of blocks that were relocated, by the place that they are read from.
     names: HashMap<BlockId, BlockId>,
     outcomes: BTreeMap<FramePlace, Fixed>,
@@ -53,7 +72,9 @@ impl<'a> Correction<'a> {
         let arcs = index.arcs()?.into_iter().map(|row| (row.entry.serial, row.entry)).collect();
         let moved = index.relocations(BlockId(0)..=BlockId::MAX)?;
         let names = moved.into_iter().map(|(name, place)| (place, name)).collect();
-        Ok(Correction { mending, lock, index, arcs, names, outcomes: BTreeMap::new(), lost: BTreeMap::new() })
+        let (copies, brought) = (mending.copies.to_vec(), BTreeMap::new());
+        let (outcomes, lost) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Correction { mending, lock, index, arcs, copies, brought, names, outcomes, lost })
     }
 
     fn all(&mut self, findings: &mut [Finding]) -> Result<()> {
@@ -78,7 +99,7 @@ impl<'a> Correction<'a> {
         // Footers and headers last: what stands between them must be right for the arc's checksum to be.
         for (finding, places) in findings.iter_mut().zip(&wanted) {
             let said = match self.shell_of(finding) {
-                Some(entry) => Some(self.shell(&entry)),
+                Some(entry) => Some(self.shell(&entry, &finding.error)?),
                 None if places.is_empty() => None,
                 None => Some(self.said(places)),
             };
@@ -89,6 +110,9 @@ impl<'a> Correction<'a> {
 
     /// Places of the frames that a finding is about, if they are worth a try.
     fn frames_of(&self, finding: &Finding) -> Vec<FramePlace> {
+        if finding.fixed.is_some() {
+            return Vec::new();
+        }
         let tried = match finding.cause {
             Cause::Medium | Cause::Memory | Cause::Missing => finding.level >= Level::LocalBlocks,
             Cause::Catalog => true,
@@ -113,12 +137,23 @@ impl<'a> Correction<'a> {
         self.arcs.get(&spot.serial.filter(|_| shell)?).cloned()
     }
 
-    fn shell(&self, entry: &ArcEntry) -> Fixed {
-        match rewrite_shell(self.mending.dir, &self.lock, &self.index, entry) {
-            Ok(parts) if parts.is_empty() => Fixed::RightByNow,
-            Ok(parts) => Fixed::Shell { parts },
-            Err(error) => Fixed::Not { why: error.to_string() },
-        }
+    fn shell(&mut self, entry: &ArcEntry, wrong: &Error) -> Result<Fixed> {
+        let why = match rewrite_shell(self.mending.dir, &self.lock, &self.index, entry) {
+            Ok(parts) if parts.is_empty() => return Ok(Fixed::RightByNow),
+            Ok(parts) => return Ok(Fixed::Shell { parts }),
+            Err(error) => error.to_string(),
+        };
+        self.bring(entry.name, wrong)?;
+        Ok(self.brought.get(&entry.name).cloned().unwrap_or(Fixed::Not { why }))
+    }
+
+    /// What was brought back, of what a finding is about.
+    fn brought_for(&self, finding: &Finding) -> Option<Fixed> {
+        let name = match finding.error {
+            Error::CommitDamaged { run, .. } => commit_arc(run),
+            _ => finding.place.as_ref()?.arc,
+        };
+        self.brought.get(&name).filter(|outcome| outcome.is_done()).cloned()
     }
 
     /// Tries to repair one frame where it is.
@@ -155,6 +190,25 @@ impl<'a> Correction<'a> {
             };
             self.outcomes.insert(place, outcome);
             return Ok(());
+        }
+        if let Some((copy, sealed)) = self.of_copies(&frame) {
+            let at = FrameAt { arc: &entry, no, offset, info: &info };
+            match rewrite_frame(self.mending.dir, &self.lock, at, &sealed) {
+                Ok(_) => {
+                    let what = format!("taken from {copy}");
+                    self.outcomes.insert(place, Fixed::Rewritten { what });
+                    return Ok(());
+                }
+                // It stands where nothing can be written, or the arc is shorter: all of it is written anew.
+                Err(error) => {
+                    let wrong = bad.as_ref().map_or(&error, |bad| &bad.error);
+                    self.bring(entry.name, wrong)?;
+                    if let Some(outcome) = self.brought.get(&entry.name).cloned() {
+                        self.outcomes.insert(place, outcome);
+                        return Ok(());
+                    }
+                }
+            }
         }
         if info.kind != FrameKind::Block {
             self.outcomes.insert(place, Fixed::BaseIsDue);

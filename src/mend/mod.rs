@@ -1,6 +1,7 @@
 //! What `selftest --fix` does to a backup dir: each act alone, proven before and after.
 //!
 //! - `index`: the index is made anew from the catalogs.
+//! - `arcs`: what is gone or cut is brought back from other copies.
 //! - `frames`: what was found is put right where it is, or found again elsewhere and sealed anew.
 //! - `rewrite_frame`, `rewrite_shell`: a part of an arc is written in place, only with exactly the recorded bytes.
 //! - `recut`: blocks whose bytes are known again are sealed into a new arc, by a run without a version.
@@ -10,6 +11,7 @@
 //! `.bad` until the new bytes were read back and proven; whatever fails leaves the backup dir as it was, or with
 //! both; a kill at any instant does too.
 
+mod arcs;
 mod frames;
 mod index;
 mod originals;
@@ -17,7 +19,10 @@ mod recut;
 mod replace;
 mod rewrite;
 
+use std::sync::Arc;
+
 use crate::backupdir::BackupDir;
+use crate::depot::Depot;
 use crate::error::Result;
 use crate::findings::{Cause, Finding, Findings};
 use crate::ledger::LedgerWriter;
@@ -35,6 +40,8 @@ pub struct Mending<'a> {
     pub dir: &'a BackupDir,
     pub ledger: &'a LedgerWriter,
     pub monitor: &'a dyn Monitor,
+    /// Other copies of the arcs, in the order in which they are asked.
+    pub copies: &'a [Arc<dyn Depot>],
     /// All that v2 finds wrong with what is in place when it is called.
     pub look_again: &'a dyn Fn() -> Result<Vec<Finding>>,
 }
@@ -44,6 +51,10 @@ pub struct Mending<'a> {
 /// # Errors
 /// `LOCKED`; what keeps the index from being read or written.
 pub fn mend(mending: Mending<'_>, findings: &Findings) -> Result<()> {
+    // What the index is made from comes first; where it does not open nothing tells what that must be.
+    if !mending.copies.is_empty() && mending.dir.open_index().is_ok() {
+        findings.work_on(|findings| frames::bring_back(mending, findings))?;
+    }
     // An index that is wrong is made anew before anybody goes by it; a catalog frame that can be put right needs no base.
     let index_first = findings.any(Cause::Index);
     if index_first {

@@ -99,7 +99,7 @@ pub fn rewrite_shell(dir: &BackupDir, _: &Lock, index: &Index, entry: &ArcEntry)
 }
 
 /// All frames of an arc, by the index.
-fn frame_table(index: &Index, entry: &ArcEntry) -> Result<Vec<FrameInfo>> {
+pub(super) fn frame_table(index: &Index, entry: &ArcEntry) -> Result<Vec<FrameInfo>> {
     let mut table: Vec<FrameInfo> = Vec::new();
     while (table.len() as u64) < u64::from(entry.frames) {
         let chunk = index.frame_chunk(entry.serial, FrameNo(table.len() as u32))?;
@@ -110,7 +110,7 @@ fn frame_table(index: &Index, entry: &ArcEntry) -> Result<Vec<FrameInfo>> {
 }
 
 /// The footer as it was written: what is there, put right if need be, or sealed again. None if that has another length.
-fn footer(
+pub(super) fn footer(
     keys: &Keys,
     cipher: &ArcCipher,
     table: &[FrameInfo],

@@ -15,11 +15,11 @@ use super::plan::Plan;
 use super::shell::BadPart;
 use super::{Exam, Level, Report, Schedule};
 use crate::catalog::ArcEntry;
-use crate::copies::{Around, Budget, Meter, Proving};
+use crate::copies::{self, Around, Budget, Meter, Proving, State};
 use crate::depot::{Depot, Reach};
 use crate::dest::{self, Settings, Sum, settings::OnFail};
 use crate::error::{Damage, Error, Place, Result, Trouble};
-use crate::findings::{Advice, Cause, Finding, Part, Spot};
+use crate::findings::{Advice, Cause, Finding, Fixed, Part, Spot};
 use crate::ids::ArcName;
 use crate::ledger;
 use crate::sync::{into_inner, lock};
@@ -110,6 +110,39 @@ pub(super) fn check(exam: &Exam<'_>, plan: &Plan, report: &mut Report) -> Result
         exam.findings.add(Finding { place: Some(place), ..Finding::new(Level::AllCopies, Cause::Missing, error) });
     }
     Ok(())
+}
+
+/// Has destinations completed from the good copies that there are by now; what was wrong there learns what came of it.
+pub(super) fn complete(exam: &Exam<'_>) -> Result<()> {
+    let is_open = |finding: &Finding| {
+        let may_be_sent = matches!(finding.cause, Cause::Medium | Cause::Memory | Cause::Missing | Cause::Catalog)
+            || finding.advice == Advice::SyncCopy;
+        finding.at.is_some() && finding.fixed.is_none() && may_be_sent
+    };
+    let Some(around) = exam.around else { return Ok(()) };
+    exam.findings.work_on(|findings| {
+        if !findings.iter().any(is_open) {
+            return Ok(());
+        }
+        let sent = copies::sync(around, None)?;
+        for report in sent {
+            let noted = copies::status(around, Some(&report.name))?;
+            let is_proven = |arc: ArcName| {
+                let copies = noted.iter().filter(|standing| standing.arc == arc).flat_map(|standing| &standing.copies);
+                copies.into_iter().any(|copy| copy.state == State::Proven)
+            };
+            let is_complete = report.behind == 0 && report.failed == 0 && report.trouble.is_none();
+            let why = report.trouble.as_ref().map_or("no copy of it is good".into(), Error::to_string);
+            for finding in findings.iter_mut().filter(|finding| is_open(finding)) {
+                if finding.at.as_deref() != Some(report.name.as_str()) {
+                    continue;
+                }
+                let done = finding.place.as_ref().map_or(is_complete, |place| is_proven(place.arc));
+                finding.fixed = Some(if done { Fixed::SentAgain } else { Fixed::Not { why: why.clone() } });
+            }
+        }
+        Ok(())
+    })
 }
 
 /// One destination.

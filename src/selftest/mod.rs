@@ -22,7 +22,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::backupdir::{Accepted, BackupDir};
-use crate::copies::Around;
+use crate::copies::{Around, others};
+use crate::depot::Depot;
 use crate::error::{Error, Exit, Result};
 pub use crate::findings::hits::BlockUse;
 use crate::findings::hits::{self, Wrong};
@@ -157,7 +158,7 @@ pub fn run(dir: &BackupDir, options: &Options, monitor: &dyn Monitor) -> Result<
     run_with(dir, None, options, monitor)
 }
 
-/// As `run`, with the copies at destinations.
+/// As `run`, with the copies at destinations: v4 reads them, and what is wrong here is mended from them.
 pub fn run_everywhere(around: &Around, options: &Options, monitor: &dyn Monitor) -> Result<Report> {
     run_with(&around.dir, Some(around), options, monitor)
 }
@@ -237,7 +238,12 @@ fn run_with(dir: &BackupDir, around: Option<&Around>, options: &Options, monitor
     }
     if options.fix == Fix::Correct && !monitor.interrupted() {
         let look_again = || structure::look_again(dir, monitor);
-        mend::mend(Mending { dir, ledger: &exam.ledger, monitor, look_again: &look_again }, &exam.findings)?;
+        let copies = exam.others(&report);
+        let mending = Mending { dir, ledger: &exam.ledger, monitor, copies: &copies, look_again: &look_again };
+        mend::mend(mending, &exam.findings)?;
+        if options.level == Level::AllCopies && !monitor.interrupted() {
+            copies::complete(&exam)?;
+        }
     }
     report.interrupted |= monitor.interrupted();
     if let passed_over @ 1.. = exam.findings.passed_over() {
@@ -285,6 +291,13 @@ impl Exam<'_> {
         let mut shown = lock(&self.shown);
         shown.expected_files += arcs;
         shown.expected_bytes += bytes;
+    }
+
+    /// Copies that help to mend what is here, within what may still be fetched.
+    fn others(&self, report: &Report) -> Vec<Arc<dyn Depot>> {
+        let fetched: u64 = report.copies.iter().map(|copy| copy.fetched_bytes).sum();
+        let limit = self.options.download_limit.map(|limit| limit.saturating_sub(fetched));
+        self.around.map_or_else(Vec::new, |around| others(&around.clone().within(limit), None))
     }
 
     /// v0: the index answers.
