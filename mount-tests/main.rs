@@ -11,6 +11,7 @@ mod cli;
 mod concurrency;
 mod copies;
 mod copies_heal;
+mod copies_mend;
 mod copies_proven;
 mod coverage;
 mod damage;
