@@ -24,6 +24,7 @@ use crate::fetch::FrameCache;
 use crate::fuse::{Access, Caching, Mounted, raise_read_ahead};
 use crate::index::Index;
 use crate::ledger::{By, FLUSH_EVERY_S, LedgerWriter, Record, Session};
+use crate::mend::Mender;
 use crate::os;
 use crate::os::mounts::{Mount, MountPoint};
 use crate::reader::{self, Backup};
@@ -53,6 +54,8 @@ pub struct MountOptions {
     /// Show only this version: `r3`, `3`, `latest` or a folder name.
     pub version: Option<String>,
     pub heal: Heal,
+    /// What readers meet is mended in the backup dir, too.
+    pub mends: bool,
     /// Bound of the cache of verified blocks; 0: the default.
     pub cache_bytes: u64,
     pub hashing: Hashing,
@@ -203,6 +206,9 @@ pub fn serve(
     let ledger = Arc::new(LedgerWriter::new(dir.own(), dir.keys().clone(), By::Mount, &index));
     let started_s = ledger.now_s();
     store.ledger = Some(ledger.clone());
+    let mender = || Mender::start(dir, options.copies.clone(), ledger.clone());
+    let mender = options.mends.then(mender).transpose()?;
+    store.on_damage = mender.as_ref().map(Mender::told);
     let backup = Backup::of(dir, index, reader::Options { view: options.view, store, ..reader::Options::default() });
     let tree = &backup.tree;
     let only = options.version.as_deref().map(|name| tree.version(name)).transpose()?.map(|row| row.version);
@@ -290,9 +296,11 @@ pub fn serve(
     }
     drop(crash);
     signals.close();
+    // Whoever unmounts it waits for nothing; what was met is mended to its end, unless a signal says that there is no time.
+    let mended = mender.map(|mender| mender.end(!matches!(over, Ok(Over::Unmounted)))).unwrap_or_default();
     remember();
     backup.index().check_shared()?;
-    over.map(|_| vfs.summary())
+    over.map(|_| Summary { mended: mended.mended, ..vfs.summary() })
 }
 
 /// Why a mount is over.

@@ -18,6 +18,18 @@ use crate::index::{Commits, OpenRun};
 use crate::own::OwnDir;
 
 pub(super) const TMP_SUFFIX: &str = ".tmp";
+/// What an arc is called while it is brought back from other copies.
+pub const FETCHED_SUFFIX: &str = ".fetched";
+
+/// Removes arcs that were not brought back to their end. The caller holds the lock of those who mend.
+pub fn clear_fetched(dir: &OwnDir) -> Result<()> {
+    for name in dir.names()?.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
+        if name.strip_suffix(FETCHED_SUFFIX).and_then(ArcName::parse).is_some() {
+            dir.remove_if_there(name)?;
+        }
+    }
+    Ok(())
+}
 
 /// Names of all arcs in the directory, and the commit arcs that stand under their temporary names.
 pub(super) fn list_all(dir: &OwnDir) -> Result<Vec<(ArcName, bool)>> {

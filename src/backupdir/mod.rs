@@ -16,6 +16,7 @@ use std::io::{ErrorKind, Read, Write as _};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -41,6 +42,11 @@ const DEST_FILE: &str = "dest.toml";
 const EXCLUDE_FILE: &str = "inex.conf";
 const INDEX_FILE: &str = "index.db";
 const LOCK_FILE: &str = "lock";
+/// Notes of copies, and who mends.
+pub const COPIES_DIR: &str = "copies";
+const MEND_LOCK_FILE: &str = "mend.lock";
+/// How often somebody who waits for the lock looks.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// What SQLite keeps beside an index.
 const BESIDE_INDEX: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// A key file has some 500 bytes.
@@ -114,7 +120,7 @@ impl BackupDir {
             _ => {}
         }
         let own = OwnDir::open(path, sharing)?;
-        let lock = Lock::take(&own)?;
+        let lock = Lock::take(&own, LOCK_FILE)?;
         // Another init may have been faster.
         check_empty(path)?;
         own.check_link(INDEX_FILE)?;
@@ -411,9 +417,29 @@ impl BackupDir {
     /// # Errors
     /// `LOCKED` at once when another process is.
     pub fn lock(&self) -> Result<Lock> {
-        Lock::take(&self.own)
+        Lock::take(&self.own, LOCK_FILE)
+    }
+
+    /// Becomes the one who puts back what committed arcs must be. No writer waits for it, and none is waited for: arcs that
+    /// are committed are changed by nobody else.
+    ///
+    /// # Errors
+    /// `LOCKED` when another process is that for so long.
+    pub fn lock_to_mend(&self, patience: Duration) -> Result<MendLock> {
+        let until = Instant::now() + patience;
+        let beside = self.own.sub_made(COPIES_DIR, 0o700)?;
+        loop {
+            match Lock::take(&beside, MEND_LOCK_FILE) {
+                Err(Error::Locked { .. }) if Instant::now() < until => std::thread::sleep(LOOK_EVERY),
+                taken => return taken.map(MendLock),
+            }
+        }
     }
 }
+
+/// The right to put back what committed arcs must be, held until dropped.
+#[derive(Debug)]
+pub struct MendLock(#[expect(dead_code, reason = "held, not asked")] Lock);
 
 /// The right to write, held until dropped.
 #[derive(Debug)]
@@ -427,8 +453,8 @@ impl Drop for Lock {
 }
 
 impl Lock {
-    fn take(dir: &OwnDir) -> Result<Lock> {
-        let mut file = dir.write(LOCK_FILE, 0o600, Write::Over)?;
+    fn take(dir: &OwnDir, name: &str) -> Result<Lock> {
+        let mut file = dir.write(name, 0o600, Write::Over)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
@@ -436,7 +462,7 @@ impl Lock {
                 let _ = file.take(20).read_to_string(&mut holder);
                 return Err(Error::Locked { path: dir.path().into(), holder: holder.trim().to_string() });
             }
-            Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", dir.path_of(LOCK_FILE), &e)),
+            Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", dir.path_of(name), &e)),
         }
         // Who holds it is for messages only: an error here must not stop a backup.
         let _ = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));

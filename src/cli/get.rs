@@ -1,6 +1,7 @@
 //! `assay get`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -8,12 +9,14 @@ use serde_json::json;
 
 use super::far::{self, FromArgs, Habit};
 use super::json::{with_name, with_names};
+use super::mount::HealArg;
 use super::ui::Ui;
 use super::{Context, open_index, paths, print, print_json, show};
 use crate::depot::Reach;
 use crate::error::{Error, Exit, Result};
-use crate::ledger::By;
+use crate::ledger::{By, LedgerWriter};
 use crate::live;
+use crate::mend::Mender;
 use crate::monitor::Monitor as _;
 use crate::reader::{self, Backup};
 use crate::restore::{self, Decision, Extra, Lack, Options, Question, Report, Source, Spare, Target, VersionSource};
@@ -62,6 +65,11 @@ pub struct GetArgs {
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
+    /// What to do about a block that fails verification: `memory` reads it again past the page cache, puts a single flipped
+    /// bit right in memory, and asks the destinations of dest.toml for it; `write` also mends the arc in the backup dir by
+    /// it; `off` restores nothing of it
+    #[arg(long, value_name = "HOW", default_value = "memory")]
+    heal: HealArg,
     #[command(flatten)]
     from: FromArgs,
     /// Restore nothing: say what would be fetched from destinations, requests and bytes
@@ -77,13 +85,30 @@ const CACHE_BYTES: u64 = 64 << 20;
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
     super::meet(context, &dir)?;
+    let mends = args.heal.mends(&args.from)?;
     let seen = args.from.open(context, dir, Habit::Passes)?;
     let dir = seen.dir;
     let deadline = if dir.arcs().reach() == Reach::Far { FAR_DEADLINE } else { StoreOptions::default().deadline };
     let (words, frames, copies) = (Words::Reader, seen.frames, seen.copies);
-    let store = StoreOptions { cache_bytes: CACHE_BYTES, words, deadline, frames, copies, ..StoreOptions::default() };
+    let index = Arc::new(open_index(&dir)?);
+    let mender = || {
+        let ledger = LedgerWriter::new(dir.own(), dir.keys().clone(), By::Get, &index);
+        Mender::start(&dir, copies.clone(), Arc::new(ledger))
+    };
+    let mender = (mends && !args.plan).then(mender).transpose()?;
+    let on_damage = mender.as_ref().map(Mender::told);
+    let store = StoreOptions {
+        cache_bytes: CACHE_BYTES,
+        heal: args.heal.heal(),
+        words,
+        on_damage,
+        deadline,
+        frames,
+        copies,
+        ..StoreOptions::default()
+    };
     let reading = reader::Options { by: Some(By::Get), store, ..reader::Options::default() };
-    let backup = Backup::of(&dir, open_index(&dir)?, reading);
+    let backup = Backup::of(&dir, index, reading);
     let tree = &backup.tree;
     let versions = if args.delete { tree.versions()? } else { Vec::new() };
     let given = args.paths.iter().map(|path| paths::given(path.as_os_str(), dir.path())).collect::<Result<Vec<_>>>()?;
@@ -121,8 +146,9 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let done = restore::run(&source, &options, &ui, &mut confirm);
     ui.finish();
     backup.flush_notes();
+    let mended = mender.map(|mender| mender.end(ui.interrupted())).unwrap_or_default();
     let report = done?;
-    let healed = Healed::of(backup.store.tally().summary());
+    let healed = Healed { mended: mended.mended, ..Healed::of(backup.store.tally().summary()) };
     super::log::outcome(done_text(&report, &row.info.name).lines().next().unwrap_or_default());
     if !context.quiet {
         // Else it is said, and noted so.
@@ -158,13 +184,15 @@ fn ask(ui: &Ui, question: Question<'_>) -> Decision {
 /// Damaged blocks that were put right on the way; the first places.
 struct Healed {
     count: u64,
+    /// Of these, or beside them, what is right again in the backup dir.
+    mended: u64,
     places: Vec<Met>,
 }
 
 impl Healed {
     fn of(summary: Summary) -> Healed {
         let places = summary.places.into_iter().filter(|met| met.healed).collect();
-        Healed { count: summary.healed, places }
+        Healed { count: summary.healed, mended: 0, places }
     }
 }
 
@@ -231,6 +259,7 @@ fn undone_text(report: &Report, healed: &Healed) -> String {
     let one = "damaged block was put right while it was read (assay selftest --fix)";
     let many = "damaged blocks were put right while they were read (assay selftest --fix)";
     line(healed.count, one, many, &places);
+    line(healed.mended, "is mended in the backup dir", "are mended in the backup dir", &[]);
     if report.interrupted {
         let there = report.files + report.unchanged;
         let of = report.expected.map_or(String::new(), |all| format!(" of {}", show::number(all.files)));
@@ -283,6 +312,7 @@ fn as_json(report: &Report, healed: &Healed) -> serde_json::Value {
         "expected_files": report.expected.map(|all| all.files),
         "expected_bytes": report.expected.map(|all| all.bytes),
         "healed_blocks": healed.count,
+        "mended": healed.mended,
         "healed": healed.places.iter().map(|met| {
             let value = json!({ "code": met.code, "version": met.version, "what": met.what, "how": met.how });
             with_name(value, "path", &met.path)

@@ -63,8 +63,9 @@ pub struct MountArgs {
     #[arg(long)]
     pub direct: bool,
     /// What to do about a block that fails verification: `memory` (or `on`) reads it again past the page cache, puts a
-    /// single flipped bit right in memory, and asks the destinations of dest.toml for it; `off` shows the damage as it is. Nothing is repaired on the disk either way.
-    #[arg(long, value_name = "WHEN", default_value = "memory")]
+    /// single flipped bit right in memory, and asks the destinations of dest.toml for it; `write` also mends the arc in the
+    /// backup dir by it, beside the readers; `off` shows the damage as it is.
+    #[arg(long, value_name = "HOW", default_value = "memory")]
     pub heal: HealArg,
     #[command(flatten)]
     pub from: FromArgs,
@@ -107,7 +108,28 @@ pub struct MountArgs {
 pub enum HealArg {
     #[value(alias = "on")]
     Memory,
+    Write,
     Off,
+}
+
+impl HealArg {
+    pub fn heal(self) -> Heal {
+        match self {
+            HealArg::Memory | HealArg::Write => Heal::On,
+            HealArg::Off => Heal::Off,
+        }
+    }
+
+    /// # Errors
+    /// `USAGE` where it would write to a backup dir that is not what is read.
+    pub fn mends(self, from: &FromArgs) -> Result<bool> {
+        match (self, &from.from) {
+            (HealArg::Write, Some(name)) => Err(Error::Usage(format!(
+                "--heal write mends the backup dir, and --from {name} reads elsewhere: `assay selftest -v4 --fix` mends both"
+            ))),
+            (how, _) => Ok(how == HealArg::Write),
+        }
+    }
 }
 
 impl MountArgs {
@@ -118,10 +140,8 @@ impl MountArgs {
             ownership: if self.owner_me { Ownership::Mounter } else { Ownership::Saved },
             view: if self.changed { View::Changed } else { View::Whole },
             version: self.rev.clone(),
-            heal: match self.heal {
-                HealArg::Memory => Heal::On,
-                HealArg::Off => Heal::Off,
-            },
+            heal: self.heal.heal(),
+            mends: false,
             cache_bytes: self.cache_mem,
             hashing: if self.hash_files { Hashing::All } else { Hashing::Small },
             virtual_xattrs: if self.list_xattrs { VirtualXattrs::Listed } else { VirtualXattrs::Unlisted },
@@ -227,7 +247,8 @@ fn serve(
         }
     };
     let _following = seen.keep_following(Duration::from_secs(args.follow));
-    let options = MountOptions { copies: seen.copies.clone(), frames: seen.frames.clone(), ..args.options() };
+    let (copies, frames, mends) = (seen.copies.clone(), seen.frames.clone(), args.heal.mends(&args.from)?);
+    let options = MountOptions { copies, frames, mends, ..args.options() };
     let summary = mount::serve(backup, index, point, &options, ready, |summary| {
         show(&format!("{} so far", shown(point.path())), summary);
     })?;
@@ -308,6 +329,9 @@ fn summary_text(title: &str, summary: &Summary) -> String {
                 [(summary.repaired, "repaired in memory"), (summary.elsewhere, "read from another copy")]
             {
                 let _ = if count > 0 { write!(text, ", {at_least}{count} {how}") } else { Ok(()) };
+            }
+            if summary.mended > 0 {
+                let _ = write!(text, "; {} mended in the backup dir", show::number(summary.mended));
             }
             text.push('\n');
         }

@@ -7,13 +7,14 @@
 use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::fetched::Fetched;
 use super::plan::What;
 use super::remote::Remote;
-use crate::backupdir::{BackupDir, Lock, arcs};
+use crate::backupdir::{BackupDir, Lock, MendLock, arcs};
 use crate::crypto::sha256;
 use crate::depot::{Depot, Local, StoredArc, Via};
 use crate::dest::{Checksum, compare};
@@ -24,14 +25,14 @@ use crate::index::Index;
 use crate::monitor::{Event, Monitor, Progress};
 use crate::sync::{into_inner, lock};
 
+/// How long somebody who mends is waited for.
+pub const MEND_PATIENCE: Duration = Duration::from_secs(60);
 /// Arcs that are fetched at a time.
 const AT_A_TIME: usize = 4;
 /// Bytes of an arc that are in memory.
 const PIECE_BYTES: usize = 1 << 20;
 /// A commit arc that is longer is none.
 const MAX_COMMIT_BYTES: u64 = 64 << 20;
-/// What an arc is called while it is fetched.
-const SUFFIX: &str = ".fetched";
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -67,6 +68,7 @@ pub fn bring_home(
     let (expected_files, bytes) = (wanted.len() as u64, AtomicU64::new(0));
     let (queue, done) = (Mutex::new(wanted.iter()), Mutex::new((Brought::default(), None)));
     let home = Home::of(dir, remote);
+    let _mends = dir.lock_to_mend(MEND_PATIENCE)?;
     let work = || {
         loop {
             let next = lock(&queue).next();
@@ -116,7 +118,7 @@ pub fn bring_home(
 /// Damage, of the copy there; what keeps it from being read or written.
 pub fn bring_one(
     dir: &BackupDir,
-    _: &Lock,
+    _: &MendLock,
     (name, what): (ArcName, &What),
     from: &dyn Depot,
     advance: &dyn Fn(u64) -> Result<()>,
@@ -211,7 +213,7 @@ impl<'a> Home<'a> {
 
     /// Writes an arc under another name, and gives it its own when all of it is durable and reads back right.
     fn store(&self, name: ArcName, digest: &[u8; 32], fill: Fill<'_>) -> Result<()> {
-        let (own, temporary) = (self.dir.own(), format!("{name}{SUFFIX}"));
+        let (own, temporary) = (self.dir.own(), format!("{name}{}", arcs::FETCHED_SUFFIX));
         own.remove_if_there(&temporary)?;
         let mut file = own.create(&temporary, 0o400)?;
         let path = own.path_of(&temporary);

@@ -48,7 +48,7 @@ use crate::sync::lock;
 pub use away::{PartlyHere, read as away};
 pub use care::{Standing, clear, status, sync, verify};
 pub use estimate::Estimate;
-pub use home::{Brought, bring_home, bring_one};
+pub use home::{Brought, MEND_PATIENCE, bring_home, bring_one};
 pub use keep::{Kept, bring_back, keep_within, leave_away};
 use meter::Metered;
 pub use meter::{Budget, Meter};

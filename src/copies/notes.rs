@@ -9,7 +9,7 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Write as _};
 use std::sync::Mutex;
 
-use crate::backupdir::BackupDir;
+use crate::backupdir::{BackupDir, COPIES_DIR as DIR};
 use crate::crypto::sha256;
 use crate::error::{Error, Result, Trouble};
 use crate::ids::{ArcId, ArcName, DestId};
@@ -19,7 +19,6 @@ use crate::own::OwnDir;
 use crate::sync::lock;
 use crate::text::hex;
 
-const DIR: &str = "copies";
 const PLACE: &str = ".place";
 const ID_DIGITS: u64 = 32;
 /// More lines than this are no notes of ours.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use super::damage::Spot;
 use super::lab::{Copy, Files, Said, Source, assert_same};
@@ -263,7 +264,7 @@ impl Cell<'_> {
     pub fn shell(&self) {
         let (Some(entry), copy) = (&self.spot.arc.entry, self.copy()) else { return };
         let (dir, name) = (copy.open(), entry.name.to_string());
-        let (index, lock) = (dir.open_index().unwrap(), dir.lock().unwrap());
+        let (index, lock) = (dir.open_index().unwrap(), dir.lock_to_mend(Duration::ZERO).unwrap());
         let rewrite = || rewrite_shell(&dir, &lock, &index, entry);
         let (got, there) = (rewrite(), || fs::read(copy.path(&name)).ok());
         if self.row.lost != "nothing" {

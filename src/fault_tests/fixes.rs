@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::time::Duration;
 
 use super::Rng;
 use super::lab::{Copy, Source, assert_same, lab};
@@ -25,7 +26,7 @@ fn a_repaired_frame_is_written_back_to_the_bit() {
     let (lab, mut rng) = (lab(), Rng::from_env());
     let copy = Copy::of(&lab.files);
     let (dir, arcs) = (copy.open(), Layout::all(&copy));
-    let (before, lock) = (copy.files(), dir.lock().unwrap());
+    let (before, lock) = (copy.files(), dir.lock_to_mend(Duration::ZERO).unwrap());
     let (mut fixed, mut roles) = (0, HashSet::new());
     for arc in arcs.iter().filter(|arc| arc.entry.is_some()) {
         let (entry, name) = (arc.entry(), arc.name.to_string());

@@ -16,7 +16,7 @@ use super::frames::Correction;
 use super::rewrite::{footer, frame_table};
 use crate::arc::repair::repair;
 use crate::arc::{ARC_HEADER_LEN, ArcHeader, ArcTrailer};
-use crate::backupdir::arcs::{COMMIT_NUMBER, commit_arc};
+use crate::backupdir::arcs::{COMMIT_NUMBER, FETCHED_SUFFIX, commit_arc};
 use crate::catalog::ArcEntry;
 use crate::copies::{What, bring_one};
 use crate::depot::{Depot, Local, Reach, StoredArc, Via};
@@ -26,9 +26,6 @@ use crate::findings::{Cause, Finding, Fixed};
 use crate::ids::{ArcName, CopyId, FrameNo};
 use crate::monitor::Event;
 use crate::text::counted;
-
-/// What an arc is called while it is put together.
-const SUFFIX: &str = ".mended";
 
 /// What came of an arc that was put together.
 enum Made {
@@ -140,7 +137,7 @@ impl Correction<'_> {
             Err(error) => return Err(error),
         };
         let cipher = keys.arc_cipher(entry.id, &entry.salt);
-        let temporary = format!("{name}{SUFFIX}");
+        let temporary = format!("{name}{FETCHED_SUFFIX}");
         dir.own().remove_if_there(&temporary)?;
         let file = dir.own().create(&temporary, 0o400)?;
         let mut out = Out { file, digest: Sha256::new(), at: 0 };

@@ -1,18 +1,20 @@
 //! `--fix` of what v3 to v5 found: bytes are put right in place, lost blocks are found again and sealed anew.
 //!
-//! Invariants: only bytes that verify are written; under the writer's lock; each act is told in the finding that it is
+//! Invariants: only bytes that verify are written, by one process at a time; each act is told in the finding that it is
 //! about, and what could not be corrected says why. What is fixed here is proven by reading it back.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{FrameAt, Mending, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
 use crate::arc::repair::{self, BitFlip};
 use crate::arc::{BlockInfo, FrameInfo, FrameKind};
-use crate::backupdir::Lock;
-use crate::backupdir::arcs::commit_arc;
+use crate::backupdir::{Lock, MendLock};
+use crate::backupdir::arcs::{clear_fetched, commit_arc};
 use crate::catalog::ArcEntry;
+use crate::copies::MEND_PATIENCE;
 use crate::depot::{Depot, Via};
 use crate::error::{Error, Result};
 use crate::fetch::{Bad, Fetched, Frame, Repair, Way};
@@ -31,26 +33,30 @@ const BATCH_BYTES: u64 = 64 << 20;
 
 /// Corrects what is wrong with frames and with what surrounds them.
 pub(super) fn mend(mending: Mending<'_>, findings: &mut [Finding]) -> Result<()> {
-    Correction::begin(mending)?.all(findings)
+    let writer = mending.dir.lock()?;
+    Correction::begin(mending, MEND_PATIENCE)?.all(findings, Some(&writer))
+}
+
+/// As `mend`, by other copies and flipped bits alone.
+pub(super) fn heal(mending: Mending<'_>, findings: &mut [Finding]) -> Result<()> {
+    let mut correction = Correction::begin(mending, Duration::ZERO)?;
+    correction.brings_back(findings)?;
+    correction.all(findings, None)
 }
 
 /// Brings back from other copies what is not here as a whole.
 pub(super) fn bring_back(mending: Mending<'_>, findings: &mut [Finding]) -> Result<()> {
-    let mut correction = match Correction::begin(mending) {
+    let mut correction = match Correction::begin(mending, MEND_PATIENCE) {
         // The index is what is wrong: that is told.
         Err(error) if error.is_damage() => return Ok(()),
         begun => begun?,
     };
-    correction.bring_back(findings)?;
-    for finding in findings.iter_mut().filter(|finding| finding.fixed.is_none() && finding.at.is_none()) {
-        finding.fixed = correction.brought_for(finding);
-    }
-    Ok(())
+    correction.brings_back(findings)
 }
 
 pub(super) struct Correction<'a> {
     pub mending: Mending<'a>,
-    pub lock: Lock,
+    pub lock: MendLock,
     /// What the rebuilding of the index may have left behind is not asked any more.
     pub index: Arc<Index>,
     pub arcs: HashMap<ArcSerial, ArcEntry>,
@@ -66,8 +72,9 @@ pub(super) struct Correction<'a> {
 }
 
 impl<'a> Correction<'a> {
-    fn begin(mending: Mending<'a>) -> Result<Correction<'a>> {
-        let lock = mending.dir.lock()?;
+    fn begin(mending: Mending<'a>, patience: Duration) -> Result<Correction<'a>> {
+        let lock = mending.dir.lock_to_mend(patience)?;
+        clear_fetched(mending.dir.own())?;
         let index = Arc::new(mending.dir.open_index()?);
         let arcs = index.arcs()?.into_iter().map(|row| (row.entry.serial, row.entry)).collect();
         let moved = index.relocations(BlockId(0)..=BlockId::MAX)?;
@@ -77,7 +84,8 @@ impl<'a> Correction<'a> {
         Ok(Correction { mending, lock, index, arcs, copies, brought, names, outcomes, lost })
     }
 
-    fn all(&mut self, findings: &mut [Finding]) -> Result<()> {
+    /// What was found is put right where it is or, by the one writer, found again in live files and sealed anew.
+    fn all(&mut self, findings: &mut [Finding], writer: Option<&Lock>) -> Result<()> {
         let wanted: Vec<Vec<FramePlace>> = findings.iter().map(|finding| self.frames_of(finding)).collect();
         let total = wanted.iter().map(Vec::len).sum::<usize>().min(MAX_FRAMES) as u64;
         for (place, seen) in wanted.iter().flatten().take(MAX_FRAMES).zip(1u64..) {
@@ -85,14 +93,22 @@ impl<'a> Correction<'a> {
                 return Ok(());
             }
             if !self.outcomes.contains_key(place) && !self.lost.contains_key(place) {
-                self.frame(*place)?;
+                self.frame(*place, writer)?;
             }
             let progress = Progress { files: seen, expected_files: total, ..Progress::default() };
             self.mending.monitor.progress(progress);
         }
-        self.seek_originals()?;
-        if self.outcomes.values().any(|outcome| *outcome == Fixed::BaseIsDue) {
-            let mut writer = self.mending.dir.open_index_writer(&self.lock)?;
+        match writer {
+            Some(writer) => self.seek_originals(writer)?,
+            None => {
+                let lost = std::mem::take(&mut self.lost).into_iter();
+                self.outcomes.extend(lost.map(|(place, (_, why))| (place, Fixed::Not { why })));
+            }
+        }
+        if let Some(writer) = writer
+            && self.outcomes.values().any(|outcome| *outcome == Fixed::BaseIsDue)
+        {
+            let mut writer = self.mending.dir.open_index_writer(writer)?;
             writer.make_base_due()?;
             writer.checkpoint()?;
         }
@@ -147,6 +163,14 @@ impl<'a> Correction<'a> {
         Ok(self.brought.get(&entry.name).cloned().unwrap_or(Fixed::Not { why }))
     }
 
+    fn brings_back(&mut self, findings: &mut [Finding]) -> Result<()> {
+        self.bring_back(findings)?;
+        for finding in findings.iter_mut().filter(|finding| finding.fixed.is_none() && finding.at.is_none()) {
+            finding.fixed = self.brought_for(finding);
+        }
+        Ok(())
+    }
+
     /// What was brought back, of what a finding is about.
     fn brought_for(&self, finding: &Finding) -> Option<Fixed> {
         let name = match finding.error {
@@ -157,7 +181,7 @@ impl<'a> Correction<'a> {
     }
 
     /// Tries to repair one frame where it is.
-    fn frame(&mut self, place: FramePlace) -> Result<()> {
+    fn frame(&mut self, place: FramePlace, writer: Option<&Lock>) -> Result<()> {
         let Some(entry) = self.arcs.get(&place.arc()).cloned() else { return Ok(()) };
         let chunk = self.index.frame_chunk(place.arc(), place.frame())?;
         let Some((offset, info)) = chunk.locate(place.frame()).map(|(offset, info)| (offset, info.clone())) else {
@@ -214,6 +238,10 @@ impl<'a> Correction<'a> {
             self.outcomes.insert(place, Fixed::BaseIsDue);
             return Ok(());
         }
+        let Some(writer) = writer else {
+            self.lost.insert(place, (info, "no copy has it, and no single flipped bit explains it".into()));
+            return Ok(());
+        };
         let monitor = self.mending.monitor;
         let mut go_on = |done: u64, total: u64| {
             monitor.progress(Progress { bytes: done, expected_bytes: total, ..Progress::default() });
@@ -226,7 +254,7 @@ impl<'a> Correction<'a> {
                 let block = |(name, _, bytes): (BlockId, BlockInfo, Range<usize>)| {
                     (name, found.plain.get(bytes).unwrap_or_default().to_vec(), what.clone())
                 };
-                self.seal(self.blocks_in(place, &info).into_iter().map(block).collect())?;
+                self.seal(writer, self.blocks_in(place, &info).into_iter().map(block).collect())?;
             }
             None => {
                 self.lost.insert(place, (info, "no single flipped bit explains it".into()));
@@ -258,7 +286,7 @@ impl<'a> Correction<'a> {
     }
 
     /// Looks for the blocks of lost frames in the live files that they were cut from.
-    fn seek_originals(&mut self) -> Result<()> {
+    fn seek_originals(&mut self, writer: &Lock) -> Result<()> {
         let lost = std::mem::take(&mut self.lost);
         let held = |(place, (info, why)): (FramePlace, (FrameInfo, String))| (place, self.blocks_in(place, &info), why);
         let frames: Vec<_> = lost.into_iter().map(held).collect();
@@ -306,24 +334,24 @@ impl<'a> Correction<'a> {
                 not_all.push((place, Fixed::Not { why }));
             }
             if batch_bytes >= BATCH_BYTES {
-                self.seal(std::mem::take(&mut batch))?;
+                self.seal(writer, std::mem::take(&mut batch))?;
                 batch_bytes = 0;
             }
         }
         if !batch.is_empty() {
-            self.seal(batch)?;
+            self.seal(writer, batch)?;
         }
         self.outcomes.extend(not_all);
         Ok(())
     }
 
     /// Seals blocks anew, by a run of its own.
-    fn seal(&mut self, blocks: Vec<(BlockId, Vec<u8>, String)>) -> Result<()> {
+    fn seal(&mut self, writer: &Lock, blocks: Vec<(BlockId, Vec<u8>, String)>) -> Result<()> {
         let place = |name: BlockId| self.index.location(name).unwrap_or(name).place();
         let places: Vec<(FramePlace, String)> =
             blocks.iter().map(|(name, _, how)| (place(*name), how.clone())).collect();
         let plain: Vec<(BlockId, Vec<u8>)> = blocks.into_iter().map(|(name, plain, _)| (name, plain)).collect();
-        let sealed = recut(self.mending.dir, &self.lock, &self.index, &plain, self.mending.monitor);
+        let sealed = recut(self.mending.dir, writer, &self.index, &plain, self.mending.monitor);
         for (place, how) in places {
             let outcome = match &sealed {
                 Ok(done) => Fixed::Sealed { arc: done.arc, how },

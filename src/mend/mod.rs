@@ -3,6 +3,7 @@
 //! - `index`: the index is made anew from the catalogs.
 //! - `arcs`: what is gone or cut is brought back from other copies.
 //! - `frames`: what was found is put right where it is, or found again elsewhere and sealed anew.
+//! - `mender`: the same of what readers meet, but for live files.
 //! - `rewrite_frame`, `rewrite_shell`: a part of an arc is written in place, only with exactly the recorded bytes.
 //! - `recut`: blocks whose bytes are known again are sealed into a new arc, by a run without a version.
 //! - `originals`, `read_original`: where the live source may still have a lost block.
@@ -14,6 +15,7 @@
 mod arcs;
 mod frames;
 mod index;
+mod mender;
 mod originals;
 mod recut;
 mod replace;
@@ -23,11 +25,13 @@ use std::sync::Arc;
 
 use crate::backupdir::BackupDir;
 use crate::depot::Depot;
-use crate::error::Result;
-use crate::findings::{Cause, Finding, Findings};
+use crate::error::{Error, Result};
+use crate::findings::{Cause, Finding, Findings, Level, Part, Spot};
+use crate::ids::CopyId;
 use crate::ledger::LedgerWriter;
 use crate::monitor::Monitor;
 
+pub use mender::Mender;
 pub use originals::{Original, originals, read_original};
 pub use recut::recut;
 #[cfg(test)]
@@ -65,4 +69,21 @@ pub fn mend(mending: Mending<'_>, findings: &Findings) -> Result<()> {
         findings.work_on(|findings| index::mend(mending, findings))?;
     }
     Ok(())
+}
+
+/// Puts right what readers have met, from other copies or where one bit was flipped. What came of it stands in the findings
+/// that it gives.
+///
+/// # Errors
+/// As `mend`.
+pub fn heal(mending: Mending<'_>, met: &[Error]) -> Result<Vec<Finding>> {
+    let findings = Findings::default();
+    for error in met {
+        let finding = Finding::of(Level::LocalBlocks, error.clone());
+        let frame = finding.place.as_ref().and_then(|place| place.frame);
+        let part = frame.map_or(Part::Whole, |first| Part::Frames { first, count: 1 });
+        findings.add(Finding { spot: Some(Spot { copy: CopyId::LOCAL, serial: None, part }), ..finding });
+    }
+    findings.work_on(|findings| frames::heal(mending, findings))?;
+    Ok(findings.take().0)
 }

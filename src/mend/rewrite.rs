@@ -12,7 +12,7 @@ use crate::arc::{
     ARC_HEADER_LEN, ArcHeader, ArcTrailer, BLOCK_ENTRY_LEN, BlockInfo, Codec, FRAME_OVERHEAD, FrameInfo, FrameKind,
     Packer, frame,
 };
-use crate::backupdir::{BackupDir, Lock};
+use crate::backupdir::{BackupDir, MendLock};
 use crate::catalog::ArcEntry;
 use crate::crypto::{ArcCipher, Keys};
 use crate::error::{Damage, Error, Result};
@@ -38,7 +38,7 @@ pub struct FrameAt<'a> {
 ///
 /// # Errors
 /// `Arc` if the bytes are not this very frame; `NOT_FIXED` and `IO`, and then the arc is as it was.
-pub fn rewrite_frame(dir: &BackupDir, _: &Lock, at: FrameAt<'_>, bytes: &[u8]) -> Result<bool> {
+pub fn rewrite_frame(dir: &BackupDir, _: &MendLock, at: FrameAt<'_>, bytes: &[u8]) -> Result<bool> {
     let cipher = dir.keys().arc_cipher(at.arc.id, &at.arc.salt);
     let FrameAt { arc, no, offset, info } = at;
     let frame = Frame { keys: dir.keys(), cipher: &cipher, arc: arc.name, no, block: None, offset, info };
@@ -55,7 +55,7 @@ pub fn rewrite_frame(dir: &BackupDir, _: &Lock, at: FrameAt<'_>, bytes: &[u8]) -
 /// # Errors
 /// `NOT_FIXED` if the arc would not have its recorded SHA-256: a frame is damaged too, or the footer can't be made
 /// again to the byte. Nothing is written then.
-pub fn rewrite_shell(dir: &BackupDir, _: &Lock, index: &Index, entry: &ArcEntry) -> Result<Vec<&'static str>> {
+pub fn rewrite_shell(dir: &BackupDir, _: &MendLock, index: &Index, entry: &ArcEntry) -> Result<Vec<&'static str>> {
     let path = dir.own().path_of(entry.name.to_string());
     let refuse = |what: &str| Error::NotFixed { path: path.clone(), what: what.into() };
     let keys = dir.keys();

@@ -27,7 +27,7 @@ pub mod settle;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backupdir::{BackupDir, Lock, arcs};
 use crate::catalog::{ArcEntry, CatalogFrame, Commit, VersionInfo};
@@ -56,6 +56,10 @@ impl<'a> Run<'a> {
     pub fn begin(dir: &'a BackupDir, lock: &'a Lock, monitor: &dyn Monitor) -> Result<Run<'a>> {
         let mut writer = dir.open_index_writer(lock)?;
         let index = Arc::new(dir.open_index()?);
+        // Unless somebody is at it.
+        if dir.lock_to_mend(Duration::ZERO).is_ok() {
+            arcs::clear_fetched(dir.own())?;
+        }
         let settled = settle::settle(dir, &index, &mut writer, monitor)?;
         Ok(Run { dir, index, writer, settled })
     }

@@ -69,6 +69,8 @@ pub struct StoreOptions {
     /// Takes note of what was verified.
     pub ledger: Option<Arc<LedgerWriter>>,
     pub words: Words,
+    /// Hears of each damaged place of what is read first, once.
+    pub on_damage: Option<OnDamage>,
     /// Asked where the backup dir fails.
     pub copies: Vec<Arc<dyn Depot>>,
     /// Keeps what was fetched from far.
@@ -76,6 +78,9 @@ pub struct StoreOptions {
     /// How long a reader waits, at most.
     pub deadline: Duration,
 }
+
+/// Hears of damage, on whatever thread meets it.
+pub type OnDamage = Arc<dyn Fn(&Error) + Send + Sync>;
 
 /// Who tells of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +101,7 @@ impl Default for StoreOptions {
             max_age: None,
             ledger: None,
             words: Words::Log,
+            on_damage: None,
             copies: Vec::new(),
             frames: None,
             deadline: DEADLINE,
@@ -143,13 +149,14 @@ pub struct Store {
 impl Store {
     /// `home` is asked first.
     pub fn new(home: Arc<dyn Depot>, keys: Arc<Keys>, index: Arc<Index>, options: StoreOptions) -> Store {
-        let StoreOptions { cache_bytes, heal, threads, max_age, ledger, words, copies, frames, deadline } = options;
+        let StoreOptions { cache_bytes, heal, threads, max_age, ledger, words, on_damage, .. } = options;
+        let StoreOptions { copies, frames, deadline, .. } = options;
         let fetch = Fetch::new(home, copies, keys, index.clone(), heal).keeping(frames);
         let inner = Arc::new(Inner {
             far: fetch.has_far().then(Far::default),
             fetch,
             shelf: Mutex::new(Shelf::new(cache_bytes, max_age)),
-            notes: Notes { tally: Tally::default(), index, ledger, words },
+            notes: Notes { tally: Tally::default(), index, ledger, words, on_damage },
             deadline,
             ahead_bytes: AtomicU64::new(0),
             max_ahead_bytes: (cache_bytes / 4).min(16 << 20),

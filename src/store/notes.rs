@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::tally::{self, End, Met, Tally};
-use super::{Wanted, Words};
+use super::{OnDamage, Wanted, Words};
 use crate::arc::repair::BitFlip;
 use crate::arc::{VerifiedBlock, VerifiedFrame};
 use crate::error::{Damage, Error, Result};
@@ -24,6 +24,7 @@ pub(super) struct Notes {
     pub index: Arc<Index>,
     pub ledger: Option<Arc<LedgerWriter>>,
     pub words: Words,
+    pub on_damage: Option<OnDamage>,
 }
 
 impl Notes {
@@ -160,6 +161,11 @@ impl Notes {
             let path = if met.path.is_empty() { "(path unknown)".into() } else { shown(&met.path).to_string() };
             let separator = if more.is_empty() { "" } else { ", " };
             log::error!("{}: {path}{version}: {}{separator}{more}", met.code, met.what);
+        }
+        // What was right the second time is right where it is stored.
+        let is_stored = arc.is_some_and(|(_, copy)| copy == CopyId::LOCAL) && end != End::ReadAgain;
+        if let Some(tell) = self.on_damage.as_ref().filter(|_| met.is_some() && is_stored) {
+            tell(error);
         }
         met.is_some()
     }

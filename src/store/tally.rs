@@ -110,6 +110,8 @@ pub struct Summary {
     pub repaired: u64,
     /// Of these, those that another copy had right.
     pub elsewhere: u64,
+    /// Of these, those that are right again where they are stored.
+    pub mended: u64,
     /// The first `MAX_LISTED` of them.
     pub places: Vec<Met>,
 }
@@ -260,6 +262,7 @@ impl Tally {
             healed: damage.healed,
             repaired: damage.repaired,
             elsewhere: damage.elsewhere,
+            mended: 0,
             places: damage.places.clone(),
         }
     }
