@@ -11,7 +11,7 @@ use crate::support::strace::{self, Counts};
 use crate::support::{Lab, NONE, arcfile, assay_binary, below, names_in, oracle, tool};
 
 /// Arguments of an assay run, program first, for strace.
-fn command(command: &str, repo: &Path, args: &[&Path]) -> Vec<OsString> {
+pub fn command(command: &str, repo: &Path, args: &[&Path]) -> Vec<OsString> {
     let mut list: Vec<OsString> = vec![assay_binary().into(), command.into(), "-c".into(), repo.into()];
     list.extend(args.iter().map(|path| path.as_os_str().to_owned()));
     list

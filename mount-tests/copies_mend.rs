@@ -8,7 +8,7 @@ use crate::copies::{arcs_at, lab, setid};
 use crate::support::arcfile::{block_frames, overwrite};
 use crate::support::mount::Mount;
 use crate::support::rng::Rng;
-use crate::support::{Lab, NONE, Out, oracle};
+use crate::support::{Lab, NONE, Out, oracle, strace, tool};
 
 /// Two versions, at two destinations.
 fn world(rng: &mut Rng) -> Lab {
@@ -117,23 +117,7 @@ fn names_of_leftovers(lab: &Lab) -> Vec<String> {
 fn three_copies_none_of_them_whole_become_three_good_ones() {
     let mut rng = Rng::from_env("mend");
     let lab = world(&mut rng);
-    let pristine = arcs(&lab.repo());
-    let mut hurt = 0;
-    for (at, place) in places(&lab).iter().enumerate() {
-        for (name, bytes) in &pristine {
-            let mut bytes = bytes.clone();
-            let frames = block_frames(&bytes).len();
-            // Each frame is good in one place only.
-            for number in (0..frames).filter(|number| number % 3 != at) {
-                ruin_frame(&mut bytes, number);
-                hurt += 1;
-            }
-            if frames > 0 {
-                overwrite(&place.join(name), &bytes);
-            }
-        }
-    }
-    assert!(hurt > 20, "the fault did not fire");
+    let pristine = scatter(&lab);
     let out = selftest(&lab, &["-v4", "--fix"]).code(4);
     for (place, what) in places(&lab).iter().zip(["here", "usb", "nas"]) {
         same(&arcs(place), &pristine, &format!("{what}: {}", out.out()));
@@ -198,4 +182,118 @@ fn a_destination_that_is_away_keeps_nobody_from_being_mended() {
         same(&arcs(&place), &pristine, &out.text());
     }
     selftest(&lab, &["-v4"]).ok();
+}
+
+/// Each frame is bad in two of three places; returns the arcs as they were.
+fn scatter(lab: &Lab) -> Arcs {
+    let pristine = arcs(&lab.repo());
+    for (at, place) in places(lab).iter().enumerate() {
+        for (name, bytes) in &pristine {
+            let mut bytes = bytes.clone();
+            let frames = block_frames(&bytes).len();
+            (0..frames).filter(|number| number % 3 != at).for_each(|number| ruin_frame(&mut bytes, number));
+            if frames > 0 {
+                overwrite(&place.join(name), &bytes);
+            }
+        }
+    }
+    assert!(arcs(&lab.repo()) != pristine, "the fault did not fire");
+    pristine
+}
+
+#[test]
+fn a_mount_that_writes_mends_what_its_readers_meet_and_holds_up_no_backup() {
+    let mut rng = Rng::from_env("mend");
+    let lab = world(&mut rng);
+    let pristine = scatter(&lab);
+    let gone = pristine.keys().rfind(|name| !block_frames(&pristine[*name]).is_empty()).expect("a data arc");
+    overwrite(&lab.path("nas").join(gone), &pristine[gone]);
+    fs::remove_file(lab.repo().join(gone)).expect("remove");
+    let mount = Mount::start(&lab, &lab.repo(), ["--heal", "write", "--json"]);
+    oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+    // Meanwhile it may be at its work: nobody waits for it.
+    let beside = lab.assay("backup", NONE).arg(lab.src()).run();
+    assert!(matches!(beside.code, Some(0 | 4)), "{}", beside.text());
+    let out = mount.end().code(4);
+    let json = out.json();
+    assert!(json["mended"].as_u64() > Some(3), "{json}");
+    assert!(out.err().contains("mended: ") && !out.err().contains("not mended"), "{}", out.err());
+    let mut found = arcs(&lab.repo());
+    found.retain(|name, _| pristine.contains_key(name));
+    same(&found, &pristine, &out.err());
+    assert!(names_of_leftovers(&lab).is_empty(), "{:?}", names_of_leftovers(&lab));
+    let again = Mount::start(&lab, &lab.repo(), NONE);
+    oracle::rsync_clean(&lab.src(), &again.latest(&lab.src()));
+    again.end().ok();
+    lab.assay("selftest", ["-v3"]).ok();
+}
+
+#[test]
+fn a_restore_that_writes_mends_too_and_memory_writes_nothing() {
+    let mut rng = Rng::from_env("mend");
+    let lab = world(&mut rng);
+    let pristine = scatter(&lab);
+    let damaged = arcs(&lab.repo());
+    let get = |heal: &str, to: &str| lab.assay("get", ["--heal", heal, "--to"]).arg(lab.path(to)).arg(lab.src()).run();
+    assert!(get("memory", "first").code(4).out().contains("read from "));
+    same(&arcs(&lab.repo()), &damaged, "memory");
+    assert!(get("off", "bare").code(4).out().contains("lost"));
+    let out = get("write", "second").code(4);
+    assert!(out.out().contains("mended in the backup dir"), "{}", out.out());
+    same(&arcs(&lab.repo()), &pristine, &out.text());
+    for to in ["first", "second"] {
+        oracle::rsync_clean(&lab.src(), &crate::atomicity::restored(&lab.path(to), &lab.src()));
+    }
+    let refused = lab.assay("mount", ["--from", "usb", "--heal", "write"]).arg(lab.mnt()).run().code(2);
+    assert!(refused.err().contains("selftest -v4 --fix"), "{}", refused.err());
+}
+
+#[test]
+fn killed_at_any_write_it_is_mended_the_next_time() {
+    let mut rng = Rng::from_env("mend and kill");
+    let lab = world(&mut rng);
+    let pristine = arcs(&lab.repo());
+    let data: Vec<&String> = pristine.keys().filter(|name| !block_frames(&pristine[*name]).is_empty()).collect();
+    // One arc is gone, one is cut and whole nowhere, one has two bad frames.
+    fs::remove_file(lab.repo().join(data[0])).expect("remove");
+    overwrite(&lab.repo().join(data[1]), &pristine[data[1]][..5000]);
+    for (place, number) in [("usb", 0), ("nas", 1)] {
+        let mut bytes = pristine[data[1]].clone();
+        ruin_frame(&mut bytes, number);
+        overwrite(&lab.path(place).join(data[1]), &bytes);
+    }
+    let mut bytes = pristine[data[2]].clone();
+    ruin_frame(&mut bytes, 0);
+    ruin_frame(&mut bytes, 2);
+    overwrite(&lab.repo().join(data[2]), &bytes);
+    let saved = lab.path("saved");
+    tool("cp").arg("-a").arg(lab.repo()).arg(&saved).ok();
+    let reset = || {
+        fs::remove_dir_all(lab.repo()).expect("remove");
+        tool("cp").arg("-a").arg(&saved).arg(lab.repo()).ok();
+    };
+    let (home, log) = (lab.path("home"), lab.path("strace.log"));
+    let make = crate::atomicity::command("selftest", &lab.repo(), &[Path::new("-v3"), Path::new("--fix")]);
+    let counts = strace::count(&make, &home, &log);
+    println!("{:?}", counts.0);
+    let mut fired = 0;
+    for (call, count) in &counts.0 {
+        let step = (count / 3).max(1);
+        for number in (1..=*count).step_by(step as usize) {
+            reset();
+            let Some(hit) = strace::kill_at(&make, &home, &log, call, number) else { continue };
+            fired += 1;
+            let what = format!("kill at {call} {number} ({})", hit.hit);
+            // What is there is as it was, or better: all of it can be read.
+            let mount = Mount::start(&lab, &lab.repo(), NONE);
+            oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+            mount.end();
+            let out = lab.assay("selftest", ["-v3", "--fix"]).run();
+            assert!(matches!(out.code, Some(0 | 4)), "{what}: {}", out.text());
+            same(&arcs(&lab.repo()), &pristine, &what);
+            assert!(names_of_leftovers(&lab).is_empty(), "{what}: {:?}", names_of_leftovers(&lab));
+            lab.assay("selftest", ["-v3"]).ok();
+        }
+    }
+    assert!(fired > 12, "only {fired} kills fired");
 }

@@ -60,8 +60,7 @@ pub fn bring_home(
     let rows = index.arcs()?;
     let rows: Vec<_> = rows.into_iter().filter(|row| only(row.entry.name)).collect();
     let expected_bytes = rows.iter().map(|row| row.entry.arc_bytes).sum();
-    let mut wanted: Vec<(ArcName, What)> =
-        rows.into_iter().map(|row| (row.entry.name, What::Arc(row.entry))).collect();
+    let mut wanted: Vec<(ArcName, What)> = rows.into_iter().map(|row| (row.entry.name, What::Arc(row.entry))).collect();
     let commits = index.commits()?;
     let commits = commits.iter().map(|(run, digest)| (arcs::commit_arc(run), What::Commit(digest)));
     wanted.extend(commits.filter(|(name, _)| only(*name)));

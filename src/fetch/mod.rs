@@ -226,10 +226,12 @@ impl Frame<'_> {
         let looked = sealed(Via::Cache).or_else(|_| sealed(Via::Medium));
         let (opened, frame, is_repaired) = match looked {
             Ok((opened, frame)) => (opened, frame, false),
-            Err(bad) => match repair(self.keys, self.cipher, self.no, self.info, bad.bytes.as_deref().unwrap_or_default()) {
-                Some(repaired) => (repaired.opened, repaired.frame, true),
-                None => return Err(Refused::of(arc.copy(), bad.error)),
-            },
+            Err(bad) => {
+                match repair(self.keys, self.cipher, self.no, self.info, bad.bytes.as_deref().unwrap_or_default()) {
+                    Some(repaired) => (repaired.opened, repaired.frame, true),
+                    None => return Err(Refused::of(arc.copy(), bad.error)),
+                }
+            }
         };
         Ok(Fetched { copy: arc.copy(), ..self.fetched(opened, Way::Copy { is_repaired, frame }) })
     }

@@ -194,7 +194,8 @@ impl Correction<'_> {
         if is_whole {
             return Ok(Made::Whole(from));
         }
-        let what = format!("{name}: {} came from other copies, {} no copy has", counted(came, "frame"), counted(lost, "part"));
+        let what =
+            format!("{name}: {} came from other copies, {} no copy has", counted(came, "frame"), counted(lost, "part"));
         self.mending.monitor.event(Event::Warning { path: b"", what });
         Ok(Made::Partly)
     }

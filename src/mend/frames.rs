@@ -8,11 +8,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{FrameAt, Mending, Original, originals, read_original, recut, rewrite_frame, rewrite_shell};
+use super::{FrameAt, Mending, Original, originals, read_original, recut, replace, rewrite_frame, rewrite_shell};
 use crate::arc::repair::{self, BitFlip};
 use crate::arc::{BlockInfo, FrameInfo, FrameKind};
-use crate::backupdir::{Lock, MendLock};
 use crate::backupdir::arcs::{clear_fetched, commit_arc};
+use crate::backupdir::{Lock, MendLock};
 use crate::catalog::ArcEntry;
 use crate::copies::MEND_PATIENCE;
 use crate::depot::{Depot, Via};
@@ -86,6 +86,7 @@ impl<'a> Correction<'a> {
 
     /// What was found is put right where it is or, by the one writer, found again in live files and sealed anew.
     fn all(&mut self, findings: &mut [Finding], writer: Option<&Lock>) -> Result<()> {
+        self.go_on()?;
         let wanted: Vec<Vec<FramePlace>> = findings.iter().map(|finding| self.frames_of(finding)).collect();
         let total = wanted.iter().map(Vec::len).sum::<usize>().min(MAX_FRAMES) as u64;
         for (place, seen) in wanted.iter().flatten().take(MAX_FRAMES).zip(1u64..) {
@@ -120,6 +121,32 @@ impl<'a> Correction<'a> {
                 None => Some(self.said(places)),
             };
             finding.fixed = finding.fixed.take().or(said);
+        }
+        Ok(())
+    }
+
+    /// Ends what attempts that were cut have begun.
+    fn go_on(&mut self) -> Result<()> {
+        for (name, part) in replace::left(self.mending.dir.own())? {
+            let Some(entry) = self.arcs.values().find(|entry| entry.name == name).cloned() else { continue };
+            match part.parse::<u32>() {
+                Ok(no) => self.end_frame(&entry, FrameNo(no))?,
+                // What can't be put right is a finding.
+                Err(_) => drop(rewrite_shell(self.mending.dir, &self.lock, &self.index, &entry)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A frame that reads right needs no old bytes beside it.
+    fn end_frame(&self, entry: &ArcEntry, no: FrameNo) -> Result<()> {
+        let chunk = self.index.frame_chunk(entry.serial, no)?;
+        let Some((offset, info)) = chunk.locate(no) else { return Ok(()) };
+        let at = FrameAt { arc: entry, no, offset, info };
+        let arc = self.mending.dir.arcs().open(entry.name);
+        if let Some(bytes) = arc.ok().and_then(|arc| arc.exactly(offset, info.frame_len() as usize).ok()) {
+            // Other bytes than this very frame's are refused.
+            let _ = rewrite_frame(self.mending.dir, &self.lock, at, &bytes);
         }
         Ok(())
     }

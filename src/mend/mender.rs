@@ -36,7 +36,6 @@ pub struct Mended {
     pub left: u64,
 }
 
-
 enum News {
     Met(Error),
     End,

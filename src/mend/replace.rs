@@ -18,6 +18,16 @@ use crate::text::shown;
 /// More than this behind the end of an arc is not kept, and so not cut off.
 const MAX_EXTRA_BYTES: u64 = 64 << 20;
 
+const BAD_SUFFIX: &str = ".bad";
+
+/// What attempts that were cut have left: an arc, and which part of it.
+pub fn left(dir: &OwnDir) -> Result<Vec<(ArcName, String)>> {
+    let names = dir.names()?;
+    let names = names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.strip_suffix(BAD_SUFFIX));
+    let parts = names.filter_map(|name| name.rsplit_once('.'));
+    Ok(parts.filter_map(|(arc, part)| Some((ArcName::parse(arc)?, part.to_string()))).collect())
+}
+
 /// A stretch of an arc that is to be put right.
 pub struct Stretch<'a> {
     pub dir: &'a Arc<OwnDir>,
@@ -47,6 +57,8 @@ impl Stretch<'_> {
         let old_end = if self.last { len } else { len.min(end) };
         let old = arc.exactly(self.offset, (old_end - self.offset) as usize)?;
         if old == self.right {
+            // An attempt that was cut has come that far.
+            self.dir.remove_if_there(self.bad())?;
             return Ok(false);
         }
         let writable = self.open_for_writing()?;
@@ -75,9 +87,13 @@ impl Stretch<'_> {
         Ok(true)
     }
 
+    fn bad(&self) -> String {
+        format!("{}.{}{BAD_SUFFIX}", self.arc, self.part)
+    }
+
     /// Puts the old bytes beside the arc, durably; gives the name of that file.
     fn keep(&self, old: &[u8]) -> Result<String> {
-        let bad = format!("{}.{}.bad", self.arc, self.part);
+        let bad = self.bad();
         self.dir.check_before_writing(&bad)?;
         if self.dir.stat(&bad)?.is_some() {
             return Ok(bad);
