@@ -80,7 +80,11 @@ fn a_backup_is_copied_while_it_is_made_and_the_copy_is_a_backup() {
     assert!(status.out().lines().count() >= 8, "{}", status.out());
     for line in status.out().lines() {
         let arc: serde_json::Value = serde_json::from_str(line).expect("JSON");
-        assert_eq!((&arc["here"], &arc["copies"][1]["state"]), (&true.into(), &"proven".into()), "{line}");
+        assert_eq!(
+            (&arc["copies"][1]["noted"], &arc["copies"][1]["state"]),
+            (&"proven".into(), &"ready".into()),
+            "{line}"
+        );
     }
     lab.assay("dest", ["verify", "nas"]).ok();
     // A second time there is nothing to send but the new version.
@@ -273,7 +277,7 @@ fn damage_here_is_not_copied_and_what_is_wrong_there_is_put_right() {
     fs::set_permissions(&there, fs::Permissions::from_mode(0o600)).expect("chmod");
     overwrite(&there, &bad);
     let found = lab.assay("dest", ["verify", "nas"]).run().code(4);
-    assert!(found.err().contains("assay: DEST_CHECKSUM: checksum mismatch for arc.0."), "{}", found.err());
+    assert!(found.err().contains("assay: DEST_CHECKSUM: arc.0."), "{}", found.err());
     lab.assay("dest", ["sync", "nas"]).ok();
     is_whole(&lab, &lab.path("nas"));
     // A last copy is not given up.

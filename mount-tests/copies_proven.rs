@@ -35,7 +35,7 @@ fn states(lab: &Lab, name: &str) -> Vec<(String, Option<String>)> {
     let out = lab.assay("dest", ["status", name, "--json"]).ok().out();
     let state = |line: &str| {
         let arc: Value = serde_json::from_str(line).expect("JSON");
-        let state = arc["copies"][0]["state"].as_str().map(str::to_string);
+        let state = arc["copies"][0]["noted"].as_str().map(str::to_string);
         (arc["arc"].as_str().expect("an arc").to_string(), state)
     };
     out.lines().map(state).collect()
@@ -82,7 +82,7 @@ fn all_copies_are_proven_and_damage_is_told_by_destination() {
     {
         assert!(found.out().contains(part), "{part} in {}", found.out());
     }
-    assert!(found.err().contains(&format!("checksum mismatch for {name} at usb: source=")), "{}", found.err());
+    assert!(found.err().contains(&format!("{name} at usb: expected checksum ")), "{}", found.err());
     let (findings, summary) = objects(&v4(&lab, &["--json"]).code(4));
     let [finding] = &findings[..] else { panic!("{findings:?}") };
     assert_eq!(
@@ -91,7 +91,7 @@ fn all_copies_are_proven_and_damage_is_told_by_destination() {
     );
     assert_eq!((&summary["copies"][0]["damaged"], &summary["copies"][1]["damaged"]), (&1.into(), &0.into()));
     let noted = states(&lab, "usb");
-    assert!(noted.iter().all(|(arc, state)| state.is_none() == (*arc == name)), "{noted:?}");
+    assert!(noted.iter().all(|(arc, state)| (state.as_deref() != Some("proven")) == (*arc == name)), "{noted:?}");
     assert!(lab.assay("stats", NONE).ok().out().contains("usb"));
     lab.assay("dest", ["sync"]).ok();
     assert!(fs::read(&path).expect("read") == good);

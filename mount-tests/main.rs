@@ -13,6 +13,7 @@ mod copies;
 mod copies_heal;
 mod copies_mend;
 mod copies_proven;
+mod copies_states;
 mod coverage;
 mod damage;
 mod destinations;

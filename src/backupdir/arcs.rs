@@ -21,6 +21,11 @@ pub(super) const TMP_SUFFIX: &str = ".tmp";
 /// What an arc is called while it is brought back from other copies.
 pub const FETCHED_SUFFIX: &str = ".fetched";
 
+/// It is being brought back, or was to be.
+pub fn is_fetched(dir: &OwnDir, name: ArcName) -> bool {
+    dir.stat(format!("{name}{FETCHED_SUFFIX}")).is_ok_and(|found| found.is_some())
+}
+
 /// Removes arcs that were not brought back to their end. The caller holds the lock of those who mend.
 pub fn clear_fetched(dir: &OwnDir) -> Result<()> {
     for name in dir.names()?.iter().filter_map(|name| std::str::from_utf8(name).ok()) {

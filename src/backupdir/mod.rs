@@ -412,6 +412,13 @@ impl BackupDir {
         lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
     }
 
+    /// True while another process puts back what committed arcs must be; nothing is changed.
+    pub fn is_mending(&self) -> bool {
+        let beside = self.own.sub(COPIES_DIR).ok().flatten();
+        let lock = beside.and_then(|beside| beside.read(MEND_LOCK_FILE).ok());
+        lock.is_some_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+    }
+
     /// Becomes the one writer.
     ///
     /// # Errors

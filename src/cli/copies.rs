@@ -9,7 +9,7 @@ use super::ui::Ui;
 use super::{Context, print, print_json, report, say, show};
 use crate::backupdir::BackupDir;
 use crate::catalog::Timespec;
-use crate::copies::{self, Around, Kept, PartlyHere, Remote, Report, Standing, State};
+use crate::copies::{self, Around, Condition, Kept, PartlyHere, Remote, Report, Standing, Stands, State};
 use crate::dest;
 use crate::error::{Error, Exit, Result, Trouble};
 use crate::monitor::{Monitor, Silent};
@@ -178,9 +178,12 @@ fn as_json(one: &Report) -> Value {
     })
 }
 
-/// Show where each arc is: in the backup dir, and at which destinations
+/// Show how each arc stands, in the backup dir and at each destination
 ///
-/// As noted when it was sent or verified; no destination is asked. `assay dest verify` asks.
+/// ready: compared to its last byte, and not changed since. unknown: never compared, changed (size, mtime, inode), compared
+/// more than 90 days ago, or it can't be asked. recovering: it is being put there. failed: other bytes were found; the
+/// message has both checksums. missing: it is not there. As noted, and as names in directories tell; no service is asked
+/// and nothing is read: `assay dest verify` and `assay selftest -v4` do that.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// The destination's name in dest.toml; all destinations if there is none
@@ -201,17 +204,21 @@ pub fn status(context: &Context, args: &StatusArgs) -> Result<Exit> {
     }
     let mut text = String::new();
     for standing in &all {
-        let here = if standing.here { "here" } else { "not here" };
-        let copies = standing.copies.iter().map(|copy| {
-            let at = show::time(Timespec { sec: copy.at_s as i64, nsec: 0 });
-            format!("{} ({} {at})", copy.dest, copy.state.text())
-        });
-        let places: Vec<String> = std::iter::once(here.to_string()).chain(copies).collect();
+        let here =
+            standing.here.as_ref().map_or_else(|| "not here".into(), |stands| format!("here {}", stands_text(stands)));
+        let copies = standing.copies.iter().map(|copy| format!("{} {}", copy.dest, stands_text(&copy.stands)));
+        let places: Vec<String> = std::iter::once(here).chain(copies).collect();
         let bytes = standing.arc_bytes.map_or_else(String::new, show::bytes);
         text += &format!("{:<14} {bytes:>10}  {}\n", standing.arc.to_string(), places.join(", "));
+        let wrong = standing.copies.iter().filter(|copy| is_told(&copy.stands));
+        let here = standing.here.iter().filter(|stands| is_told(stands)).map(|stands| (None, stands));
+        for (dest, stands) in here.chain(wrong.map(|copy| (Some(copy.dest.as_str()), &copy.stands))) {
+            let at = dest.map_or_else(String::new, |dest| format!(" at {dest}"));
+            text += &format!("  {}{at}: {}\n", standing.arc, stands.why);
+        }
     }
     if !context.quiet {
-        let alone = all.iter().filter(|standing| !standing.copies.iter().any(|copy| copy.state > State::Sending));
+        let alone = all.iter().filter(|standing| !standing.copies.iter().any(|copy| copy.noted > Some(State::Sending)));
         let alone = alone.count() as u64;
         text += &format!("{}, {} without a copy\n", show::counted(all.len() as u64, "arc"), show::number(alone));
     }
@@ -219,13 +226,37 @@ pub fn status(context: &Context, args: &StatusArgs) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
+/// Why is said in a line of its own.
+fn is_told(stands: &Stands) -> bool {
+    matches!(stands.condition, Condition::Failed | Condition::Missing)
+}
+
+fn stands_text(stands: &Stands) -> String {
+    let at = || show::time(Timespec { sec: stands.at_s as i64, nsec: 0 });
+    match (stands.condition, stands.at_s) {
+        (Condition::Unknown, _) => format!("unknown ({})", stands.why),
+        (condition, 0) => condition.text().into(),
+        (condition, _) => format!("{} ({})", condition.text(), at()),
+    }
+}
+
+fn stands_json(stands: &Stands) -> Value {
+    json!({ "state": stands.condition.text(), "why": stands.why, "at_s": stands.at_s })
+}
+
 fn standing_json(standing: &Standing) -> Value {
-    let copies = standing.copies.iter();
-    let copies = copies.map(|copy| json!({ "name": copy.dest, "state": copy.state.text(), "at_s": copy.at_s }));
+    let copies = standing.copies.iter().map(|copy| {
+        let mut value = stands_json(&copy.stands);
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("name".into(), json!(copy.dest));
+            fields.insert("noted".into(), json!(copy.noted.map(State::text)));
+        }
+        value
+    });
     json!({
         "arc": standing.arc.to_string(),
         "arc_bytes": standing.arc_bytes,
-        "here": standing.here,
+        "here": standing.here.as_ref().map(stands_json),
         "copies": copies.collect::<Vec<_>>(),
     })
 }

@@ -9,6 +9,7 @@ use super::{Context, open_index, print, print_json, show};
 use crate::arc::ARC_HEADER_LEN;
 use crate::backupdir::Accepted;
 use crate::catalog::Timespec;
+use crate::copies::{self, Condition};
 use crate::dest::Known;
 use crate::error::{Error, Exit, Result};
 use crate::index::{Index, Subtrees};
@@ -63,6 +64,9 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
     for refused in &refused {
         log::warn!("{}: not believed: {}", shown(&refused.path), refused.what);
     }
+    let standing = copies::status(&super::copies::around(context, &dir), None);
+    let standing = standing.inspect_err(|error| log::warn!("{}: {error}", error.code())).unwrap_or_default();
+    let standing = copies::counts(&standing);
     // The last of each level.
     let selftests: BTreeMap<u8, &Run> = ledger.runs().iter().map(|run| (run.level, run)).collect();
     // What was in an arc that is packed away is no damage any more.
@@ -88,6 +92,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
                 "level": run.level, "when_s": run.when_s, "seconds": run.seconds, "scope": run.scope, "inc": run.inc,
                 "blocks": run.blocks, "bytes": run.bytes, "findings": run.findings, "fixed": run.fixed,
             })).collect::<Vec<_>>(),
+            "copies": standing.iter().map(standing_json).collect::<Vec<_>>(),
             "free_bytes": free_bytes,
             "accepted_losses": accepted,
             "open_damage": open.len(),
@@ -133,8 +138,27 @@ pub fn run(context: &Context, args: &StatsArgs) -> Result<Exit> {
         };
         print(&format!("Lost           {first}{more}: accepted\n"))?;
     }
+    print(&standing.iter().map(standing_text).collect::<String>())?;
     print(&health_text(&selftests, open.len(), &damage, ledger.same_flip_twice().is_some()))?;
     Ok(Exit::Ok)
+}
+
+/// How many arcs stand how, at one place.
+type Counts = (String, BTreeMap<Condition, u64>);
+
+fn standing_json((name, counts): &Counts) -> Value {
+    let count = |condition: &Condition| (condition.text().to_string(), json!(counts.get(condition).unwrap_or(&0)));
+    let mut fields: serde_json::Map<String, Value> = Condition::ALL.iter().map(count).collect();
+    let name = if name.is_empty() { None } else { Some(name) };
+    fields.insert("destination".into(), json!(name));
+    Value::Object(fields)
+}
+
+fn standing_text((name, counts): &Counts) -> String {
+    let parts: Vec<String> =
+        counts.iter().map(|(condition, count)| format!("{} {}", show::number(*count), condition.text())).collect();
+    let title = if name.is_empty() { "Arcs here".to_string() } else { format!("Arcs at {name}") };
+    format!("{title:<14} {}\n", if parts.is_empty() { "none".into() } else { parts.join(", ") })
 }
 
 fn damage(index: &Index, known: &Known, found: &Damage) -> Value {

@@ -1,4 +1,4 @@
-//! Looking after copies: which there are, whether they are right, completing them, giving one up.
+//! Looking after copies: whether they are right, completing them, giving one up.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc;
@@ -6,14 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::facts::facts;
-use super::notes::{Note, State};
 use super::pace::Pace;
 use super::place::{OnBad, Place, Sourced};
 use super::plan::{Plan, Wanted, Whose};
 use super::sender::{Sender, Task};
 use super::{Around, Limits, Report};
 use crate::backupdir::Lock;
-use crate::depot::Depot;
 use crate::dest::{self, Known, Settings};
 use crate::error::{Error, Result, Trouble};
 use crate::ids::ArcName;
@@ -22,50 +20,6 @@ use crate::sync::{into_inner, lock};
 
 /// How much longer than its own limits a place may take to be reached.
 const LEEWAY: Duration = Duration::from_secs(5);
-
-/// Where an arc is, as far as is noted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
-    pub arc: ArcName,
-    /// None: of a commit nothing is recorded.
-    pub arc_bytes: Option<u64>,
-    /// It is in the backup dir, in its length.
-    pub here: bool,
-    pub copies: Vec<Copy>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Copy {
-    pub dest: String,
-    pub state: State,
-    /// Seconds since 1970.
-    pub at_s: u64,
-}
-
-/// What is noted of each arc's copies; no destination is asked.
-pub fn status(around: &Around, only: Option<&str>) -> Result<Vec<Standing>> {
-    let mut places = dest::all(&around.dir)?;
-    if let Some(name) = only {
-        places = vec![dest::named(&around.dir, name)?];
-    }
-    let plan = around.plan()?;
-    let noted: Vec<_> = places.iter().map(|settings| (&settings.name, around.noted(&settings.name))).collect();
-    let standing = |wanted: &Wanted| {
-        let copy = |name: &str, note: &Note| Copy { dest: name.to_string(), state: note.state, at_s: note.at_s };
-        let found = around.here().len_bytes(wanted.name).ok();
-        let arc_bytes = Some(wanted.arc_bytes()).filter(|_| !wanted.is_commit());
-        Standing {
-            arc: wanted.name,
-            arc_bytes,
-            here: found.is_some_and(|found| arc_bytes.is_none_or(|bytes| bytes == found)),
-            copies: noted
-                .iter()
-                .filter_map(|(name, notes)| notes.get(&wanted.name).map(|note| copy(name, note)))
-                .collect(),
-        }
-    };
-    Ok(plan.wanted.iter().map(standing).collect())
-}
 
 /// Somebody waits for the answer: what fails is not tried for as long as a backup does it.
 fn waited_for(around: &Around) -> Limits {

@@ -12,8 +12,10 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::fetched::Fetched;
+use super::notes::{Note, State};
 use super::plan::What;
 use super::remote::Remote;
+use super::standing::note_here;
 use crate::backupdir::{BackupDir, Lock, MendLock, arcs};
 use crate::crypto::sha256;
 use crate::depot::{Depot, Local, StoredArc, Via};
@@ -161,6 +163,7 @@ impl<'a> Home<'a> {
                     let found = Checksum::sha256(&copied(there.as_ref(), advance, out)?);
                     compare(self.from.name(), &name.to_string(), &Checksum::sha256(&entry.digest.0), &found)
                 })?;
+                note_here(self.dir, name, Note::now(entry.id, State::Proven));
                 Ok(Some(entry.arc_bytes))
             }
             What::Commit(digest) => {

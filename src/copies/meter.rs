@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Traffic;
-use crate::dest::{Body, Compared, Lie, Object, Storage};
+use crate::dest::{Body, Compared, Lie, Object, Stamp, Storage};
 use crate::error::{Error, Result};
 
 /// Bytes that may still be fetched, from all destinations together.
@@ -97,6 +97,10 @@ impl Storage for Metered {
 
     fn lie(&self, object: &str, bytes: &[u8], lie: Lie) -> Result<()> {
         self.inner.lie(object, bytes, lie)
+    }
+
+    fn stamp(&self, object: &str) -> Result<Option<Stamp>> {
+        self.asked().stamp(object)
     }
 
     fn forget(&self, object: &str) -> Result<()> {

@@ -28,6 +28,7 @@ mod plan;
 mod proving;
 mod remote;
 mod sender;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod usual;
@@ -46,14 +47,14 @@ use crate::ids::ArcName;
 use crate::monitor::{Event, Monitor};
 use crate::sync::lock;
 pub use away::{PartlyHere, read as away};
-pub use care::{Standing, clear, status, sync, verify};
+pub use care::{clear, sync, verify};
 pub use estimate::Estimate;
 pub use home::{Brought, MEND_PATIENCE, bring_home, bring_one};
 pub use keep::{Kept, bring_back, keep_within, leave_away};
 use meter::Metered;
 pub use meter::{Budget, Meter};
 use notes::Noted;
-pub use notes::State;
+pub use notes::{Note, State};
 pub use other::others;
 pub use pace::Limits;
 use place::{Done, OnBad, Sourced};
@@ -62,6 +63,7 @@ use plan::{Plan, Wanted};
 pub use proving::Proving;
 pub use remote::{Remote, Traffic};
 use sender::{Sender, Task};
+pub use standing::{Condition, Standing, Stands, counts, note_here, status};
 
 /// Opens a destination.
 pub type Opener = Arc<dyn Fn(&Settings) -> Result<Box<dyn Storage>> + Send + Sync>;

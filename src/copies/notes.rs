@@ -1,5 +1,5 @@
-//! What is noted of the copies at one destination: `copies/ID` in the backup dir, a line a fact, the last one of an arc
-//! counts.
+//! What is noted of the copies at one destination, or of the arcs in the backup dir: `copies/ID` there, a line a fact, the
+//! last one of an arc counts.
 //!
 //! Invariants: a note saves requests, and never makes anything true: what is noted as stored must be in the listing too, or
 //! be looked for by name. It may be lost: then what is there is proven again. Who sends holds `copies/ID.lock`.
@@ -11,6 +11,7 @@ use std::sync::Mutex;
 
 use crate::backupdir::{BackupDir, COPIES_DIR as DIR};
 use crate::crypto::sha256;
+use crate::dest::Stamp;
 use crate::error::{Error, Result, Trouble};
 use crate::ids::{ArcId, ArcName, DestId};
 use crate::ledger::now_s;
@@ -19,6 +20,8 @@ use crate::own::OwnDir;
 use crate::sync::lock;
 use crate::text::hex;
 
+/// The backup dir itself, among places.
+const HERE: DestId = DestId([0; 16]);
 const PLACE: &str = ".place";
 const ID_DIGITS: u64 = 32;
 /// More lines than this are no notes of ours.
@@ -29,6 +32,10 @@ const SLACK_LINES: usize = 1000;
 /// How far the copy of an arc has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
+    /// It was there, and is not.
+    Gone,
+    /// Other bytes were found than are recorded.
+    Failed,
     /// It was about to be sent: what has its name there may be half of it, and may be replaced.
     Sending,
     /// It was sent, and nothing was compared.
@@ -39,6 +46,8 @@ pub enum State {
 impl State {
     pub fn text(self) -> &'static str {
         match self {
+            State::Gone => "missing",
+            State::Failed => "failed",
             State::Sending => "sending",
             State::Unverified => "unverified",
             State::Proven => "proven",
@@ -46,13 +55,24 @@ impl State {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
     /// Of the arc, not of its name alone.
     pub id: ArcId,
     pub state: State,
     /// Seconds since 1970.
     pub at_s: u64,
+    /// Of the file, where it is one of this machine, when that was found.
+    pub stamp: Option<Stamp>,
+    /// What was found, if it failed.
+    pub why: Box<str>,
+}
+
+impl Note {
+    /// Found now.
+    pub fn now(id: ArcId, state: State) -> Note {
+        Note { id, state, at_s: now_s(), stamp: None, why: "".into() }
+    }
 }
 
 pub type Noted = BTreeMap<ArcName, Note>;
@@ -84,7 +104,7 @@ impl Notes {
         if lines > noted.len() + SLACK_LINES {
             let new = format!("{file}.new");
             own.remove_if_there(&new)?;
-            let text: String = noted.iter().map(|(name, note)| line(dest, *name, Some(*note))).collect();
+            let text: String = noted.iter().map(|(name, note)| line(dest, *name, Some(note))).collect();
             let mut out = own.create(&new, 0o600)?;
             out.write_all(text.as_bytes()).map_err(|error| Error::io("write", own.path_of(&new), &error))?;
             own.rename(&new, &file)?;
@@ -96,15 +116,14 @@ impl Notes {
     }
 
     pub fn of(&self, name: ArcName) -> Option<Note> {
-        lock(&self.known).0.get(&name).copied()
+        lock(&self.known).0.get(&name).cloned()
     }
 
     /// A note that can't be written is only missing the next time.
-    pub fn put(&self, name: ArcName, id: ArcId, state: State) {
-        let note = Note { id, state, at_s: now_s() };
+    pub fn put(&self, name: ArcName, note: Note) {
         let mut known = lock(&self.known);
+        let _ = known.1.write_all(line(self.dest, name, Some(&note)).as_bytes());
         known.0.insert(name, note);
-        let _ = known.1.write_all(line(self.dest, name, Some(note)).as_bytes());
     }
 
     /// It is not there any more.
@@ -125,6 +144,37 @@ pub fn noted(dir: &BackupDir, name: &str) -> Noted {
         }
     };
     read().unwrap_or_default()
+}
+
+/// What is noted of the arcs in the backup dir itself.
+pub fn noted_here(dir: &BackupDir) -> Noted {
+    let read = || dir.own().sub(DIR)?.map_or_else(|| Ok(Noted::new()), |own| Ok(read(&own, HERE)?.0));
+    let noted: Result<Noted> = read();
+    noted.unwrap_or_default()
+}
+
+/// Notes what was found of an arc in the backup dir. Whoever looks may: a line is added, and the last one counts.
+///
+/// # Errors
+/// Those of the file: then it is not noted.
+pub fn note_here(dir: &BackupDir, name: ArcName, note: &Note) -> Result<()> {
+    let own = dir.own().sub_made(DIR, 0o700)?;
+    let file = HERE.to_string();
+    let mut out = own.write(&file, 0o600, Write::Append)?;
+    // What a kill has cut before must not spoil this line.
+    let text = format!("\n{}", line(HERE, name, Some(note)));
+    out.write_all(text.as_bytes()).map_err(|error| Error::io("write", own.path_of(&file), &error))
+}
+
+/// Somebody sends to the place that had this name last.
+pub fn is_held(dir: &BackupDir, name: &str) -> bool {
+    let held = || -> Result<bool> {
+        let Some(own) = dir.own().sub(DIR)? else { return Ok(false) };
+        let Some(dest) = place_of(&own, name)? else { return Ok(false) };
+        let lock = own.read(format!("{dest}.lock"))?;
+        Ok(matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    };
+    held().unwrap_or(false)
 }
 
 /// A place was reached under this name.
@@ -185,12 +235,19 @@ fn read(own: &OwnDir, dest: DestId) -> Result<(Noted, usize)> {
     Ok((noted, lines))
 }
 
-fn line(dest: DestId, name: ArcName, note: Option<Note>) -> String {
+fn line(dest: DestId, name: ArcName, note: Option<&Note>) -> String {
     let text = match note {
-        Some(Note { id, state, at_s }) => format!("{name} {} {at_s} {id}", state.text()),
+        Some(Note { id, state, at_s, stamp, why }) => {
+            let stamp = stamp
+                .map_or("-".into(), |Stamp { len_bytes, mtime_ns, inode }| format!("{len_bytes}:{mtime_ns}:{inode}"));
+            // One line, whatever a service has said.
+            let why = why.replace(|c: char| c.is_control(), " ");
+            format!("{name} {} {at_s} {id} {stamp} {why}", state.text())
+        }
         None => format!("{name} gone 0 -"),
     };
-    format!("{text} {}\n", check(dest, &text))
+    let text = text.trim_end();
+    format!("{text} {}\n", check(dest, text))
 }
 
 /// What of a line was cut or damaged is no note.
@@ -204,14 +261,23 @@ fn parse(dest: DestId, line: &str) -> Option<(ArcName, Option<Note>)> {
     if sum != check(dest, text) {
         return None;
     }
-    let mut words = text.split(' ');
+    let mut words = text.splitn(6, ' ');
     let (name, state, at_s, id) = (words.next()?, words.next()?, words.next()?, words.next()?);
     let name = ArcName::parse(name)?;
+    let all = [State::Gone, State::Failed, State::Sending, State::Unverified, State::Proven];
     let state = match state {
         "gone" => return Some((name, None)),
-        text => [State::Sending, State::Unverified, State::Proven].into_iter().find(|state| state.text() == text)?,
+        text => all.into_iter().find(|state| state.text() == text)?,
     };
-    Some((name, Some(Note { id: ArcId(bytes_of(id)?), state, at_s: at_s.parse().ok()? })))
+    let stamp = words.next().and_then(stamp_of);
+    let why = words.next().unwrap_or_default().into();
+    Some((name, Some(Note { id: ArcId(bytes_of(id)?), state, at_s: at_s.parse().ok()?, stamp, why })))
+}
+
+fn stamp_of(text: &str) -> Option<Stamp> {
+    let mut parts = text.split(':');
+    let (len, mtime, inode) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(Stamp { len_bytes: len.parse().ok()?, mtime_ns: mtime.parse().ok()?, inode: inode.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -223,9 +289,16 @@ mod tests {
     fn a_note_is_read_as_it_was_written_or_not_at_all() {
         let dest = DestId([3; 16]);
         let name = ArcName { version: Version(3), number: 1 };
-        for state in [State::Sending, State::Unverified, State::Proven] {
-            let note = Note { id: ArcId([0xa5; 16]), state, at_s: 1_764_320_000 };
-            let text = line(dest, name, Some(note));
+        let stamp = Stamp { len_bytes: 7, mtime_ns: -5, inode: 12 };
+        for (state, stamp, why) in [
+            (State::Sending, None, ""),
+            (State::Unverified, None, ""),
+            (State::Proven, Some(stamp), ""),
+            (State::Failed, Some(stamp), "expected this, found that"),
+            (State::Gone, None, ""),
+        ] {
+            let note = Note { id: ArcId([0xa5; 16]), state, at_s: 1_764_320_000, stamp, why: why.into() };
+            let text = line(dest, name, Some(&note));
             let text = text.trim_end();
             assert_eq!(parse(dest, text), Some((name, Some(note))));
             assert_eq!(parse(DestId([4; 16]), text), None);
@@ -237,5 +310,9 @@ mod tests {
             }
         }
         assert_eq!(parse(dest, line(dest, name, None).trim_end()), Some((name, None)));
+        // As it was written before there were stamps.
+        let old = format!("{name} proven 1764320000 {}", ArcId([0xa5; 16]));
+        let old = format!("{old} {}", check(dest, &old));
+        assert!(matches!(parse(dest, &old), Some((_, Some(Note { state: State::Proven, stamp: None, .. })))));
     }
 }

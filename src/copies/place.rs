@@ -22,7 +22,7 @@ use crate::arc::{ARC_HEADER_LEN, ArcHeader};
 use crate::depot::{Depot, Via};
 use crate::dest::mark::DESTID;
 use crate::dest::settings::Verify;
-use crate::dest::{Body, Compared, Known, Lie, Object, Proof, Settings, Storage, Sum, mark, prove, put_proven};
+use crate::dest::{Body, Compared, Known, Lie, Object, Proof, Settings, Stamp, Storage, Sum, mark, prove, put_proven};
 use crate::error::{Error, Result, Trouble};
 use crate::ids::{ArcId, ArcName, CopyId};
 use crate::monitor::Event;
@@ -274,18 +274,20 @@ impl Place {
 
     /// Sees to it that an arc is there.
     pub fn bring(&self, wanted: &Wanted, sources: &[Sourced], on_bad: OnBad) -> Result<Done> {
-        if let Some(state) = self.is_stored(wanted) {
+        let looks_again = on_bad == OnBad::Replace && self.has_changed(wanted.name);
+        if let Some(state) = self.is_stored(wanted).filter(|_| !looks_again) {
             return Ok(Done::Was(state));
         }
         let facts = self.facts(wanted, sources)?;
         let name = facts.name;
-        let note = self.notes.of(name).filter(|note| note.id == facts.id);
-        let mut may_replace = note.is_some_and(|note| note.state == State::Sending) || on_bad == OnBad::Replace;
-        if note.is_some() || self.there.contains_key(&name) {
+        let noted = self.notes.of(name).filter(|note| note.id == facts.id).map(|note| note.state);
+        let is_stored = noted.is_some_and(|state| state > State::Sending) && !looks_again;
+        let mut may_replace = noted == Some(State::Sending) || on_bad == OnBad::Replace;
+        if noted.is_some() || self.there.contains_key(&name) {
             match self.ask(|storage| storage.stat(&name.to_string()))? {
                 // A listing may be stale: its own word counts.
-                Some(len) if len == facts.len_bytes && note.is_some_and(|note| note.state > State::Sending) => {
-                    return Ok(Done::Was(note.map_or(State::Unverified, |note| note.state)));
+                Some(len) if len == facts.len_bytes && is_stored => {
+                    return Ok(Done::Was(noted.unwrap_or(State::Unverified)));
                 }
                 Some(_) => {
                     let mut settled = self.ask(|storage| self.settle(storage, &facts, sources, may_replace));
@@ -297,15 +299,15 @@ impl Place {
                         };
                         settled = self.ask(go);
                     }
-                    if matches!(settled, Err(Error::Dest { trouble: Trouble::Checksum { .. }, .. })) {
-                        self.notes.forget(name);
+                    if let Err(error) = &settled {
+                        self.found(name, facts.id, &Err(error.clone()));
                     }
                     if let Some(state) = settled? {
-                        self.notes.put(name, facts.id, state);
+                        self.found(name, facts.id, &Ok(state));
                         return Ok(Done::Found(state));
                     }
                 }
-                None if note.is_some_and(|note| note.state > State::Sending) => {
+                None if noted.is_some_and(|state| state > State::Sending) => {
                     self.warn(format!("{name} was at {} and is gone: it is sent again", self.name()));
                 }
                 None => {}
@@ -344,7 +346,7 @@ impl Place {
 
     fn send_from(&self, facts: &Facts, source: &Sourced, sources: &[Sourced], may_replace: &mut bool) -> Result<Done> {
         let name = facts.name;
-        self.notes.put(name, facts.id, State::Sending);
+        self.notes.put(name, Note::now(facts.id, State::Sending));
         let furthest = Mutex::new(0);
         let given = |bytes: u64| {
             let mut furthest = lock(&furthest);
@@ -382,7 +384,7 @@ impl Place {
         });
         *may_replace = replace.get();
         let state = state?;
-        self.notes.put(name, facts.id, state);
+        self.found(name, facts.id, &Ok(state));
         Ok(Done::Sent(state, facts.len_bytes))
     }
 
@@ -454,13 +456,27 @@ impl Place {
 
     /// Notes what was found of an arc when all of it was compared.
     pub fn noted(&self, facts: &Facts, found: &Result<()>) {
-        match found {
-            Ok(()) => self.notes.put(facts.name, facts.id, State::Proven),
-            Err(Error::Dest { trouble: Trouble::Checksum { .. } | Trouble::NotFound, .. }) => {
-                self.notes.forget(facts.name);
-            }
-            Err(_) => {}
-        }
+        self.found(facts.name, facts.id, &found.clone().map(|()| State::Proven));
+    }
+
+    /// Notes how far a copy has come, or what is wrong with it; what only keeps it from being asked says nothing of it.
+    pub fn found(&self, name: ArcName, id: ArcId, found: &Result<State>) {
+        let (state, why) = match found {
+            Ok(state) => (*state, String::new()),
+            Err(Error::Dest { trouble: Trouble::NotFound, .. }) => (State::Gone, String::new()),
+            Err(error) if error.is_damage() => (State::Failed, error.to_string()),
+            Err(_) => return,
+        };
+        // Without it a change is not seen, but by content.
+        let stamp = self.storage().stamp(&name.to_string()).ok().flatten();
+        self.notes.put(name, Note { stamp, why: why.into(), ..Note::now(id, state) });
+    }
+
+    /// It was changed since it was found to be as noted, as far as its file tells.
+    fn has_changed(&self, name: ArcName) -> bool {
+        let before = self.notes.of(name).and_then(|note| note.stamp);
+        let now = || self.storage().stamp(&name.to_string()).ok().flatten();
+        before.is_some_and(|before| now().is_some_and(|now| now.differs(&before).is_some()))
     }
 }
 
@@ -577,6 +593,11 @@ impl Storage for Paced {
 
     fn lie(&self, object: &str, bytes: &[u8], lie: Lie) -> Result<()> {
         self.inner.lie(object, bytes, lie)
+    }
+
+    fn stamp(&self, object: &str) -> Result<Option<Stamp>> {
+        self.pace.check()?;
+        self.inner.stamp(object)
     }
 
     fn forget(&self, object: &str) -> Result<()> {

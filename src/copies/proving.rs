@@ -104,8 +104,17 @@ impl Proving {
     }
 
     /// Something of the arc is wrong, or it is not there.
-    pub fn found_wrong(&self, name: ArcName) {
-        self.0.place.notes.forget(name);
+    pub fn found_wrong(&self, entry: &ArcEntry, error: &Error) {
+        let is_gone = matches!(error, Error::Arc { damage: Damage::Missing, .. });
+        let found = match is_gone {
+            true => Err(self.gone(entry.name)),
+            false => Err(error.clone()),
+        };
+        self.0.place.found(entry.name, entry.id, &found);
+    }
+
+    fn gone(&self, name: ArcName) -> Error {
+        Error::Dest { dest: self.0.place.name().into(), object: name.to_string().into(), trouble: Trouble::NotFound }
     }
 
     /// All of an arc was read and judged: what that says of it as a whole. `found` is the SHA-256 of what was read, if all of

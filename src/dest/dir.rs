@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::path::Path;
 
-use super::{Body, Compared, Lie, Object, PIECE_BYTES, Storage, check_range, pieces, trouble, wrong_range};
+use super::{Body, Compared, Lie, Object, PIECE_BYTES, Stamp, Storage, check_range, pieces, trouble, wrong_range};
 use crate::catalog::Kind;
 use crate::error::{Error, Result, Trouble, io_text};
 use crate::os::{DirFd, file, stat};
@@ -111,6 +111,15 @@ impl Storage for Dir {
     fn stat(&self, object: &str) -> Result<Option<u64>> {
         match self.root.stat_at(object.as_bytes()) {
             Ok(found) if found.kind == Kind::File => Ok(Some(found.size)),
+            Ok(_) => Err(self.no_file(object)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed(object, &error)),
+        }
+    }
+
+    fn stamp(&self, object: &str) -> Result<Option<Stamp>> {
+        match self.root.stat_at(object.as_bytes()) {
+            Ok(found) if found.kind == Kind::File => Ok(Some(Stamp::of(&found))),
             Ok(_) => Err(self.no_file(object)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.failed(object, &error)),

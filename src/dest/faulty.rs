@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Body, Checksum, Compared, Lie, Object, Storage, pieces, trouble};
+use super::{Body, Checksum, Compared, Lie, Object, Stamp, Storage, pieces, trouble};
 use crate::error::{Result, Trouble};
 use crate::sync::lock;
 
@@ -94,6 +94,10 @@ impl Storage for Box<dyn Storage> {
 
     fn put(&self, object: &str, body: &dyn Body) -> Result<Compared> {
         (**self).put(object, body)
+    }
+
+    fn stamp(&self, object: &str) -> Result<Option<Stamp>> {
+        (**self).stamp(object)
     }
 
     fn stat(&self, object: &str) -> Result<Option<u64>> {

@@ -36,6 +36,7 @@ use sha2::{Digest, Sha256};
 
 use crate::backupdir::BackupDir;
 use crate::error::{Error, Result, Trouble};
+use crate::os::stat::Stat;
 use crate::text::{hex, shown};
 
 pub use exam::{Exam, examine};
@@ -141,9 +142,40 @@ pub trait Storage: Send + Sync {
     /// Does what must be refused, and must change nothing.
     fn lie(&self, object: &str, bytes: &[u8], lie: Lie) -> Result<()>;
 
+    /// What tells that an object was changed, without reading it, where the place has such a thing.
+    fn stamp(&self, _object: &str) -> Result<Option<Stamp>> {
+        Ok(None)
+    }
+
     /// Makes the next reads of an object come from the medium, where there is a cache of ours before it.
     fn forget(&self, _object: &str) -> Result<()> {
         Ok(())
+    }
+}
+
+/// What a file system says of a file. Another one says that it was changed; the same one proves nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    pub len_bytes: u64,
+    /// Since 1970.
+    pub mtime_ns: i64,
+    pub inode: u64,
+}
+
+impl Stamp {
+    pub fn of(stat: &Stat) -> Stamp {
+        let mtime_ns = stat.mtime.sec.saturating_mul(1_000_000_000).saturating_add(i64::from(stat.mtime.nsec));
+        Stamp { len_bytes: stat.size, mtime_ns, inode: stat.ino }
+    }
+
+    /// What differs, in a word.
+    pub fn differs(&self, before: &Stamp) -> Option<&'static str> {
+        match () {
+            () if self.len_bytes != before.len_bytes => Some("size"),
+            () if self.mtime_ns != before.mtime_ns => Some("mtime"),
+            () if self.inode != before.inode => Some("inode"),
+            () => None,
+        }
     }
 }
 

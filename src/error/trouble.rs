@@ -105,7 +105,8 @@ impl Trouble {
         let place = if object.is_empty() { dest.to_string() } else { format!("{dest}: {}", shown(object)) };
         match self {
             Trouble::Absent(what) => format!("{dest} is not there: {what}"),
-            Trouble::NotFound => format!("{place} is not there"),
+            Trouble::NotFound if object.is_empty() => format!("{dest}: no such file"),
+            Trouble::NotFound => format!("{} at {dest}: no such file", shown(object)),
             Trouble::Exists => format!("{place} is there already, and was not replaced"),
             Trouble::Denied(what) => format!("{place}: not allowed: {what}"),
             Trouble::Full(what) => format!("{place}: no room: {what}"),
@@ -116,7 +117,10 @@ impl Trouble {
             Trouble::TimedOut { what, limit_s } => format!("{place}: {what} for {limit_s} s"),
             Trouble::WrongRange { wanted, found } => format!("{place}: asked for {wanted}, got {found}"),
             Trouble::Checksum { source, found } => {
-                format!("checksum mismatch for {} at {dest}: source={source}, destination={found}", shown(object))
+                format!(
+                    "{} at {dest}: expected checksum {source} doesn't match the existing file checksum {found}",
+                    shown(object)
+                )
             }
             Trouble::Algorithm { source, found } => {
                 format!(

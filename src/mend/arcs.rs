@@ -13,19 +13,23 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::frames::Correction;
-use super::rewrite::{footer, frame_table};
+use super::rewrite::{footer, frame_table, rewrite_shell};
 use crate::arc::repair::repair;
 use crate::arc::{ARC_HEADER_LEN, ArcHeader, ArcTrailer};
+use crate::backupdir::BackupDir;
 use crate::backupdir::arcs::{COMMIT_NUMBER, FETCHED_SUFFIX, commit_arc};
 use crate::catalog::ArcEntry;
-use crate::copies::{What, bring_one};
+use crate::copies::{Note, State, What, bring_one, note_here};
 use crate::depot::{Depot, Local, Reach, StoredArc, Via};
-use crate::error::{Damage, Error, Result};
+use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::{Frame, Way};
 use crate::findings::{Cause, Finding, Fixed};
-use crate::ids::{ArcName, CopyId, FrameNo};
+use crate::ids::{ArcName, ArcSerial, CopyId, FrameNo, FramePlace};
 use crate::monitor::Event;
 use crate::text::counted;
+
+/// More frames of an arc than these are not fetched one by one.
+const FEW_FRAMES: usize = 32;
 
 /// What came of an arc that was put together.
 enum Made {
@@ -46,6 +50,51 @@ impl Correction<'_> {
                 return Ok(());
             }
             self.bring(name, &error)?;
+        }
+        Ok(())
+    }
+
+    /// Arcs of which many frames are wanted are fetched whole, where a copy is whole.
+    pub(super) fn bring_back_many<'f>(
+        &mut self,
+        wanted: impl Iterator<Item = &'f FramePlace>,
+        findings: &[Finding],
+    ) -> Result<()> {
+        let mut counts: BTreeMap<ArcSerial, Vec<FramePlace>> = BTreeMap::new();
+        wanted.for_each(|place| counts.entry(place.arc()).or_default().push(*place));
+        for (serial, places) in counts.into_iter().filter(|(_, places)| places.len() > FEW_FRAMES) {
+            let Some(name) = self.arcs.get(&serial).map(|entry| entry.name) else { continue };
+            let is_about = |finding: &&Finding| finding.place.as_ref().is_some_and(|place| place.arc == name);
+            let Some(wrong) = findings.iter().find(is_about).map(|finding| finding.error.clone()) else { continue };
+            self.bring(name, &wrong)?;
+            if let Some(outcome) = self.brought.get(&name).filter(|outcome| outcome.is_done()) {
+                self.outcomes.extend(places.into_iter().map(|place| (place, outcome.clone())));
+            }
+        }
+        Ok(())
+    }
+
+    /// An arc of which a part was written has its recorded checksum then, or what else is wrong with it is put right too.
+    pub(super) fn prove(&mut self) -> Result<()> {
+        let is_written = |outcome: &Fixed| matches!(outcome, Fixed::Rewritten { .. });
+        let written = self.outcomes.iter().filter(|(_, outcome)| is_written(outcome)).map(|(place, _)| place.arc());
+        let written: BTreeSet<ArcSerial> = written.collect();
+        let entries = written.iter().filter_map(|serial| self.arcs.get(serial));
+        let entries: Vec<ArcEntry> = entries.filter(|entry| !self.brought.contains_key(&entry.name)).cloned().collect();
+        let dir = self.mending.dir;
+        for entry in entries {
+            if self.mending.monitor.interrupted() {
+                return Ok(());
+            }
+            let name = entry.name.to_string();
+            let is_right = || reads_back(dir, &entry, &name).unwrap_or(false);
+            let shell = || rewrite_shell(dir, &self.lock, &self.index, &entry);
+            if is_right() || (shell().is_ok() && is_right()) {
+                note_here(dir, entry.name, Note::now(entry.id, State::Proven));
+                continue;
+            }
+            let wrong = Error::Arc { place: Place::in_arc(entry.name, 0), damage: Damage::BadTag };
+            self.bring(entry.name, &wrong)?;
         }
         Ok(())
     }
@@ -183,7 +232,9 @@ impl Correction<'_> {
         let done = written
             .and_then(|()| out.put(&tail).and_then(|()| out.put(&trailer)).map_err(failed))
             .and_then(|()| synced(&out));
-        let is_whole = lost == 0 && <[u8; 32]>::from(out.digest.finalize()) == entry.digest.0;
+        let is_whole = lost == 0
+            && <[u8; 32]>::from(out.digest.finalize()) == entry.digest.0
+            && reads_back(dir, entry, &temporary)?;
         let is_more = came > 0 && matches!(wrong, Error::Arc { .. });
         if done.is_err() || self.mending.monitor.interrupted() || !(is_whole || is_more) {
             let _ = dir.own().remove_if_there(&temporary);
@@ -192,12 +243,29 @@ impl Correction<'_> {
         dir.own().rename(&temporary, name.to_string())?;
         dir.own().sync()?;
         if is_whole {
+            note_here(dir, name, Note::now(entry.id, State::Proven));
             return Ok(Made::Whole(from));
         }
         let what =
             format!("{name}: {} came from other copies, {} no copy has", counted(came, "frame"), counted(lost, "part"));
         self.mending.monitor.event(Event::Warning { path: b"", what });
         Ok(Made::Partly)
+    }
+}
+
+/// What was written has the recorded checksum on the medium too.
+fn reads_back(dir: &BackupDir, entry: &ArcEntry, file_name: &str) -> Result<bool> {
+    let arc = Local::new(dir.own()).open_as(entry.name, file_name)?;
+    arc.forget();
+    let (mut digest, mut at, mut piece) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        match arc.read(at, &mut piece, Via::Medium)? {
+            0 => return Ok(<[u8; 32]>::from(digest.finalize()) == entry.digest.0),
+            count => {
+                digest.update(piece.get(..count).unwrap_or_default());
+                at += count as u64;
+            }
+        }
     }
 }
 

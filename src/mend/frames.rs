@@ -66,7 +66,7 @@ pub(super) struct Correction<'a> {
     pub brought: BTreeMap<ArcName, Fixed>,
     /// Names of blocks that were relocated, by the place that they are read from.
     names: HashMap<BlockId, BlockId>,
-    outcomes: BTreeMap<FramePlace, Fixed>,
+    pub outcomes: BTreeMap<FramePlace, Fixed>,
     /// Frames whose blocks are wanted from elsewhere, and why they can't be repaired.
     lost: BTreeMap<FramePlace, (FrameInfo, String)>,
 }
@@ -88,6 +88,7 @@ impl<'a> Correction<'a> {
     fn all(&mut self, findings: &mut [Finding], writer: Option<&Lock>) -> Result<()> {
         self.go_on()?;
         let wanted: Vec<Vec<FramePlace>> = findings.iter().map(|finding| self.frames_of(finding)).collect();
+        self.bring_back_many(wanted.iter().flatten(), findings)?;
         let total = wanted.iter().map(Vec::len).sum::<usize>().min(MAX_FRAMES) as u64;
         for (place, seen) in wanted.iter().flatten().take(MAX_FRAMES).zip(1u64..) {
             if self.mending.monitor.interrupted() {
@@ -122,7 +123,7 @@ impl<'a> Correction<'a> {
             };
             finding.fixed = finding.fixed.take().or(said);
         }
-        Ok(())
+        self.prove()
     }
 
     /// Ends what attempts that were cut have begun.

@@ -21,13 +21,13 @@ use super::{Exam, Level, Report};
 use crate::arc::{ARC_HEADER_LEN, ArcHeader, FrameInfo};
 use crate::backupdir::arcs;
 use crate::catalog::ArcEntry;
-use crate::copies::Proving;
+use crate::copies::{Note, Proving, State, note_here};
 use crate::depot::{Depot, StoredArc};
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
 use crate::findings::hits::Wrong;
 use crate::findings::{Cause, Finding, MAX_LISTED, Part, Spot};
-use crate::ids::{ArcName, ArcSerial, BlockId, FrameNo, Version};
+use crate::ids::{ArcId, ArcName, ArcSerial, BlockId, FrameNo, Version};
 use crate::ledger::{self, How, Record};
 use crate::monitor::{Event, Progress};
 use crate::sync::{into_inner, lock};
@@ -383,8 +383,8 @@ impl<'a> Run<'a> {
             (_, Error::Arc { damage: Damage::Missing, .. }) => drop(lock(&self.missing).insert(name)),
             _ => drop(lock(&self.damaged).insert(name)),
         }
-        if let (Some(far), true) = (self.far, self.is_wrong(name)) {
-            far.found_wrong(name);
+        if let (Some(far), Some(entry), true) = (self.far, self.entry(serial), self.is_wrong(name)) {
+            far.found_wrong(entry, &error);
         }
         let spot = Spot { copy: self.copy.id(), serial, part: bad_part.part };
         let frames = serial.zip(frames).map(|(serial, (first, count))| (serial, first, first + count));
@@ -490,7 +490,17 @@ impl Watch for Run<'_> {
             return self.close_far(job, far);
         }
         self.closed(&job);
+        let (name, is_whole) = (job.name, job.whole);
+        let id = match self.entry(job.serial) {
+            Some(entry) => Some(entry.id).filter(|_| is_whole && self.is_asked(entry)),
+            // Whose id a commit has is said by nothing but itself.
+            None => Some(ArcId([0; 16])).filter(|_| is_whole && name.number == arcs::COMMIT_NUMBER),
+        };
         self.judge(job);
+        let is_right = !self.is_wrong(name) && !lock(&self.unread).contains(&name);
+        if let Some(id) = id.filter(|_| is_right) {
+            note_here(self.exam.dir, name, Note::now(id, State::Proven));
+        }
     }
 }
 

@@ -129,7 +129,7 @@ pub(super) fn complete(exam: &Exam<'_>) -> Result<()> {
             let noted = copies::status(around, Some(&report.name))?;
             let is_proven = |arc: ArcName| {
                 let copies = noted.iter().filter(|standing| standing.arc == arc).flat_map(|standing| &standing.copies);
-                copies.into_iter().any(|copy| copy.state == State::Proven)
+                copies.into_iter().any(|copy| copy.noted == Some(State::Proven))
             };
             let is_complete = report.behind == 0 && report.failed == 0 && report.trouble.is_none();
             let why = report.trouble.as_ref().map_or("no copy of it is good".into(), Error::to_string);

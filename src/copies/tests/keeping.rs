@@ -161,7 +161,7 @@ fn what_a_medium_can_not_read_is_wrong_and_is_put_right() {
     let error = verify(&world.around(&world.dir(), rule), "usb").unwrap_err();
     assert!(error.code() == "DEST_FAILED" && dead.load(Ordering::Relaxed) > 0, "{error}");
     let all = status(&around, Some("usb")).unwrap();
-    assert!(all.iter().all(|one| one.copies.iter().any(|copy| copy.state == State::Proven)), "no note went");
+    assert!(all.iter().all(|one| one.copies.iter().any(|copy| copy.noted == Some(State::Proven))), "no note went");
 }
 
 /// A mount point without its disk is no new place either where dest.toml has called the disk otherwise since.

@@ -247,9 +247,9 @@ fn all_destinations_get_all_arcs_and_each_is_proven() {
     }
     let all = status(&world.around(&world.dir(), Arc::new(|_, _, _| None)), None).unwrap();
     assert_eq!(all.len(), 15);
-    assert!(
-        all.iter().all(|one| one.here && one.copies.iter().filter(|copy| copy.state == State::Proven).count() == 2)
-    );
+    assert!(all.iter().all(
+        |one| one.here.is_some() && one.copies.iter().filter(|copy| copy.noted == Some(State::Proven)).count() == 2
+    ));
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn a_place_that_changes_bytes_gets_no_commit_and_the_others_go_on() {
     assert_eq!((reports[0].exit(), reports[1].exit()), (Exit::Damage, Exit::Ok), "{reports:?}");
     assert_eq!((reports[0].failed, reports[0].behind), (1, 2), "{reports:?}");
     assert_eq!(world.failures(), ["DEST_CHECKSUM"]);
-    assert!(lock(&world.ears.0).0.iter().any(|what| what.starts_with("checksum mismatch for arc.0.1 at usb: source=")));
+    assert!(lock(&world.ears.0).0.iter().any(|what| what.starts_with("arc.0.1 at usb: expected checksum ")));
     assert!(!world.path("usb/arc.0.0").exists());
     world.is_whole("nas");
     // The next run puts it right: it was noted as being sent.
@@ -574,10 +574,10 @@ fn where_nothing_is_compared_it_is_said() {
     assert_eq!(world.count("usb", Request::Read), 1, "but for DESTID");
     let around = world.around(&world.dir(), Arc::new(|_, _, _| None));
     let all = status(&around, Some("usb")).unwrap();
-    assert!(all.iter().all(|one| one.copies[0].state == State::Unverified));
+    assert!(all.iter().all(|one| one.copies[0].noted == Some(State::Unverified)));
     verify(&around, "usb").unwrap();
     let all = status(&around, Some("usb")).unwrap();
-    assert!(all.iter().all(|one| one.copies[0].state == State::Proven));
+    assert!(all.iter().all(|one| one.copies[0].noted == Some(State::Proven)));
 }
 
 #[test]

@@ -218,7 +218,10 @@ fn what_a_server_says_it_computed_is_compared_with_what_is_recorded() {
     let told = put("arc.3.3", other.clone(), true).unwrap_err();
     assert_eq!(
         told,
-        format!("checksum mismatch for arc.3.3 at usb: source={}, destination={}", sum.value, other.value)
+        format!(
+            "arc.3.3 at usb: expected checksum {} doesn't match the existing file checksum {}",
+            sum.value, other.value
+        )
     );
     // The word of one that was not found to compare is not even looked at.
     assert_eq!(put("arc.3.4", sha1, false), Ok(proof::Proof::ReadBack));

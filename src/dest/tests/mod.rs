@@ -146,7 +146,10 @@ fn suite(storage: &dyn Storage) {
     let found = crate::text::hex(&small.as_slice().sum().unwrap());
     let dest = storage.name();
     let source = "07".repeat(32);
-    assert_eq!(told, format!("checksum mismatch for arc.0.1 at {dest}: source={source}, destination={found}"));
+    assert_eq!(
+        told,
+        format!("arc.0.1 at {dest}: expected checksum {source} doesn't match the existing file checksum {found}")
+    );
     assert_eq!(code(proof::prove(storage, "arc.0.1", 4999, &wrong)), "DEST_CHECKSUM");
     assert_eq!(code(proof::prove(storage, "arc.9.9", 4999, &wrong)), "DEST_NOT_FOUND");
 
