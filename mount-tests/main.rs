@@ -29,6 +29,7 @@ mod left_out;
 mod memory;
 mod mountpoint;
 mod names;
+mod parity;
 mod paths;
 mod place;
 mod project;

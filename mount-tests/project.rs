@@ -22,6 +22,7 @@ const ORDER: &[&str] = &[
     "fetch",
     "live",
     "backupdir",
+    "parity",
     "memory",
     "dest",
     "copies",

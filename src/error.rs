@@ -220,6 +220,8 @@ pub enum Error {
     TimedOut,
     #[error("no more than {limit_bytes} bytes may be fetched: the rest was left out")]
     DownloadLimit { limit_bytes: u64 },
+    #[error("{}: {what}", shown(path))]
+    ParityShort { path: PathBuf, what: String },
     #[error("interrupted")]
     Interrupted,
 }
@@ -287,6 +289,7 @@ impl Error {
             Error::ArcAway { .. } => "ARC_AWAY",
             Error::TimedOut => "READ_TIMED_OUT",
             Error::DownloadLimit { .. } => "DOWNLOAD_LIMIT",
+            Error::ParityShort { .. } => "PARITY_SHORT",
             Error::Interrupted => "INTERRUPTED",
         }
     }
@@ -337,6 +340,7 @@ impl Error {
             | Error::Dest { .. }
             | Error::ArcAway { .. }
             | Error::DownloadLimit { .. }
+            | Error::ParityShort { .. }
             | Error::Mount { .. } => libc::EIO,
         }
     }
@@ -388,6 +392,7 @@ impl Error {
             | Error::SelfCheck { .. }
             | Error::Unsupported { .. }
             | Error::Dest { .. }
+            | Error::ParityShort { .. }
             | Error::Mount { .. } => Exit::Failed,
         }
     }
@@ -485,6 +490,7 @@ impl Error {
             | Error::PathGone { .. }
             | Error::Unsupported { .. }
             | Error::NotKept { .. }
+            | Error::ParityShort { .. }
             | Error::Mount { .. }
             | Error::Interrupted => None,
         }

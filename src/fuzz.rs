@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use zeroize::Zeroizing;
 
 use crate::arc::frame::{self, BLOCK_ENTRY_LEN, FrameInfo, FrameKind};
+use crate::arc::parity::ParityHeader;
 use crate::arc::{ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, decode_frame_table};
 use crate::backupdir::Config;
 use crate::backupdir::config::parse_size;
@@ -42,6 +43,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("commit", |bytes| again(bytes, Commit::decode(bytes), Commit::encode)),
     ("version-info", |bytes| again(bytes, VersionInfo::decode(bytes), VersionInfo::encode)),
     ("arc-entry", |bytes| again(bytes, ArcEntry::decode(bytes), ArcEntry::encode)),
+    ("parity-header", |bytes| again(bytes, ParityHeader::decode(bytes).ok_or(()), |header| header.encode().to_vec())),
     ("index-row", index_row),
     ("ledger-header", ledger_header),
     ("ledger-batch", ledger_batch),

@@ -72,6 +72,8 @@ pub struct CopyId(pub u16);
 
 impl CopyId {
     pub const LOCAL: CopyId = CopyId(0);
+    /// What is computed from the local copy and its parity: no copy of its own, nothing is noted of it.
+    pub const PARITY: CopyId = CopyId(u16::MAX - 1);
 }
 
 /// Position of a frame in its arc, from 0.

@@ -11,6 +11,9 @@
 
 pub mod frame;
 pub mod pack;
+pub mod parity;
+#[cfg(test)]
+mod parity_tests;
 pub mod repair;
 #[cfg(test)]
 mod repair_tests;

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, bounded};
 
-use crate::backupdir::BackupDir;
+use crate::backupdir::{BackupDir, Lock};
 use crate::catalog::VersionInfo;
 use crate::copies::Sending;
 use crate::error::{Error, Result};
@@ -31,6 +31,7 @@ use crate::index::{ApplyReport, DedupTable, Index, Told, VersionRow};
 use crate::ledger::Ledger;
 use crate::live::{self, Boundaries, Crossing, Excludes, OpenDirs, Paths, Roots};
 use crate::monitor::{Event, Monitor};
+use crate::parity::{self, Kept};
 pub use crate::run::LeftToDo;
 use crate::run::{Applied, Contents, NewVersion, Run, Settled, Whole, records};
 use crate::text::{counted, shown};
@@ -85,6 +86,8 @@ pub struct Summary {
     pub resumed: Resumed,
     /// The version is saved, and this could not be done any more.
     pub left_to_do: Option<LeftToDo>,
+    /// Parity of arcs that had none.
+    pub parity: Kept,
 }
 
 impl LeftToDo {
@@ -195,7 +198,16 @@ pub fn run_sending<'a>(
         })?;
         info.errors += roots.failures + inventory.failures;
         let resumed = Resumed::default();
-        return Ok(Summary { version: None, info, arc_bytes: 0, arcs: 0, base, resumed, left_to_do: None });
+        return Ok(Summary {
+            version: None,
+            info,
+            arc_bytes: 0,
+            arcs: 0,
+            base,
+            resumed,
+            left_to_do: None,
+            parity: Kept::default(),
+        });
     };
 
     let reserved = begun.reserve()?;
@@ -255,14 +267,16 @@ pub fn run_sending<'a>(
     }
     let unreadable = tell(&report, monitor);
     merge_ledger(dir, monitor);
+    let parity = lock.as_ref().map_or_else(Kept::default, |lock| keep_parity(dir, lock, monitor));
     drop(lock);
     std::thread::sleep(LATEST_LIFETIME.saturating_sub(appeared.elapsed()));
     let own = || commit.arcs.iter().filter(|arc| arc.name.version == run);
     let (arcs, arc_bytes) = (own().count() + 1, own().map(|arc| arc.arc_bytes).sum());
     let mut info = commit.version.unwrap_or_default();
-    info.errors += unreadable + settled_damage + inventory.failures + u64::from(left.is_some());
+    info.errors +=
+        unreadable + settled_damage + inventory.failures + u64::from(left.is_some()) + parity.failed.len() as u64;
     let left_to_do = left.map(|(left, _)| left);
-    Ok(Summary { version: Some(run), info, arc_bytes, arcs, base, resumed, left_to_do })
+    Ok(Summary { version: Some(run), info, arc_bytes, arcs, base, resumed, left_to_do, parity })
 }
 
 /// Tells what of a catalog could not be read when it was applied; returns how much that was.
@@ -283,6 +297,18 @@ fn merge_ledger(dir: &BackupDir, monitor: &dyn Monitor) {
         }
         Err(error) => warn(format!("the ledger was not merged: {error}")),
     }
+}
+
+/// Makes the parity that is missing. The version is there whatever comes of it.
+fn keep_parity(dir: &BackupDir, lock: &Lock, monitor: &dyn Monitor) -> Kept {
+    let kept = dir.open_index().and_then(|index| parity::keep(dir, lock, &index, monitor));
+    let kept = kept.unwrap_or_else(|error| Kept { failed: vec![error], ..Kept::default() });
+    kept.failed.iter().for_each(|error| monitor.event(Event::Failure { path: b"", error }));
+    if kept.left > 0 {
+        let what = format!("{} got no parity yet: the next backup makes it", counted(kept.left, "arc"));
+        monitor.event(Event::Warning { path: b"", what });
+    }
+    kept
 }
 
 /// Runs walk, workers and assembler until all steps are taken.

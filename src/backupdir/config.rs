@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::arc::parity::Percent;
 use crate::text::shown;
 
 /// Settings, with their defaults where the file is silent.
@@ -19,11 +20,14 @@ pub struct Config {
     /// Bytes of file data that stay here once destinations have it; None: all.
     #[serde(with = "limit")]
     pub cache_size_limit: Option<u64>,
+    /// Parity beside each arc, in percent of it; None: no more is made.
+    #[serde(with = "percent")]
+    pub parity: Option<Percent>,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { arc_size_limit: 64 << 20, block_size: 64 << 10, zstd_level: 3, cache_size_limit: None }
+        Config { arc_size_limit: 64 << 20, block_size: 64 << 10, zstd_level: 3, cache_size_limit: None, parity: None }
     }
 }
 
@@ -49,9 +53,11 @@ impl Config {
 
     /// The file that `assay init` writes.
     pub fn to_text(&self) -> String {
+        let parity =
+            self.parity.map_or("# parity = \"2%\"".into(), |percent| format!("parity = \"{}%\"", percent.get()));
         format!(
             "# Settings of this backup dir; delete a line to get the default.\n\
-             arc-size-limit = \"{}MiB\"\nblock-size = \"{}KiB\"\nzstd-level = {}\ncache-size-limit = {}\n",
+             arc-size-limit = \"{}MiB\"\nblock-size = \"{}KiB\"\nzstd-level = {}\ncache-size-limit = {}\n{parity}\n",
             self.arc_size_limit >> 20,
             self.block_size >> 10,
             self.zstd_level,
@@ -151,6 +157,42 @@ mod limit {
     }
 }
 
+/// `2%`, or 0 for none.
+mod percent {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Percent;
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Text {
+        Number(i64),
+        Text(String),
+    }
+
+    pub fn serialize<S: Serializer>(percent: &Option<Percent>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{}%", percent.map_or(0, Percent::get)))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Percent>, D::Error> {
+        let text = match Text::deserialize(deserializer)? {
+            Text::Number(0) => return Ok(None),
+            Text::Number(number) => number.to_string(),
+            Text::Text(text) => text,
+        };
+        if matches!(text.as_str(), "0" | "0%") {
+            return Ok(None);
+        }
+        let percent = text.strip_suffix('%').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+        match percent.and_then(|digits| digits.parse().ok()).and_then(Percent::new) {
+            Some(percent) => Ok(Some(percent)),
+            None => Err(serde::de::Error::custom(format!(
+                "parity is `{text}`, it must be \"1%\" to \"50%\", or 0 for none"
+            ))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +208,10 @@ mod tests {
             ("block-size = \"9 bananas\"", "bananas"),
             ("cache-size-limit = -2", "-1 for all"),
             ("cache-size-limit = \"much\"", "much"),
+            ("parity = 2", "must be"),
+            ("parity = \"51%\"", "must be"),
+            ("parity = \"+2%\"", "must be"),
+            ("parity = \"some\"", "must be"),
         ] {
             assert!(Config::parse(bad).unwrap_err().contains(word), "{bad}");
         }
@@ -178,6 +224,17 @@ mod tests {
         assert_eq!((limit("0"), limit("\"1GiB\""), limit("5")), (Some(0), Some(1 << 30), Some(5)));
         let config = Config { cache_size_limit: Some(7), ..Config::default() };
         assert_eq!(Config::parse(&config.to_text()), Ok(config));
+    }
+
+    #[test]
+    fn parity_is_kept_only_where_somebody_said_so() {
+        let parity = |text: &str| Config::parse(&format!("parity = {text}")).unwrap().parity;
+        assert_eq!((parity("0"), parity("\"0\""), parity("\"0%\"")), (None, None, None));
+        assert_eq!((parity("\"1%\""), parity("\"50%\"")), (Percent::new(1), Percent::new(50)));
+        let config = Config { parity: Percent::new(2), ..Config::default() };
+        assert_eq!(Config::parse(&config.to_text()), Ok(config));
+        // A release that does not know the key reads what `init` writes.
+        assert!(!Config::default().to_text().lines().any(|line| line.starts_with("parity")));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::copies::Sending;
 use crate::error::{Error, Exit, Result};
 use crate::ids::Version;
 use crate::monitor::Monitor;
+use crate::parity::Kept;
 use crate::text::counted;
 use crate::tree::{Tree, View};
 
@@ -209,6 +210,10 @@ fn as_text(summary: &Summary, time: Duration) -> String {
             format!("Resumed   {blocks}, {} of a run that was cut\n", show::bytes(bytes))
         }
     };
+    let parity = match summary.parity {
+        Kept { made: 0, .. } => String::new(),
+        Kept { made, bytes, .. } => format!("Parity    {} for {}\n", show::bytes(bytes), show::counted(made, "arc")),
+    };
     let left = summary.left_to_do.map_or_else(String::new, |left| format!("Left      {}\n", left.text()));
     format!(
         "Version   {}\n\
@@ -216,7 +221,7 @@ fn as_text(summary: &Summary, time: Duration) -> String {
          Tree      {}, {}, {}, {}\n\
          Read      {} in {} ({}/s)\n\
          Stored    {} in {}; {} of {} new\n\
-         Ratios    dedup {}, compression {}\n{resumed}{rest}{left}",
+         Ratios    dedup {}, compression {}\n{parity}{resumed}{rest}{left}",
         info.name,
         show::counted(info.files, "file"),
         show::counted(info.dirs, "directory"),
@@ -290,6 +295,8 @@ fn as_json(summary: &Summary, time: Duration) -> serde_json::Value {
         "base_catalog": summary.base,
         "resumed_blocks": summary.resumed.blocks,
         "resumed_bytes": summary.resumed.bytes,
+        "parity_arcs": summary.parity.made,
+        "parity_bytes": summary.parity.bytes,
         "left_to_do": summary.left_to_do.map(LeftToDo::text),
         "time_s": time.as_secs_f64(),
     });

@@ -20,6 +20,7 @@ use crate::fetch::{FrameCache, Hits};
 use crate::follow::{Followed, anew, follow};
 use crate::memory::OnChange;
 use crate::monitor::Silent;
+use crate::parity::Parity;
 use crate::reader::plan::Plan;
 use crate::text::{counted, hex};
 
@@ -82,7 +83,9 @@ impl FromArgs {
         let Some(name) = self.from.as_deref() else {
             let dir = if self.download_limit.is_some() { dir.seen_locally() } else { dir };
             let around = super::copies::around_reader(&dir, self.download_limit);
-            let (copies, dir) = (others(&around, None), super::copies::partly_here(dir, &around));
+            let parity: Arc<dyn Depot> = Arc::new(Parity::of(&dir));
+            let copies = [parity].into_iter().chain(others(&around, None)).collect();
+            let dir = super::copies::partly_here(dir, &around);
             return Ok(Seen { dir, remote: None, copies, frames: None, follows: false });
         };
         let around = super::copies::around_reader(&dir, self.download_limit);

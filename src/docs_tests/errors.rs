@@ -77,6 +77,7 @@ fn all_errors() -> Vec<Error> {
         Error::PassphraseSource { what: what.clone() },
         Error::Config { path: path(), what: what.clone() },
         Error::CommitDamaged { run: version, what: what.clone() },
+        Error::ParityShort { path: path(), what: what.clone() },
         Error::Usage(what.clone()),
         Error::AllExcluded { excluded: 1 },
         Error::NoVersion("r9".into()),

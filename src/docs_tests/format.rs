@@ -10,13 +10,15 @@ use zeroize::Zeroizing;
 
 use super::{file, table};
 use crate::arc::{
-    ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, BlockInfo, Codec, FrameInfo, FrameKind, shell, writer,
+    ARC_HEADER_LEN, ARC_TRAILER_LEN, ArcHeader, ArcTrailer, BlockInfo, Codec, FrameInfo, FrameKind, parity, shell,
+    writer,
 };
 use crate::catalog::codec::{Encoder, encode_record};
 use crate::catalog::{ArcRole, Attr, Content, ExtentChunk, Kind, Listing, Loss, Named, Node, Record, Timespec};
 use crate::crypto::Keys;
 use crate::ids::{
-    ArcId, ArcName, ArcSalt, ArcSerial, BackupId, BlockHash, BlockId, Dirno, FrameNo, Logid, SegmentId, Version,
+    ArcDigest, ArcId, ArcName, ArcSalt, ArcSerial, BackupId, BlockHash, BlockId, Dirno, FrameNo, Logid, SegmentId,
+    Version,
 };
 
 const MASTER: [u8; 32] = [0x5a; 32];
@@ -99,6 +101,23 @@ fn the_arc_trailer_is_laid_out_as_described() {
     put("role", &[1]);
     put("format version", &shell::FORMAT.to_le_bytes());
     assert_eq!(bytes[sealed..], described_seal(id, salt, "arc trailer", 0, &bytes[..sealed], &plain));
+}
+
+#[test]
+fn the_parity_header_is_laid_out_as_described() {
+    let (id, digest) = (ArcId([0x1d; 16]), ArcDigest([0x5d; 32]));
+    let name = ArcName { version: Version(0x01_02_03), number: 0x0405_0607 };
+    let percent = parity::Percent::new(2).unwrap();
+    let bytes = parity::ParityHeader { arc: name, id, arc_bytes: 0x0102_0304, digest, percent }.encode();
+    let at = layout("### Parity header", parity::PARITY_HEADER_LEN);
+    assert_eq!((&bytes[at("magic")], &bytes[at("layout")]), (&b"ASSAYPAR"[..], &[1, 0][..]));
+    assert_eq!((&bytes[at("percent")], &bytes[at("bytes of")]), (&[2, 0][..], &[0, 16, 0, 0][..]));
+    assert_eq!((&bytes[at("V of")], &bytes[at("N of")]), (&[3, 2, 1, 0][..], &[7, 6, 5, 4][..]));
+    assert_eq!((&bytes[at("arc id")], &bytes[at("length of")]), (&id.0[..], &[4, 3, 2, 1, 0, 0, 0, 0][..]));
+    // 2 % of 16,384 shards.
+    assert_eq!((&bytes[at("shards of")], &bytes[at("parity shards")]), (&[0, 64, 0, 0][..], &[72, 1, 0, 0][..]));
+    assert_eq!((&bytes[at("SHA-256 of the arc")], &bytes[at("zero")]), (&digest.0[..], &[0; 8][..]));
+    assert_eq!(bytes[at("first bytes")], crate::crypto::sha256(&bytes[..96])[..16]);
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::arc::Packer;
 use crate::arc::frame::BlockInfo;
+use crate::arc::parity::Percent;
 use crate::catalog::codec::encode_record;
 use crate::catalog::{Kind, Loss, Named};
-use crate::ids::{ArcSerial, BlockId, CopyId, Logid};
+use crate::ids::{ArcDigest, ArcName, ArcSerial, BlockId, CopyId, Logid};
 use crate::ledger::segment::{
     BATCH_HEADER_LEN, BatchHeader, SEGMENT_HEADER_LEN, SegmentHeader, open_batch, seal_batches,
 };
@@ -183,6 +184,9 @@ fn by_hand(seeds: &mut Seeds) {
         Loss::Shell(serial),
     ];
     seeds.insert(("records", encoded(&losses.map(Record::AcceptLoss))));
+    let (arc, percent) = (ArcName { version: Version(3), number: 1 }, Percent::new(2).unwrap());
+    let parity = ParityHeader { arc, id: ArcId([3; 16]), arc_bytes: 70_000, digest: ArcDigest([5; 32]), percent };
+    seeds.insert(("parity-header", parity.encode().to_vec()));
     let moves = Record::Relocate { from: BlockId(1 << 24), to: BlockId(5 << 24 | 3) };
     seeds.insert(("records", encoded(&[moves, Record::RemoveVersion(Version(1)), Record::DropArc(serial)])));
     let damage = Damage {

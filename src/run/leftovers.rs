@@ -17,6 +17,7 @@ use crate::fetch::{self, ArcFile};
 use crate::ids::{ArcName, ArcSerial};
 use crate::index::{Index, IndexWriter, OpenRun};
 use crate::monitor::{Monitor, Progress};
+use crate::parity;
 
 /// What becomes of the whole arcs of a cut run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +123,10 @@ fn remove<'f>(dir: &BackupDir, files: impl Iterator<Item = &'f Unlisted>) -> Res
     let mut removed = 0;
     for found in files {
         dir.own().remove_if_there(found.file_name())?;
-        removed += usize::from(!found.tmp);
+        if !found.tmp {
+            parity::remove(dir.own(), found.name)?;
+            removed += 1;
+        }
     }
     Ok(removed)
 }

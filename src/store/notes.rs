@@ -35,9 +35,9 @@ impl Notes {
         let how = match way {
             Way::First => Some(How::Read),
             Way::Again { .. } => Some(How::Medium),
-            Way::Copy { is_repaired: false, .. } => Some(How::Read),
+            Way::Copy { is_repaired: false, .. } if copy != CopyId::PARITY => Some(How::Read),
             // What is stored there is not what was verified.
-            Way::Repaired(_) | Way::Copy { is_repaired: true, .. } | Way::Kept => None,
+            Way::Repaired(_) | Way::Copy { .. } | Way::Kept => None,
         };
         if let (Some(ledger), Some(how)) = (&self.ledger, how) {
             ledger.frame(asked.at.serial, copy, asked.at.no, how);
