@@ -44,6 +44,13 @@ struct Held {
     at: Instant,
 }
 
+impl Held {
+    /// Not all of it could be put right a moment ago.
+    fn rests(&self) -> bool {
+        self.mended.shards.len() < self.mended.bad && self.at.elapsed() < REST
+    }
+}
+
 impl Parity {
     pub fn of(dir: &BackupDir) -> Parity {
         Parity::over(dir.own(), Arc::new(Local::new(dir.own())))
@@ -159,7 +166,7 @@ impl ParityArc {
         let bad: Vec<usize> =
             (first..).zip(&shards.right).filter(|(_, right)| !**right).map(|(shard, _)| shard).collect();
         let has_all = |held: &Held| bad.iter().all(|shard| held.mended.shards.contains_key(shard));
-        let held = match known.filter(|held| has_all(held) || held.at.elapsed() < REST) {
+        let held = match known.filter(|held| has_all(held) || held.rests()) {
             Some(held) => held,
             None => {
                 let (here, sidecar) = (

@@ -214,3 +214,61 @@ fn what_is_packed_away_takes_its_sidecar_with_it() {
     assert!(gone.contains(&ArcName::parse("arc.0.1").unwrap()), "the arc went: {gone:?}");
     assert!(sidecars(&copy).iter().all(|arc| copy.arc_names().contains(arc)), "{:?}", sidecars(&copy));
 }
+
+#[test]
+fn what_goes_bad_while_it_is_read_is_put_right_too() {
+    let (copy, source) = (with_parity(Some(5)), source(1_000_000));
+    copy.backup(&source, &Options::default());
+    let intact = fs::read(copy.path("arc.0.1")).unwrap();
+    let depot = Parity::of(&copy.open());
+    let spoil = |sectors: usize| {
+        let mut bytes = intact.clone();
+        bytes.iter_mut().step_by(SHARD_BYTES).take(sectors).for_each(|byte| *byte ^= 1);
+        overwrite(&copy, "arc.0.1", &bytes);
+    };
+    let read = || read_all(&depot, ArcName::parse("arc.0.1").unwrap(), &mut Rng::new(1));
+    for sectors in [1, 4, 9] {
+        spoil(sectors);
+        assert!(read().as_deref() == Ok(&intact[..]), "{sectors}");
+    }
+    // Too many, and put back: what is right needs no parity.
+    spoil(100);
+    assert_eq!(read().unwrap_err().code(), "PARITY_SHORT");
+    overwrite(&copy, "arc.0.1", &intact);
+    assert!(read().as_deref() == Ok(&intact[..]));
+}
+
+struct Stopped(AtomicUsize);
+
+impl Monitor for Stopped {
+    fn progress(&self, _: crate::monitor::Progress) {}
+    fn event(&self, _: crate::monitor::Event<'_>) {}
+    /// After some questions.
+    fn interrupted(&self) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed) >= 3
+    }
+}
+
+#[test]
+fn whoever_stops_it_finds_whole_sidecars_or_none() {
+    let (copy, source) = (with_parity(None), source(300_000));
+    copy.backup(&source, &Options::default());
+    set(&copy, Some(2));
+    let dir = copy.open();
+    let (lock, index) = (dir.lock().unwrap(), dir.open_index().unwrap());
+    let kept = keep(&dir, &lock, &index, &Stopped(AtomicUsize::new(0))).unwrap();
+    assert_eq!((kept.made, kept.left, kept.failed.len()), (1, 2, 0));
+    assert!(!copy.files().keys().any(|name| name.ends_with(".tmp")));
+    let rest = keep(&dir, &lock, &index, &Silent).unwrap();
+    assert_eq!((rest.made, rest.left, sidecars(&copy)), (2, 0, copy.arc_names()));
+    // As if nobody had stopped it.
+    let other = Copy::of(&copy.files());
+    other.arc_names().iter().for_each(|arc| remove(other.open().own(), *arc).unwrap());
+    let dir = other.open();
+    keep(&dir, &dir.lock().unwrap(), &dir.open_index().unwrap(), &Silent).unwrap();
+    let of_parity = |copy: &Copy| {
+        let files = copy.files().into_iter().filter(|(name, _)| name.ends_with(SUFFIX));
+        files.collect::<BTreeMap<String, Vec<u8>>>()
+    };
+    assert!(of_parity(&other) == of_parity(&copy) && of_parity(&other).len() == 3);
+}
