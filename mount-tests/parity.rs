@@ -3,13 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::atomicity::command;
 use crate::copies::{lab as lab_with, setid};
 use crate::support::arcfile::{overwrite, rewrite};
 use crate::support::mount::Mount;
 use crate::support::rng::Rng;
-use crate::support::{Lab, NONE, Out, names_in, oracle, tool};
+use crate::support::{Lab, NONE, Out, names_in, oracle, strace, tool};
 
 const SECTOR: usize = 4096;
+
+/// Changes the bytes of an arc.
+type Harm<'a> = &'a dyn Fn(&mut Vec<u8>);
 
 fn set_parity(lab: &Lab, parity: &str) {
     let path = lab.repo().join("config.toml");
@@ -70,7 +74,7 @@ fn what_is_lost_of_the_only_copy_is_read_by_its_parity() {
     let intact = fs::read(&arc).expect("read");
     let (lost, at) = (parity * SECTOR, rng.below((intact.len() / SECTOR - 2 * parity) as u64) as usize * SECTOR);
     let mask = rng.flip();
-    let damages: [(&str, &dyn Fn(&mut Vec<u8>)); 4] = [
+    let damages: [(&str, Harm<'_>); 4] = [
         ("a run of sectors", &|bytes| bytes[at..at + lost].fill(0)),
         ("a burst", &|bytes| bytes[at + 77..at + 78 + lost - SECTOR].iter_mut().for_each(|byte| *byte ^= mask)),
         ("a byte in many sectors", &|bytes| {
@@ -156,4 +160,47 @@ fn sidecars_go_with_their_arcs_and_nowhere_else() {
     read_all(&lab, &[]).ok();
     lab.assay("recover", NONE).ok();
     read_all(&lab, &[]).ok();
+}
+
+#[test]
+fn a_kill_leaves_whole_sidecars_or_none() {
+    let mut rng = Rng::from_env("parity");
+    let lab = Lab::new();
+    lab.write("noise", &rng.bytes(400_000));
+    lab.init();
+    lab.backup();
+    set_parity(&lab, "10%");
+    let (trial, home, log) = (lab.path("trial"), lab.path("home"), lab.path("strace.log"));
+    let reset = || {
+        let _ = fs::remove_dir_all(&trial);
+        tool("cp").arg("-a").arg(lab.repo()).arg(&trial).ok();
+    };
+    let make = command("backup", &trial, &[&lab.src()]);
+    reset();
+    let counts = strace::count(&make, &home, &log);
+    let of_first = |dir: &Path| {
+        let of_first = sidecars(dir).into_iter().filter(|name| name.starts_with("arc.0.") && name.ends_with(".par"));
+        of_first.map(|name| (fs::read(dir.join(&name)).expect("read"), name)).collect::<Vec<_>>()
+    };
+    let whole = of_first(&trial);
+    assert_eq!(whole.len(), 3);
+    let mut fired = 0;
+    // Sidecars are the last that is written.
+    for call in ["pwrite64", "fsync", "renameat"] {
+        let count = counts.0.get(call).copied().unwrap_or_else(|| panic!("no {call}: {:?}", counts.0));
+        for when in (1..=count).rev().take(if call == "pwrite64" { 14 } else { 5 }) {
+            reset();
+            let Some(hit) = strace::kill_at(&make, &home, &log, call, when) else { continue };
+            fired += u32::from(hit.hit.contains(".par"));
+            let what = format!("kill at {call} {when} ({})", hit.hit);
+            assert!(of_first(&trial).iter().all(|sidecar| whole.contains(sidecar)), "{what}");
+            lab.assay_on(&trial, "backup", [lab.src()]).ok();
+            assert!(
+                of_first(&trial) == whole && sidecars(&trial).len() == arcs(&trial),
+                "{what}: {:?}",
+                sidecars(&trial)
+            );
+        }
+    }
+    assert!(fired > 5, "only {fired} kills hit a sidecar");
 }

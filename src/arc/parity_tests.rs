@@ -139,7 +139,10 @@ fn a_header_is_believed_as_it_was_written_and_no_other() {
     }
 }
 
-fn damage() -> impl Strategy<Value = (u64, u8, usize, Vec<(usize, u8)>, Vec<(usize, usize, u8)>, usize)> {
+/// Seed, percent and length of an arc; shards and how each is damaged; bursts: where, how long, by which mask; a cut.
+type Case = (u64, u8, usize, Vec<(usize, u8)>, Vec<(usize, usize, u8)>, usize);
+
+fn damage() -> impl Strategy<Value = Case> {
     let shards = prop::collection::vec((0..400usize, 0..3u8), 0..14);
     let bursts = prop::collection::vec((0..200_000usize, 1..9000usize, 1..=255u8), 0..3);
     (any::<u64>(), 1..=50u8, 0..200_000usize, shards, bursts, 0..100_000usize)

@@ -18,6 +18,9 @@ use crate::prune;
 use crate::testing::Rng;
 use crate::testing::lab::{Copy, Source};
 
+/// Changes the bytes of an arc.
+type Harm<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// A backup dir whose arcs have parity; nothing is in it.
 fn with_parity(percent: Option<u8>) -> Copy {
     let copy = Copy::init();
@@ -98,7 +101,7 @@ fn lost_sectors_bursts_and_cut_ends_come_back() {
         let shards = intact.len().div_ceil(SHARD_BYTES);
         let parity = (shards * 2).div_ceil(100).max(shards.min(4));
         let lost = SHARD_BYTES * parity;
-        let damages: [&dyn Fn(&mut Vec<u8>); 5] = [
+        let damages: [Harm<'_>; 5] = [
             // A run of sectors, in the middle and at the start.
             &|bytes| bytes.iter_mut().skip(shards / 2 * SHARD_BYTES).take(lost).for_each(|byte| *byte = 0),
             &|bytes| bytes.iter_mut().take(lost).for_each(|byte| *byte = 0),
