@@ -163,7 +163,7 @@ fn sidecars_go_with_their_arcs_and_nowhere_else() {
 }
 
 #[test]
-fn a_kill_leaves_whole_sidecars_or_none() {
+fn a_kill_or_a_full_disk_leaves_whole_sidecars_or_none() {
     let mut rng = Rng::from_env("parity");
     let lab = Lab::new();
     lab.write("noise", &rng.bytes(400_000));
@@ -203,4 +203,18 @@ fn a_kill_leaves_whole_sidecars_or_none() {
         }
     }
     assert!(fired > 5, "only {fired} kills hit a sidecar");
+    // A disk that is full by then: the version is saved, and the next backup goes on.
+    reset();
+    let count = counts.0["pwrite64"];
+    let full = (1..=count).rev().find_map(|when| {
+        reset();
+        let found = strace::fail_at(&make, &home, &log, "pwrite64", "ENOSPC", when, true)?;
+        found.hit.contains("arc.0.1.par").then_some(found)
+    });
+    let out = full.expect("a write of a sidecar").out.code(3);
+    let told = out.err().lines().filter(|line| line.contains("No space left")).count();
+    assert!(told == 1 && out.err().contains("got no parity yet"), "{}", out.err());
+    assert_eq!((lab.versions_of(&trial).len(), sidecars(&trial)), (2, vec![]));
+    lab.assay_on(&trial, "backup", [lab.src()]).ok();
+    assert!(of_first(&trial) == whole && sidecars(&trial).len() == arcs(&trial), "{:?}", sidecars(&trial));
 }

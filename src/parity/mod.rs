@@ -104,7 +104,14 @@ pub fn keep(dir: &BackupDir, _: &Lock, index: &Index, monitor: &dyn Monitor) -> 
                 kept.left = 1 + wanted.count() as u64;
                 break;
             }
-            Err(error) => kept.failed.push(error),
+            Err(error) => {
+                let is_full = error.is_lack_of_space();
+                kept.failed.push(error);
+                if is_full {
+                    kept.left = wanted.count() as u64;
+                    break;
+                }
+            }
         }
     }
     own.sync()?;
