@@ -100,9 +100,18 @@ fn what_is_lost_of_the_only_copy_is_read_by_its_parity() {
         let read = tool("diff").arg("-r").arg(lab.src()).arg(bare.latest(&lab.src())).run();
         assert!(read.code == Some(2) && read.err().contains("Input/output error"), "{what}: {}", read.text());
         bare.end().code(4);
-        overwrite(&arc, &intact);
+        // And put right, to the byte: by the selftest or, what a reader meets, while it is read.
+        let damaged = fs::read(&arc).expect("read");
+        let fixed = lab.assay("selftest", ["-v3", "--fix"]).run().code(4);
+        assert!(fs::read(&arc).expect("read") == intact, "{what}: {}", fixed.text());
+        assert!(fixed.out().contains("parity") && !fixed.out().contains("not fixed"), "{what}: {}", fixed.out());
+        lab.assay("selftest", ["-v3"]).ok();
+        overwrite(&arc, &damaged);
+        read_all(&lab, &["--heal", "write"]).code(4);
+        assert!(fs::read(&arc).expect("read") == intact, "{what}: mended while it is read");
     }
     read_all(&lab, &[]).ok();
+    lab.assay("selftest", ["-v3"]).ok();
 }
 
 #[test]

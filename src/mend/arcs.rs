@@ -117,6 +117,8 @@ impl Correction<'_> {
                     Fixed::Brought { from: copy.name().to_string() }
                 }
                 Err(Error::Interrupted) => return Ok(()),
+                // What is near has this arc, or not: the next one may be had.
+                Err(error) if copy.reach() == Reach::Near && !error.is_damage() => continue,
                 Err(error) if error.is_damage() => {
                     refused.push(error);
                     continue;
@@ -164,6 +166,7 @@ impl Correction<'_> {
                 Err(refused) if refused.error.is_damage() => {
                     self.mending.monitor.event(Event::Failure { path: b"", error: &refused.error });
                 }
+                Err(_) if copy.reach() == Reach::Near => {}
                 Err(refused) => self.is_away(&copy, &refused.error),
             }
         }

@@ -33,6 +33,7 @@ use crate::index::{Commits, Index};
 use crate::ledger::{self, By, Ledger, LedgerWriter, Record};
 use crate::mend::{self, Mending};
 use crate::monitor::{Event, Monitor, Progress, Silent};
+use crate::parity::Parity;
 use crate::sync::lock;
 use crate::text::counted;
 
@@ -297,7 +298,9 @@ impl Exam<'_> {
     fn others(&self, report: &Report) -> Vec<Arc<dyn Depot>> {
         let fetched: u64 = report.copies.iter().map(|copy| copy.fetched_bytes).sum();
         let limit = self.options.download_limit.map(|limit| limit.saturating_sub(fetched));
-        self.around.map_or_else(Vec::new, |around| others(&around.clone().within(limit), None))
+        let parity: Arc<dyn Depot> = Arc::new(Parity::of(self.dir));
+        let others = self.around.map_or_else(Vec::new, |around| others(&around.clone().within(limit), None));
+        [parity].into_iter().chain(others).collect()
     }
 
     /// v0: the index answers.
