@@ -46,3 +46,4 @@ mod support;
 mod user;
 mod verifying;
 mod versions;
+mod watch;

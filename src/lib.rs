@@ -53,6 +53,7 @@ mod sync;
 mod text;
 mod tree;
 mod vfs;
+mod watch;
 
 #[cfg(test)]
 mod docs_tests;

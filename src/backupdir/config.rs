@@ -1,5 +1,7 @@
 //! config.toml: the settings of a backup dir. Sizes are numbers of bytes or text such as "64MiB".
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::arc::parity::Percent;
@@ -23,11 +25,24 @@ pub struct Config {
     /// Parity beside each arc, in percent of it; None: no more is made.
     #[serde(with = "percent")]
     pub parity: Option<Percent>,
+    /// A shell command that `watch` runs for each event.
+    pub on_event: Option<String>,
+    /// How long `watch` waits for a good copy to come back before it puts together what is left.
+    #[serde(with = "duration")]
+    pub recovery_wait_interval: Duration,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { arc_size_limit: 64 << 20, block_size: 64 << 10, zstd_level: 3, cache_size_limit: None, parity: None }
+        Config {
+            arc_size_limit: 64 << 20,
+            block_size: 64 << 10,
+            zstd_level: 3,
+            cache_size_limit: None,
+            parity: None,
+            on_event: None,
+            recovery_wait_interval: Duration::from_secs(5 * 60),
+        }
     }
 }
 
@@ -121,6 +136,38 @@ mod size {
             Size::Bytes(bytes) => Ok(bytes),
             Size::Text(text) => super::parse_size(&text).map_err(serde::de::Error::custom),
         }
+    }
+}
+
+/// Parses `30s`, `5m`, `12h`, `1d`, `4w`: one second to 100 years.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{}` is no time such as 30s, 5m, 12h or 1d", shown(text));
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let unit_s = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 7 * 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = number.checked_mul(unit_s).filter(|seconds| (1..=100 * 366 * 86_400).contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(wrong)
+}
+
+mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{}s", time.as_secs()))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        super::parse_duration(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 

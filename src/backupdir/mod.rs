@@ -45,6 +45,7 @@ const LOCK_FILE: &str = "lock";
 /// Notes of copies, and who mends.
 pub const COPIES_DIR: &str = "copies";
 const MEND_LOCK_FILE: &str = "mend.lock";
+const WATCH_LOCK_FILE: &str = "watch.lock";
 /// How often somebody who waits for the lock looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// What SQLite keeps beside an index.
@@ -410,6 +411,14 @@ impl BackupDir {
     pub fn is_locked(&self) -> bool {
         let lock = self.own.read(LOCK_FILE);
         lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+    }
+
+    /// Becomes the one who watches it.
+    ///
+    /// # Errors
+    /// `LOCKED` at once when another process does.
+    pub fn lock_to_watch(&self) -> Result<Lock> {
+        Lock::take(&self.own.sub_made(COPIES_DIR, 0o700)?, WATCH_LOCK_FILE)
     }
 
     /// True while another process puts back what committed arcs must be; nothing is changed.

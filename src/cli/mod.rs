@@ -34,6 +34,7 @@ mod stats;
 mod status;
 mod ui;
 mod versions;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -116,6 +117,7 @@ enum Command {
     Rm(rm::RmArgs),
     Retain(retain::RetainArgs),
     Pack(pack::PackArgs),
+    Watch(watch::WatchArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -140,6 +142,7 @@ impl Command {
             Command::Rm(_) => "rm",
             Command::Retain(_) => "retain",
             Command::Pack(_) => "pack",
+            Command::Watch(_) => "watch",
             Command::Completions(_) => "completions",
         }
     }
@@ -153,6 +156,7 @@ impl Command {
             Command::Pack(args) => !args.dry_run(),
             Command::Dest(args) => args.is_logged(),
             Command::Init(_) | Command::Mount(_) | Command::Get(_) | Command::Selftest(_) | Command::Recover(_) => true,
+            Command::Watch(_) => true,
             _ => false,
         }
     }
@@ -229,6 +233,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Rm(args) => rm::run(&context, args),
         Command::Retain(args) => retain::run(&context, args),
         Command::Pack(args) => pack::run(&context, args),
+        Command::Watch(args) => watch::run(&context, args),
         Command::Completions(args) => completions::run(args),
     };
     drop(watch);

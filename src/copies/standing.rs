@@ -60,11 +60,13 @@ pub struct Stands {
     pub why: String,
     /// Seconds since 1970; 0: nobody has looked.
     pub at_s: u64,
+    /// Its file is another one than was looked at.
+    pub has_changed: bool,
 }
 
 impl Stands {
     fn of(condition: Condition, why: impl Into<String>, at_s: u64) -> Stands {
-        Stands { condition, why: why.into(), at_s }
+        Stands { condition, why: why.into(), at_s, has_changed: false }
     }
 }
 
@@ -237,12 +239,13 @@ fn judged(wanted: &Wanted, note: &Note, now: Option<&Stamp>, damage: Option<&Dam
         return stands(Condition::Failed, sums(&source, &found));
     }
     let changed = note.stamp.zip(now).and_then(|(before, now)| now.differs(&before));
+    let anew = |why: String| Stands { has_changed: true, ..stands(Condition::Unknown, why) };
     match note.state {
-        State::Gone if now.is_some() => stands(Condition::Unknown, "it is there again, and was not compared".into()),
+        State::Gone if now.is_some() => anew("it is there again, and was not compared".into()),
         State::Gone => stands(Condition::Missing, "no such file".into()),
         State::Sending if is_held => stands(Condition::Recovering, "it is being sent".into()),
         State::Sending => stands(Condition::Unknown, "its sending was cut".into()),
-        _ if changed.is_some() => stands(Condition::Unknown, format!("its {} changed", changed.unwrap_or_default())),
+        _ if changed.is_some() => anew(format!("its {} changed", changed.unwrap_or_default())),
         State::Failed => stands(Condition::Failed, note.why.to_string()),
         _ => match damage {
             // What was proven in the same second was sent again.

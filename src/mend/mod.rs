@@ -71,6 +71,20 @@ pub fn mend(mending: Mending<'_>, findings: &Findings) -> Result<()> {
     Ok(())
 }
 
+/// Puts right, of all that was found, what other copies have, or where one bit was flipped. Where another process mends, that does.
+///
+/// # Errors
+/// What keeps the index from being read.
+pub fn heal_all(mending: Mending<'_>, findings: &Findings) -> Result<()> {
+    if mending.dir.open_index().is_err() {
+        return Ok(());
+    }
+    findings.work_on(|findings| match frames::heal(mending, findings) {
+        Err(Error::Locked { .. }) => Ok(()),
+        done => done,
+    })
+}
+
 /// Puts right what readers have met, from other copies or where one bit was flipped. What came of it stands in the findings
 /// that it gives.
 ///

@@ -71,6 +71,8 @@ pub enum Fix {
     /// Nothing: only say it.
     #[default]
     Report,
+    /// Put right what another copy has, and where one bit was flipped; no live file is asked, and no writer is waited for.
+    FromCopies,
     /// Correct what can be corrected.
     Correct,
 }
@@ -237,11 +239,15 @@ fn run_with(dir: &BackupDir, around: Option<&Around>, options: &Options, monitor
     if opens && !monitor.interrupted() {
         exam.uses(&mut report)?;
     }
-    if options.fix == Fix::Correct && !monitor.interrupted() {
+    if options.fix != Fix::Report && !monitor.interrupted() {
         let look_again = || structure::look_again(dir, monitor);
         let copies = exam.others(&report);
         let mending = Mending { dir, ledger: &exam.ledger, monitor, copies: &copies, look_again: &look_again };
-        mend::mend(mending, &exam.findings)?;
+        match options.fix {
+            Fix::Report => {}
+            Fix::FromCopies => mend::heal_all(mending, &exam.findings)?,
+            Fix::Correct => mend::mend(mending, &exam.findings)?,
+        }
         if options.level == Level::AllCopies && !monitor.interrupted() {
             copies::complete(&exam)?;
         }
