@@ -506,6 +506,11 @@ impl Error {
         matches!(self, Error::Io { errno: libc::ENOSPC | libc::EDQUOT | libc::EFBIG, .. })
     }
 
+    /// True when the index is not what it was, or says what was not backed up: the catalogs may know better.
+    pub fn is_of_index(&self) -> bool {
+        matches!(self, Error::IndexDamaged { .. } | Error::IndexRow { .. } | Error::TreeMismatch { .. })
+    }
+
     /// True for anything that means stored bytes are not what they should be (the mount then exits 4).
     pub fn is_damage(&self) -> bool {
         self.exit_code() == Exit::Damage

@@ -6,6 +6,7 @@
 use crate::backupdir::BackupDir;
 use crate::backupdir::arcs;
 use crate::error::{Error, Result};
+use crate::index::{Index, IndexWriter};
 use crate::monitor::Monitor;
 use crate::recover::{self, OnLoss, Recovered};
 use crate::run;
@@ -57,8 +58,22 @@ pub fn anew(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Followed> {
 
 fn add(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Followed> {
     let lock = dir.lock()?;
+    let index = dir.open_index()?;
+    add_to(dir, &index, || dir.open_index_writer(&lock), monitor)
+}
+
+/// Adds to an index of `dir`, wherever it is, what it lacks: by a writer that is only opened if there is anything.
+///
+/// # Errors
+/// As `follow`; `COMMIT_DAMAGED` also where what follows is not told any more.
+pub fn add_to(
+    dir: &BackupDir,
+    index: &Index,
+    writer: impl FnOnce() -> Result<IndexWriter>,
+    monitor: &dyn Monitor,
+) -> Result<Followed> {
     let runs = arcs::runs(dir.arcs())?;
-    let last = dir.open_index()?.state()?.last_commit.map(|(run, _)| run);
+    let last = index.state()?.last_commit.map(|(run, _)| run);
     if let Some(run) = last
         && !runs.iter().any(|known| known.version == run && known.committed)
         // A listing may be stale.
@@ -75,7 +90,7 @@ fn add(dir: &BackupDir, monitor: &dyn Monitor) -> Result<Followed> {
     if fresh.is_empty() {
         return Ok(Followed::Current);
     }
-    let mut writer = dir.open_index_writer(&lock)?;
+    let mut writer = writer()?;
     for some in fresh.chunks(recover::RUNS_AHEAD) {
         recover::ahead(dir, some);
         for run in some {

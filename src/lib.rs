@@ -7,7 +7,7 @@
 //!
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
-//! ledger, depot, fetch, live, backupdir, parity, memory, dest, copies, store, run, tree, backup, prune, recover, follow, findings, reader, compare, mend, vfs,
+//! ledger, depot, fetch, live, backupdir, parity, memory, dest, copies, store, run, tree, backup, prune, recover, follow, standin, findings, reader, compare, mend, vfs,
 //! restore, coverage, selftest, fuse, mount, cli, fuzz.
 //!
 //! What a program that uses the library needs is named below; all else is ours, so that the compiler tells what nobody uses.
@@ -48,6 +48,7 @@ mod restore;
 mod run;
 mod scratch;
 mod selftest;
+mod standin;
 mod store;
 mod sync;
 mod text;

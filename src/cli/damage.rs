@@ -49,7 +49,7 @@ pub fn run(context: &Context, args: &DamageArgs) -> Result<Exit> {
     let node = tree.node(logid)?;
     let bad = bad_ranges(&backup, &node)?;
     backup.flush_notes();
-    let healed = backup.store.tally().summary().places.into_iter().filter(|met| met.healed).collect::<Vec<_>>();
+    let healed = backup.store.summary().places.into_iter().filter(|met| met.healed).collect::<Vec<_>>();
     if args.json {
         let found = json!({
             "version": version.0,

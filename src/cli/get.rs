@@ -11,7 +11,7 @@ use super::far::{self, FromArgs, Habit};
 use super::json::{with_name, with_names};
 use super::mount::HealArg;
 use super::ui::Ui;
-use super::{Context, open_index, paths, print, print_json, show};
+use super::{Context, open_met, paths, print, print_json, show};
 use crate::depot::Reach;
 use crate::error::{Error, Exit, Result};
 use crate::ledger::{By, LedgerWriter};
@@ -84,13 +84,13 @@ const CACHE_BYTES: u64 = 64 << 20;
 
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
-    super::meet(context, &dir)?;
+    super::meet_first(context, &dir)?;
     let mends = args.heal.mends(&args.from)?;
     let seen = args.from.open(context, dir, Habit::Passes)?;
     let dir = seen.dir;
     let deadline = if dir.arcs().reach() == Reach::Far { FAR_DEADLINE } else { StoreOptions::default().deadline };
     let (words, frames, copies) = (Words::Reader, seen.frames, seen.copies);
-    let index = Arc::new(open_index(&dir)?);
+    let index = Arc::new(open_met(context, &dir)?);
     let mender = || {
         let ledger = LedgerWriter::new(dir.own(), dir.keys().clone(), By::Get, &index);
         Mender::start(&dir, copies.clone(), Arc::new(ledger))
@@ -148,7 +148,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     backup.flush_notes();
     let mended = mender.map(|mender| mender.end(ui.interrupted())).unwrap_or_default();
     let report = done?;
-    let healed = Healed { mended: mended.mended, ..Healed::of(backup.store.tally().summary()) };
+    let healed = Healed { mended: mended.mended, ..Healed::of(backup.store.summary()) };
     super::log::outcome(done_text(&report, &row.info.name).lines().next().unwrap_or_default());
     if !context.quiet {
         // Else it is said, and noted so.
@@ -163,7 +163,7 @@ pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     }
     Ok(match report.exit() {
         // Nothing is missing, but the backup is not as it was.
-        Exit::Ok if healed.count > 0 => Exit::Damage,
+        Exit::Ok if !healed.is_none() => Exit::Damage,
         exit => exit,
     })
 }
@@ -181,18 +181,25 @@ fn ask(ui: &Ui, question: Question<'_>) -> Decision {
     }
 }
 
-/// Damaged blocks that were put right on the way; the first places.
+/// Damage that was put right on the way; the first places.
 struct Healed {
+    /// Blocks.
     count: u64,
     /// Of these, or beside them, what is right again in the backup dir.
     mended: u64,
+    /// Of the index, in the place of which the catalogs have answered: told when it was met.
+    of_index: u64,
     places: Vec<Met>,
 }
 
 impl Healed {
     fn of(summary: Summary) -> Healed {
         let places = summary.places.into_iter().filter(|met| met.healed).collect();
-        Healed { count: summary.healed, mended: 0, places }
+        Healed { count: summary.healed - summary.catalogs, mended: 0, of_index: summary.catalogs, places }
+    }
+
+    fn is_none(&self) -> bool {
+        self.count + self.of_index == 0
     }
 }
 

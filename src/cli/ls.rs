@@ -9,7 +9,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use serde_json::json;
 
 use super::json::with_name;
-use super::{Context, list, open_index, paths, show};
+use super::{Context, list, open_healing, paths, show};
 use crate::catalog::{Attr, Child, Kind};
 use crate::error::{Error, Exit, Result};
 use crate::ids::{Dirno, Logid, Version};
@@ -90,7 +90,7 @@ struct Lister<'a> {
 
 pub fn run(context: &Context, args: &LsArgs) -> Result<Exit> {
     let dir = context.open()?;
-    let index = Arc::new(open_index(&dir)?);
+    let index = Arc::new(open_healing(&dir)?);
     let tree = Tree::of(&dir, index, View::Whole);
     let rows = |folder: Option<&str>| {
         if args.all {
@@ -129,7 +129,7 @@ pub fn run(context: &Context, args: &LsArgs) -> Result<Exit> {
             exit = exit.max(Exit::Failed);
         }
     }
-    Ok(exit)
+    Ok(if tree.index().stood_in_for().is_some() { exit.max(Exit::Damage) } else { exit })
 }
 
 type Rows<'a> = &'a dyn Fn(Option<&str>) -> Result<Vec<VersionRow>>;

@@ -49,6 +49,7 @@ use crate::error::{Error, Exit, Result};
 use crate::index::Index;
 use crate::memory::{self, Memory, OnChange};
 use crate::own::{OwnDir, Sharing};
+use crate::standin;
 use crate::text::{one_line, shown};
 use passphrase::{Passphrase, parse_source};
 use status::{ProgressArg, Status, Watch};
@@ -344,6 +345,11 @@ fn meet_as(context: &Context, dir: &BackupDir, on_change: OnChange) -> Result<()
     }
 }
 
+/// As `meet`, for those who go on with `open_met`: damage of the index is no error here.
+fn meet_first(context: &Context, dir: &BackupDir) -> Result<()> {
+    meet(context, dir).or_else(|error| if error.is_of_index() { Ok(()) } else { Err(error) })
+}
+
 /// What comes after a command has written.
 fn wrote(context: &Context, dir: &BackupDir) -> Result<()> {
     meet(context, dir)?;
@@ -409,12 +415,33 @@ impl Context {
 /// Opens the index for a command that only reads, and tells when it is behind the arcs.
 fn open_index(dir: &BackupDir) -> Result<Index> {
     let index = dir.open_index()?;
-    let unknown = unknown_commits(dir, &index)?;
+    tell_unknown(dir, &index)?;
+    Ok(index)
+}
+
+/// As `open_index`, and where the index is damaged the catalogs answer.
+fn open_healing(dir: &BackupDir) -> Result<Index> {
+    let index = standin::open(dir)?;
+    tell_unknown(dir, &index).or_else(|error| if error.is_of_index() { Ok(()) } else { Err(error) })?;
+    Ok(index)
+}
+
+/// As `open_healing`; what this machine remembers must not contradict what answers.
+fn open_met(context: &Context, dir: &BackupDir) -> Result<Index> {
+    let index = open_healing(dir)?;
+    if let Some(memory) = &context.memory {
+        memory.meet(dir, &index, context.on_change)?;
+    }
+    Ok(index)
+}
+
+fn tell_unknown(dir: &BackupDir, index: &Index) -> Result<()> {
+    let unknown = unknown_commits(dir, index)?;
     if let (Some(first), Some(last)) = (unknown.first(), unknown.last()) {
         let which = if first == last { first.to_string() } else { format!("{first} to {last}") };
         ::log::warn!("the index does not know {which} yet: the next backup, or `assay recover`, adds what is missing");
     }
-    Ok(index)
+    Ok(())
 }
 
 /// Prints to standard output. That its reader went away is the reader's choice: the exit code still says what was found.

@@ -63,8 +63,9 @@ pub struct MountArgs {
     #[arg(long)]
     pub direct: bool,
     /// What to do about a block that fails verification: `memory` (or `on`) reads it again past the page cache, puts a
-    /// single flipped bit right in memory, and asks the destinations of dest.toml for it; `write` also mends the arc in the
-    /// backup dir by it, beside the readers; `off` shows the damage as it is.
+    /// single flipped bit right in memory, and asks the destinations of dest.toml for it; what a damaged index can't tell is
+    /// answered from the catalogs. `write` also mends the arc in the backup dir, beside the readers; `off` shows the damage
+    /// as it is.
     #[arg(long, value_name = "HOW", default_value = "memory")]
     pub heal: HealArg,
     #[command(flatten)]
@@ -161,7 +162,10 @@ pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
         return Ok(Exit::Ok);
     }
     let backup = context.open()?;
-    super::meet(context, &backup)?;
+    match args.heal {
+        HealArg::Memory => super::meet_first(context, &backup)?,
+        HealArg::Off => super::meet(context, &backup)?,
+    }
     let hiding = if args.nonempty { Hiding::Allowed } else { Hiding::Refused };
     let point = Point::check(backup.path(), point, hiding)?;
     if !args.background {
@@ -236,7 +240,10 @@ fn serve(
     context.begin_log(backup.own());
     let seen = args.from.open(context, backup.clone(), Habit::Keeps)?;
     let backup = &seen.dir;
-    let index = open_index(backup)?;
+    let index = match args.heal {
+        HealArg::Memory => super::open_met(context, backup)?,
+        HealArg::Off => open_index(backup)?,
+    };
     let show = |title: &str, summary: &Summary| {
         if args.json {
             // A closed stdout is no reason to fail.
@@ -322,12 +329,14 @@ fn summary_text(title: &str, summary: &Summary) -> String {
         0 => text.push_str("  damage    none met\n"),
         damage => {
             let at_least = if summary.damage_inexact { "at least " } else { "" };
-            let again = summary.healed - summary.repaired - summary.elsewhere;
+            let again = summary.healed - summary.repaired - summary.elsewhere - summary.catalogs;
             let places = show::counted(damage, "place");
             let _ = write!(text, "  damage    {at_least}{places}, {at_least}{again} of them right when read again");
-            for (count, how) in
-                [(summary.repaired, "repaired in memory"), (summary.elsewhere, "read from another copy")]
-            {
+            for (count, how) in [
+                (summary.repaired, "repaired in memory"),
+                (summary.elsewhere, "read from another copy"),
+                (summary.catalogs, "answered from the catalogs"),
+            ] {
                 let _ = if count > 0 { write!(text, ", {at_least}{count} {how}") } else { Ok(()) };
             }
             if summary.mended > 0 {

@@ -71,6 +71,14 @@ impl History {
         lock(&self.0).last
     }
 
+    /// A commit that was seen elsewhere: the index must have it from now on.
+    pub fn expect(&self, head: Head) {
+        let mut seen = lock(&self.0);
+        if Some(head.0) > seen.last.map(|(run, _)| run) {
+            *seen = Seen { last: Some(head), files: None };
+        }
+    }
+
     /// Looks whether the history is the same, if anything was written since the last time.
     ///
     /// On a new connection: one that is open has pages in memory, and would not see what was copied over the file.
@@ -126,7 +134,7 @@ pub(super) fn put_commit(c: &Connection, run: Version, digest: [u8; 32]) -> Foun
 impl Index {
     /// The newest commit that this process has seen here.
     pub fn head(&self) -> Option<Head> {
-        self.history.head()
+        self.alone().map_or_else(|| self.history.head(), |other| other.history.head())
     }
 
     /// All commits.

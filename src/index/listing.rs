@@ -43,6 +43,21 @@ impl Index {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Listed>> {
+        let listed = self.children_with_attrs_here(v, dir, after, limit)?;
+        let again = |other: &Index| all_match(other.children_with_attrs_here(v, dir, after, limit)?);
+        Ok(match mismatch_in(&listed) {
+            Some(met) => self.instead(met, again).unwrap_or(listed),
+            None => listed,
+        })
+    }
+
+    fn children_with_attrs_here(
+        &self,
+        v: Version,
+        dir: Dirno,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
         let all = self.ask(|c| {
             let mut listed = Vec::new();
             scan(c, v, dir, after, limit, |entry| {
@@ -66,6 +81,14 @@ impl Index {
 
     /// Proven names with attributes, which are those that were backed up with the names.
     pub fn attrs(&self, v: Version, dir: Dirno, entries: &[ProvenEntry]) -> Vec<Listed> {
+        let listed = self.attrs_here(v, dir, entries);
+        match mismatch_in(&listed) {
+            Some(met) => self.instead(met, |other| all_match(other.attrs_here(v, dir, entries))).unwrap_or(listed),
+            None => listed,
+        }
+    }
+
+    fn attrs_here(&self, v: Version, dir: Dirno, entries: &[ProvenEntry]) -> Vec<Listed> {
         let of = |c: &Connection, one: &ProvenEntry| listed_of(c, v, dir, one.entry.clone(), Some(&one.item));
         match self.ask(|c| entries.iter().map(|one| of(c, one)).collect::<Found<Vec<_>>>()) {
             Ok(listed) => listed,
@@ -102,6 +125,16 @@ impl Index {
     pub fn check_count(&self, v: Version, dir: Dirno, seen: u64) -> Result<()> {
         self.ask(|c| check_count(c, v, dir, seen))
     }
+}
+
+/// An entry that stands for something else than what was backed up.
+fn mismatch_in(listed: &[Listed]) -> Option<Error> {
+    let mut errors = listed.iter().filter_map(|one| one.attr.as_ref().err());
+    errors.find(|error| matches!(error, Error::TreeMismatch { .. })).cloned()
+}
+
+fn all_match(listed: Vec<Listed>) -> Result<Vec<Listed>> {
+    mismatch_in(&listed).map_or(Ok(listed), Err)
 }
 
 fn check_count(c: &Connection, v: Version, dir: Dirno, seen: u64) -> Found<()> {

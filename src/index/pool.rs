@@ -15,7 +15,8 @@ use super::fail::{Fail, has_salt};
 use super::history::History;
 use super::rows::VersionsKnown;
 use super::schema::MAX_READERS;
-use super::view::{self, LOOK_EVERY, View, check_format, check_shared};
+use super::stand_in::StandIn;
+use super::view::{self, Files, LOOK_EVERY, View, check_format, check_shared};
 use super::writer;
 use crate::error::Result;
 use crate::sync::{lock, wait};
@@ -41,6 +42,7 @@ pub struct Index {
     pub(super) versions_checked: Mutex<Option<(VersionsKnown, Instant)>>,
     /// Held by the thread that makes a new view; before this moment no copy is made.
     renewal: Mutex<Instant>,
+    pub(super) stand_in: Option<StandIn>,
 }
 
 struct Pool {
@@ -108,6 +110,7 @@ impl Index {
             pool: Mutex::new(Pool { view: Arc::new(view), idle: Vec::new(), live: 0, waiting: 0, looked: now }),
             returned: Condvar::new(),
             versions_checked: Mutex::new(None),
+            stand_in: None,
         }
     }
 
@@ -164,6 +167,20 @@ impl Index {
         if view.is_behind(&self.path) { self.renew(&view, true) } else { Ok(()) }
     }
 
+    /// As `look`, for those whose question comes next: that meets the damage too, and knows what to do about it.
+    pub(super) fn look_first(&self) -> Result<()> {
+        match self.look().map_err(|fail| fail.at(&self.path)) {
+            Err(error) if self.stand_in.is_some() && error.is_of_index() => Ok(()),
+            looked => looked,
+        }
+    }
+
+    /// What is there now.
+    pub(super) fn files(&self) -> Files {
+        let view = self.lock().view.clone();
+        view.files_at(&self.path)
+    }
+
     fn look_if_due(&self) -> Result<(), Fail> {
         let pool = self.lock();
         let due = pool.view.may_fall() || pool.looked.elapsed() >= LOOK_EVERY;
@@ -212,8 +229,16 @@ impl Index {
         }
     }
 
-    /// Asks a question; on damage once more on a fresh connection. It is answered from one state of the index.
+    /// Asks a question; on damage once more on a fresh connection, and then of what stands in, if anything does. It is
+    /// answered from one state of one index.
     pub(super) fn ask<T>(&self, question: impl Fn(&Connection) -> Result<T, Fail>) -> Result<T> {
+        if let Some(other) = self.alone() {
+            return other.ask_own(&question);
+        }
+        self.ask_own(&question).or_else(|met| self.instead(met, |other| other.ask_own(&question)))
+    }
+
+    fn ask_own<T>(&self, question: &impl Fn(&Connection) -> Result<T, Fail>) -> Result<T> {
         check_shared(&self.path)?;
         let answer = self.ask_raw(question).map_err(|fail| fail.at(&self.path));
         check_shared(&self.path)?;

@@ -48,7 +48,7 @@ impl Ascent {
 impl Index {
     /// All versions that were not removed, oldest first.
     pub fn versions(&self) -> Result<Vec<VersionRow>> {
-        self.look().map_err(|fail| fail.at(self.path()))?;
+        self.look_first()?;
         self.ask(|c| {
             self.check_versions(c)?;
             let mut statement = c.prepare_cached("SELECT id, row FROM versions ORDER BY id")?;
@@ -68,7 +68,7 @@ impl Index {
 
     /// The newest version that was not removed.
     pub fn newest(&self) -> Result<Option<VersionRow>> {
-        self.look().map_err(|fail| fail.at(self.path()))?;
+        self.look_first()?;
         self.ask(|c| match self.versions_known(c)?.newest {
             Some(newest) => match rows::version(c, newest)? {
                 Some((version, false)) => Ok(Some(version)),
@@ -151,7 +151,7 @@ impl Index {
 
     /// The version, unless it never was or was removed.
     pub fn version(&self, v: Version) -> Result<Option<VersionRow>> {
-        self.look().map_err(|fail| fail.at(self.path()))?;
+        self.look_first()?;
         self.ask(|c| {
             self.versions_known(c)?;
             Ok(rows::version(c, v)?.filter(|(_, removed)| !removed).map(|(version, _)| version))

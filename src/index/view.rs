@@ -56,6 +56,15 @@ pub(super) struct Files {
 }
 
 impl Files {
+    pub(super) fn is_there(&self) -> bool {
+        self.main.is_some()
+    }
+
+    /// However much was written to it since.
+    pub(super) fn is_same_file(&self, other: &Files) -> bool {
+        self.main.map(|main| main.file) == other.main.map(|main| main.file)
+    }
+
     /// Without a WAL nothing is on its way into the index: then `main` is a state that a commit left.
     fn of(main: &Path, wal: &Path) -> Files {
         let look = || Files { main: FileState::of(main), wal: FileState::of_wal(wal) };
@@ -158,9 +167,14 @@ impl View {
         Files { main: FileState::of(&self.real), wal: FileState::of_wal(&wal_path(&self.real)) }
     }
 
+    /// The same of what `path` leads to now.
+    pub(super) fn files_at(&self, path: &Path) -> Files {
+        Files { main: FileState::of(path), ..self.files_now() }
+    }
+
     /// The index is still the file that this was opened on.
     pub(super) fn is_of(&self, files: &Files) -> bool {
-        files.main.map(|main| main.file) == self.files.main.map(|main| main.file)
+        self.files.is_same_file(files)
     }
 
     pub(super) fn is_live(&self) -> bool {

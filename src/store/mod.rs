@@ -195,6 +195,12 @@ impl Store {
         &self.inner.notes.tally
     }
 
+    /// What was read so far, and the damage met, that of the index too.
+    pub fn summary(&self) -> Summary {
+        self.inner.notes.index();
+        self.tally().summary()
+    }
+
     /// Where it is noted what was verified.
     pub fn ledger(&self) -> Option<&Arc<LedgerWriter>> {
         self.inner.notes.ledger.as_ref()

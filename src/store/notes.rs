@@ -101,6 +101,15 @@ impl Notes {
         self.note(key, None, error, "", End::Lost, path);
     }
 
+    /// Damage of the index in the place of which the catalogs answer: they have told the log.
+    pub fn index(&self) {
+        let Some(error) = self.index.stood_in_for() else { return };
+        let (end, what) = (End::Catalogs, error.to_string());
+        let how = end.how().unwrap_or_default();
+        let met = || Met { code: error.code(), path: Vec::new(), version: None, what, healed: true, how };
+        self.tally.damage(u64::MAX, met, "INDEX", &end);
+    }
+
     /// The block, if it has the length that its user expects.
     pub fn of_length(&self, want: &Wanted, verified: VerifiedBlock) -> Result<VerifiedBlock> {
         if verified.len() == want.len_bytes as usize {

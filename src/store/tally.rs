@@ -67,6 +67,8 @@ pub(super) enum End {
     Repaired(String),
     /// Another copy, of this name, has the right bytes.
     Elsewhere(String),
+    /// What the index could not tell the catalogs told.
+    Catalogs,
     Lost,
 }
 
@@ -79,6 +81,10 @@ impl End {
                 Some(format!("{what}; repaired in memory, the arc still has it (assay selftest --fix)"))
             }
             End::Elsewhere(name) => Some(format!("read from {}", shown(name))),
+            End::Catalogs => Some(
+                "answered from the catalogs; the index still has it (assay selftest -v2 --fix, or assay recover)"
+                    .into(),
+            ),
             End::Lost => None,
         }
     }
@@ -112,6 +118,8 @@ pub struct Summary {
     pub elsewhere: u64,
     /// Of these, those that are right again where they are stored.
     pub mended: u64,
+    /// Of these, damage of the index in the place of which the catalogs have answered: one, however much of it.
+    pub catalogs: u64,
     /// The first `MAX_LISTED` of them.
     pub places: Vec<Met>,
 }
@@ -124,6 +132,7 @@ struct Damage {
     inexact: bool,
     repaired: u64,
     elsewhere: u64,
+    catalogs: u64,
     places: Vec<Met>,
 }
 
@@ -229,6 +238,7 @@ impl Tally {
             damage.healed += u64::from(*end != End::Lost);
             damage.repaired += u64::from(matches!(end, End::Repaired(_)));
             damage.elsewhere += u64::from(matches!(end, End::Elsewhere(_)));
+            damage.catalogs += u64::from(*end == End::Catalogs);
         }
         // Finding the path takes a query: not under the lock.
         let met = met();
@@ -263,6 +273,7 @@ impl Tally {
             repaired: damage.repaired,
             elsewhere: damage.elsewhere,
             mended: 0,
+            catalogs: damage.catalogs,
             places: damage.places.clone(),
         }
     }

@@ -96,7 +96,7 @@ impl Proofs {
     /// # Errors
     /// `TREE_MISMATCH`, `DIRECTORY_LOST`, `INDEX_…`, `VERSION_GONE`.
     pub fn dir(&self, index: &Index, v: Version, dir: Dirno) -> Result<DirRow> {
-        self.asked(index, v, || self.proven(index, v, dir).map(|(row, _)| row))
+        self.asked(index, v, |index| self.proven(index, v, dir).map(|(row, _)| row))
     }
 
     /// A directory's state and its names.
@@ -104,7 +104,7 @@ impl Proofs {
     /// # Errors
     /// As `dir`; `INDEX_ROW_DAMAGED` if it has another number of names than its state says.
     pub fn listing(&self, index: &Index, v: Version, dir: Dirno) -> Result<(DirRow, Proven)> {
-        self.asked(index, v, || {
+        self.asked(index, v, |index| {
             let (row, digest) = self.proven(index, v, dir)?;
             let names = self.names(index, v, &row, digest)?;
             Ok((row, names))
@@ -122,12 +122,18 @@ impl Proofs {
 
     /// Paths that were removed from a version, or an index that took this one's place, give it another root: what was
     /// proven of the one before says nothing.
-    fn asked<T>(&self, index: &Index, v: Version, question: impl Fn() -> Result<T>) -> Result<T> {
-        match question() {
+    ///
+    /// An index that shows what was not backed up is asked no more, if there is another one.
+    fn asked<T>(&self, index: &Index, v: Version, question: impl Fn(&Index) -> Result<T>) -> Result<T> {
+        let answer = match question(index) {
             Err(Error::TreeMismatch { .. }) if lock(&self.known).roots.peek(&v) != index.root(v).ok().as_ref() => {
                 *lock(&self.known) = Known::new();
-                question()
+                question(index)
             }
+            other => other,
+        };
+        match answer {
+            Err(met @ Error::TreeMismatch { .. }) => index.instead(met, question),
             other => other,
         }
     }

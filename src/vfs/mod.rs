@@ -155,7 +155,7 @@ impl Vfs {
     }
 
     pub fn summary(&self) -> Summary {
-        self.store.tally().summary()
+        self.store.summary()
     }
 
     /// Finds a name in a directory; `None` with the time for which its absence may be believed.
