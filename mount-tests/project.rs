@@ -33,6 +33,7 @@ const ORDER: &[&str] = &[
     "prune",
     "recover",
     "follow",
+    "standin",
     "findings",
     "reader",
     "compare",

@@ -25,6 +25,7 @@ mod rules;
 mod runs;
 mod sealed;
 mod slow;
+mod stand_ins;
 mod structures;
 mod swaps;
 mod table;

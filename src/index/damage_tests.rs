@@ -15,14 +15,14 @@ use crate::ids::*;
 const PAGE: usize = 4096;
 
 /// A question; a listing gives an answer per child, for a damaged child may be an error of its own.
-type Question = Box<dyn Fn(&Index) -> Vec<Result<String>> + Send + Sync>;
+pub(super) type Question = Box<dyn Fn(&Index) -> Vec<Result<String>> + Send + Sync>;
 
 fn one<T: std::fmt::Debug>(answer: Result<T>) -> Vec<Result<String>> {
     vec![answer.map(|value| format!("{value:?}"))]
 }
 
 /// Three commits with files, a 60,000-byte xattr, a 4,095-byte target and a file in chunks.
-fn history() -> Model {
+pub(super) fn history() -> Model {
     let mut model = Model::new(6);
     add_files(&mut model, &[3, 4, 5, 6, 19]);
     model.commit(14, true);
@@ -46,7 +46,7 @@ fn add_files(model: &mut Model, salts: &[u64]) {
     model.root.children = salts.iter().map(file).collect();
 }
 
-fn questions(model: &Model) -> Vec<Question> {
+pub(super) fn questions(model: &Model) -> Vec<Question> {
     let mut all: Vec<Question> = vec![
         Box::new(|i| one(i.versions())),
         Box::new(|i| one(i.newest())),

@@ -41,6 +41,8 @@ mod model_tests;
 #[cfg(test)]
 mod row_tests;
 #[cfg(test)]
+mod stand_in_tests;
+#[cfg(test)]
 pub(crate) mod vandal;
 #[cfg(test)]
 mod view_tests;

@@ -4,7 +4,7 @@
 //!
 //! Invariants: it is asked only when it has all that was committed when the question was put, and every commit that was
 //! seen in the index itself; while rows of the index can be believed it is asked only what they can't tell, and what it
-//! can't tell either ends in their error; in the place of an index that does not open, or has shown what was not backed up,
+//! can't tell either ends in their error; in the place of an index that does not open, or has shown what was not backed up, or contradicts itself,
 //! it answers alone, until another file has that name. Nobody waits for it longer than `PATIENCE`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +40,7 @@ pub enum Lacks {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
     Unopened,
-    /// It has shown what was not backed up.
+    /// It has shown what was not backed up, or contradicts itself.
     Mismatch,
 }
 
@@ -53,6 +53,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     over: AtomicBool,
+    patience: Duration,
 }
 
 #[derive(Default)]
@@ -100,7 +101,8 @@ impl Drop for StandIn {
 impl StandIn {
     fn new(maker: Box<dyn Maker>) -> StandIn {
         let (maker, state) = (Mutex::new(maker), Mutex::new(State::default()));
-        StandIn { shared: Arc::new(Shared { maker, state, changed: Condvar::new(), over: AtomicBool::new(false) }) }
+        let (changed, over) = (Condvar::new(), AtomicBool::new(false));
+        StandIn { shared: Arc::new(Shared { maker, state, changed, over, patience: PATIENCE }) }
     }
 
     /// True while it is asked and the index itself is not.
@@ -140,10 +142,10 @@ impl StandIn {
                 return Some(index);
             }
             if let Some(begun) = state.begun {
-                state = wait_timeout(&self.shared.changed, state, PATIENCE.checked_sub(begun.elapsed())?);
+                state = wait_timeout(&self.shared.changed, state, self.shared.patience.checked_sub(begun.elapsed())?);
                 continue;
             }
-            if state.failed.is_some_and(|at| at.elapsed() < PATIENCE) {
+            if state.failed.is_some_and(|at| at.elapsed() < self.shared.patience) {
                 return None;
             }
             let shared = self.shared.clone();
@@ -163,7 +165,8 @@ impl StandIn {
             Err(error) if error.errno() == libc::EIO => Err(met),
             answer => {
                 let mut state = lock(&self.shared.state);
-                if matches!(met, Error::TreeMismatch { .. }) {
+                // Pages that are authentic and contradict each other are of several times: one is an older image.
+                if !matches!(met, Error::IndexDamaged { .. }) {
                     state.alone.get_or_insert((Why::Mismatch, of.files()));
                 }
                 note(&mut state, met);
@@ -216,6 +219,13 @@ impl Index {
     /// The same, and what `maker` makes answers where it is damaged.
     pub fn backed_by(mut self, maker: Box<dyn Maker>) -> Index {
         self.stand_in = Some(StandIn::new(maker));
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn patient(mut self, patience: Duration) -> Index {
+        let shared = self.stand_in.as_mut().and_then(|stand_in| Arc::get_mut(&mut stand_in.shared));
+        shared.unwrap().patience = patience;
         self
     }
 
