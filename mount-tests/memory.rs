@@ -72,6 +72,12 @@ fn an_older_copy_stops_who_writes_mounts_or_restores_until_it_is_accepted() {
     for args in [&["rm", "-r", "0", "--force"][..], &["retain", "-t", "1"], &["pack"]] {
         refused(machine.run(args[0], args[1..].iter().copied()).run(), word);
     }
+    // Also where catalogs answer for its index.
+    let index = fs::read(lab.repo().join("index.db")).expect("read");
+    arcfile::rewrite(&lab.repo().join("index.db"), |bytes| bytes[99] ^= 1);
+    refused(machine.run("get", ["-y", "--to"]).arg(lab.path("to")).arg(lab.src()).run(), word);
+    refused(machine.run("mount", NONE).arg(lab.mnt()).run(), word);
+    arcfile::overwrite(&lab.repo().join("index.db"), &index);
     assert_eq!(arcfile::arc_names(&lab.repo()), names);
     // A recovery tells it too: that is damage, for all it can know.
     let out = machine.run("recover", NONE).run();

@@ -24,9 +24,7 @@ pub fn open(dir: &BackupDir) -> Result<Index> {
             let met = index.newest().and_then(|_| index.state()).err();
             (index, true, met)
         }
-        Err(met) if met.is_of_index() => {
-            (Index::unopened(&dir.index_path(), &dir.keys().index_key()), false, Some(met))
-        }
+        Err(met) if met.is_of_index() => (dir.unopened_index(), false, Some(met)),
         Err(error) => return Err(error),
     };
     let index = index.backed_by(maker);

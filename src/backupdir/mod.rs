@@ -328,6 +328,11 @@ impl BackupDir {
         opened.map_err(|e| self.key_or_index(e))
     }
 
+    /// The index, where `open_index` is an error.
+    pub fn unopened_index(&self) -> Index {
+        Index::unopened(&self.index_path(), &self.keys.index_key(), self.check_index().is_ok())
+    }
+
     /// The commits of this history: those that the index knows or, where it can't tell, those that can be read.
     pub fn commits(&self, index: &Index) -> Result<Commits> {
         match index.commits() {

@@ -13,6 +13,7 @@ use super::Index;
 use super::fail::{Fail, Found};
 use super::row::{self, Key, Table};
 use super::rows::{self, blob};
+use super::stand_in::StandIn;
 use super::view::{Files, View};
 use crate::error::{Error, Result};
 use crate::ids::Version;
@@ -134,7 +135,7 @@ pub(super) fn put_commit(c: &Connection, run: Version, digest: [u8; 32]) -> Foun
 impl Index {
     /// The newest commit that this process has seen here.
     pub fn head(&self) -> Option<Head> {
-        self.alone().map_or_else(|| self.history.head(), |other| other.history.head())
+        self.stand_in.as_ref().and_then(StandIn::head).or_else(|| self.history.head())
     }
 
     /// All commits.

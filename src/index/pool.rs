@@ -115,8 +115,8 @@ impl Index {
     }
 
     /// An index that could not be opened: each question tries, and is an error while it can't be.
-    pub fn unopened(path: &Path, key: &[u8; 48]) -> Index {
-        Index::over(path, key, true, View::unopened(path))
+    pub fn unopened(path: &Path, key: &[u8; 48], may_write: bool) -> Index {
+        Index::over(path, key, may_write, View::unopened(path, may_write))
     }
 
     /// A connection that is not of the pool, with what it is open on.

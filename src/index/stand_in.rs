@@ -15,7 +15,7 @@ use super::Index;
 use super::history::Head;
 use super::view::Files;
 use crate::error::{Error, Result};
-use crate::monitor::{Event, Monitor, Progress, Silent};
+use crate::monitor::{Event, Monitor, Progress};
 use crate::sync::{lock, wait_timeout};
 
 /// How long after its making began whoever needs it waits, and how long after it failed it is not tried again.
@@ -81,12 +81,8 @@ struct Made {
 struct While<'a>(&'a AtomicBool);
 
 impl Monitor for While<'_> {
-    fn progress(&self, progress: Progress) {
-        Silent.progress(progress);
-    }
-    fn event(&self, event: Event<'_>) {
-        Silent.event(event);
-    }
+    fn progress(&self, _: Progress) {}
+    fn event(&self, _: Event<'_>) {}
     fn interrupted(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -156,6 +152,12 @@ impl StandIn {
                 return None;
             }
         }
+    }
+
+    /// The newest commit that was seen in it while it answers alone.
+    pub fn head(&self) -> Option<Head> {
+        let state = lock(&self.shared.state);
+        state.made.as_ref().filter(|_| state.alone.is_some())?.index.head()
     }
 
     /// Puts a question to it that met damage in the index itself.

@@ -127,9 +127,10 @@ impl View {
     }
 
     /// What `path` leads to, not looked at yet.
-    pub(super) fn unopened(path: &Path) -> View {
+    pub(super) fn unopened(path: &Path, may_write: bool) -> View {
         let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        View { files: Files::of(&real, &wal_path(&real)), real, mode: Mode::Live }
+        let mode = if may_write { Mode::Live } else { Mode::Immutable };
+        View { files: Files::of(&real, &wal_path(&real)), real, mode }
     }
 
     /// The index as it is, nobody else using it.

@@ -186,7 +186,7 @@ fn run_with(dir: &BackupDir, around: Option<&Around>, options: &Options, monitor
                 (report.findings, report.unlisted) = findings.take();
                 return Ok(report);
             }
-            (Index::unopened(&dir.index_path(), &dir.keys().index_key()), false)
+            (dir.unopened_index(), false)
         }
     };
     let index = Arc::new(index);
