@@ -232,7 +232,7 @@ impl Index {
     /// Asks a question; on damage once more on a fresh connection, and then of what stands in, if anything does. It is
     /// answered from one state of one index.
     pub(super) fn ask<T>(&self, question: impl Fn(&Connection) -> Result<T, Fail>) -> Result<T> {
-        if let Some(other) = self.alone() {
+        if let Some(other) = self.alone()? {
             return other.ask_own(&question);
         }
         self.ask_own(&question).or_else(|met| self.instead(met, |other| other.ask_own(&question)))

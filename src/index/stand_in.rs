@@ -3,9 +3,10 @@
 //! It is made when a question first meets damage, once for all who wait, by a thread of its own.
 //!
 //! Invariants: it is asked only when it has all that was committed when the question was put, and every commit that was
-//! seen in the index itself; while rows of the index can be believed it is asked only what they can't tell, and what it
-//! can't tell either ends in their error; in the place of an index that does not open, or has shown what was not backed up, or contradicts itself,
-//! it answers alone, until another file has that name. Nobody waits for it longer than `PATIENCE`.
+//! seen in the index itself. While the index is of the same commit and its rows can be believed it is asked only what they
+//! can't tell, and what it can't tell either ends in their error; in the place of an index that does not open, is behind, has
+//! shown what was not backed up or contradicts itself it answers alone, or nothing does, until another file has that name.
+//! Nobody waits for it longer than `PATIENCE`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -40,7 +41,7 @@ pub enum Lacks {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
     Unopened,
-    /// It has shown what was not backed up, or contradicts itself.
+    /// It is behind, has shown what was not backed up, or contradicts itself.
     Mismatch,
 }
 
@@ -109,7 +110,7 @@ impl StandIn {
         if now.is_there() && !now.is_same_file(&files) {
             // Made anew, or put back.
             let made = state.made.take();
-            state.alone = None;
+            (state.alone, state.failed) = (None, None);
             made.and_then(|made| made.index.head()).into_iter().for_each(|head| of.history.expect(head));
             return false;
         }
@@ -132,9 +133,8 @@ impl StandIn {
                 // Of another history, or one that lacks what was seen.
                 let (run, digest) = head?;
                 index.commit_digest(run).ok()?.filter(|found| *found == digest)?;
-                if let Some(made) = &mut lock(&self.shared.state).made {
-                    made.has = head;
-                }
+                let mut state = lock(&self.shared.state);
+                state.made.iter_mut().filter(|made| Arc::ptr_eq(&made.index, &index)).for_each(|made| made.has = head);
                 return Some(index);
             }
             if let Some(begun) = state.begun {
@@ -166,9 +166,10 @@ impl StandIn {
         match question(&other) {
             Err(error) if error.errno() == libc::EIO => Err(met),
             answer => {
-                let mut state = lock(&self.shared.state);
                 // Pages that are authentic and contradict each other are of several times: one is an older image.
-                if !matches!(met, Error::IndexDamaged { .. }) {
+                let mix = matches!(met, Error::IndexDamaged { .. }) && other.history.head() == of.history.head();
+                let mut state = lock(&self.shared.state);
+                if !mix {
                     state.alone.get_or_insert((Why::Mismatch, of.files()));
                 }
                 note(&mut state, met);
@@ -256,9 +257,15 @@ impl Index {
     }
 
     /// What answers alone at the moment.
-    pub(super) fn alone(&self) -> Option<Arc<Index>> {
-        let stand_in = self.stand_in.as_ref()?;
-        if stand_in.is_alone(self) { stand_in.current(self) } else { None }
+    ///
+    /// # Errors
+    /// The damage for which it does, if it can't be had.
+    pub(super) fn alone(&self) -> Result<Option<Arc<Index>>> {
+        let Some(stand_in) = self.stand_in.as_ref().filter(|stand_in| stand_in.is_alone(self)) else { return Ok(None) };
+        match (stand_in.current(self), self.stood_in_for()) {
+            (None, Some(met)) => Err(met),
+            (other, _) => Ok(other),
+        }
     }
 
     /// Puts a question again that met damage here, to what stands in; `met` if that has no answer either.

@@ -109,3 +109,29 @@ fn one_that_can_not_be_made_leaves_all_as_it_was_and_is_not_tried_at_each_questi
     }
     assert_eq!(asked.load(Relaxed), 1);
 }
+
+#[test]
+fn one_that_is_behind_is_not_asked_beside_what_is_ahead() {
+    let model = history();
+    let (damaged, ahead) = (Built::new(), Built::of(&model));
+    let mut writer = damaged.writer();
+    model.commits.iter().take(2).for_each(|made| drop(apply(&mut writer, made).unwrap()));
+    writer.checkpoint().unwrap();
+    drop(writer);
+    let clean = std::fs::read(damaged.path()).unwrap();
+    let all = questions(&model);
+    let expected: Vec<String> = all.iter().map(|ask| format!("{:?}", ask(&ahead.index()))).collect();
+    for page in 1..clean.len() / 4096 {
+        let mut bytes = clean.clone();
+        bytes[page * 4096 + 5] ^= 1;
+        std::fs::write(damaged.path(), bytes).unwrap();
+        let (index, _) = backed(&damaged, ahead.path(), Duration::ZERO);
+        // Until damage is met it tells what it knows.
+        all.iter().for_each(|ask| drop(ask(&index)));
+        if index.stood_in_for().is_some() {
+            for (ask, right) in all.iter().zip(&expected) {
+                assert_eq!(format!("{:?}", ask(&index)), *right, "page {page}");
+            }
+        }
+    }
+}
