@@ -11,7 +11,7 @@ use super::far::{self, FromArgs, Habit};
 use super::json::{with_name, with_names};
 use super::mount::HealArg;
 use super::ui::Ui;
-use super::{Context, open_met, paths, print, print_json, show};
+use super::{Context, paths, print, print_json, show};
 use crate::depot::Reach;
 use crate::error::{Error, Exit, Result};
 use crate::ledger::{By, LedgerWriter};
@@ -84,13 +84,13 @@ const CACHE_BYTES: u64 = 64 << 20;
 
 pub fn run(context: &Context, args: &GetArgs) -> Result<Exit> {
     let dir = context.open()?;
-    super::meet_first(context, &dir)?;
+    args.heal.meet(context, &dir)?;
     let mends = args.heal.mends(&args.from)?;
     let seen = args.from.open(context, dir, Habit::Passes)?;
     let dir = seen.dir;
     let deadline = if dir.arcs().reach() == Reach::Far { FAR_DEADLINE } else { StoreOptions::default().deadline };
     let (words, frames, copies) = (Words::Reader, seen.frames, seen.copies);
-    let index = Arc::new(open_met(context, &dir)?);
+    let index = Arc::new(args.heal.index(context, &dir)?);
     let mender = || {
         let ledger = LedgerWriter::new(dir.own(), dir.keys().clone(), By::Get, &index);
         Mender::start(&dir, copies.clone(), Arc::new(ledger))

@@ -19,6 +19,7 @@ use super::{Context, open_index};
 use crate::backupdir::{BackupDir, config::parse_size};
 use crate::error::{Error, Exit, Result};
 use crate::fuse::{Access, Caching};
+use crate::index::Index;
 use crate::monitor::Monitor as _;
 use crate::mount::{self, Hiding, MountOptions, Ownership, Point};
 use crate::os::process::{Inherited, Side, Started, Starter, daemonize};
@@ -121,6 +122,22 @@ impl HealArg {
         }
     }
 
+    /// What this machine remembers must not contradict the backup dir, as far as its index can be read.
+    pub fn meet(self, context: &Context, dir: &BackupDir) -> Result<()> {
+        match self {
+            HealArg::Memory | HealArg::Write => super::meet_first(context, dir),
+            HealArg::Off => super::meet(context, dir),
+        }
+    }
+
+    /// The index, with what answers in its place.
+    pub fn index(self, context: &Context, dir: &BackupDir) -> Result<Index> {
+        match self {
+            HealArg::Memory | HealArg::Write => super::open_met(context, dir),
+            HealArg::Off => open_index(dir),
+        }
+    }
+
     /// # Errors
     /// `USAGE` where it would write to a backup dir that is not what is read.
     pub fn mends(self, from: &FromArgs) -> Result<bool> {
@@ -162,10 +179,7 @@ pub fn run(context: &Context, args: &MountArgs) -> Result<Exit> {
         return Ok(Exit::Ok);
     }
     let backup = context.open()?;
-    match args.heal {
-        HealArg::Memory => super::meet_first(context, &backup)?,
-        HealArg::Off => super::meet(context, &backup)?,
-    }
+    args.heal.meet(context, &backup)?;
     let hiding = if args.nonempty { Hiding::Allowed } else { Hiding::Refused };
     let point = Point::check(backup.path(), point, hiding)?;
     if !args.background {
@@ -240,10 +254,7 @@ fn serve(
     context.begin_log(backup.own());
     let seen = args.from.open(context, backup.clone(), Habit::Keeps)?;
     let backup = &seen.dir;
-    let index = match args.heal {
-        HealArg::Memory => super::open_met(context, backup)?,
-        HealArg::Off => open_index(backup)?,
-    };
+    let index = args.heal.index(context, backup)?;
     let show = |title: &str, summary: &Summary| {
         if args.json {
             // A closed stdout is no reason to fail.
