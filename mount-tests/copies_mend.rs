@@ -297,3 +297,32 @@ fn killed_at_any_write_it_is_mended_the_next_time() {
     }
     assert!(fired > 9, "only {fired} kills fired");
 }
+
+#[test]
+fn a_frame_that_is_lost_is_stored_anew_by_the_next_backup_that_meets_its_file() {
+    let mut rng = Rng::from_env("mend");
+    let lab = Lab::new();
+    lab.write("big", &rng.bytes(900_000));
+    lab.write("small", &rng.bytes(9000));
+    lab.init();
+    lab.backup();
+    let path = lab.repo().join("arc.0.1");
+    let mut bytes = fs::read(&path).expect("read");
+    ruin_frame(&mut bytes, 1);
+    overwrite(&path, &bytes);
+    // Nobody knows of it yet; whoever meets it notes it.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let mount = Mount::start(&lab, &lab.repo(), NONE);
+    let read = tool("diff").arg("-rq").arg(lab.src()).arg(mount.latest(&lab.src())).run();
+    assert_eq!(read.code, Some(2), "{}", read.text());
+    mount.end().code(4);
+    let json = lab.assay("backup", ["--json"]).arg(lab.src()).run().json();
+    let new = json["blocks_new"].as_u64().unwrap_or_default();
+    assert!((1..8).contains(&new), "{json}");
+    let mount = Mount::start(&lab, &lab.repo(), NONE);
+    oracle::diff_clean(&lab.src(), &mount.latest(&lab.src()), &[]);
+    mount.end().ok();
+    // The version before still has the hole; nothing more is stored.
+    let again = lab.assay("backup", ["--json"]).arg(lab.src()).run().json();
+    assert_eq!(again["blocks_new"], 0, "{again}");
+}

@@ -42,6 +42,7 @@ const ORDER: &[&str] = &[
     "restore",
     "coverage",
     "selftest",
+    "watch",
     "fuse",
     "mount",
     "cli",

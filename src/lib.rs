@@ -8,7 +8,7 @@
 //! A module uses only what stands before it in this order (docs/architecture.md says what each is for; a test in
 //! mount-tests/project.rs keeps it true): ids, text, error, sync, monitor, catalog, os, scratch, own, crypto, arc, index,
 //! ledger, depot, fetch, live, backupdir, parity, memory, dest, copies, store, run, tree, backup, prune, recover, follow, standin, findings, reader, compare, mend, vfs,
-//! restore, coverage, selftest, fuse, mount, cli, fuzz.
+//! restore, coverage, selftest, watch, fuse, mount, cli, fuzz.
 //!
 //! What a program that uses the library needs is named below; all else is ours, so that the compiler tells what nobody uses.
 

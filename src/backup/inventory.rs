@@ -8,8 +8,9 @@ use std::collections::HashSet;
 use crate::backupdir::{Accepted, BackupDir, arcs};
 use crate::catalog::{ArcEntry, ArcRole};
 use crate::error::{Damage, Error, Result};
-use crate::ids::{ArcSerial, Version};
-use crate::index::Index;
+use crate::ids::{CopyId, FrameNo, FramePlace, Version};
+use crate::index::{Index, Lost};
+use crate::ledger::Ledger;
 use crate::monitor::{Event, Monitor};
 
 /// Arcs and commits that are named one by one.
@@ -18,8 +19,8 @@ const MAX_TOLD: u64 = 100;
 /// What a run can't count on.
 #[derive(Debug, Default)]
 pub struct Inventory {
-    /// Arcs that are missing or cut short: their blocks are stored anew.
-    pub lost: HashSet<ArcSerial>,
+    /// Arcs that are missing or cut short, frames that were found damaged and not seen right since: their blocks are stored anew.
+    pub lost: Lost,
     /// A recovery could not get past what is missing: the next catalog must stand alone.
     pub base_due: bool,
     pub failures: u64,
@@ -38,7 +39,7 @@ impl Inventory {
             let Err(error) = check(dir, &row.entry) else { continue };
             // What only can't be looked at counts as there.
             if error.is_damage() {
-                found.lost.insert(row.entry.serial);
+                found.lost.arcs.insert(row.entry.serial);
                 let needed = since_base.first().is_none_or(|base| row.run >= *base);
                 found.base_due |= row.entry.role == ArcRole::Catalog && needed;
             }
@@ -56,6 +57,7 @@ impl Inventory {
                 }
             }
         }
+        found.lost.frames = damaged(dir, index).unwrap_or_default();
         if found.failures > MAX_TOLD {
             let what = format!("{} more arcs are missing or cut short", found.failures - MAX_TOLD);
             monitor.event(Event::Warning { path: b"", what });
@@ -69,6 +71,22 @@ impl Inventory {
             monitor.event(Event::Failure { path: b"", error });
         }
     }
+}
+
+/// Frames of file data that are known to be damaged. An arc that was written to since may have been mended.
+fn damaged(dir: &BackupDir, index: &Index) -> Result<HashSet<FramePlace>> {
+    let (ledger, _) = Ledger::load(dir.own(), dir.keys(), &dir.commits(index)?)?;
+    let mut frames = HashSet::new();
+    for damage in ledger.open_damage().iter().filter(|damage| damage.copy == CopyId::LOCAL) {
+        let (Some(first), Ok(row)) = (damage.frame, index.arc(damage.arc)) else { continue };
+        let found = dir.own().stat(row.entry.name.to_string()).ok().flatten();
+        let is_as_it_was = found.is_some_and(|found| found.ctime.sec <= (damage.when_ms / 1000) as i64);
+        if row.entry.role == ArcRole::Data && is_as_it_was {
+            let all = first.0..first.0.saturating_add(damage.count).min(row.entry.frames);
+            frames.extend(all.map(|no| FramePlace::new(damage.arc, FrameNo(no))));
+        }
+    }
+    Ok(frames)
 }
 
 fn check(dir: &BackupDir, arc: &ArcEntry) -> Result<()> {

@@ -1,12 +1,12 @@
 //! The version before, as the walk sees it: directory rows, children in order, nodes.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use super::pipeline::{Totals, Was};
 use crate::catalog::{Attr, Child, Content, Node, Segment, Timespec};
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, Dirno, Logid, Version};
-use crate::index::{DirRow, Entry, Index, Listed};
+use crate::ids::{Dirno, Logid, Version};
+use crate::index::{DirRow, Entry, Index, Listed, Lost};
 
 /// Entries that are fetched at once: bounds memory in directories of any size.
 const PAGE: usize = 2048;
@@ -17,8 +17,7 @@ pub struct Previous<'a> {
     version: Option<Version>,
     /// When each version was begun that has nothing in it which was in doubt for another reason than its ctime.
     started: HashMap<Version, Timespec>,
-    /// Arcs that can't be read any more.
-    lost: &'a HashSet<ArcSerial>,
+    lost: &'a Lost,
     /// The index may know files whose blocks it does not know.
     gaps: bool,
 }
@@ -43,7 +42,7 @@ impl PrevChild {
 }
 
 impl<'a> Previous<'a> {
-    pub fn new(index: &'a Index, lost: &'a HashSet<ArcSerial>) -> Result<Previous<'a>> {
+    pub fn new(index: &'a Index, lost: &'a Lost) -> Result<Previous<'a>> {
         let versions = index.versions()?;
         // Deltas go on top of what the open intervals show, whether that version is still shown or not.
         Ok(Previous {
@@ -77,7 +76,7 @@ impl<'a> Previous<'a> {
         self.index.node(logid)
     }
 
-    /// True when content of the file was in an arc that is lost, or its blocks are not known (or nobody can tell): to be
+    /// True when content of the file is lost, or its blocks are not known (or nobody can tell): to be
     /// whole again in the next version it must be read, and stored anew, even if it did not change.
     pub fn has_lost_content(&self, logid: Logid) -> bool {
         (self.gaps || !self.lost.is_empty()) && self.node(logid).and_then(|node| self.any_lost(&node)).unwrap_or(true)
@@ -88,7 +87,7 @@ impl<'a> Previous<'a> {
         self.each_part(node, |segments| {
             for segment in segments {
                 if let Segment::Data { block, .. } = segment {
-                    lost |= self.lost.contains(&self.index.location(*block)?.arc());
+                    lost |= self.lost.holds(self.index.location(*block)?);
                 }
             }
             Ok(())

@@ -6,11 +6,12 @@
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::arc::{ArcWriter, BlockInfo, FrameInfo, FrameKind, Packer, VerifiedFrame};
 use crate::catalog::{ArcEntry, ArcRole, CatalogFrame, Commit};
 use crate::crypto::Keys;
-use crate::depot::{Depot, Reach};
+use crate::depot::{Depot, Local, Reach, sha256_of};
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
 use crate::ids::{ArcName, ArcSerial, FrameNo, Version};
@@ -20,6 +21,16 @@ use crate::own::OwnDir;
 pub(super) const TMP_SUFFIX: &str = ".tmp";
 /// What an arc is called while it is brought back from other copies.
 pub const FETCHED_SUFFIX: &str = ".fetched";
+
+/// What stands under a name has this SHA-256 on the medium.
+///
+/// # Errors
+/// What keeps it from being read.
+pub fn reads_back(dir: &Arc<OwnDir>, name: ArcName, file_name: &str, digest: &[u8; 32]) -> Result<bool> {
+    let arc = Local::new(dir).open_as(name, file_name)?;
+    arc.forget();
+    Ok(sha256_of(arc.as_ref(), &|_| Ok(()), |_| Ok(()))? == *digest)
+}
 
 /// It is being brought back, or was to be.
 pub fn is_fetched(dir: &OwnDir, name: ArcName) -> bool {

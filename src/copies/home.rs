@@ -9,8 +9,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-
 use super::fetched::Fetched;
 use super::notes::{Note, State};
 use super::plan::What;
@@ -18,7 +16,7 @@ use super::remote::Remote;
 use super::standing::note_here;
 use crate::backupdir::{BackupDir, Lock, MendLock, arcs};
 use crate::crypto::sha256;
-use crate::depot::{Depot, Local, StoredArc, Via};
+use crate::depot::{Depot, Local, StoredArc, sha256_of};
 use crate::dest::{Checksum, compare};
 use crate::error::{Error, Result};
 use crate::fetch;
@@ -31,8 +29,6 @@ use crate::sync::{into_inner, lock};
 pub const MEND_PATIENCE: Duration = Duration::from_secs(60);
 /// Arcs that are fetched at a time.
 const AT_A_TIME: usize = 4;
-/// Bytes of an arc that are in memory.
-const PIECE_BYTES: usize = 1 << 20;
 /// A commit arc that is longer is none.
 const MAX_COMMIT_BYTES: u64 = 64 << 20;
 
@@ -154,13 +150,13 @@ impl<'a> Home<'a> {
                 let is_long = |arc: &Box<dyn StoredArc>| arc.len_bytes() == entry.arc_bytes;
                 // What can't be read here is wrong here.
                 if let Some(arc) = self.local.open(name).ok().filter(is_long)
-                    && self.is_right(copied(arc.as_ref(), advance, |_| Ok(())), &entry.digest.0)?
+                    && self.is_right(sha256_of(arc.as_ref(), advance, |_| Ok(())), &entry.digest.0)?
                 {
                     return Ok(None);
                 }
                 let there = self.from.open(name)?;
                 self.store(name, &entry.digest.0, &mut |out| {
-                    let found = Checksum::sha256(&copied(there.as_ref(), advance, out)?);
+                    let found = Checksum::sha256(&sha256_of(there.as_ref(), advance, out)?);
                     compare(self.from.name(), &name.to_string(), &Checksum::sha256(&entry.digest.0), &found)
                 })?;
                 note_here(self.dir, name, Note::now(entry.id, State::Proven));
@@ -219,12 +215,12 @@ impl<'a> Home<'a> {
         own.remove_if_there(&temporary)?;
         let mut file = own.create(&temporary, 0o400)?;
         let path = own.path_of(&temporary);
-        let read_back = || {
-            let stored = self.local.open_as(name, &temporary)?;
-            stored.forget();
-            let found = copied(stored.as_ref(), &|_| Ok(()), |_| Ok(()))?;
-            let what = || "what was written reads back differently".into();
-            if found == *digest { Ok(()) } else { Err(Error::NotFixed { path: path.clone(), what: what() }) }
+        let read_back = || match arcs::reads_back(own, name, &temporary, digest)? {
+            true => Ok(()),
+            false => {
+                let what = "what was written reads back differently".into();
+                Err(Error::NotFixed { path: path.clone(), what })
+            }
         };
         let stored = fill(&mut |bytes| file.write_all(bytes).map_err(|e| Error::io("write", &path, &e)))
             .and_then(|()| file.sync_all().map_err(|e| Error::io("fsync", &path, &e)))
@@ -239,24 +235,3 @@ impl<'a> Home<'a> {
 
 /// Writes all bytes of an arc, piece by piece.
 type Fill<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
-
-/// Reads an arc from its start to its end, hands it on, and gives its SHA-256.
-fn copied(
-    arc: &dyn StoredArc,
-    advance: &dyn Fn(u64) -> Result<()>,
-    mut out: impl FnMut(&[u8]) -> Result<()>,
-) -> Result<[u8; 32]> {
-    let (mut digest, mut at, mut buffer) = (Sha256::new(), 0, vec![0; PIECE_BYTES]);
-    loop {
-        let count = arc.read(at, &mut buffer, Via::Medium)?;
-        let piece = buffer.get(..count).unwrap_or_default();
-        if piece.is_empty() {
-            return Ok(digest.finalize().into());
-        }
-        digest.update(piece);
-        out(piece)?;
-        arc.release(at, count as u64);
-        at += count as u64;
-        advance(count as u64)?;
-    }
-}

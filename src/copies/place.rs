@@ -9,8 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
 use super::body::{ArcBody, Source};
 use super::facts::{Facts, facts, facts_of_commit};
 use super::fetched::Fetched;
@@ -19,18 +17,16 @@ use super::pace::Pace;
 use super::plan::{Plan, Wanted, What, Whose};
 use super::{Around, Opener};
 use crate::arc::{ARC_HEADER_LEN, ArcHeader};
-use crate::depot::{Depot, Via};
+use crate::depot::{Depot, sha256_of};
 use crate::dest::mark::DESTID;
 use crate::dest::settings::Verify;
-use crate::dest::{Body, Compared, Known, Lie, Object, Proof, Settings, Stamp, Storage, Sum, mark, prove, put_proven};
+use crate::dest::{Body, Compared, Known, Lie, Object, Proof, Settings, Stamp, Storage, mark, prove, put_proven};
 use crate::error::{Error, Result, Trouble};
 use crate::ids::{ArcId, ArcName, CopyId};
 use crate::monitor::Event;
 use crate::sync::lock;
 use crate::text::hex;
 
-/// Bytes of an arc that are read here at a time.
-const PIECE_BYTES: usize = 1 << 20;
 /// How often an arc that arrives with other bytes is sent.
 const MOST_SENDS: u32 = 3;
 /// Credentials are not asked for more often.
@@ -518,17 +514,7 @@ impl Sourced {
 
 fn is_good_here(around: &Around, facts: &Facts, pace: &Pace) -> Result<bool> {
     let arc = around.here().open(facts.name)?;
-    let (mut hasher, mut piece, mut at) = (Sha256::new(), vec![0; PIECE_BYTES], 0);
-    loop {
-        pace.check()?;
-        match arc.read(at, &mut piece, Via::Medium)? {
-            0 => break,
-            count => hasher.update(piece.get(..count).unwrap_or_default()),
-        }
-        at += PIECE_BYTES as u64;
-    }
-    let found: Sum = hasher.finalize().into();
-    Ok(found == facts.sum)
+    Ok(sha256_of(arc.as_ref(), &|_| pace.check(), |_| Ok(()))? == facts.sum)
 }
 
 fn paced(open: &Opener, settings: &Settings, pace: &Arc<Pace>, is_honest: bool) -> Result<Arc<Paced>> {

@@ -14,6 +14,8 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use crate::error::{Damage, Error, Result};
 use crate::ids::{ArcName, CopyId};
 
@@ -92,6 +94,33 @@ pub trait StoredArc: Send + Sync {
             return Err(Error::arc(self.name(), offset, damage));
         }
         Ok(bytes)
+    }
+}
+
+/// Bytes of an arc that are in memory while all of it is read.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Reads an arc from its start to its end, from the medium, hands it on, and gives its SHA-256.
+///
+/// # Errors
+/// As `read`; those of `advance`, which hears how much was read, and of `out`.
+pub fn sha256_of(
+    arc: &dyn StoredArc,
+    advance: &dyn Fn(u64) -> Result<()>,
+    mut out: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<[u8; 32]> {
+    let (mut digest, mut at, mut buffer) = (Sha256::new(), 0, vec![0; PIECE_BYTES]);
+    loop {
+        let count = arc.read(at, &mut buffer, Via::Medium)?;
+        let piece = buffer.get(..count).unwrap_or_default();
+        if piece.is_empty() {
+            return Ok(digest.finalize().into());
+        }
+        digest.update(piece);
+        out(piece)?;
+        arc.release(at, count as u64);
+        at += count as u64;
+        advance(count as u64)?;
     }
 }
 

@@ -11,7 +11,7 @@ use super::Index;
 use super::fail::Fail;
 use super::rows;
 use crate::error::{Error, Result};
-use crate::ids::{ArcSerial, BlockHash, BlockId};
+use crate::ids::{ArcSerial, BlockHash, BlockId, FramePlace};
 use crate::sync::lock;
 
 const SHARDS: usize = 64;
@@ -32,12 +32,29 @@ pub struct DedupTable {
     max_slots: usize,
     committed: u64,
     /// Arcs whose blocks count as not stored.
-    lost: HashSet<ArcSerial>,
+    lost: Lost,
     misses: AtomicU64,
     filter_bytes: usize,
     filter: OnceLock<Filter>,
     building: AtomicBool,
     trouble: Mutex<Option<Error>>,
+}
+
+/// Where blocks are that can't be read any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lost {
+    pub arcs: HashSet<ArcSerial>,
+    pub frames: HashSet<FramePlace>,
+}
+
+impl Lost {
+    pub fn is_empty(&self) -> bool {
+        self.arcs.is_empty() && self.frames.is_empty()
+    }
+
+    pub fn holds(&self, place: BlockId) -> bool {
+        self.arcs.contains(&place.arc()) || self.frames.contains(&place.place())
+    }
 }
 
 impl DedupTable {
@@ -54,7 +71,7 @@ impl DedupTable {
             shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect(),
             max_slots: shard_bytes / SLOT_LEN,
             committed,
-            lost: HashSet::new(),
+            lost: Lost::default(),
             misses: AtomicU64::new(0),
             filter_bytes,
             filter: OnceLock::new(),
@@ -63,8 +80,8 @@ impl DedupTable {
         })
     }
 
-    /// Takes no block for known that is in one of these arcs.
-    pub fn without(self, lost: HashSet<ArcSerial>) -> DedupTable {
+    /// Takes no block for known that is lost.
+    pub fn without(self, lost: Lost) -> DedupTable {
         DedupTable { lost, ..self }
     }
 
@@ -96,7 +113,7 @@ impl DedupTable {
             return false;
         }
         match self.index.location(block) {
-            Ok(place) => self.lost.contains(&place.arc()),
+            Ok(place) => self.lost.holds(place),
             Err(error) => {
                 self.note(error);
                 true

@@ -55,7 +55,7 @@ use crate::ids::{BlockId, Dirno, FrameNo, NodeDigest, TreeDigest, Version};
 pub use again::row_again;
 pub use apply::{ApplyReport, CatalogSource, LostFrame};
 pub use chunks::Chunks;
-pub use dedup::DedupTable;
+pub use dedup::{DedupTable, Lost};
 pub use digests::{Change, ProvenEntry};
 pub use history::{Commits, Head};
 pub use live::{ArcUse, Gaps, Live, VersionSet};

@@ -16,8 +16,7 @@ use super::frames::Correction;
 use super::rewrite::{footer, frame_table, rewrite_shell};
 use crate::arc::repair::repair;
 use crate::arc::{ARC_HEADER_LEN, ArcHeader, ArcTrailer};
-use crate::backupdir::BackupDir;
-use crate::backupdir::arcs::{COMMIT_NUMBER, FETCHED_SUFFIX, commit_arc};
+use crate::backupdir::arcs::{COMMIT_NUMBER, FETCHED_SUFFIX, commit_arc, reads_back};
 use crate::catalog::ArcEntry;
 use crate::copies::{Note, State, What, bring_one, note_here};
 use crate::depot::{Depot, Local, Reach, StoredArc, Via};
@@ -87,7 +86,7 @@ impl Correction<'_> {
                 return Ok(());
             }
             let name = entry.name.to_string();
-            let is_right = || reads_back(dir, &entry, &name).unwrap_or(false);
+            let is_right = || reads_back(dir.own(), entry.name, &name, &entry.digest.0).unwrap_or(false);
             let shell = || rewrite_shell(dir, &self.lock, &self.index, &entry);
             if is_right() || (shell().is_ok() && is_right()) {
                 note_here(dir, entry.name, Note::now(entry.id, State::Proven));
@@ -237,7 +236,7 @@ impl Correction<'_> {
             .and_then(|()| synced(&out));
         let is_whole = lost == 0
             && <[u8; 32]>::from(out.digest.finalize()) == entry.digest.0
-            && reads_back(dir, entry, &temporary)?;
+            && reads_back(dir.own(), name, &temporary, &entry.digest.0)?;
         let is_more = came > 0 && matches!(wrong, Error::Arc { .. });
         if done.is_err() || self.mending.monitor.interrupted() || !(is_whole || is_more) {
             let _ = dir.own().remove_if_there(&temporary);
@@ -253,22 +252,6 @@ impl Correction<'_> {
             format!("{name}: {} came from other copies, {} no copy has", counted(came, "frame"), counted(lost, "part"));
         self.mending.monitor.event(Event::Warning { path: b"", what });
         Ok(Made::Partly)
-    }
-}
-
-/// What was written has the recorded checksum on the medium too.
-fn reads_back(dir: &BackupDir, entry: &ArcEntry, file_name: &str) -> Result<bool> {
-    let arc = Local::new(dir.own()).open_as(entry.name, file_name)?;
-    arc.forget();
-    let (mut digest, mut at, mut piece) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        match arc.read(at, &mut piece, Via::Medium)? {
-            0 => return Ok(<[u8; 32]>::from(digest.finalize()) == entry.digest.0),
-            count => {
-                digest.update(piece.get(..count).unwrap_or_default());
-                at += count as u64;
-            }
-        }
     }
 }
 
