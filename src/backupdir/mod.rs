@@ -6,6 +6,7 @@
 
 pub mod arcs;
 pub mod config;
+mod locks;
 mod losses;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,6 @@ use std::io::{ErrorKind, Read, Write as _};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -27,13 +27,15 @@ use crate::depot::{self, Depot, Local};
 use crate::error::{Error, Foreign, Result};
 use crate::ids::BackupId;
 use crate::index::{Commits, Index, IndexWriter};
-use crate::os::dir::Write;
 use crate::os::stat;
 use crate::own::{OwnDir, Sharing};
 
 pub use config::Config;
+pub use locks::{COPIES_DIR, Lock, MendLock};
 pub use losses::Accepted;
 pub use unlisted::{Claim, Survey, Unlisted, What, unknown_commits};
+
+use locks::LOCK_FILE;
 
 const KEY_FILE: &str = "key.conf";
 const KEY_FILE_NEW: &str = "key.conf.new";
@@ -41,13 +43,6 @@ const CONFIG_FILE: &str = "config.toml";
 const DEST_FILE: &str = "dest.toml";
 const EXCLUDE_FILE: &str = "inex.conf";
 const INDEX_FILE: &str = "index.db";
-const LOCK_FILE: &str = "lock";
-/// Notes of copies, and who mends.
-pub const COPIES_DIR: &str = "copies";
-const MEND_LOCK_FILE: &str = "mend.lock";
-const WATCH_LOCK_FILE: &str = "watch.lock";
-/// How often somebody who waits for the lock looks.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// What SQLite keeps beside an index.
 const BESIDE_INDEX: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// A key file has some 500 bytes.
@@ -121,7 +116,7 @@ impl BackupDir {
             _ => {}
         }
         let own = OwnDir::open(path, sharing)?;
-        let lock = Lock::take(&own, LOCK_FILE)?;
+        let lock = Lock::writer(&own)?;
         // Another init may have been faster.
         check_empty(path)?;
         own.check_link(INDEX_FILE)?;
@@ -410,84 +405,6 @@ impl BackupDir {
             },
             (Some(true) | None, own_reason) => own_reason,
         }
-    }
-
-    /// True while another process holds the lock; nothing is changed.
-    pub fn is_locked(&self) -> bool {
-        let lock = self.own.read(LOCK_FILE);
-        lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
-    }
-
-    /// Becomes the one who watches it.
-    ///
-    /// # Errors
-    /// `LOCKED` at once when another process does.
-    pub fn lock_to_watch(&self) -> Result<Lock> {
-        Lock::take(&self.own.sub_made(COPIES_DIR, 0o700)?, WATCH_LOCK_FILE)
-    }
-
-    /// True while another process puts back what committed arcs must be; nothing is changed.
-    pub fn is_mending(&self) -> bool {
-        let beside = self.own.sub(COPIES_DIR).ok().flatten();
-        let lock = beside.and_then(|beside| beside.read(MEND_LOCK_FILE).ok());
-        lock.is_some_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
-    }
-
-    /// Becomes the one writer.
-    ///
-    /// # Errors
-    /// `LOCKED` at once when another process is.
-    pub fn lock(&self) -> Result<Lock> {
-        Lock::take(&self.own, LOCK_FILE)
-    }
-
-    /// Becomes the one who puts back what committed arcs must be. No writer waits for it, and none is waited for: arcs that
-    /// are committed are changed by nobody else.
-    ///
-    /// # Errors
-    /// `LOCKED` when another process is that for so long.
-    pub fn lock_to_mend(&self, patience: Duration) -> Result<MendLock> {
-        let until = Instant::now() + patience;
-        let beside = self.own.sub_made(COPIES_DIR, 0o700)?;
-        loop {
-            match Lock::take(&beside, MEND_LOCK_FILE) {
-                Err(Error::Locked { .. }) if Instant::now() < until => std::thread::sleep(LOOK_EVERY),
-                taken => return taken.map(MendLock),
-            }
-        }
-    }
-}
-
-/// The right to put back what committed arcs must be, held until dropped.
-#[derive(Debug)]
-pub struct MendLock(#[expect(dead_code, reason = "held, not asked")] Lock);
-
-/// The right to write, held until dropped.
-#[derive(Debug)]
-pub struct Lock(File);
-
-impl Drop for Lock {
-    /// A child that is just being started has the open file too, until it executes: closing ours would not be enough.
-    fn drop(&mut self) {
-        let _ = self.0.unlock();
-    }
-}
-
-impl Lock {
-    fn take(dir: &OwnDir, name: &str) -> Result<Lock> {
-        let mut file = dir.write(name, 0o600, Write::Over)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = file.take(20).read_to_string(&mut holder);
-                return Err(Error::Locked { path: dir.path().into(), holder: holder.trim().to_string() });
-            }
-            Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", dir.path_of(name), &e)),
-        }
-        // Who holds it is for messages only: an error here must not stop a backup.
-        let _ = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
-        Ok(Lock(file))
     }
 }
 

@@ -83,7 +83,7 @@ impl fmt::Display for Fixed {
                     (rewritten, "put right in place"),
                     (sealed, "sealed anew"),
                     (base_is_due, "of the catalog: the next backup writes a base, which does without"),
-                    (lost, "lost: neither a flipped bit nor a live file explains them"),
+                    (lost, "lost: no copy has them, and neither a flipped bit nor a live file explains them"),
                     (not_tried, "not looked at"),
                 ]
                 .into_iter()
