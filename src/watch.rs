@@ -98,19 +98,54 @@ pub struct Watch<'a> {
     part_due: Instant,
     sending: Retry,
     recovery: Option<Retry>,
-    /// Troubles that were told, and last: what stays is told once.
-    troubles: BTreeSet<String>,
+    troubles: Troubles,
+}
+
+/// What a round does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Look,
+    Again,
+    Part,
+    Send,
+    Recover,
+    Lost,
+}
+
+/// What was told and stays: it is told again only once the act that met it was done without meeting it.
+#[derive(Default)]
+struct Troubles {
+    told: BTreeMap<String, Act>,
+    met: BTreeSet<String>,
+}
+
+impl Troubles {
+    /// True the first time.
+    fn meet(&mut self, act: Act, text: &str) -> bool {
+        self.met.insert(text.to_string());
+        self.told.insert(text.to_string(), act).is_none()
+    }
+
+    /// An act was done to its end.
+    fn done(&mut self, act: Act) {
+        let met = std::mem::take(&mut self.met);
+        self.told.retain(|text, of| *of != act || met.contains(text));
+    }
 }
 
 /// What is tried again, less and less often.
 struct Retry {
     due: Instant,
     pause: Duration,
+    tries: u32,
 }
+
+/// So often it is tried with pauses of no more than `recovery_wait`; then whoever writes is left alone for longer.
+const EAGER_TRIES: u32 = 8;
 
 impl Retry {
     fn after(wait: Duration) -> Retry {
-        Retry { due: Instant::now() + wait, pause: BACK_OFF }
+        Retry { due: Instant::now() + wait, pause: BACK_OFF, tries: 0 }
     }
 
     fn is_due(&self) -> bool {
@@ -118,15 +153,19 @@ impl Retry {
     }
 
     /// It failed: not sooner than after a pause, which grows up to `most`.
-    fn failed(&mut self, most: Duration) {
+    fn failed(&mut self, rules: &Rules) {
+        let patient = rules.recovery_wait.max(rules.interval);
+        let most = if self.tries < EAGER_TRIES { rules.recovery_wait } else { patient };
         let pause = self.pause.min(most);
-        *self = Retry { due: Instant::now() + pause, pause: (pause * 2).min(most) };
+        *self = Retry { due: Instant::now() + pause, pause: pause * 2, tries: self.tries.saturating_add(1) };
     }
 }
 
 /// What a round came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Round {
+    /// Damage was met, mended or not.
+    pub met: bool,
     /// Damage that was met and is not mended.
     pub damaged: bool,
     /// Something could not be done, or is missing somewhere.
@@ -135,7 +174,7 @@ pub struct Round {
 
 impl<'a> Watch<'a> {
     pub fn new(around: &'a Around, rules: Rules, monitor: &'a dyn Monitor, tell: &'a dyn Fn(&Event)) -> Watch<'a> {
-        let (seen, troubles) = (BTreeMap::new(), BTreeSet::new());
+        let (seen, troubles) = (BTreeMap::new(), Troubles::default());
         let (read, sending) = (BTreeMap::new(), Retry::after(Duration::ZERO));
         Watch { around, rules, monitor, tell, seen, read, part_due: Instant::now(), sending, recovery: None, troubles }
     }
@@ -150,42 +189,40 @@ impl<'a> Watch<'a> {
     /// One round. What fails in it is told, and the next one tries again.
     pub fn round(&mut self) -> Round {
         let mut round = Round::default();
-        let before = std::mem::take(&mut self.troubles);
-        let all = self.look(&before).unwrap_or_default();
-        let again = self.to_be_read(&all);
+        let all = self.look().unwrap_or_default();
+        let doubts = self.doubts(&all);
+        let again: Vec<ArcName> = doubts
+            .iter()
+            .filter(|(arc, now)| self.read.get(arc).is_none_or(|known| !now.is_subset(known)))
+            .map(|(arc, _)| *arc)
+            .collect();
+        self.read.retain(|arc, _| doubts.contains_key(arc));
         if !again.is_empty() {
-            self.test(Options { scope: Scope::Arcs(again), ..self.options() }, &mut round, &before);
+            let download_limit = self.rules.limit_bytes;
+            let scope = Scope::Arcs(again.clone());
+            if self.test(Act::Again, Options { scope, download_limit, ..self.options() }, &mut round).is_some() {
+                let read = doubts.into_iter().filter(|(arc, _)| again.contains(arc));
+                self.read.extend(read);
+            }
         }
         if Instant::now() >= self.part_due && !self.monitor.interrupted() {
             self.part_due = Instant::now() + self.rules.interval;
             let (every_s, period_s) = (self.rules.interval.as_secs().max(1), self.rules.period.as_secs());
             let schedule = Schedule { every_s, period_s: period_s.max(every_s), limit_bytes: self.rules.limit_bytes };
-            self.test(Options { inc: Some(schedule), ..self.options() }, &mut round, &before);
+            self.test(Act::Part, Options { inc: Some(schedule), ..self.options() }, &mut round);
         }
         if self.sending.is_due() {
-            self.complete(&mut round, &before);
+            self.complete(&mut round);
         }
-        self.recover(&mut round, &before);
-        self.look(&before);
+        self.recover(&mut round);
+        self.look();
         round
     }
 
-    /// Arcs of which something says that they are to be read now, and not only when their turn comes.
-    fn to_be_read(&mut self, all: &[Standing]) -> Vec<ArcName> {
-        let mut again = Vec::new();
-        for standing in all {
-            let now = doubtful(standing);
-            let known = self.read.get(&standing.arc);
-            if !now.is_empty() && known.is_none_or(|known| !now.is_subset(known)) {
-                again.push(standing.arc);
-            }
-            if now.is_empty() {
-                self.read.remove(&standing.arc);
-            } else {
-                self.read.insert(standing.arc, now);
-            }
-        }
-        again
+    /// Arcs of which something says that they are to be read now, and not only when their turn comes; and where.
+    fn doubts(&self, all: &[Standing]) -> BTreeMap<ArcName, BTreeSet<(String, Condition)>> {
+        let all = all.iter().map(|standing| (standing.arc, doubtful(standing)));
+        all.filter(|(_, doubts)| !doubts.is_empty()).collect()
     }
 
     /// What every test here is like: all copies, and what a good one has is put right.
@@ -197,28 +234,31 @@ impl<'a> Watch<'a> {
         (self.tell)(&Event { kind, text: text.into(), arc, dest: dest.map(str::to_string) });
     }
 
-    /// Tells a trouble, unless it was there in the round before.
-    fn trouble(&mut self, kind: Kind, text: String, dest: Option<&str>, before: &BTreeSet<String>) {
-        if self.troubles.insert(text.clone()) && !before.contains(&text) {
+    /// Tells what stays as it is, once.
+    fn trouble(&mut self, act: Act, kind: Kind, text: String, dest: Option<&str>) {
+        if self.troubles.meet(act, &text) {
             self.event(kind, text, None, dest);
         }
     }
 
     /// Looks at names, and tells what stands otherwise than before.
-    fn look(&mut self, before: &BTreeSet<String>) -> Option<Vec<Standing>> {
+    fn look(&mut self) -> Option<Vec<Standing>> {
         let all = match copies::status(self.around, None) {
             Ok(all) => all,
             Err(error) => {
-                self.trouble(Kind::Failed, format!("{}: {error}", error.code()), None, before);
+                self.trouble(Act::Look, Kind::Failed, format!("{}: {error}", error.code()), None);
                 return None;
             }
         };
+        self.troubles.done(Act::Look);
+        let mut before = std::mem::take(&mut self.seen);
         let mut changed: BTreeMap<(String, Condition), Vec<(ArcName, String)>> = BTreeMap::new();
         for standing in &all {
             let here = standing.here.iter().map(|stands| (String::new(), stands));
             let there = standing.copies.iter().map(|copy| (copy.dest.clone(), &copy.stands));
             for (place, stands) in here.chain(there) {
-                let known = self.seen.insert((place.clone(), standing.arc), stands.condition);
+                let known = before.remove(&(place.clone(), standing.arc));
+                self.seen.insert((place.clone(), standing.arc), stands.condition);
                 // At the start only what is not well is worth a line.
                 let is_usual = matches!(stands.condition, Condition::Ready | Condition::Unknown);
                 if known != Some(stands.condition) && !(known.is_none() && is_usual) {
@@ -244,8 +284,8 @@ impl<'a> Watch<'a> {
         Some(all)
     }
 
-    /// Runs a test that mends, and tells what it found.
-    fn test(&mut self, options: Options, round: &mut Round, before: &BTreeSet<String>) -> Option<Report> {
+    /// Runs a test that mends, and tells what it found; None if it did not come to its end.
+    fn test(&mut self, act: Act, options: Options, round: &mut Round) -> Option<Report> {
         if self.monitor.interrupted() {
             return None;
         }
@@ -254,7 +294,7 @@ impl<'a> Watch<'a> {
             Err(Error::Interrupted) => return None,
             Err(error) => {
                 round.incomplete = true;
-                self.trouble(Kind::Failed, format!("{}: {error}", error.code()), None, before);
+                self.trouble(act, Kind::Failed, format!("{}: {error}", error.code()), None);
                 return None;
             }
         };
@@ -264,9 +304,13 @@ impl<'a> Watch<'a> {
             by_arc.entry((arc, finding.at.as_deref())).or_default().push(finding);
         }
         for ((arc, dest), findings) in by_arc {
-            self.found(arc, dest, &findings, round, before);
+            self.found(act, (arc, dest), &findings, round);
         }
-        if report.findings.is_empty() && !report.interrupted {
+        if report.interrupted {
+            return None;
+        }
+        self.troubles.done(act);
+        if report.findings.is_empty() {
             let there: u64 = report.copies.iter().map(|copy| copy.arcs).sum();
             let what = format!("{} here and {there} at destinations, nothing is wrong", counted(report.arcs, "arc"));
             self.event(Kind::Proven, what, None, None);
@@ -277,17 +321,16 @@ impl<'a> Watch<'a> {
     /// Tells what was found of one arc at one place, or of no arc, as one event.
     fn found(
         &mut self,
-        arc: Option<ArcName>,
-        dest: Option<&str>,
+        act: Act,
+        (arc, dest): (Option<ArcName>, Option<&str>),
         findings: &[&Finding],
         round: &mut Round,
-        before: &BTreeSet<String>,
     ) {
         let (unchecked, wrong): (Vec<&Finding>, Vec<&Finding>) =
             findings.iter().partition(|finding| finding.cause == Cause::Unchecked);
         for finding in unchecked {
             round.incomplete = true;
-            self.trouble(Kind::Failed, said(finding), dest, before);
+            self.trouble(act, Kind::Failed, said(finding), dest);
         }
         // What is left says more than what is mended.
         let open = wrong.iter().find(|finding| !finding.is_fixed());
@@ -295,9 +338,10 @@ impl<'a> Watch<'a> {
         let more = wrong.len() as u64 - 1;
         let more = if more > 0 { format!(" (and {} more)", counted(more, "place")) } else { String::new() };
         let what = format!("{}{more}", said(first));
+        round.met = true;
         if open.is_some() {
             round.damaged = true;
-            if self.troubles.insert(what.clone()) && !before.contains(&what) {
+            if self.troubles.meet(act, &what) {
                 self.event(Kind::Damage, what, arc, dest);
             }
             return;
@@ -308,7 +352,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Sends what destinations lack.
-    fn complete(&mut self, round: &mut Round, before: &BTreeSet<String>) {
+    fn complete(&mut self, round: &mut Round) {
         if self.monitor.interrupted() {
             return;
         }
@@ -316,14 +360,14 @@ impl<'a> Watch<'a> {
             Ok(sent) => sent,
             Err(error) => {
                 round.incomplete = true;
-                self.sending.failed(self.rules.recovery_wait);
-                return self.trouble(Kind::Failed, format!("{}: {error}", error.code()), None, before);
+                self.sending.failed(&self.rules);
+                return self.trouble(Act::Send, Kind::Failed, format!("{}: {error}", error.code()), None);
             }
         };
         let is_done = sent.iter().all(|report| report.ignored || (report.trouble.is_none() && report.behind == 0));
         match is_done {
             true => self.sending = Retry::after(self.rules.interval),
-            false => self.sending.failed(self.rules.recovery_wait.max(self.rules.interval)),
+            false => self.sending.failed(&self.rules),
         }
         for report in sent {
             let dest = Some(report.name.as_str());
@@ -333,17 +377,18 @@ impl<'a> Watch<'a> {
             }
             if let Some(error) = &report.trouble {
                 round.incomplete |= !report.ignored;
-                self.trouble(Kind::Failed, format!("{}: {error}", error.code()), dest, before);
+                self.trouble(Act::Send, Kind::Failed, format!("{}: {error}", error.code()), dest);
             } else if report.behind > 0 {
                 round.incomplete |= !report.ignored;
                 let what = format!("{} is behind: {}", report.name, counted(report.behind, "arc"));
-                self.trouble(Kind::Behind, what, dest, before);
+                self.trouble(Act::Send, Kind::Behind, what, dest);
             }
         }
+        self.troubles.done(Act::Send);
     }
 
     /// Puts together what no copy has right, once the wait is over.
-    fn recover(&mut self, round: &mut Round, before: &BTreeSet<String>) {
+    fn recover(&mut self, round: &mut Round) {
         if !round.damaged && self.recovery.is_none() {
             return;
         }
@@ -362,27 +407,29 @@ impl<'a> Watch<'a> {
             self.seen.iter().filter(|(_, condition)| is_wrong(**condition)).map(|((_, arc), _)| *arc).collect();
         let scope = if wrong.is_empty() { Scope::Everything } else { Scope::Arcs(wrong.into_iter().collect()) };
         let level = if scope == Scope::Everything { Level::Structure } else { Level::AllCopies };
+        let met_now = round.damaged;
         let mut done = Round::default();
-        let report = self.test(Options { scope, fix: Fix::Correct, ..Options::of(level) }, &mut done, before);
-        let left: Vec<Finding> =
-            report.into_iter().flat_map(|report| report.findings).filter(|finding| !finding.is_fixed()).collect();
-        if !done.damaged {
+        let report = self.test(Act::Recover, Options { scope, fix: Fix::Correct, ..Options::of(level) }, &mut done);
+        let has_run = report.is_some();
+        (round.met, round.incomplete) = (round.met | done.met, round.incomplete | done.incomplete);
+        if has_run && !done.damaged && !met_now {
             self.recovery = None;
-            round.damaged = false;
             return self.event(Kind::Healed, "what is left was put together: nothing is known to be wrong", None, None);
         }
         round.damaged = true;
         if let Some(recovery) = &mut self.recovery {
-            recovery.failed(self.rules.recovery_wait);
+            recovery.failed(&self.rules);
         }
+        let left = report.into_iter().flat_map(|report| report.findings).filter(|finding| !finding.is_fixed());
         for finding in left {
             for hit in &finding.hits {
                 let (first, last) = hit.versions;
                 let versions = if first == last { first.to_string() } else { format!("{first} to {last}") };
                 let text = format!("{} in {versions}, bytes {}-{}", shown(&hit.path), hit.bytes.start, hit.bytes.end);
-                self.trouble(Kind::Lost, text, finding.at.as_deref(), before);
+                self.trouble(Act::Lost, Kind::Lost, text, finding.at.as_deref());
             }
         }
+        self.troubles.done(Act::Lost);
     }
 }
 
@@ -404,7 +451,9 @@ fn is_wrong(condition: Condition) -> bool {
 /// Places where it is wrong, or another one than was looked at.
 fn doubtful(standing: &Standing) -> BTreeSet<(String, Condition)> {
     let here = standing.here.iter().map(|stands| (String::new(), stands));
-    let there = standing.copies.iter().map(|copy| (copy.dest.clone(), &copy.stands));
+    // What was never sent is behind, and what is off is nobody's.
+    let there = standing.copies.iter().filter(|copy| copy.noted.is_some() && !copy.is_off);
+    let there = there.map(|copy| (copy.dest.clone(), &copy.stands));
     let is_doubtful = |stands: &Stands| is_wrong(stands.condition) || stands.has_changed;
     let doubtful = here.chain(there).filter(|(_, stands)| is_doubtful(stands));
     doubtful.map(|(place, stands)| (place, stands.condition)).collect()

@@ -80,7 +80,7 @@ fn damaged(dir: &BackupDir, index: &Index) -> Result<HashSet<FramePlace>> {
     for damage in ledger.open_damage().iter().filter(|damage| damage.copy == CopyId::LOCAL) {
         let (Some(first), Ok(row)) = (damage.frame, index.arc(damage.arc)) else { continue };
         let found = dir.own().stat(row.entry.name.to_string()).ok().flatten();
-        let is_as_it_was = found.is_some_and(|found| found.ctime.sec <= (damage.when_ms / 1000) as i64);
+        let is_as_it_was = found.is_some_and(|found| damage.is_of(&found));
         if row.entry.role == ArcRole::Data && is_as_it_was {
             let all = first.0..first.0.saturating_add(damage.count).min(row.entry.frames);
             frames.extend(all.map(|no| FramePlace::new(damage.arc, FrameNo(no))));

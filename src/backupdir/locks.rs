@@ -90,7 +90,13 @@ impl Lock {
 
     fn take(dir: &OwnDir, name: &str) -> Result<Lock> {
         let mut file = dir.write(name, 0o600, Write::Over)?;
-        match file.try_lock() {
+        let mut taken = file.try_lock();
+        if matches!(taken, Err(fs::TryLockError::WouldBlock)) {
+            // Whoever only looks has it for a moment.
+            std::thread::sleep(LOOK_EVERY);
+            taken = file.try_lock();
+        }
+        match taken {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
                 let mut holder = String::new();

@@ -134,9 +134,10 @@ pub fn run(context: &Context, args: &WatchArgs) -> Result<Exit> {
         bell.finish(COMMAND_LIMIT);
     }
     Ok(match round {
-        _ if ui.interrupted() => Exit::Ok,
+        _ if ui.interrupted() && !once => Exit::Ok,
+        _ if ui.interrupted() => Exit::Interrupted,
         None => Exit::Failed,
-        Some(Round { damaged: true, .. }) => Exit::Damage,
+        Some(Round { met: true, .. }) => Exit::Damage,
         Some(Round { incomplete: true, .. }) => Exit::FinishedWithErrors,
         Some(_) => Exit::Ok,
     })

@@ -26,7 +26,7 @@ use crate::monitor::{Event, Monitor, Progress};
 use crate::sync::{into_inner, lock};
 
 /// How long somebody who mends is waited for.
-pub const MEND_PATIENCE: Duration = Duration::from_secs(60);
+pub const MEND_PATIENCE: Duration = Duration::from_secs(15);
 /// Arcs that are fetched at a time.
 const AT_A_TIME: usize = 4;
 /// A commit arc that is longer is none.

@@ -54,7 +54,7 @@ pub use keep::{Kept, bring_back, keep_within, leave_away};
 use meter::Metered;
 pub use meter::{Budget, Meter};
 use notes::Noted;
-pub use notes::{Note, State};
+pub use notes::{Note, State, tidy};
 pub use other::others;
 pub use pace::Limits;
 use place::{Done, OnBad, Sourced};
@@ -63,7 +63,7 @@ use plan::{Plan, Wanted};
 pub use proving::Proving;
 pub use remote::{Remote, Traffic};
 use sender::{Sender, Task};
-pub use standing::{Condition, Standing, Stands, counts, note_here, status};
+pub use standing::{Condition, Standing, Stands, counts, note_here, stamp_here, status};
 
 /// Opens a destination.
 pub type Opener = Arc<dyn Fn(&Settings) -> Result<Box<dyn Storage>> + Send + Sync>;
@@ -81,11 +81,21 @@ pub struct Around {
     /// What may be fetched to be read.
     budget: Option<Arc<Budget>>,
     told: Arc<Mutex<Vec<Error>>>,
+    /// Directories that are being looked at.
+    looking: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Around {
     pub fn new(dir: &BackupDir, open: Opener, monitor: Arc<dyn Monitor>) -> Around {
-        Around { dir: dir.clone(), open, limits: Limits::default(), monitor, budget: None, told: Arc::default() }
+        Around {
+            dir: dir.clone(),
+            open,
+            limits: Limits::default(),
+            monitor,
+            budget: None,
+            told: Arc::default(),
+            looking: Arc::default(),
+        }
     }
 
     /// Readers fetch no more than so many bytes, together.
@@ -132,6 +142,11 @@ impl Around {
     /// What is noted of the place that had this name last.
     fn noted(&self, name: &str) -> Noted {
         notes::noted(&self.dir, name)
+    }
+
+    /// How far the copies at the place that had this name last have come.
+    pub fn states(&self, name: &str) -> std::collections::BTreeMap<ArcName, State> {
+        self.noted(name).into_iter().map(|(arc, note)| (arc, note.state)).collect()
     }
 
     /// Destinations that are used, and what is known of them.

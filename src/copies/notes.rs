@@ -9,7 +9,7 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Write as _};
 use std::sync::Mutex;
 
-use crate::backupdir::{BackupDir, COPIES_DIR as DIR};
+use crate::backupdir::{BackupDir, COPIES_DIR as DIR, MendLock};
 use crate::crypto::sha256;
 use crate::dest::Stamp;
 use crate::error::{Error, Result, Trouble};
@@ -102,12 +102,7 @@ impl Notes {
         name_place(&own, name, dest)?;
         let (noted, lines) = read(&own, dest)?;
         if lines > noted.len() + SLACK_LINES {
-            let new = format!("{file}.new");
-            own.remove_if_there(&new)?;
-            let text: String = noted.iter().map(|(name, note)| line(dest, *name, Some(note))).collect();
-            let mut out = own.create(&new, 0o600)?;
-            out.write_all(text.as_bytes()).map_err(|error| Error::io("write", own.path_of(&new), &error))?;
-            own.rename(&new, &file)?;
+            write_anew(&own, dest, &noted)?;
         }
         let out = own.write(&file, 0o600, Write::Append)?;
         // A line that a kill has cut must not spoil the next one.
@@ -144,6 +139,28 @@ pub fn noted(dir: &BackupDir, name: &str) -> Noted {
         }
     };
     read().unwrap_or_default()
+}
+
+fn write_anew(own: &OwnDir, dest: DestId, noted: &Noted) -> Result<()> {
+    let (file, new) = (dest.to_string(), format!("{dest}.new"));
+    own.remove_if_there(&new)?;
+    let text: String = noted.iter().map(|(name, note)| line(dest, *name, Some(note))).collect();
+    let mut out = own.create(&new, 0o600)?;
+    out.write_all(text.as_bytes()).map_err(|error| Error::io("write", own.path_of(&new), &error))?;
+    own.rename(&new, &file)
+}
+
+/// Writes the notes of the backup dir itself anew, once most of their lines are old. A note that is made meanwhile may go: it
+/// is only missing then. What can't be written stays as it is.
+pub fn tidy(dir: &BackupDir, _: &MendLock) {
+    let tidied = || -> Result<()> {
+        let Some(own) = dir.own().sub(DIR)? else { return Ok(()) };
+        let (noted, lines) = read(&own, HERE)?;
+        if lines > 2 * noted.len() + SLACK_LINES { write_anew(&own, HERE, &noted) } else { Ok(()) }
+    };
+    if let Err(error) = tidied() {
+        log::debug!("{error}");
+    }
 }
 
 /// What is noted of the arcs in the backup dir itself.

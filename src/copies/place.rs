@@ -59,6 +59,8 @@ pub struct Place {
     is_honest: bool,
     /// A source was damaged, and passed over.
     pub met_damage: AtomicBool,
+    /// What files were when their reading began.
+    begun: Mutex<BTreeMap<ArcName, Stamp>>,
     /// Arcs as the one listing had them, with their lengths.
     pub there: BTreeMap<ArcName, u64>,
 }
@@ -84,6 +86,7 @@ impl Place {
                 .checksum()
                 .is_some_and(|sum| known.of_mark(&mark).is_some_and(|place| place.refuses(sum))),
             met_damage: AtomicBool::new(false),
+            begun: Mutex::default(),
             there: listed.into_iter().filter_map(arc).collect(),
         })
     }
@@ -444,6 +447,7 @@ impl Place {
     /// Reads an arc there, all of it, and compares it.
     pub fn verify(&self, facts: &Facts) -> Result<()> {
         let object = facts.name.to_string();
+        self.begin(facts.name);
         let done = self.ask(|storage| prove(storage, &object, facts.len_bytes, &facts.sum));
         let done = self.judged(facts, done);
         self.noted(facts, &done);
@@ -464,8 +468,16 @@ impl Place {
             Err(_) => return,
         };
         // Without it a change is not seen, but by content.
-        let stamp = self.storage().stamp(&name.to_string()).ok().flatten();
+        let before = lock(&self.begun).remove(&name);
+        let stamp = before.or_else(|| self.storage().stamp(&name.to_string()).ok().flatten());
         self.notes.put(name, Note { stamp, why: why.into(), ..Note::now(id, state) });
+    }
+
+    /// It is going to be read: what changes from now on is seen.
+    pub fn begin(&self, name: ArcName) {
+        if let Ok(Some(stamp)) = self.storage().stamp(&name.to_string()) {
+            lock(&self.begun).insert(name, stamp);
+        }
     }
 
     /// It was changed since it was found to be as noted, as far as its file tells.

@@ -237,6 +237,7 @@ impl Depot for Proving {
     }
 
     fn open(&self, name: ArcName) -> Result<Box<dyn StoredArc>> {
+        self.0.place.begin(name);
         let len_bytes = self.0.len_bytes(name)?;
         let footer_at = self.0.arcs.get(&name).map_or(len_bytes, |entry| entry.footer_offset);
         let arc = FarArc {

@@ -7,17 +7,18 @@ use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use super::away::Away;
 use super::notes::{self, Note, Noted, State};
 use super::plan::{Plan, Wanted, What};
 use super::{Around, known};
 use crate::backupdir::{BackupDir, arcs};
-use crate::depot::Reach;
 use crate::dest::settings::Place;
 use crate::dest::{self, Settings, Stamp};
 use crate::error::{Error, Result, Trouble};
 use crate::ids::{ArcId, ArcName, CopyId};
 use crate::ledger::{Damage, Ledger, now_s};
 use crate::os::stat::Stat;
+use crate::sync::lock;
 use crate::text::hex;
 
 /// What was proven longer ago than this is to be looked at again.
@@ -84,6 +85,8 @@ pub struct Standing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copy {
     pub dest: String,
+    /// Nothing is sent there by itself.
+    pub is_off: bool,
     /// How far it had come.
     pub noted: Option<State>,
     pub stands: Stands,
@@ -144,24 +147,33 @@ enum Looked {
     /// It is no directory of this machine: nobody asks it here.
     Unasked,
     Away(Error),
-    At(BTreeMap<ArcName, Stamp>),
+    /// What has an arc's name, or why that can't be told.
+    At(BTreeMap<ArcName, Result<Stamp>>),
 }
 
 /// Begins to look at names; what is returned waits for it, but not for one that hangs.
 fn look(around: &Around, settings: &Settings, names: &[ArcName]) -> impl FnOnce() -> Looked + use<> {
     let (tell, told) = mpsc::channel();
     let is_dir = matches!(settings.place, Place::Dir { .. });
+    let settings_name = settings.name.clone();
     if is_dir {
         let (open, settings, names) = (around.open.clone(), settings.clone(), names.to_vec());
-        let work = move || -> Result<BTreeMap<ArcName, Stamp>> {
+        let looking = around.looking.clone();
+        let work = move || -> Result<BTreeMap<ArcName, Result<Stamp>>> {
             let storage = open(&settings)?;
-            let mut found = BTreeMap::new();
-            for name in names {
-                found.extend(storage.stamp(&name.to_string())?.map(|stamp| (name, stamp)));
-            }
-            Ok(found)
+            let stamp = |name: ArcName| Some((name, storage.stamp(&name.to_string()).transpose()?));
+            Ok(names.into_iter().filter_map(stamp).collect())
         };
-        let _ = std::thread::Builder::new().name("look".into()).spawn(move || tell.send(work()));
+        let name = settings_name;
+        // One that hangs is not asked once more beside that.
+        if lock(&looking).insert(name.clone()) {
+            let look = move || {
+                let looked = work();
+                lock(&looking).remove(&name);
+                tell.send(looked)
+            };
+            let _ = std::thread::Builder::new().name("look".into()).spawn(look);
+        }
     }
     let name = settings.name.clone();
     move || match is_dir {
@@ -195,10 +207,18 @@ impl There<'_> {
                 let at_s = note.map_or(0, |note| note.at_s);
                 Stands::of(Condition::Unknown, format!("it can't be asked: {error}"), at_s)
             }
-            Looked::At(found) => self.stands(wanted, note, Some(found.get(&wanted.name))),
+            Looked::At(found) => match found.get(&wanted.name) {
+                Some(Err(error)) => Stands::of(
+                    Condition::Unknown,
+                    format!("it can't be looked at: {error}"),
+                    note.map_or(0, |note| note.at_s),
+                ),
+                Some(Ok(stamp)) => self.stands(wanted, note, Some(Some(stamp))),
+                None => self.stands(wanted, note, Some(None)),
+            },
             Looked::Unasked => self.stands(wanted, note, None),
         };
-        Copy { dest: self.settings.name.clone(), noted: note.map(|note| note.state), stands }
+        Copy { dest: self.settings.name.clone(), is_off: self.settings.off, noted: note.map(|note| note.state), stands }
     }
 
     /// `now`: what has its name there, where that was looked at.
@@ -279,6 +299,7 @@ fn is_of(note: &Note, wanted: &Wanted) -> bool {
 struct Here<'a> {
     around: &'a Around,
     noted: Noted,
+    away: Away,
     is_mending: bool,
     damage: BTreeMap<u64, &'a Damage>,
 }
@@ -287,7 +308,9 @@ impl Here<'_> {
     fn of<'a>(around: &'a Around, ledger: &'a Ledger) -> Here<'a> {
         let noted = notes::noted_here(&around.dir);
         let is_mending = around.dir.is_mending();
-        Here { around, noted, is_mending, damage: damage(ledger, |copy| copy == CopyId::LOCAL) }
+        // What is not known to be kept elsewhere is told as missing.
+        let away = super::away(&around.dir).unwrap_or_default();
+        Here { around, noted, away, is_mending, damage: damage(ledger, |copy| copy == CopyId::LOCAL) }
     }
 
     fn stands(&self, wanted: &Wanted) -> Option<Stands> {
@@ -305,7 +328,7 @@ impl Here<'_> {
             Err(error) => return Some(Stands::of(Condition::Unknown, error.to_string(), at_s)),
         };
         let Some(found) = found else {
-            let is_away = self.around.is_away(name) || dir.arcs().reach_of(name) == Reach::Far;
+            let is_away = self.away.contains_key(&name);
             return (!is_away).then(|| Stands::of(Condition::Missing, "no such file", at_s));
         };
         let stamp = Stamp::of(&found);
@@ -325,16 +348,19 @@ impl Here<'_> {
 
 /// The damage was met in what is there now, and since it was last proven.
 fn is_newer(damage: &Damage, found: &Stat, note: Option<&Note>) -> bool {
-    let when_s = damage.when_ms / 1000;
     let proven_s = note.filter(|note| note.state == State::Proven).map_or(0, |note| note.at_s);
-    // A file that was put back since then is another one; its mtime may be older, but not its ctime.
-    when_s as i64 >= found.ctime.sec && when_s >= proven_s
+    damage.is_of(found) && damage.when_ms / 1000 > proven_s
 }
 
 /// Notes that all of an arc here was read and is right, or what is wrong; what can't be noted is only not known the next time.
 pub fn note_here(dir: &BackupDir, name: ArcName, note: Note) {
-    let stamp = dir.own().stat(name.to_string()).ok().flatten().map(|found| Stamp::of(&found));
+    let stamp = note.stamp.or_else(|| stamp_here(dir, name));
     let _ = notes::note_here(dir, name, &Note { stamp, ..note });
+}
+
+/// What the file of an arc is now: to be asked for before it is read.
+pub fn stamp_here(dir: &BackupDir, name: ArcName) -> Option<Stamp> {
+    dir.own().stat(name.to_string()).ok().flatten().map(|found| Stamp::of(&found))
 }
 
 /// How many arcs stand how, at each place; the backup dir's name is empty.

@@ -27,8 +27,10 @@ pub enum Fixed {
     Brought {
         from: String,
     },
-    /// It was sent again from a good copy, and proven there.
-    SentAgain,
+    /// It was sent again from a good copy, and proven there, where anything is compared.
+    SentAgain {
+        is_proven: bool,
+    },
     IndexRebuilt,
     /// The next catalog is a base; what is damaged stays so, and is needed by fewer versions.
     BaseIsDue,
@@ -57,7 +59,7 @@ impl Fixed {
         match self {
             Fixed::RightByNow | Fixed::Rewritten { .. } | Fixed::Shell { .. } => true,
             Fixed::Sealed { .. } | Fixed::IndexRebuilt => true,
-            Fixed::Brought { .. } | Fixed::SentAgain => true,
+            Fixed::Brought { .. } | Fixed::SentAgain { .. } => true,
             Fixed::BaseIsDue | Fixed::Not { .. } => false,
             Fixed::Frames(counts) => counts.base_is_due + counts.lost + counts.not_tried == 0,
         }
@@ -72,7 +74,8 @@ impl fmt::Display for Fixed {
             Fixed::Shell { parts } => write!(f, "{} written anew, byte for byte as recorded", parts.join(" and ")),
             Fixed::Sealed { arc, how } => write!(f, "the block was sealed anew in {arc}, {how}"),
             Fixed::Brought { from } => write!(f, "put back from {from}, byte for byte as recorded"),
-            Fixed::SentAgain => f.write_str("a good copy took its place there, and was proven"),
+            Fixed::SentAgain { is_proven: true } => f.write_str("a good copy took its place there, and was proven"),
+            Fixed::SentAgain { is_proven: false } => f.write_str("a good copy was sent there; nothing was compared"),
             Fixed::IndexRebuilt => f.write_str("the index was made anew from the catalogs"),
             Fixed::BaseIsDue => {
                 f.write_str("the next backup writes a base catalog, which does without what is damaged")

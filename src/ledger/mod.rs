@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 
 use crate::ids::{ArcSerial, BlockId, CopyId, FrameNo, Logid, SegmentId};
 use crate::index::Head;
+use crate::os::stat::Stat;
 
 pub use merged::Ledger;
 pub use writer::{FLUSH_EVERY_S, LedgerWriter};
@@ -117,6 +118,12 @@ pub struct Damage {
 }
 
 impl Damage {
+    /// It was met in this very file, and not in one that was put there, or written to, since.
+    pub fn is_of(&self, found: &Stat) -> bool {
+        let written_ms = found.ctime.sec.saturating_mul(1000).saturating_add(i64::from(found.ctime.nsec) / 1_000_000);
+        i64::try_from(self.when_ms).is_ok_and(|when_ms| when_ms >= written_ms)
+    }
+
     /// The arc is not there: whatever was known of its frames can't be read.
     pub fn is_absence(&self) -> bool {
         self.frame.is_none() && self.code == "ARC_MISSING"

@@ -24,6 +24,7 @@ use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::{Frame, Way};
 use crate::findings::{Cause, Finding, Fixed};
 use crate::ids::{ArcName, ArcSerial, CopyId, FrameNo, FramePlace};
+use crate::ledger::{self, Record};
 use crate::monitor::Event;
 use crate::text::counted;
 
@@ -98,6 +99,36 @@ impl Correction<'_> {
         Ok(())
     }
 
+    /// Notes what is still damaged: what was noted before may have been of a file that was written to since.
+    pub(super) fn note_lost(&self) {
+        let dir = self.mending.dir;
+        for (place, _) in self.outcomes.iter().filter(|(_, outcome)| !outcome.is_done()) {
+            let (Some(entry), Ok(chunk)) =
+                (self.arcs.get(&place.arc()), self.index.frame_chunk(place.arc(), place.frame()))
+            else {
+                continue;
+            };
+            let Some((offset, info)) = chunk.locate(place.frame()) else { continue };
+            let cipher = dir.keys().arc_cipher(entry.id, &entry.salt);
+            let (keys, arc, no) = (dir.keys(), entry.name, place.frame());
+            let frame = Frame { keys, cipher: &cipher, arc, no, block: None, offset, info };
+            let read = Local::new(dir.own()).open(arc).map(|arc| frame.read(arc.as_ref(), Via::Medium));
+            if let Ok(Err(bad)) = read
+                && bad.error.is_damage()
+            {
+                self.mending.ledger.record(Record::Damage(ledger::Damage {
+                    when_ms: self.mending.ledger.now_ms(),
+                    arc: place.arc(),
+                    copy: CopyId::LOCAL,
+                    frame: Some(no),
+                    count: 1,
+                    code: bad.error.code().to_string(),
+                    mended: false,
+                }));
+            }
+        }
+    }
+
     /// Sees to it that an arc is here as recorded, if any other copy helps; what came of it is in `brought`.
     pub(super) fn bring(&mut self, name: ArcName, wrong: &Error) -> Result<()> {
         // What only destinations keep is none the worse here.
@@ -132,7 +163,9 @@ impl Correction<'_> {
             self.brought.insert(name, outcome);
             return Ok(());
         }
-        refused.iter().for_each(|error| monitor.event(Event::Failure { path: b"", error }));
+        // Where it never was it is only behind.
+        let is_there = |error: &&Error| !matches!(error, Error::Arc { damage: Damage::Missing, .. });
+        refused.iter().filter(is_there).for_each(|error| monitor.event(Event::Failure { path: b"", error }));
         let What::Arc(entry) = what else { return Ok(()) };
         if let Made::Whole(from) = self.put_together(&entry, wrong)? {
             let from = from.into_iter().collect::<Vec<_>>().join(" and ");
@@ -180,7 +213,10 @@ impl Correction<'_> {
         }
         let (dir, name) = (self.mending.dir, entry.name);
         let keys = dir.keys().clone();
-        let here = Local::new(dir.own()).open(name).ok().filter(|arc| is_of(arc.as_ref(), entry, &keys));
+        let opened = Local::new(dir.own()).open(name);
+        // What can't be read now may be right: it is replaced by nothing but all of it.
+        let mut may_be_partly = matches!(opened, Ok(_) | Err(Error::Arc { damage: Damage::Missing, .. }));
+        let here = opened.ok().filter(|arc| is_of(arc.as_ref(), entry, &keys));
         let table = match frame_table(&self.index, entry) {
             Ok(table) => table,
             // The index is what is wrong: that is told.
@@ -204,7 +240,9 @@ impl Correction<'_> {
             }
             let frame =
                 Frame { keys: &keys, cipher: &cipher, arc: name, no: FrameNo(no), block: None, offset: out.at, info };
-            let stored = here.as_deref().and_then(|arc| stored(arc, out.at, info.frame_len()));
+            let stored = here.as_deref().map(|arc| stored(arc, out.at, info.frame_len())).transpose();
+            may_be_partly &= stored.is_ok();
+            let stored = stored.unwrap_or_default();
             let sealed = match stored.as_deref().map(|bytes| frame.judge(bytes)) {
                 Some(Ok(_)) => stored.unwrap_or_default(),
                 _ => match self.of_copies(&frame) {
@@ -225,7 +263,7 @@ impl Correction<'_> {
             };
             written = out.put(&sealed).map_err(failed);
         }
-        let found = here.as_deref().and_then(|arc| stored(arc, footer_offset, u64::from(footer_len)));
+        let found = here.as_deref().and_then(|arc| stored(arc, footer_offset, u64::from(footer_len)).ok());
         let tail = footer(&keys, &cipher, &table, footer_len, found.as_deref().unwrap_or_default())?;
         lost += u64::from(tail.is_none());
         let tail = tail.unwrap_or_else(|| vec![0; footer_len as usize]);
@@ -234,11 +272,12 @@ impl Correction<'_> {
         let done = written
             .and_then(|()| out.put(&tail).and_then(|()| out.put(&trailer)).map_err(failed))
             .and_then(|()| synced(&out));
-        let is_whole = lost == 0
-            && <[u8; 32]>::from(out.digest.finalize()) == entry.digest.0
-            && reads_back(dir.own(), name, &temporary, &entry.digest.0)?;
-        let is_more = came > 0 && matches!(wrong, Error::Arc { .. });
-        if done.is_err() || self.mending.monitor.interrupted() || !(is_whole || is_more) {
+        let written: [u8; 32] = out.digest.finalize().into();
+        let is_whole = lost == 0 && written == entry.digest.0;
+        let is_more = came > 0 && may_be_partly && matches!(wrong, Error::Arc { .. });
+        let is_better = (is_whole || is_more) && done.is_ok() && !self.mending.monitor.interrupted();
+        // Each frame that is in it was judged before: what is on the medium must be just that.
+        if !is_better || !reads_back(dir.own(), name, &temporary, &written)? {
             let _ = dir.own().remove_if_there(&temporary);
             return done.map(|()| Made::Nothing);
         }
@@ -279,11 +318,11 @@ fn is_of(arc: &dyn StoredArc, entry: &ArcEntry, keys: &crate::crypto::Keys) -> b
 }
 
 /// All bytes of a stretch that are there.
-fn stored(arc: &dyn StoredArc, offset: u64, len: u64) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(len).ok()?];
-    let count = arc.read(offset, &mut bytes, Via::Medium).ok()?;
+fn stored(arc: &dyn StoredArc, offset: u64, len: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; len as usize];
+    let count = arc.read(offset, &mut bytes, Via::Medium)?;
     bytes.truncate(count);
-    Some(bytes)
+    Ok(bytes)
 }
 
 /// An arc being written.

@@ -33,8 +33,10 @@ const BATCH_BYTES: u64 = 64 << 20;
 
 /// Corrects what is wrong with frames and with what surrounds them.
 pub(super) fn mend(mending: Mending<'_>, findings: &mut [Finding]) -> Result<()> {
+    // Nobody who writes waits for another one who mends.
+    let mut correction = Correction::begin(mending, MEND_PATIENCE)?;
     let writer = mending.dir.lock()?;
-    Correction::begin(mending, MEND_PATIENCE)?.all(findings, Some(&writer))
+    correction.all(findings, Some(&writer))
 }
 
 /// As `mend`, by other copies and flipped bits alone.
@@ -123,7 +125,9 @@ impl<'a> Correction<'a> {
             };
             finding.fixed = finding.fixed.take().or(said);
         }
-        self.prove()
+        self.prove()?;
+        self.note_lost();
+        Ok(())
     }
 
     /// Ends what attempts that were cut have begun.

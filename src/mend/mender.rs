@@ -13,7 +13,7 @@ use super::{Mending, heal};
 use crate::backupdir::BackupDir;
 use crate::depot::Depot;
 use crate::error::{Error, Result};
-use crate::findings::Finding;
+use crate::findings::{Finding, Fixed};
 use crate::ledger::LedgerWriter;
 use crate::monitor::{Event, Monitor, Progress};
 use crate::store::OnDamage;
@@ -24,6 +24,8 @@ const GATHER: Duration = Duration::from_millis(300);
 const TRY_EVERY: Duration = Duration::from_secs(2);
 /// How long the end waits for another process.
 const LAST_WAIT: Duration = Duration::from_secs(10);
+/// So often what waits is tried where that fails for other reasons than its own.
+const MAX_FAILED: u32 = 5;
 /// Places that wait to be mended; more are met again, or by the selftest.
 const MAX_WAITING: usize = 10_000;
 
@@ -54,7 +56,8 @@ impl Mender {
         dir.own().check_writable()?;
         let (tell, told) = channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let worker = Worker { dir: dir.clone(), copies, ledger, watch: Watch(stop.clone()), waiting: Vec::new() };
+        let worker =
+            Worker { dir: dir.clone(), copies, ledger, watch: Watch(stop.clone()), waiting: Vec::new(), failed: 0 };
         let thread = std::thread::Builder::new().name("mender".into()).spawn(move || worker.run(&told));
         let worker = thread.map_err(|error| Error::io("start a thread for", dir.path(), &error))?;
         Ok(Mender { tell, stop, worker })
@@ -101,6 +104,8 @@ struct Worker {
     ledger: Arc<LedgerWriter>,
     watch: Watch,
     waiting: Vec<Error>,
+    /// How often all that waits could not be tried.
+    failed: u32,
 }
 
 impl Worker {
@@ -126,6 +131,9 @@ impl Worker {
             self.mend(&mut sum);
         }
         sum.left += self.waiting.len() as u64;
+        if let Err(error) = self.ledger.flush() {
+            log::warn!("{}: what was found can't be noted: {error}", error.code());
+        }
         sum
     }
 
@@ -149,14 +157,23 @@ impl Worker {
             Err(Error::Locked { .. }) => {}
             Err(error) => {
                 log::error!("{}: nothing is mended: {error}", error.code());
-                sum.left += self.waiting.drain(..).count() as u64;
+                self.failed += 1;
+                if self.failed >= MAX_FAILED {
+                    sum.left += self.waiting.drain(..).count() as u64;
+                    self.failed = 0;
+                }
             }
             Ok(findings) => {
                 self.waiting.clear();
+                self.failed = 0;
                 for finding in &findings {
                     self.said(finding);
-                    let counted = if finding.is_fixed() { &mut sum.mended } else { &mut sum.left };
-                    *counted += 1;
+                    match finding.fixed {
+                        // It was right before anything was written.
+                        Some(Fixed::RightByNow) => {}
+                        _ if finding.is_fixed() => sum.mended += 1,
+                        _ => sum.left += 1,
+                    }
                 }
             }
         }

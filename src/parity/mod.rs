@@ -15,6 +15,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use crate::arc::parity::{ParityHeader, Percent, encode};
 use crate::backupdir::{BackupDir, Lock, arcs};
@@ -28,6 +29,8 @@ use crate::monitor::Monitor;
 use crate::own::OwnDir;
 
 const SUFFIX: &str = ".par";
+/// How long one run makes sidecars, which keeps others from writing; the next one goes on.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// What a sidecar is called before its rename.
 const TMP_SUFFIX: &str = ".par.tmp";
 
@@ -43,6 +46,9 @@ fn listed(own: &OwnDir) -> Result<BTreeSet<ArcName>> {
 }
 
 /// Removes the sidecar of an arc that was removed.
+///
+/// # Errors
+/// `IO`.
 pub fn remove(own: &OwnDir, arc: ArcName) -> Result<()> {
     own.remove_if_there(file_name(arc))
 }
@@ -97,7 +103,12 @@ pub fn keep(dir: &BackupDir, _: &Lock, index: &Index, monitor: &dyn Monitor) -> 
     let commits =
         commits.into_iter().filter(|(run, _)| lacks(arcs::commit_arc(*run)) && !lost.contains(&Loss::Run(*run)));
     let mut wanted = data.chain(commits.map(|(run, digest)| Wanted::Commit(run, digest)));
+    let until = Instant::now() + PATIENCE;
     while let Some(next) = wanted.next() {
+        if Instant::now() > until {
+            kept.left = 1 + wanted.count() as u64;
+            break;
+        }
         match made(dir, &next, percent, monitor) {
             Ok(bytes) => (kept.made, kept.bytes) = (kept.made + 1, kept.bytes + bytes),
             Err(Error::Interrupted) => {

@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use crate::backupdir::{BackupDir, Lock, arcs};
 use crate::catalog::{ArcEntry, CatalogFrame, Commit, VersionInfo};
+use crate::copies;
 use crate::error::{Error, Result};
 use crate::ids::{TreeDigest, Version};
 use crate::index::{ApplyReport, Index, IndexWriter, Name, OpenRun, State};
@@ -57,8 +58,9 @@ impl<'a> Run<'a> {
         let mut writer = dir.open_index_writer(lock)?;
         let index = Arc::new(dir.open_index()?);
         // Unless somebody is at it.
-        if dir.lock_to_mend(Duration::ZERO).is_ok() {
+        if let Ok(mends) = dir.lock_to_mend(Duration::ZERO) {
             arcs::clear_fetched(dir.own())?;
+            copies::tidy(dir, &mends);
         }
         let settled = settle::settle(dir, &index, &mut writer, monitor)?;
         Ok(Run { dir, index, writer, settled })

@@ -21,8 +21,9 @@ use super::{Exam, Level, Report};
 use crate::arc::{ARC_HEADER_LEN, ArcHeader, FrameInfo};
 use crate::backupdir::arcs;
 use crate::catalog::ArcEntry;
-use crate::copies::{Note, Proving, State, note_here};
+use crate::copies::{Note, Proving, State, note_here, stamp_here};
 use crate::depot::{Depot, StoredArc};
+use crate::dest::Stamp;
 use crate::error::{Damage, Error, Place, Result};
 use crate::fetch::ArcFile;
 use crate::findings::hits::Wrong;
@@ -143,6 +144,7 @@ impl<'a> Run<'a> {
         if due.is_some_and(<[_]>::is_empty) {
             return None;
         }
+        let stamp = self.stamp(entry.name);
         let bytes = match self.copy.open(entry.name) {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -195,6 +197,7 @@ impl<'a> Run<'a> {
             frames = sample(frames, count, random);
         }
         Some(Job {
+            stamp,
             name: entry.name,
             serial: Some(entry.serial),
             cipher: keys.arc_cipher(entry.id, &entry.salt),
@@ -207,6 +210,10 @@ impl<'a> Run<'a> {
             other: shell.other,
             bad: Mutex::default(),
         })
+    }
+
+    fn stamp(&self, name: ArcName) -> Option<Stamp> {
+        if self.far.is_some() { None } else { stamp_here(self.exam.dir, name) }
     }
 
     /// All of it is to be read.
@@ -316,6 +323,7 @@ impl<'a> Run<'a> {
     /// An arc that is described by nothing but itself.
     fn unlisted_arc(&self, name: ArcName, bytes: Box<dyn StoredArc>) -> Option<Job> {
         let keys = self.exam.dir.keys();
+        let stamp = self.stamp(name);
         let shell = Shell::read(bytes.as_ref(), None, keys);
         let walked = || ArcFile::open(self.copy, name, keys).ok()?.frame_table(keys).ok();
         let table = shell.table.clone().or_else(walked);
@@ -329,6 +337,7 @@ impl<'a> Run<'a> {
             return None;
         };
         Some(Job {
+            stamp,
             name,
             serial: None,
             cipher: keys.arc_cipher(id, &salt),
@@ -490,7 +499,7 @@ impl Watch for Run<'_> {
             return self.close_far(job, far);
         }
         self.closed(&job);
-        let (name, is_whole) = (job.name, job.whole);
+        let (name, is_whole, stamp) = (job.name, job.whole, job.stamp);
         let id = match self.entry(job.serial) {
             Some(entry) => Some(entry.id).filter(|_| is_whole && self.is_asked(entry)),
             // Whose id a commit has is said by nothing but itself.
@@ -499,7 +508,7 @@ impl Watch for Run<'_> {
         self.judge(job);
         let is_right = !self.is_wrong(name) && !lock(&self.unread).contains(&name);
         if let Some(id) = id.filter(|_| is_right) {
-            note_here(self.exam.dir, name, Note::now(id, State::Proven));
+            note_here(self.exam.dir, name, Note { stamp, ..Note::now(id, State::Proven) });
         }
     }
 }

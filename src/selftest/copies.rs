@@ -113,36 +113,37 @@ pub(super) fn check(exam: &Exam<'_>, plan: &Plan, report: &mut Report) -> Result
 }
 
 /// Has destinations completed from the good copies that there are by now; what was wrong there learns what came of it.
-pub(super) fn complete(exam: &Exam<'_>) -> Result<()> {
+pub(super) fn complete(exam: &Exam<'_>, report: &Report) {
     let is_open = |finding: &Finding| {
         let may_be_sent = matches!(finding.cause, Cause::Medium | Cause::Memory | Cause::Missing | Cause::Catalog)
             || finding.advice == Advice::SyncCopy;
         finding.at.is_some() && finding.fixed.is_none() && may_be_sent
     };
-    let Some(around) = exam.around else { return Ok(()) };
-    exam.findings.work_on(|findings| {
+    let Some(around) = exam.within_limit(report) else { return };
+    let sent = exam.findings.work_on(|findings| {
         if !findings.iter().any(is_open) {
             return Ok(());
         }
-        let sent = copies::sync(around, None)?;
-        for report in sent {
-            let noted = copies::status(around, Some(&report.name))?;
-            let is_proven = |arc: ArcName| {
-                let copies = noted.iter().filter(|standing| standing.arc == arc).flat_map(|standing| &standing.copies);
-                copies.into_iter().any(|copy| copy.noted == Some(State::Proven))
-            };
+        for report in copies::sync(&around, None)? {
+            let noted = around.states(&report.name);
             let is_complete = report.behind == 0 && report.failed == 0 && report.trouble.is_none();
             let why = report.trouble.as_ref().map_or("no copy of it is good".into(), Error::to_string);
-            for finding in findings.iter_mut().filter(|finding| is_open(finding)) {
-                if finding.at.as_deref() != Some(report.name.as_str()) {
-                    continue;
-                }
-                let done = finding.place.as_ref().map_or(is_complete, |place| is_proven(place.arc));
-                finding.fixed = Some(if done { Fixed::SentAgain } else { Fixed::Not { why: why.clone() } });
+            let of_place = |finding: &&mut Finding| finding.at.as_deref() == Some(report.name.as_str());
+            for finding in findings.iter_mut().filter(of_place).filter(|finding| is_open(finding)) {
+                let state = finding.place.as_ref().and_then(|place| noted.get(&place.arc).copied());
+                finding.fixed = Some(match state {
+                    Some(State::Proven) => Fixed::SentAgain { is_proven: true },
+                    Some(State::Unverified) => Fixed::SentAgain { is_proven: false },
+                    None if is_complete => Fixed::SentAgain { is_proven: true },
+                    _ => Fixed::Not { why: why.clone() },
+                });
             }
         }
         Ok(())
-    })
+    });
+    if let Err(error) = sent {
+        exam.findings.add(Finding::new(Level::AllCopies, Cause::Unchecked, error));
+    }
 }
 
 /// One destination.

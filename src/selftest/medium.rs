@@ -15,6 +15,7 @@ use super::shell::BadPart;
 use crate::arc::FrameInfo;
 use crate::crypto::{ArcCipher, Keys};
 use crate::depot::{StoredArc, Via};
+use crate::dest::Stamp;
 use crate::error::{Error, Result};
 use crate::fetch::Frame;
 use crate::findings::Cause;
@@ -32,6 +33,8 @@ pub(super) type Placed = (FrameNo, u64, FrameInfo);
 
 /// An arc whose frames are verified.
 pub(super) struct Job {
+    /// Of the file, before it was read.
+    pub stamp: Option<Stamp>,
     pub name: ArcName,
     /// None: a commit arc, or one whose commit record is lost.
     pub serial: Option<ArcSerial>,
@@ -372,6 +375,7 @@ mod tests {
         let name = ArcName { version: Version(0), number: 1 };
         let (bad, bad_parts) = (Mutex::default(), Vec::new());
         Job {
+            stamp: None,
             name,
             serial: None,
             cipher,

@@ -21,6 +21,7 @@ mod structure;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use crate::backupdir::arcs::COMMIT_NUMBER;
 use crate::backupdir::{Accepted, BackupDir};
 use crate::copies::{Around, others};
 use crate::depot::Depot;
@@ -249,7 +250,7 @@ fn run_with(dir: &BackupDir, around: Option<&Around>, options: &Options, monitor
             Fix::Correct => mend::mend(mending, &exam.findings)?,
         }
         if options.level == Level::AllCopies && !monitor.interrupted() {
-            copies::complete(&exam)?;
+            copies::complete(&exam, &report);
         }
     }
     report.interrupted |= monitor.interrupted();
@@ -302,11 +303,16 @@ impl Exam<'_> {
 
     /// Copies that help to mend what is here, within what may still be fetched.
     fn others(&self, report: &Report) -> Vec<Arc<dyn Depot>> {
+        let parity: Arc<dyn Depot> = Arc::new(Parity::of(self.dir));
+        let others = self.within_limit(report).map_or_else(Vec::new, |around| others(&around, None));
+        [parity].into_iter().chain(others).collect()
+    }
+
+    /// Destinations, with what may still be fetched.
+    fn within_limit(&self, report: &Report) -> Option<Around> {
         let fetched: u64 = report.copies.iter().map(|copy| copy.fetched_bytes).sum();
         let limit = self.options.download_limit.map(|limit| limit.saturating_sub(fetched));
-        let parity: Arc<dyn Depot> = Arc::new(Parity::of(self.dir));
-        let others = self.around.map_or_else(Vec::new, |around| others(&around.clone().within(limit), None));
-        [parity].into_iter().chain(others).collect()
+        self.around.map(|around| around.clone().within(limit))
     }
 
     /// v0: the index answers.
@@ -350,9 +356,11 @@ impl Exam<'_> {
         match &self.options.scope {
             Scope::Everything | Scope::Paths(_) => Ok(()),
             Scope::Arcs(names) => {
-                let known = self.index.arcs().unwrap_or_default();
+                let known = self.index.all_arcs().unwrap_or_default();
+                let commits = self.index.commits().unwrap_or_default();
                 let is_there = |name: &ArcName| {
                     known.iter().any(|row| row.entry.name == *name)
+                        || (name.number == COMMIT_NUMBER && commits.of(name.version).is_some())
                         || self.dir.own().stat(name.to_string()).is_ok_and(|found| found.is_some())
                 };
                 match names.iter().find(|name| !is_there(name)) {
