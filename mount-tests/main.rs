@@ -12,6 +12,7 @@ mod concurrency;
 mod copies;
 mod copies_heal;
 mod copies_mend;
+mod copies_patterns;
 mod copies_proven;
 mod copies_states;
 mod coverage;

@@ -78,7 +78,7 @@ struct Inner {
     storage: Mutex<Arc<dyn Storage>>,
     pace: Pace,
     gate: Gate,
-    /// Arcs whose lengths are known; they never change.
+    /// Lengths of arcs, as they were told. A copy that is cut or put right meanwhile is asked again by whoever reads past them.
     lens: Mutex<BTreeMap<ArcName, u64>>,
     listed: Mutex<Option<Instant>>,
     pieces: Mutex<LruCache<Key, Piece>>,
@@ -195,9 +195,11 @@ impl Inner {
     }
 
     fn len_bytes(&self, arc: ArcName) -> Result<u64> {
-        if let Some(len) = lock(&self.lens).get(&arc) {
-            return Ok(*len);
-        }
+        let known = lock(&self.lens).get(&arc).copied();
+        known.map_or_else(|| self.len_now(arc), Ok)
+    }
+
+    fn len_now(&self, arc: ArcName) -> Result<u64> {
         let len = self
             .ask(Instant::now() + PATIENCE, 0, |storage| storage.stat(&arc.to_string()))?
             .ok_or_else(|| missing(arc))?;
@@ -250,7 +252,20 @@ impl Inner {
 
     fn fetch(&self, storage: &dyn Storage, arc: ArcName, range: &Range<u64>) -> Result<Vec<u8>> {
         let begun = Instant::now();
-        let bytes = storage.read(&arc.to_string(), range.clone())?;
+        let object = arc.to_string();
+        let bytes = match storage.read(&object, range.clone()) {
+            Err(error @ Error::Dest { trouble: Trouble::WrongRange { .. }, .. }) => {
+                // One that was cut since gives no more however often it is asked.
+                let found_bytes = storage.stat(&object)?.ok_or_else(|| missing(arc))?;
+                if found_bytes >= range.end {
+                    return Err(error);
+                }
+                lock(&self.lens).insert(arc, found_bytes);
+                let damage = Damage::Truncated { wanted_bytes: range.end, found_bytes };
+                return Err(Error::arc(arc, range.start, damage));
+            }
+            read => read?,
+        };
         self.usual.note(begun.elapsed(), range.end - range.start);
         Ok(bytes)
     }
@@ -478,10 +493,15 @@ impl StoredArc for RemoteArc {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8], via: Via) -> Result<usize> {
-        if via == Via::Medium {
-            self.remote.0.forget(self.name, offset..offset.saturating_add(buffer.len() as u64));
+        let remote = &self.remote.0;
+        if via == Via::Cache {
+            return remote.read(self.name, self.len_bytes, offset, buffer);
         }
-        self.remote.0.read(self.name, self.len_bytes, offset, buffer)
+        let end = offset.saturating_add(buffer.len() as u64);
+        remote.forget(self.name, offset..end);
+        let known = remote.len_bytes(self.name)?;
+        let len = if end > known { remote.len_now(self.name)? } else { known };
+        remote.read(self.name, len, offset, buffer)
     }
 
     fn is_current(&self) -> bool {
