@@ -1,6 +1,7 @@
 //! Random damage spread over three copies while a mount reads: one good copy of each frame is enough, and no byte is wrong.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -236,7 +237,7 @@ fn one_good_copy_of_each_frame_is_enough_whatever_the_damage_and_no_byte_is_wron
             spoil(&mut rng, which, place, in_place);
         }
         let mount_now =
-            mount.get_or_insert_with(|| Mount::start(&lab, &lab.repo(), ["--direct", "--cache-mem", "0", "--json"]));
+            mount.get_or_insert_with(|| Mount::start(&lab, &lab.repo(), ["--direct", "--cache-mem", "128K", "--json"]));
         let shown = mount_now.latest(&lab.src());
         let started = Instant::now();
         // In every second round other damage comes and goes, and what is good stays good.
@@ -257,4 +258,163 @@ fn one_good_copy_of_each_frame_is_enough_whatever_the_damage_and_no_byte_is_wron
     mount.into_iter().for_each(|mount| end(mount, &mut met));
     println!("{rounds} rounds in {:?}, the slowest diff took {slowest:?}: {met:?}", begun.elapsed());
     assert!(met.elsewhere > rounds as u64 * 2 && met.at_destinations > rounds && met.repaired > 0, "{met:?}");
+}
+
+/// Everything is gone here.
+fn lose_all_here(arcs: &[Arc]) {
+    arcs.iter().for_each(|arc| fs::remove_file(&arc.paths[0]).expect("remove"));
+}
+
+/// It is right, or it says that it can't be read: nothing differs, and nothing is missing.
+#[track_caller]
+fn is_right_or_an_error(out: &Out) {
+    assert!(out.out().is_empty(), "{}", out.text());
+    assert!(out.err().lines().all(|line| line.ends_with(": Input/output error")), "{}", out.err());
+}
+
+#[test]
+fn destinations_that_come_and_go_cost_errors_at_most_and_are_found_again() {
+    let mut rng = Rng::from_env("come and go");
+    let (lab, arcs) = world(&mut rng);
+    lose_all_here(&arcs);
+    // What was fetched is held, and fetched again where it is wrong: each frame has a flipped bit.
+    for arc in &arcs {
+        for path in &arc.paths[1..] {
+            let mut bytes = arc.pristine.clone();
+            arc.frames.iter().for_each(|frame| bytes[frame.end - 20] ^= 1 << rng.below(8));
+            store(path, &Some(bytes), true);
+        }
+    }
+    let away = lab.path("away");
+    fs::create_dir(&away).expect("mkdir");
+    let mount = lab.mount_with(["--direct", "--cache-mem", "128K"]);
+    let shown = mount.latest(&lab.src());
+    let diff = || diff_while(&lab.src(), &shown, || {}).code(0);
+    // Arc after arc leaves one destination and comes back; then the other one's turn.
+    let mut moves = 0_usize;
+    for _ in 0..10 {
+        let out = diff_while(&lab.src(), &shown, || {
+            let order = |at: usize| (1 + at / (2 * arcs.len()) % 2, at % arcs.len(), at / arcs.len() % 2);
+            let (place, which, back) = order(moves);
+            let (there, aside) = (&arcs[which].paths[place], away.join(format!("{which}")));
+            let (from, to) = if back == 1 { (&aside, there) } else { (there, &aside) };
+            fs::rename(from, to).expect("rename");
+            moves += 1;
+        });
+        is_right_or_an_error(&out);
+    }
+    for (which, arc) in arcs.iter().enumerate() {
+        for path in arc.paths[1..].iter().filter(|path| !path.exists()) {
+            fs::rename(away.join(format!("{which}")), path).expect("rename");
+        }
+    }
+    // What was found to be bad is not read again for five seconds.
+    std::thread::sleep(Duration::from_secs(6));
+    diff();
+    // One is renamed and back while the other is there, and comes back as another directory, as a disk that was plugged in anew.
+    for round in 0..4 {
+        let (goes, stays) = if round % 2 == 0 { ("usb", "nas") } else { ("nas", "usb") };
+        fs::rename(lab.path(goes), lab.path("unplugged")).expect("rename");
+        diff();
+        if round < 2 {
+            fs::rename(lab.path("unplugged"), lab.path(goes)).expect("rename");
+            diff();
+            continue;
+        }
+        tool("cp").arg("-a").arg(lab.path("unplugged")).arg(lab.path(goes)).ok();
+        fs::remove_dir_all(lab.path("unplugged")).expect("remove");
+        diff();
+        // Now it is the only one.
+        arcs.iter().for_each(|arc| fs::rename(arc_at(&lab, stays, arc), arc_at(&lab, "away", arc)).expect("rename"));
+        diff();
+        arcs.iter().for_each(|arc| fs::rename(arc_at(&lab, "away", arc), arc_at(&lab, stays, arc)).expect("rename"));
+    }
+    let out = mount.end().code(4);
+    println!("{moves} moves");
+    assert!(moves > 100 && out.err().contains("read from usb") && out.err().contains("read from nas"), "{moves}");
+}
+
+fn arc_at(lab: &Lab, place: &str, arc: &Arc) -> PathBuf {
+    lab.path(place).join(arc.paths[0].file_name().expect("a name"))
+}
+
+/// Reads each file by itself; the longest time that one took.
+#[track_caller]
+fn read_each(lab: &Lab, shown: &Path) -> Duration {
+    let files = tool("find").arg(".").args(["-type", "f"]).dir(&lab.src()).ok().out();
+    let timed = files.lines().map(|name| {
+        let begun = Instant::now();
+        let read = fs::read(shown.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(read == fs::read(lab.src().join(name)).expect("read"), "{name} differs");
+        begun.elapsed()
+    });
+    timed.max().expect("a file")
+}
+
+#[test]
+fn one_that_hangs_and_one_that_lies_hold_nobody_up_while_there_is_a_good_one() {
+    let mut rng = Rng::from_env("frozen and lying");
+    let (lab, arcs) = world(&mut rng);
+    lose_all_here(&arcs);
+    for arc in &arcs {
+        fs::write(&arc.paths[1], rng.bytes(arc.pristine.len())).expect("write");
+    }
+    // One that takes connections, and never says a word.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    let path = lab.repo().join("dest.toml");
+    let others = fs::read_to_string(&path).expect("read");
+    let frozen = format!("[[destination]]\nname = \"cloud\"\ntype = \"webdav\"\nurl = \"http://127.0.0.1:{port}/x\"\n");
+    fs::write(&path, frozen + &others).expect("write");
+    let mount = lab.mount_with(["--direct", "--cache-mem", "128K"]);
+    let shown = mount.latest(&lab.src());
+    let slowest = read_each(&lab, &shown);
+    diff_while(&lab.src(), &shown, || {}).code(0);
+    listener.set_nonblocking(true).expect("nonblocking");
+    assert!(listener.accept().is_ok(), "it was not asked");
+    let err = mount.end().code(4).err();
+    println!("the slowest read took {slowest:?}");
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    assert!(err.contains(", at usb") && err.contains("read from nas"), "{err}");
+}
+
+/// A file system that hangs once it was read from: another mount, stopped.
+#[test]
+fn a_directory_that_freezes_under_readers_holds_up_only_the_first_of_them() {
+    let mut rng = Rng::from_env("frozen directory");
+    let (lab, arcs) = world(&mut rng);
+    lose_all_here(&arcs);
+    // The copies at usb, saved by another backup, whose mount is the first destination.
+    let other = lab.path("other");
+    lab.assay_on(&other, "init", NONE).ok();
+    lab.assay_on(&other, "backup", NONE).arg(lab.path("usb")).ok();
+    let (point, logs) = (lab.path("frozen"), lab.path("logs"));
+    fs::create_dir(&point).expect("mkdir");
+    fs::create_dir(&logs).expect("mkdir");
+    let below = Mount::spawn(lab.assay_on(&other, "mount", ["--direct"]).arg(&point), &point, &logs);
+    let path = lab.repo().join("dest.toml");
+    let text = fs::read_to_string(&path).expect("read");
+    let usb = lab.path("usb");
+    let there = below.latest(&usb);
+    fs::write(&path, text.replace(&format!("\"{}\"", usb.display()), &format!("\"{}\"", there.display())))
+        .expect("write");
+    let mount = lab.mount_with(["--direct", "--cache-mem", "128K"]);
+    let shown = mount.latest(&lab.src());
+    assert!(fs::read(shown.join("0/small/0")).expect("read") == fs::read(lab.src().join("0/small/0")).expect("read"));
+    assert!(mount.err().contains("read from usb"), "{}", mount.err());
+    below.signal(libc::SIGSTOP);
+    let first = read_each(&lab, &shown);
+    let begun = Instant::now();
+    diff_while(&lab.src(), &shown, || {}).code(0);
+    let again = begun.elapsed();
+    let ending = Instant::now();
+    let err = mount.end().code(4).err();
+    let ended = ending.elapsed();
+    below.signal(libc::SIGCONT);
+    below.end().ok();
+    println!("the slowest read took {first:?}, then all of it {again:?}, the end {ended:?}");
+    assert!(err.contains("read from nas"), "{err}");
+    assert!(first > Duration::from_secs(1), "it was not frozen");
+    assert!(first < Duration::from_secs(5) && again < Duration::from_secs(5), "{first:?} {again:?}");
+    assert!(ended < Duration::from_secs(5), "{ended:?}");
 }

@@ -56,7 +56,7 @@ pub struct MountOptions {
     pub heal: Heal,
     /// What readers meet is mended in the backup dir, too.
     pub mends: bool,
-    /// Bound of the cache of verified blocks; 0: the default.
+    /// Bound of the cache of verified blocks.
     pub cache_bytes: u64,
     pub hashing: Hashing,
     pub virtual_xattrs: VirtualXattrs,
@@ -194,11 +194,9 @@ pub fn serve(
         heal: options.heal,
         copies: options.copies.clone(),
         frames: options.frames.clone(),
+        cache_bytes: options.cache_bytes,
         ..StoreOptions::default()
     };
-    if options.cache_bytes > 0 {
-        store.cache_bytes = options.cache_bytes;
-    }
     if options.caching == Caching::Direct {
         store.max_age = Some(DIRECT_MAX_AGE);
     }

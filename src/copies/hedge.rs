@@ -61,7 +61,12 @@ impl Far {
         let _one = lock(&self.opening);
         match self.opened() {
             Some(remote) => Ok(remote),
-            None => Ok(lock(&self.remote).insert(Remote::open(around, &self.settings)?).clone()),
+            None => {
+                // Whoever asks whether it is open waits for nobody.
+                let remote = Remote::open(around, &self.settings)?;
+                *lock(&self.remote) = Some(remote.clone());
+                Ok(remote)
+            }
         }
     }
 

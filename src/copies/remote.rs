@@ -2,7 +2,7 @@
 //!
 //! An arc is read in pieces of one size, at multiples of it, so that no byte is on its way twice at a time.
 //!
-//! Invariants: a piece is what the destination gave for exactly that range, or an error; an arc is missing only if the
+//! Invariants: a piece is what the destination gave for exactly that range, or for as much of it as the object has; an arc is missing only if the
 //! destination says so when it is asked for by name; what is held is sealed bytes, of a bounded size, and what is to come
 //! from the medium comes from the destination again.
 
@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Sender, bounded};
 use lru::LruCache;
 
+use super::Around;
 use super::ahead::{Ahead, MAX_RUN_PIECES, RUN_PIECES};
 use super::breaker::Breaker;
 use super::gate::{Gate, Who};
 use super::meter::Meter;
 use super::pace::{Limits, Pace};
 use super::usual::Usual;
-use super::{Around, Opener};
 use crate::backupdir::{BackupDir, Lock};
 use crate::depot::{Depot, Reach, StoredArc, Via};
 use crate::dest::mark::{self, Mark};
@@ -74,7 +74,7 @@ pub struct Remote(Arc<Inner>);
 struct Inner {
     settings: Settings,
     mark: Mark,
-    open: Opener,
+    around: Around,
     storage: Mutex<Arc<dyn Storage>>,
     pace: Pace,
     gate: Gate,
@@ -102,13 +102,12 @@ impl Remote {
         let limits = Limits { retry: PATIENCE.min(around.limits.retry), ..around.limits };
         let pace = Pace::new(limits, None, around.monitor.clone());
         let storage: Arc<dyn Storage> = Arc::from(pace.attempt(|| (around.open)(settings))?);
-        let known = Known::read(&around.dir)?;
-        let mark = pace.attempt(|| mark::read(storage.as_ref(), around.dir.keys(), &known))?;
+        let mark = pace.attempt(|| mark_of(around, storage.as_ref()))?;
         let held = NonZeroUsize::new(MAX_PIECES).unwrap_or(NonZeroUsize::MIN);
         Ok(Remote(Arc::new(Inner {
             settings: settings.clone(),
             mark,
-            open: around.open.clone(),
+            around: around.clone(),
             storage: Mutex::new(storage),
             pace,
             gate: Gate::default(),
@@ -173,9 +172,14 @@ impl Inner {
         };
         let storage = lock(&self.storage).clone();
         match count(storage.as_ref()) {
-            // Credentials that ran out are asked for again.
-            Err(Error::Dest { trouble: Trouble::Denied(_), .. }) => {
-                let fresh: Arc<dyn Storage> = Arc::from((self.open)(&self.settings)?);
+            // Credentials that ran out are asked for again; a disk that was plugged in anew has its place again.
+            Err(Error::Dest { trouble: Trouble::Denied(_) | Trouble::Absent(_), .. }) => {
+                let fresh: Arc<dyn Storage> = Arc::from((self.around.open)(&self.settings)?);
+                if mark_of(&self.around, fresh.as_ref())? != self.mark {
+                    let what = "it has the mark of another copy by now".into();
+                    let trouble = Trouble::NotOurs(what);
+                    return Err(Error::Dest { dest: self.settings.name.as_str().into(), object: "".into(), trouble });
+                }
                 *lock(&self.storage) = fresh.clone();
                 count(fresh.as_ref())
             }
@@ -253,20 +257,21 @@ impl Inner {
     fn fetch(&self, storage: &dyn Storage, arc: ArcName, range: &Range<u64>) -> Result<Vec<u8>> {
         let begun = Instant::now();
         let object = arc.to_string();
-        let bytes = match storage.read(&object, range.clone()) {
-            Err(error @ Error::Dest { trouble: Trouble::WrongRange { .. }, .. }) => {
+        let read = storage.read(&object, range.clone());
+        let bytes = match read {
+            Err(Error::Dest { trouble: Trouble::WrongRange { .. }, .. }) => {
                 // One that was cut since gives no more however often it is asked.
                 let found_bytes = storage.stat(&object)?.ok_or_else(|| missing(arc))?;
-                if found_bytes >= range.end {
-                    return Err(error);
-                }
                 lock(&self.lens).insert(arc, found_bytes);
-                let damage = Damage::Truncated { wanted_bytes: range.end, found_bytes };
-                return Err(Error::arc(arc, range.start, damage));
+                if found_bytes <= range.start {
+                    let damage = Damage::Truncated { wanted_bytes: range.end, found_bytes };
+                    return Err(Error::arc(arc, range.start, damage));
+                }
+                if found_bytes < range.end { storage.read(&object, range.start..found_bytes) } else { read }
             }
-            read => read?,
-        };
-        self.usual.note(begun.elapsed(), range.end - range.start);
+            _ => read,
+        }?;
+        self.usual.note(begun.elapsed(), bytes.len() as u64);
         Ok(bytes)
     }
 
@@ -517,6 +522,11 @@ impl StoredArc for RemoteArc {
         let range = offset.next_multiple_of(PIECE_BYTES)..(offset + len) / PIECE_BYTES * PIECE_BYTES;
         self.remote.0.forget(self.name, range);
     }
+}
+
+/// Which copy of this backup it is.
+fn mark_of(around: &Around, storage: &dyn Storage) -> Result<Mark> {
+    mark::read(storage, around.dir.keys(), &Known::read(&around.dir)?)
 }
 
 /// What a destination says of an object, said of the arc.

@@ -1,12 +1,12 @@
 //! A directory, as on a disk of its own or a share of the network.
 //!
 //! Invariants: the directory must be there, is never made, and is held open: nobody unmounts its disk meanwhile, and no
-//! name leads out of it. An object gets its name when all of it is on the medium, by a rename that replaces nothing.
+//! name leads out of it; one that has lost its place all the same is `Absent`, never empty. An object gets its name when all of it is on the medium, by a rename that replaces nothing.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Body, Compared, Lie, Object, PIECE_BYTES, Stamp, Storage, check_range, pieces, trouble, wrong_range};
 use crate::catalog::Kind;
@@ -19,6 +19,7 @@ pub(super) const PART: &str = ".part";
 
 pub struct Dir {
     name: String,
+    path: PathBuf,
     root: DirFd,
 }
 
@@ -27,7 +28,7 @@ impl Dir {
     /// `Absent`.
     pub fn open(name: &str, path: &Path) -> Result<Dir> {
         match DirFd::open(path) {
-            Ok(root) => Ok(Dir { name: name.to_string(), root }),
+            Ok(root) => Ok(Dir { name: name.to_string(), path: path.to_path_buf(), root }),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 let what = format!("{}: {}", shown(path), io_text(&error));
                 Err(trouble(name, "", Trouble::Absent(what)))
@@ -37,7 +38,22 @@ impl Dir {
     }
 
     fn failed(&self, object: &str, error: &io::Error) -> Error {
-        failed(&self.name, object, error)
+        self.check_place().err().unwrap_or_else(|| failed(&self.name, object, error))
+    }
+
+    /// What is held open is what has the path: else what is not in it says nothing, as of a disk that was plugged in anew.
+    fn check_place(&self) -> Result<()> {
+        let identity = |dir: &DirFd| dir.stat_at(b".").map(|found| (found.dev, found.ino));
+        let now = match DirFd::open(&self.path).and_then(|now| identity(&now)) {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+            now => now,
+        };
+        let what = match (identity(&self.root), now) {
+            (Ok(held), Ok(now)) if held == now => return Ok(()),
+            (_, Ok(_)) => "another directory has its place".into(),
+            (_, Err(error)) => io_text(&error),
+        };
+        Err(trouble(&self.name, "", Trouble::Absent(format!("{}: {what}", shown(&self.path)))))
     }
 
     /// Opens an object for reading, and tells its length.
@@ -112,7 +128,7 @@ impl Storage for Dir {
         match self.root.stat_at(object.as_bytes()) {
             Ok(found) if found.kind == Kind::File => Ok(Some(found.size)),
             Ok(_) => Err(self.no_file(object)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.check_place().map(|()| None),
             Err(error) => Err(self.failed(object, &error)),
         }
     }
@@ -121,7 +137,7 @@ impl Storage for Dir {
         match self.root.stat_at(object.as_bytes()) {
             Ok(found) if found.kind == Kind::File => Ok(Some(Stamp::of(&found))),
             Ok(_) => Err(self.no_file(object)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.check_place().map(|()| None),
             Err(error) => Err(self.failed(object, &error)),
         }
     }
@@ -153,6 +169,7 @@ impl Storage for Dir {
                 objects.push(Object { name, len_bytes: found.size });
             }
         }
+        self.check_place()?;
         objects.sort();
         Ok(objects)
     }
@@ -160,7 +177,7 @@ impl Storage for Dir {
     fn remove(&self, object: &str) -> Result<()> {
         match self.root.unlink_at(object.as_bytes()) {
             Ok(()) => self.root.sync().map_err(|error| self.failed(object, &error)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.check_place(),
             Err(error) => Err(self.failed(object, &error)),
         }
     }

@@ -120,6 +120,25 @@ fn an_arc_is_missing_only_when_it_was_asked_for_by_name() {
     assert!(hidden.open(ARC).unwrap().exactly(600_000, 10).err().is_some_and(gone));
 }
 
+#[test]
+fn a_copy_that_is_cut_while_it_is_read_gives_what_it_has_and_all_of_it_once_it_is_whole_again() {
+    let world = World::new(&["usb"]);
+    world.backup();
+    let (path, bytes) = (world.path("usb/arc.0.1"), fs::read(world.path("b/arc.0.1")).unwrap());
+    let remote = reader(&world, none());
+    let arc = remote.open(ARC).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 1000]).unwrap();
+    let (at, begun) = (bytes.len() - 3000, Instant::now());
+    let mut buffer = vec![0; 3000];
+    assert_eq!(arc.read(at as u64, &mut buffer, Via::Cache).unwrap(), 2000);
+    assert_eq!(buffer[..2000], bytes[at..at + 2000]);
+    assert!(begun.elapsed() < Duration::from_millis(900) && !remote.is_down(), "it is not tried again and again");
+    fs::write(&path, &bytes).unwrap();
+    let again = remote.open(ARC).unwrap();
+    assert_eq!(again.read(at as u64, &mut buffer, Via::Medium).unwrap(), 3000);
+    assert_eq!(buffer[..], bytes[at..]);
+}
+
 /// What is kept elsewhere is read from the destination that answers, and nothing goes that not all have.
 #[test]
 fn arcs_go_only_when_every_destination_says_that_it_has_them() {
