@@ -184,7 +184,7 @@ fn diff_while(source: &Path, shown: &Path, mut act: impl FnMut()) -> Out {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn");
     while child.try_wait().expect("wait").is_none() {
         act();
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(3));
     }
     let output = child.wait_with_output().expect("wait");
     Out { what, code: output.status.code(), signal: None, stdout: output.stdout, stderr: output.stderr }

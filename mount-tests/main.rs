@@ -10,6 +10,7 @@ mod attributes;
 mod cli;
 mod concurrency;
 mod copies;
+mod copies_full;
 mod copies_heal;
 mod copies_mend;
 mod copies_patterns;
