@@ -23,6 +23,31 @@ fn a_directory_that_is_not_there_is_absent_and_never_made() {
     assert_eq!(code(dir::Dir::open("usb", &path).map(drop)), "DEST_ABSENT");
 }
 
+#[test]
+fn a_directory_that_lost_its_place_is_absent_and_never_empty() {
+    let temp = tempfile::tempdir().unwrap();
+    let (path, aside) = (temp.path().join("usb"), temp.path().join("aside"));
+    fs::create_dir(&path).unwrap();
+    let storage = dir::Dir::open("usb", &path).unwrap();
+    storage.put("arc.0.1", &&b"whole"[..]).unwrap();
+    fs::rename(&path, &aside).unwrap();
+    for is_another_there in [false, true] {
+        // What it has it gives; what it has not says nothing.
+        assert_eq!(storage.read("arc.0.1", 0..5).unwrap(), b"whole");
+        assert_eq!(code(storage.stat("arc.0.2")), "DEST_ABSENT", "{is_another_there}");
+        assert_eq!(code(storage.read("arc.0.2", 0..5)), "DEST_ABSENT", "{is_another_there}");
+        assert_eq!(code(storage.list()), "DEST_ABSENT", "{is_another_there}");
+        assert_eq!(code(storage.remove("arc.0.2")), "DEST_ABSENT", "{is_another_there}");
+        if !is_another_there {
+            fs::create_dir(&path).unwrap();
+        }
+    }
+    fs::remove_dir(&path).unwrap();
+    fs::rename(&aside, &path).unwrap();
+    assert_eq!(storage.stat("arc.0.2").unwrap(), None);
+    assert_eq!(storage.list().unwrap().len(), 1);
+}
+
 /// A file system of 1 MiB, in memory, while `act` runs.
 fn on_a_small_disk(act: impl FnOnce(&std::path::Path)) {
     let temp = tempfile::tempdir().unwrap();
