@@ -93,6 +93,8 @@ pub struct Watch<'a> {
     monitor: &'a dyn Monitor,
     tell: &'a dyn Fn(&Event),
     seen: BTreeMap<Copy, Condition>,
+    /// Arcs that were wrong, or had changed, when names were looked at last.
+    doubtful: BTreeSet<ArcName>,
     /// What was wrong, or had changed, when an arc was read last: it is read again when there is more.
     read: BTreeMap<ArcName, BTreeSet<(String, Condition)>>,
     part_due: Instant,
@@ -152,7 +154,7 @@ impl Retry {
         Instant::now() >= self.due
     }
 
-    /// It failed: not sooner than after a pause, which grows up to `most`.
+    /// It failed: not sooner than after a pause, which grows.
     fn failed(&mut self, rules: &Rules) {
         let patient = rules.recovery_wait.max(rules.interval);
         let most = if self.tries < EAGER_TRIES { rules.recovery_wait } else { patient };
@@ -175,8 +177,9 @@ pub struct Round {
 impl<'a> Watch<'a> {
     pub fn new(around: &'a Around, rules: Rules, monitor: &'a dyn Monitor, tell: &'a dyn Fn(&Event)) -> Watch<'a> {
         let (seen, troubles) = (BTreeMap::new(), Troubles::default());
-        let (read, sending) = (BTreeMap::new(), Retry::after(Duration::ZERO));
-        Watch { around, rules, monitor, tell, seen, read, part_due: Instant::now(), sending, recovery: None, troubles }
+        let (doubtful, read, part_due) = (BTreeSet::new(), BTreeMap::new(), Instant::now());
+        let (sending, recovery) = (Retry::after(Duration::ZERO), None);
+        Watch { around, rules, monitor, tell, seen, doubtful, read, part_due, sending, recovery, troubles }
     }
 
     /// How long nothing is to be done.
@@ -251,6 +254,7 @@ impl<'a> Watch<'a> {
             }
         };
         self.troubles.done(Act::Look);
+        self.doubtful = self.doubts(&all).into_keys().collect();
         let mut before = std::mem::take(&mut self.seen);
         let mut changed: BTreeMap<(String, Condition), Vec<(ArcName, String)>> = BTreeMap::new();
         for standing in &all {
@@ -403,9 +407,8 @@ impl<'a> Watch<'a> {
             return;
         }
         // All that is known to be wrong, by the ledger and the notes: what was healed meanwhile reads right.
-        let wrong: BTreeSet<ArcName> =
-            self.seen.iter().filter(|(_, condition)| is_wrong(**condition)).map(|((_, arc), _)| *arc).collect();
-        let scope = if wrong.is_empty() { Scope::Everything } else { Scope::Arcs(wrong.into_iter().collect()) };
+        let wrong: Vec<ArcName> = self.doubtful.iter().copied().collect();
+        let scope = if wrong.is_empty() { Scope::Everything } else { Scope::Arcs(wrong) };
         let level = if scope == Scope::Everything { Level::Structure } else { Level::AllCopies };
         let met_now = round.damaged;
         let mut done = Round::default();

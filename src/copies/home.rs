@@ -16,7 +16,7 @@ use super::remote::Remote;
 use super::standing::note_here;
 use crate::backupdir::{BackupDir, Lock, MendLock, arcs};
 use crate::crypto::sha256;
-use crate::depot::{Depot, Local, StoredArc, sha256_of};
+use crate::depot::{Depot, Local, sha256_of};
 use crate::dest::{Checksum, compare};
 use crate::error::{Error, Result};
 use crate::fetch;
@@ -147,9 +147,8 @@ impl<'a> Home<'a> {
     fn bring(&self, name: ArcName, what: &What, advance: &dyn Fn(u64) -> Result<()>) -> Result<Option<u64>> {
         match what {
             What::Arc(entry) => {
-                let is_long = |arc: &Box<dyn StoredArc>| arc.len_bytes() == entry.arc_bytes;
                 // What can't be read here is wrong here.
-                if let Some(arc) = self.local.open(name).ok().filter(is_long)
+                if let Some(arc) = self.local.open(name).ok().filter(|arc| arc.len_bytes() == entry.arc_bytes)
                     && self.is_right(sha256_of(arc.as_ref(), advance, |_| Ok(())), &entry.digest.0)?
                 {
                     return Ok(None);

@@ -270,6 +270,13 @@ impl Index {
                     }
                     lease.view = self.lock().view.clone();
                 }
+                // What is no live view may have been made while somebody wrote, and be older than what was seen.
+                Err(Fail::Known(_)) if !failed && !lease.view.is_live() => {
+                    lease.connection = None;
+                    failed = true;
+                    self.look()?;
+                    lease.view = self.lock().view.clone();
+                }
                 other => return other,
             }
         }

@@ -29,7 +29,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::backupdir::{BackupDir, Lock, arcs};
+use crate::backupdir::{BackupDir, COPIES_DIR, Lock, arcs};
 use crate::catalog::{ArcEntry, CatalogFrame, Commit, VersionInfo};
 use crate::copies;
 use crate::error::{Error, Result};
@@ -57,8 +57,10 @@ impl<'a> Run<'a> {
     pub fn begin(dir: &'a BackupDir, lock: &'a Lock, monitor: &dyn Monitor) -> Result<Run<'a>> {
         let mut writer = dir.open_index_writer(lock)?;
         let index = Arc::new(dir.open_index()?);
-        // Unless somebody is at it.
-        if let Ok(mends) = dir.lock_to_mend(Duration::ZERO) {
+        // Unless somebody is at it, or nobody ever was.
+        if dir.own().sub(COPIES_DIR)?.is_some()
+            && let Ok(mends) = dir.lock_to_mend(Duration::ZERO)
+        {
             arcs::clear_fetched(dir.own())?;
             copies::tidy(dir, &mends);
         }

@@ -1,6 +1,6 @@
 //! `assay selftest`: proves a backup level by level, and says what is wrong, where, why, and what can be done.
 //!
-//! Invariants: without `fix` nothing in the backup dir changes but the ledger; a block counts as good only when
+//! Invariants: without `fix` nothing in the backup dir changes but ledger and notes; a block counts as good only when
 //! `arc::frame::open` accepted it; each thing that is wrong is one finding, however often it is met; a check that
 //! could not be made is a finding too, never silence. Levels are cumulative but for v5, which reads what files need.
 
