@@ -100,7 +100,7 @@ fn whatever_is_wrong_here_is_put_back_from_a_copy_to_the_byte() {
     };
     hurt("-v3", &shell, "ARC_");
     // A catalog arc in which nothing is right.
-    let catalog = names.iter().find(|name| !data.contains(&name) && !name.ends_with(".0")).expect("a catalog arc");
+    let catalog = names.iter().find(|name| !data.contains(name) && !name.ends_with(".0")).expect("a catalog arc");
     hurt("-v3", &|_| overwrite(&path(catalog), &vec![7; pristine[catalog.as_str()].len()]), "ARC_");
     hurt("-v2", &|_| fs::remove_file(path(catalog)).expect("remove"), "ARC_MISSING");
     let mount = Mount::start(&lab, &lab.repo(), NONE);

@@ -23,6 +23,9 @@ use crate::sync::{lock, wait};
 
 /// How long a recovery may leave the place of the index empty.
 const RENAME: Duration = Duration::from_millis(20);
+/// So often an older state is looked at again before it is told, and after how long.
+const MAX_DOUBTS: u32 = 3;
+const SETTLE: Duration = Duration::from_millis(30);
 /// Times that a question is asked again because the index changed meanwhile; the last ones ask a copy.
 const MAX_FALLEN: usize = 5;
 
@@ -248,7 +251,7 @@ impl Index {
     fn ask_raw<T>(&self, question: impl Fn(&Connection) -> Result<T, Fail>) -> Result<T, Fail> {
         self.look_if_due()?;
         let mut lease = self.lease();
-        let mut failed = false;
+        let (mut failed, mut doubts) = (false, 0);
         for fallen in 0..MAX_FALLEN {
             let answer = lease.put_to(&question);
             if !lease.view.stands() {
@@ -271,10 +274,11 @@ impl Index {
                     lease.view = self.lock().view.clone();
                 }
                 // What is no live view may have been made while somebody wrote, and be older than what was seen.
-                Err(Fail::Known(_)) if !failed && !lease.view.is_live() => {
+                Err(Fail::Known(_)) if doubts < MAX_DOUBTS && !lease.view.is_live() => {
                     lease.connection = None;
-                    failed = true;
-                    self.look()?;
+                    doubts += 1;
+                    std::thread::sleep(SETTLE);
+                    self.renew(&lease.view, true)?;
                     lease.view = self.lock().view.clone();
                 }
                 other => return other,
