@@ -274,28 +274,18 @@ fn killed_at_any_write_it_is_mended_the_next_time() {
     };
     let (home, log) = (lab.path("home"), lab.path("strace.log"));
     let make = crate::atomicity::command("selftest", &lab.repo(), &[Path::new("-v3"), Path::new("--fix")]);
-    let counts = strace::count(&make, &home, &log);
-    println!("{:?}", counts.0);
-    let mut fired = 0;
-    for (call, count) in &counts.0 {
-        let step = (count / 2).max(1);
-        for number in (1..=*count).step_by(step as usize) {
-            reset();
-            let Some(hit) = strace::kill_at(&make, &home, &log, call, number) else { continue };
-            fired += 1;
-            let what = format!("kill at {call} {number} ({})", hit.hit);
-            // What is there is as it was, or better: all of it can be read.
-            let mount = Mount::start(&lab, &lab.repo(), NONE);
-            oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
-            mount.end();
-            let out = lab.assay("selftest", ["-v3", "--fix"]).run();
-            assert!(matches!(out.code, Some(0 | 4)), "{what}: {}", out.text());
-            same(&arcs(&lab.repo()), &pristine, &what);
-            assert!(names_of_leftovers(&lab).is_empty(), "{what}: {:?}", names_of_leftovers(&lab));
-            lab.assay("selftest", ["-v3"]).ok();
-        }
-    }
-    assert!(fired > 9, "only {fired} kills fired");
+    let judge = |what: &str| {
+        // What is there is as it was, or better: all of it can be read.
+        let mount = Mount::start(&lab, &lab.repo(), NONE);
+        oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+        mount.end();
+        let out = lab.assay("selftest", ["-v3", "--fix"]).run();
+        assert!(matches!(out.code, Some(0 | 4)), "{what}: {}", out.text());
+        same(&arcs(&lab.repo()), &pristine, what);
+        assert!(names_of_leftovers(&lab).is_empty(), "{what}: {:?}", names_of_leftovers(&lab));
+        lab.assay("selftest", ["-v3"]).ok();
+    };
+    strace::kill_at_some(&make, &home, &log, reset, judge);
 }
 
 #[test]
@@ -325,4 +315,26 @@ fn a_frame_that_is_lost_is_stored_anew_by_the_next_backup_that_meets_its_file() 
     // The version before still has the hole; nothing more is stored.
     let again = lab.assay("backup", ["--json"]).arg(lab.src()).run().json();
     assert_eq!(again["blocks_new"], 0, "{again}");
+}
+
+#[test]
+fn a_mount_that_mends_may_be_killed_at_any_time() {
+    let mut rng = Rng::from_env("mend and kill");
+    let lab = world(&mut rng);
+    let pristine = arcs(&lab.repo());
+    let data: Vec<&String> = pristine.keys().filter(|name| !block_frames(&pristine[*name]).is_empty()).collect();
+    for round in 0..8 {
+        fs::remove_file(lab.repo().join(data[0])).expect("remove");
+        let mut bytes = pristine[data[1]].clone();
+        (0..block_frames(&bytes).len()).for_each(|number| ruin_frame(&mut bytes, number));
+        overwrite(&lab.repo().join(data[1]), &bytes);
+        let mount = Mount::start(&lab, &lab.repo(), ["--heal", "write"]);
+        oracle::rsync_clean(&lab.src(), &mount.latest(&lab.src()));
+        std::thread::sleep(std::time::Duration::from_millis(rng.below(700)));
+        mount.signal(libc::SIGKILL);
+        assert_eq!(mount.end().signal, Some(libc::SIGKILL));
+        lab.assay("selftest", ["-v3", "--fix"]).run();
+        same(&arcs(&lab.repo()), &pristine, &format!("round {round}"));
+        assert!(names_of_leftovers(&lab).is_empty(), "round {round}: {:?}", names_of_leftovers(&lab));
+    }
 }

@@ -102,6 +102,23 @@ pub fn kill_at(make: &[OsString], home: &Path, log: &Path, call: &str, when: u64
     Some(Faulted { out, hit })
 }
 
+/// Kills runs at some calls of each kind: the first, one in the middle, the last; `reset` makes each start alike, `judge` looks
+/// at what is left.
+pub fn kill_at_some(make: &[OsString], home: &Path, log: &Path, reset: impl Fn(), judge: impl Fn(&str)) {
+    let counts = count(make, home, log);
+    println!("{:?}", counts.0);
+    let mut fired = 0;
+    for (call, count) in &counts.0 {
+        for number in (1..=*count).step_by((count / 2).max(1) as usize) {
+            reset();
+            let Some(hit) = kill_at(make, home, log, call, number) else { continue };
+            fired += 1;
+            judge(&format!("kill at {call} {number} ({})", hit.hit));
+        }
+    }
+    assert!(fired > 9, "only {fired} kills fired");
+}
+
 /// Runs with `error` at the n-th `call` (`forever`: and at all that follow). None when it never fired.
 pub fn fail_at(
     make: &[OsString],

@@ -8,6 +8,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::backupdir::config::parse_duration;
+
 const MINUTE_S: u64 = 60;
 const HOUR_S: u64 = 60 * MINUTE_S;
 const DAY_S: u64 = 24 * HOUR_S;
@@ -58,17 +60,11 @@ impl FromStr for Schedule {
 fn duration_s(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let wrong = || format!("`{text}` is no time such as 12h, 1d or 4w");
-    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_at);
-    let unit_s = match unit {
-        "m" => MINUTE_S,
-        "h" => HOUR_S,
-        "" | "d" => DAY_S,
-        "w" => 7 * DAY_S,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(unit_s).filter(|seconds| (1..=100 * 366 * DAY_S).contains(seconds)).ok_or_else(wrong)
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    let with_unit = if is_number { format!("{text}d") } else { text.to_string() };
+    // Runs don't come by the second.
+    let time = parse_duration(&with_unit).ok().filter(|_| !with_unit.ends_with('s'));
+    time.map(|time| time.as_secs()).ok_or_else(wrong)
 }
 
 /// A piece of work that is done as a whole.

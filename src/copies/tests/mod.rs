@@ -23,6 +23,7 @@ mod liars;
 mod lines;
 mod proving;
 mod reading;
+mod standing;
 
 fn variables(name: &str) -> Option<String> {
     (name == "SECRET").then(|| crate::dest::tests::servers::SECRET.to_string())
